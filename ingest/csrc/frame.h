@@ -1,0 +1,34 @@
+/* Frames in a buffer: docs/protocol.md, "Frames". A frame is 8 bytes ticket, 8 bytes checksum, 1458 bytes data. */
+#ifndef INGEST_FRAME_H
+#define INGEST_FRAME_H
+
+#include "ticket.h"
+
+#define FRAME_SIZE 1474
+#define FRAME_DATA 16 /* offset of the data */
+#define DATA_SIZE 1458
+#define ACK_SIZE 9
+
+/* How many of the `n` frames from `frames` on carry consecutive tickets of one pack, starting with `first`, the
+ * (valid) index of the first one. At least 1 for n >= 1. */
+static inline int frames_run(const uint8_t *frames, int n, int64_t first)
+{
+    int most = ticket_run_max(first);
+    int i = 1;
+    if (most > n)
+        most = n;
+    while (i < most && ticket_index(frames + (size_t)i * FRAME_SIZE) == first + i)
+        i++;
+    return i;
+}
+
+/* Writes `n` acks (9 bytes each) with one status for consecutive frames. */
+static inline void acks_write(uint8_t *acks, const uint8_t *frames, int n, uint8_t status)
+{
+    for (int i = 0; i < n; i++) {
+        memcpy(acks + (size_t)i * ACK_SIZE, frames + (size_t)i * FRAME_SIZE, 8);
+        acks[(size_t)i * ACK_SIZE + 8] = status;
+    }
+}
+
+#endif

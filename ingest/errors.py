@@ -1,0 +1,96 @@
+"""Every exception of ingest, in one tree.
+
+    IngestError
+      UsageError            the caller's fault: a wrong argument
+        TicketError           not a ticket, or past the last one
+      ConfigError           what the operator set up does not fit (exit 78)
+        KeyFileError          the key file is missing, malformed or readable by others
+        StoreFormatError      store.json or a format version that this program does not know
+      BusyError             try again later (exit 75)
+        StoreLockedError      another server holds the data directory
+        PortTakenError        another process holds the port
+      PeerError             the other end of a connection
+        ProtocolError         it sent bytes that the protocol does not allow
+        ConnectionLostError   it went away, or could not be reached
+        RefusedError          it answered a status other than SAVED (see ``status``)
+        CorruptFrameError     it sent a frame that fails its checksum, twice
+      DiskError             the disk's fault, or what lies on it
+        CorruptionError       bytes that were durable and valid are not any more
+
+``exit_code`` is what the command line returns for an error that ends it.
+"""
+
+from __future__ import annotations
+
+from ingest.status import Status
+
+
+class IngestError(Exception):
+    """Base of all errors that ingest raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(IngestError, ValueError):
+    exit_code = 2
+
+
+class TicketError(UsageError):
+    pass
+
+
+class ConfigError(IngestError):
+    exit_code = 78
+
+
+class KeyFileError(ConfigError):
+    pass
+
+
+class StoreFormatError(ConfigError):
+    pass
+
+
+class BusyError(IngestError):
+    exit_code = 75
+
+
+class StoreLockedError(BusyError):
+    pass
+
+
+class PortTakenError(BusyError):
+    pass
+
+
+class PeerError(IngestError):
+    pass
+
+
+class ProtocolError(PeerError):
+    pass
+
+
+class ConnectionLostError(PeerError):
+    pass
+
+
+class RefusedError(PeerError):
+    """The server answered ``status`` for ``ticket``."""
+
+    def __init__(self, ticket: str, status: Status) -> None:
+        super().__init__(f"ticket {ticket}: the server answered {status.name}")
+        self.ticket = ticket
+        self.status = status
+
+
+class CorruptFrameError(PeerError):
+    pass
+
+
+class DiskError(IngestError):
+    pass
+
+
+class CorruptionError(DiskError):
+    pass

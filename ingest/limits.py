@@ -1,0 +1,48 @@
+"""Every limit, with its unit and its reason. Values marked "wire" or "disk" are in the contract
+(`docs/protocol.md`, `docs/format.md`) and must not change."""
+
+# --- wire and disk -------------------------------------------------------------------------------
+TICKET_SIZE = 8  # bytes, wire: a ticket as it travels, NUL-padded
+CHECKSUM_SIZE = 8  # bytes, wire: a truncated keyed BLAKE3
+DATA_SIZE = 1458  # bytes, wire: what one frame carries
+FRAME_SIZE = TICKET_SIZE + CHECKSUM_SIZE + DATA_SIZE  # 1474 bytes, wire
+ACK_SIZE = 9  # bytes, wire: ticket and status
+REQUEST_SIZE = 24  # bytes, wire: a get or inventory request
+RUN_HEADER_SIZE = 16  # bytes, wire: what precedes the frames of a run
+RANGE_COUNT_MAX = 65_536  # tickets of one get, inventory or delete, wire: bounds the work of one request
+TICKET_LENGTH_MAX = 8  # characters, wire
+PACK_SLOTS = 1296  # disk: 36², what two characters can tell apart
+ROOT_PACK_SLOTS = 1332  # disk: and 36 more for the one-character tickets
+PACK_HEADER_SIZE = 4096  # bytes, disk: one page before the slots, so that slots start aligned
+
+# --- a connection --------------------------------------------------------------------------------
+CONNECTIONS_MAX = 8192  # of one worker and port: each may hold one partial frame and its acks
+UNREAD_ACKS_MAX = 1 << 20  # bytes, contract A2: past this a connection is not read
+UNREAD_ACKS_TIMEOUT_S = 60.0  # contract A2: without progress for so long it is closed
+IDLE_TIMEOUT_S = 600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
+PARTIAL_FRAME_TIMEOUT_S = 60.0  # half a frame that does not grow: a sender that died without a FIN
+BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
+LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
+RECEIVE_SIZE_MAX = 512 << 10  # bytes of one recv: a fast sender leaves a turn to the others
+REQUESTS_PIPELINED_MAX = 4096  # get requests parsed ahead of one connection: bounds its memory
+
+# --- the write-behind queue ----------------------------------------------------------------------
+BLOCK_PLACES = 704  # frames of one receive block, about 1 MiB: large enough for runs, small enough to recycle
+ARENA_BLOCKS = 24  # blocks of one worker, 24.9 MB: what may be received and not yet acked
+
+# --- the log -------------------------------------------------------------------------------------
+LOG_SEGMENT_SIZE = 32 << 20  # bytes: 16 of them make the default log; one is written in about 20 ms
+LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
+LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
+BATCH_FRAMES_MAX = 4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
+DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of a recovery
+FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
+RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
+RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
+BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
+
+# --- processes -----------------------------------------------------------------------------------
+DRAIN_TIMEOUT_S = 10.0  # default of --drain-timeout
+RESTART_DELAY_MIN_S = 0.05  # back-off of a process that died: first …
+RESTART_DELAY_MAX_S = 5.0  # … and last
+RESTART_FORGET_S = 30.0  # a process that lived so long starts with the first delay again

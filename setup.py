@@ -1,0 +1,45 @@
+"""Builds the Cython extensions. The one place for compiler flags and Cython directives.
+
+Every ``ingest/**/*.pyx`` is an extension of the same dotted name; a module that needs C sources
+names them itself in a ``# distutils: sources = ...`` line. ``INGEST_DEBUG=1`` builds with bounds
+checks and without optimisation.
+"""
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("INGEST_DEBUG") == "1"
+
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": DEBUG,
+    "wraparound": False,
+    "initializedcheck": DEBUG,
+    "cdivision": True,
+    "embedsignature": True,
+}
+
+FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]
+WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-psabi", "-Wno-unreachable-code"]
+
+
+def extension(pyx: Path) -> Extension:
+    return Extension(
+        ".".join(pyx.with_suffix("").parts),
+        [str(pyx)],
+        include_dirs=["ingest"],
+        define_macros=[("_GNU_SOURCE", "1")],
+        extra_compile_args=[*FLAGS, *WARNINGS, "-std=gnu11"],
+    )
+
+
+setup(
+    ext_modules=cythonize(
+        [extension(pyx) for pyx in sorted(Path("ingest").rglob("*.pyx"))],
+        compiler_directives=DIRECTIVES,
+        build_dir=None,
+    )
+)
