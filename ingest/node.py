@@ -15,8 +15,8 @@ from ingest.store.store import Store
 class Node:
     """One server. Sockets are bound before the fork; the frame sockets listen once the store has recovered.
 
-    ``put_sockets[i]`` and ``get_sockets[i]`` are worker i's (SO_REUSEPORT, non-blocking); the parent keeps them open, so
-    that connections that wait in the backlog of a worker that died are accepted by its replacement.
+    ``put_sockets[i]`` and ``get_sockets[i]`` are worker i's (SO_REUSEPORT, non-blocking); the parent keeps them open,
+    so that connections that wait in the backlog of a worker that died are accepted by its replacement.
     ``passing[i]`` is a pair of SOCK_SEQPACKET ends: any worker sends an accepted connection to worker i
     through [1], worker i receives it from [0].
     """
