@@ -51,6 +51,5 @@ RESTART_FORGET_S = 30.0  # a process that lived so long starts with the first de
 SUPERVISION_INTERVAL_S = 0.01  # how often the parent looks for what only shared memory tells, while it waits for that
 
 # --- the operator's side -------------------------------------------------------------------------
-KEY_SIZE = 32  # bytes, disk: 64 hex digits on one line of the key file
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish

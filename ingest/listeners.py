@@ -83,7 +83,12 @@ def bind_shared(address: Address, count: int) -> list[socket.socket]:
 
 def listen(sock: socket.socket, backlog: int) -> None:
     """Listens; connections inherit SO_REUSEADDR, so that in TIME_WAIT they do not keep the next server out."""
-    sock.listen(backlog)
+    try:
+        sock.listen(backlog)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # bound while somebody else bound it too, in the same moment
+            raise _taken(bound_address(sock)) from None
+        raise
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
 
@@ -110,10 +115,14 @@ def _bind(family: int, target: tuple[object, ...], address: Address, option: int
     except OSError as error:
         sock.close()
         if error.errno == errno.EADDRINUSE:
-            raise PortTakenError(
-                f"{format_address(address)} is taken: another process (it may be another ingest) listens there"
-            ) from None
+            raise _taken(address) from None
         raise ConfigError(
             f"cannot listen on {format_address(address)}: {os.strerror(error.errno or 0)}"
         ) from error
     return sock
+
+
+def _taken(address: Address) -> PortTakenError:
+    return PortTakenError(
+        f"{format_address(address)} is taken: another process (it may be another ingest) has it"
+    )

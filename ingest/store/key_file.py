@@ -1,22 +1,19 @@
-"""The key file: one key a line, 64 hex digits. `docs/format.md`, "The key file".
+"""The key file on disk: who may read it, and how it comes into being. What stands in it: `mac.parse_keys`.
 
-The first key signs, the first two are accepted from the network, all of them verify what is stored. So a key is
-never taken out, and a new one is put in front. Messages name lines, never what is on them.
+Messages name files and lines, never what stands there.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 import stat
 from pathlib import Path
 
+from ingest import mac
 from ingest.errors import KeyFileError
-from ingest.limits import KEY_FILE_SIZE_MAX, KEY_SIZE
-
-_LINE = re.compile(rb"[0-9A-Fa-f]{%d}" % (2 * KEY_SIZE))
+from ingest.limits import KEY_FILE_SIZE_MAX
 
 
 def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
@@ -37,37 +34,18 @@ def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
             raise KeyFileError(
                 f"key file {path}: mode {stat.S_IMODE(status.st_mode):04o} opens it to others: chmod 600 {path}"
             )
-        if status.st_size > KEY_FILE_SIZE_MAX:
-            raise KeyFileError(f"key file {path}: {status.st_size} bytes, at most {KEY_FILE_SIZE_MAX} are read")
-        text = _read(fd)
+        content = _read(fd)
     except OSError as error:
         raise KeyFileError(f"key file {path}: {_reason(error)}") from error
     finally:
         os.close(fd)
+    if len(content) > KEY_FILE_SIZE_MAX:
+        raise KeyFileError(f"key file {path}: more than {KEY_FILE_SIZE_MAX} bytes")
     try:
-        return parse_keys(text)
-    except KeyFileError as error:
-        raise KeyFileError(f"key file {path}: {error}") from None
-
-
-def parse_keys(text: bytes) -> list[bytes]:
-    """The keys in the bytes of a key file. KeyFileError, which names the line, for anything else."""
-    if len(text) > KEY_FILE_SIZE_MAX:
-        raise KeyFileError(f"more than {KEY_FILE_SIZE_MAX} bytes")
-    lines = text.split(b"\n")
-    if lines[-1] == b"":
-        lines.pop()
-    keys: list[bytes] = []
-    for number, line in enumerate(lines, 1):
-        if not _LINE.fullmatch(line):
-            raise KeyFileError(f"line {number} is not a key: {2 * KEY_SIZE} hex digits and nothing else are")
-        key = bytes.fromhex(line.decode("ascii"))
-        if key in keys:
-            raise KeyFileError(f"line {number} repeats the key of line {keys.index(key) + 1}")
-        keys.append(key)
-    if not keys:
-        raise KeyFileError("it holds no key")
-    return keys
+        text = content.decode("ascii")
+    except UnicodeDecodeError:
+        raise KeyFileError(f"key file {path}: not text, expected one key of 64 hex digits a line") from None
+    return mac.parse_keys(text, f"key file {path}")
 
 
 def make_key_file(path: Path) -> bytes:
@@ -75,9 +53,9 @@ def make_key_file(path: Path) -> bytes:
 
     KeyFileError when something is there already, which stays untouched, or when it cannot be written.
     """
-    key = secrets.token_bytes(KEY_SIZE)
+    key = secrets.token_bytes(mac.SHARED_KEY_SIZE)
     try:
-        _write_new(path, key.hex().encode("ascii") + b"\n")
+        _write_new(path, mac.format_keys([key]).encode("ascii"))
     except FileExistsError:
         raise KeyFileError(f"key file {path}: exists already and is never overwritten") from None
     except OSError as error:
