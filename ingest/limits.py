@@ -24,7 +24,17 @@ PARTIAL_FRAME_TIMEOUT_S = 60.0  # half a frame that does not grow: a sender that
 BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
 LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
 RECEIVE_SIZE_MAX = 512 << 10  # bytes of one recv: a fast sender leaves a turn to the others
+RECEIVE_FRAMES_MIN = 64  # a fast sender gets a new block rather than a receive smaller than this
+TURN_FRAMES_MAX = 2816  # frames received in one turn, about 1 ms of work: acks and accepts wait no longer
+ACKS_KEPT_SIZE = 4096  # bytes of ack buffer that a quiet connection may keep
 REQUESTS_PIPELINED_MAX = 4096  # get requests parsed ahead of one connection: bounds its memory
+
+# --- a worker -----------------------------------------------------------------------------------------
+ACCEPTS_PER_TURN = 64  # connections: a flood of them does not starve those that are open
+ACCEPT_PAUSE_S = 0.2  # out of descriptors: until some are closed there is nothing to do but spin
+TICK_INTERVAL_S = 0.5  # between looks at the deadlines of connections
+BAD_PEER_DELAY_MAX_S = 3600.0  # --bad-peer-delay doubles with each offence up to this
+BAD_PEERS_MAX = 4096  # addresses remembered, about 1 MB: the one whose refusal ends first makes room
 
 # --- the write-behind queue ----------------------------------------------------------------------
 BLOCK_PLACES = 704  # frames of one receive block, about 1 MiB: large enough for runs, small enough to recycle
