@@ -49,6 +49,11 @@ DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
+OPEN_PACKS_MAX = 8192  # descriptors of the committer: the dirty packs of two flushes
+BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: below, the log answers sooner
+BULK_JOB_FRAMES_MAX = 8 * PACK_SLOTS  # frames of one bulk job, 15 MB: about 8 ms of a fast disk
+BULK_JOBS = 2  # at a time: one writes while the other one syncs
+BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow into one itself
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
 
 # --- processes -----------------------------------------------------------------------------------
