@@ -42,7 +42,14 @@ RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
 
 # --- processes -----------------------------------------------------------------------------------
+WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets
+LISTEN_BACKLOG = 4096  # connections of one socket that wait while its worker is replaced
 DRAIN_TIMEOUT_S = 10.0  # default of --drain-timeout
 RESTART_DELAY_MIN_S = 0.05  # back-off of a process that died: first …
 RESTART_DELAY_MAX_S = 5.0  # … and last
 RESTART_FORGET_S = 30.0  # a process that lived so long starts with the first delay again
+SUPERVISION_INTERVAL_S = 0.01  # how often the parent looks for what only shared memory tells, while it waits for that
+
+# --- the operator's side -------------------------------------------------------------------------
+KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
+ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish

@@ -1,0 +1,288 @@
+# distutils: depends = ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/beneath.h ingest/csrc/ticket.h
+"""The packs that the committer has open: claims on slots, their bits, their files.
+
+The only writer of pack headers in a running server. The header of an open pack is kept in memory (it is
+authoritative) and written whole, one sector, after each change.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EBADMSG, EEXIST, EMFILE, ENFILE, ENOENT, ENOMEM, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy, memset
+from posix.unistd cimport close
+
+from ingest._hmac cimport hmac_digest504
+
+import os
+
+from ingest import limits
+from ingest.errors import CorruptionError
+
+
+cdef extern from "csrc/pack_table.h" nogil:
+    enum: PACK_BITMAP
+    enum: PACK_GENERATION
+    enum: PACK_DIGEST
+    int pack_table_init(pack_table *t, int max)
+    pack_state *pack_table_find(pack_table *t, int64_t id)
+    void pack_table_insert(pack_table *t, pack_state *p)
+    int pack_table_evict(pack_table *t)
+    void pack_table_free(pack_table *t)
+    int directory_beneath(int root, const char *path, int make, const char **name)
+    void put_be(uint8_t *p, uint64_t v, int n)
+    int ticket_write_value(int64_t v, uint8_t *t)
+    enum: ROOT_PACK_SLOTS
+    enum: PACK_SLOTS
+    int O_RDWR
+    int O_CREAT
+
+
+cdef void new_header(uint8_t *header, int64_t pack, const uint8_t *store_id) noexcept nogil:
+    """A header without any bit; docs/format.md, "Packs"."""
+    memset(header, 0, PACK_SECTOR)
+    memcpy(header, b"INGPACK1", 8)
+    put_be(header + 8, 1, 4)
+    put_be(header + 12, ROOT_PACK_SLOTS if pack == 0 else PACK_SLOTS, 4)
+    ticket_write_value(pack, header + 16)
+    memcpy(header + 24, store_id, 16)
+
+
+cdef int check_header(const uint8_t *header, int64_t pack, const uint8_t *store_id) noexcept nogil:
+    """Whether `header` is whole and is that of `pack` in this store."""
+    cdef uint8_t expected[PACK_SECTOR]
+    cdef uint8_t tag[8]
+    hmac_digest504(header, tag)
+    if memcmp(tag, header + PACK_DIGEST, 8) != 0:
+        return 0
+    new_header(expected, pack, store_id)
+    return memcmp(expected, header, PACK_GENERATION) == 0
+
+
+cdef class PackTable:
+    """Packs below ``data_fd`` (a descriptor of DATA), at most ``open_max`` of them open at a time."""
+
+    def __cinit__(self, int data_fd, bytes store_id, int open_max):
+        if len(store_id) != 16:
+            raise ValueError("a store id has 16 bytes")
+        if pack_table_init(&self.table, open_max) < 0:
+            raise MemoryError
+        self.data_fd = data_fd
+        self.store_id = store_id
+        self._dirty = set()
+
+    def __dealloc__(self):
+        pack_table_free(&self.table)
+
+    def __len__(self):
+        return self.table.count
+
+    def close(self):
+        """Closes all packs; nothing may be claimed."""
+        pack_table_free(&self.table)
+        if pack_table_init(&self.table, self.table.max) < 0:
+            raise MemoryError
+
+    cdef pack_state *get(self, int64_t pack, int *error) noexcept:
+        cdef pack_state *p = pack_table_find(&self.table, pack)
+        if p != NULL:
+            return p
+        if self.table.count >= self.table.max:
+            pack_table_evict(&self.table)
+        p = <pack_state *>calloc(1, sizeof(pack_state))
+        if p == NULL:
+            error[0] = ENOMEM
+            return NULL
+        p.id = pack
+        p.slots = ROOT_PACK_SLOTS if pack == 0 else PACK_SLOTS
+        p.opened = self.flushes_started
+        error[0] = self._open(p)
+        if error[0] == EMFILE or error[0] == ENFILE:
+            # Others used up the descriptors that we counted on: make do with fewer.
+            if pack_table_evict(&self.table) == 0:
+                error[0] = self._open(p)
+        if error[0] != 0:
+            if p.fd > 0:
+                close(p.fd)
+            free(p)
+            return NULL
+        pack_table_insert(&self.table, p)
+        return p
+
+    cdef int _open(self, pack_state *p) noexcept:
+        cdef char path[32]
+        cdef const char *name
+        cdef int directory, attempt, error
+        cdef const uint8_t *store_id = <const uint8_t *>PyBytes_AS_STRING(self.store_id)
+        cdef uint8_t zeros[PACK_SECTOR]
+        p.fd = -1
+        pack_path(p.id, path)
+        with nogil:
+            p.fd = open_beneath(self.data_fd, path, O_RDWR | O_CREAT, 0o600)
+            if p.fd < 0 and errno == ENOENT:
+                directory = directory_beneath(self.data_fd, path, 1, &name)
+                if directory >= 0:
+                    close(directory)
+                    p.fd = open_beneath(self.data_fd, path, O_RDWR | O_CREAT, 0o600)
+            if p.fd < 0:
+                return errno
+            for attempt in range(2):
+                error = pread_all(p.fd, p.header, PACK_SECTOR, 0)
+                if error != 0:
+                    return error
+                if check_header(p.header, p.id, store_id):
+                    return 0
+        memset(zeros, 0, PACK_SECTOR)
+        if memcmp(p.header, zeros, PACK_SECTOR) == 0 and os.fstat(p.fd).st_size == 0:
+            self.created += 1
+            new_header(p.header, p.id, store_id)
+            return self._create(p)
+        return EBADMSG
+
+    cdef int _create(self, pack_state *p) noexcept nogil:
+        """Writes the header page of a new pack."""
+        cdef uint8_t page[4096]
+        memset(page, 0, 4096)
+        self._seal(p)
+        memcpy(page, p.header, PACK_SECTOR)
+        return pwrite_all(p.fd, page, 4096, 0)
+
+    cdef void _seal(self, pack_state *p) noexcept nogil:
+        put_be(p.header + PACK_GENERATION, get_be(p.header + PACK_GENERATION, 8) + 1, 8)
+        hmac_digest504(p.header, p.header + PACK_DIGEST)
+
+    cdef int claim(self, pack_state *p, int slot, int count) noexcept nogil:
+        bits_fill(p.claimed, slot, count, 1)
+        p.claimed_count += count
+        return 0
+
+    cdef int release(self, pack_state *p, int slot, int count) noexcept nogil:
+        bits_fill(p.claimed, slot, count, 0)
+        p.claimed_count -= count
+        return 0
+
+    cdef void set_present(self, pack_state *p, int slot, int count) noexcept nogil:
+        bits_fill(p.header + PACK_PRESENT, slot, count, 1)
+        p.touched = 1
+
+    cdef void set_deleted(self, pack_state *p, int slot, int count) noexcept nogil:
+        bits_fill(p.header + PACK_PRESENT, slot, count, 0)
+        bits_fill(p.header + PACK_DELETED, slot, count, 1)
+        p.touched = 1
+
+    cdef int write_header(self, pack_state *p) noexcept nogil:
+        if not p.touched:
+            return 0
+        p.touched = 0
+        self._seal(p)
+        return pwrite_all(p.fd, p.header, PACK_SECTOR, 0)
+
+    cdef int mark_dirty(self, pack_state *p) except -1:
+        self._dirty.add(p.id)
+        self.dirty_count = len(self._dirty)
+        return 0
+
+    def flush_begins(self):
+        """A syncfs is about to start: what is dirty now is what it makes durable."""
+        self.flushes_started += 1
+        self._dirty = set()
+        self.dirty_count = 0
+
+    def flush_done(self):
+        """The syncfs that was started last returned 0."""
+        self.flushes_done = self.flushes_started
+
+    # --- for recovery and tests, where speed does not matter ------------------------------------
+
+    def header(self, int64_t pack):
+        """The 512 header bytes of a pack as they are in memory; opens (or makes) it. Raises OSError, CorruptionError."""
+        cdef pack_state *p = self._must(pack)
+        return <bytes>p.header[:PACK_SECTOR]
+
+    cdef pack_state *_must(self, int64_t pack) except NULL:
+        cdef int error = 0
+        cdef char path[32]
+        cdef pack_state *p = self.get(pack, &error)
+        if p == NULL:
+            pack_path(pack, path)
+            if error == EBADMSG:
+                raise CorruptionError(f"{path.decode()}: the pack's header fails its check")
+            raise OSError(error, os.strerror(error), path.decode())
+        return p
+
+    def replay_put(self, int64_t pack, int slot, const uint8_t[::1] frames):
+        """Writes frames (n · 1474 bytes) into consecutive slots and sets their bits, but for slots that were deleted since.
+
+        Returns how many were written. Writes what is there already once more: the disk may not have it.
+        """
+        cdef pack_state *p = self._must(pack)
+        cdef int count = frames.shape[0] // limits.FRAME_SIZE
+        cdef int done = 0, alike, state, error = 0, written = 0
+        if slot < 0 or count < 1 or slot + count > p.slots:
+            raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
+        while done < count:
+            alike = slots_alike(p, slot + done, count - done, &state)
+            if state != SLOT_DELETED:
+                error = pwrite_all(p.fd, &frames[done * 1474], <size_t>alike * 1474, slot_offset(slot + done))
+                if error:
+                    raise OSError(error, os.strerror(error))
+                self.set_present(p, slot + done, alike)
+                written += alike
+            done += alike
+        self.mark_dirty(p)
+        return written
+
+    def replay_note(self, int64_t pack, int slot, int count):
+        """Sets the bits of slots whose frames were synced before the log said so."""
+        cdef pack_state *p = self._must(pack)
+        cdef int done = 0, alike, state
+        if slot < 0 or count < 1 or slot + count > p.slots:
+            raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
+        while done < count:
+            alike = slots_alike(p, slot + done, count - done, &state)
+            if state != SLOT_DELETED:
+                self.set_present(p, slot + done, alike)
+            done += alike
+        self.mark_dirty(p)
+
+    def replay_delete(self, int64_t pack, int slot, int count):
+        """Marks slots deleted, then zeroes them."""
+        cdef pack_state *p = self._must(pack)
+        cdef int error
+        if slot < 0 or count < 1 or slot + count > p.slots:
+            raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
+        self.set_deleted(p, slot, count)
+        error = self.write_header(p)
+        if error == 0:
+            error = pack_zero_slots(p, slot, count)
+        if error:
+            raise OSError(error, os.strerror(error))
+        self.mark_dirty(p)
+
+    def rewrite_header(self, int64_t pack):
+        """Writes a pack's header, changed or not: after a failed sync the page cache may claim what the disk lacks."""
+        cdef pack_state *p = self._must(pack)
+        p.touched = 1
+        cdef int error = self.write_header(p)
+        if error:
+            raise OSError(error, os.strerror(error))
+        self.mark_dirty(p)
+
+    def install_header(self, int64_t pack, const uint8_t[::1] bits):
+        """Gives a pack whose header was lost a new one: `bits` are its present and deleted bitmaps, 168 bytes each."""
+        cdef char path[32]
+        cdef pack_state state
+        if bits.shape[0] != 2 * PACK_BITMAP:
+            raise ValueError("two bitmaps of 168 bytes")
+        memset(&state, 0, sizeof state)
+        state.id = pack
+        pack_path(pack, path)
+        state.fd = open_beneath(self.data_fd, path, O_RDWR, 0)
+        if state.fd < 0:
+            raise OSError(errno, os.strerror(errno), path.decode())
+        new_header(state.header, pack, <const uint8_t *>PyBytes_AS_STRING(self.store_id))
+        memcpy(state.header + PACK_PRESENT, &bits[0], 2 * PACK_BITMAP)
+        cdef int error = self._create(&state)
+        close(state.fd)
+        if error:
+            raise OSError(error, os.strerror(error), path.decode())

@@ -1,0 +1,187 @@
+"""Reads the write-ahead log back: what recovery has to do again.
+
+A batch is written only after the sync of the one before it returned, so only the last one can be torn by a crash:
+
+    what lies behind the last whole batch        | verdict
+    ---------------------------------------------|----------------------------------------
+    nothing, or bytes that do not check          | the end; a torn batch was never acked
+    bytes that do not check, then a whole batch  | corruption: refuse to start
+    with a later number                          |
+    a gap in the uses of segments                | corruption: refuse to start
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ingest.errors import CorruptionError, StoreFormatError
+from ingest.store.log_format import (
+    BATCH_HEADER_SIZE,
+    BATCH_MAGIC,
+    BLOCK_SIZE,
+    BatchHeader,
+    SegmentHeader,
+    padded,
+    parse_batch,
+)
+from ingest.store.log_writer import Segment, open_segment
+
+READ_SIZE = 4 << 20
+
+
+@dataclass
+class ReadSegment:
+    segment: Segment
+    header: SegmentHeader | None  # None: never used
+
+
+@dataclass
+class Batch:
+    """One whole batch. The views stay valid until the reader goes on to the next segment."""
+
+    header: BatchHeader
+    segment: Segment
+    offset: int
+    body: memoryview  # header, payload and padding
+
+    @property
+    def payload(self) -> memoryview:
+        return self.body[BATCH_HEADER_SIZE : self.header.length]
+
+
+@dataclass
+class LogReader:
+    """The segments of a log directory, and the batches that the packs may lack.
+
+    After `batches` was exhausted: `number` is the last whole batch's, `last` that batch's place, `torn` says why the log
+    ends there.
+    """
+
+    directory: Path
+    log_id: bytes
+    segment_size: int
+    segments: list[ReadSegment] = field(default_factory=list)
+    number: int = 0
+    use: int = 0
+    synced_to: int = 0
+    torn: str = ""
+
+    def __post_init__(self) -> None:
+        self._buffer = mmap.mmap(-1, self.segment_size)  # of the segment read last
+        for path in sorted(self.directory.glob("[0-9][0-9][0-9][0-9].log")):
+            fd = open_segment(path)
+            segment = Segment(path, fd)
+            header = None
+            # A segment that is too short was being made when the power went: it was never used.
+            if os.fstat(fd).st_size == self.segment_size:
+                header = self._header(segment)
+            self.segments.append(ReadSegment(segment, header))
+        self.used = sorted((s for s in self.segments if s.header), key=lambda s: s.header.use if s.header else 0)
+        self._find_end()
+
+    def _header(self, segment: Segment) -> SegmentHeader | None:
+        with mmap.mmap(-1, BLOCK_SIZE) as block:
+            os.preadv(segment.fd, [block], 0)
+            try:
+                header = SegmentHeader.parse(bytes(block))
+            except (CorruptionError, StoreFormatError) as error:
+                raise type(error)(f"{segment.path}: {error}; `ingest fsck` tells more") from None
+        if header is not None and header.log_id != self.log_id:
+            raise CorruptionError(f"{segment.path} belongs to another log ({header.log_id.hex()})")
+        return header
+
+    def _find_end(self) -> None:
+        """Reads the last used segment for the last batch: it knows best how far the packs are synced."""
+        for earlier, later in zip(self.used, self.used[1:], strict=False):
+            assert earlier.header and later.header
+            if earlier.header.use == later.header.use:
+                raise CorruptionError(f"{earlier.segment.path} and {later.segment.path} claim the same use of the log")
+        self.synced_to = max((s.header.synced_to for s in self.used if s.header), default=0)
+        self.use = self.used[-1].header.use if self.used and self.used[-1].header else 0
+        for entry in reversed(self.used):
+            assert entry.header
+            self.number = max(self.number, entry.header.first_batch - 1)
+            last = None
+            for batch in self._scan(entry):
+                last = batch.header
+            if last is not None:
+                self.number = last.number
+                self.synced_to = max(self.synced_to, last.synced_to)
+                break
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch behind `synced_to`, in order. Raises CorruptionError where one is missing."""
+        expected = self.synced_to + 1
+        for position, entry in enumerate(self.used):
+            assert entry.header
+            following = self.used[position + 1].header if position + 1 < len(self.used) else None
+            if following is not None and following.first_batch <= expected:
+                entry.segment.last_batch = following.first_batch - 1
+                continue
+            if entry.header.first_batch > expected:
+                raise CorruptionError(
+                    f"{entry.segment.path}: the log goes on with batch {entry.header.first_batch}, but {expected} "
+                    "is missing and not in the packs; `ingest fsck` tells more"
+                )
+            for batch in self._scan(entry):
+                entry.segment.last_batch = batch.header.number
+                if batch.header.number == expected:
+                    yield batch
+                    expected += 1
+            entry.segment.last_batch = max(entry.segment.last_batch, entry.header.first_batch - 1)
+        assert expected == max(self.number, self.synced_to) + 1, "the log ends where it was found to end"
+
+    def _scan(self, entry: ReadSegment) -> Iterator[Batch]:
+        """The whole batches of one segment, in order; CorruptionError when a whole one follows a bad one."""
+        header = entry.header
+        assert header
+        view = memoryview(self._buffer)
+        self._read(entry.segment, view)
+        offset, expected = BLOCK_SIZE, header.first_batch
+        while offset < self.segment_size:
+            parsed = parse_batch(view[offset:], header.seed)
+            if isinstance(parsed, str) or parsed.number != expected:
+                self.torn = parsed if isinstance(parsed, str) else f"batch {parsed.number}, not {expected}"
+                self._refuse_later(entry, view, offset, expected)
+                return
+            end = offset + padded(parsed.length)
+            yield Batch(parsed, entry.segment, offset, view[offset:end])
+            offset, expected = end, expected + 1
+
+    def _read(self, segment: Segment, view: memoryview) -> None:
+        for offset in range(0, self.segment_size, READ_SIZE):
+            part = view[offset : offset + READ_SIZE]
+            got = os.preadv(segment.fd, [part], offset)
+            part.release()
+            if got != min(READ_SIZE, self.segment_size - offset):
+                raise CorruptionError(f"{segment.path}: read {got} bytes at {offset}, fewer than its size promises")
+
+    def _refuse_later(self, entry: ReadSegment, view: memoryview, offset: int, expected: int) -> None:
+        """A whole batch of this use behind a bad place means that the bad one had been synced: corruption."""
+        assert entry.header
+        raw = self._buffer
+        at = raw.find(BATCH_MAGIC, offset + 1)
+        while at >= 0:
+            if at % BLOCK_SIZE == 0:
+                parsed = parse_batch(view[at:], entry.header.seed)
+                if isinstance(parsed, BatchHeader) and parsed.number > expected:
+                    raise CorruptionError(
+                        f"{entry.segment.path}: batch {expected} at offset {offset} is bad ({self.torn}), but batch "
+                        f"{parsed.number} at {at} is whole; `ingest fsck` tells more"
+                    )
+            at = raw.find(BATCH_MAGIC, at + 1)
+        for later in self.used:
+            assert later.header
+            if later.header.use > entry.header.use and later.header.first_batch > expected:
+                raise CorruptionError(
+                    f"{entry.segment.path}: batch {expected} at offset {offset} is bad ({self.torn}), but "
+                    f"{later.segment.path} goes on with batch {later.header.first_batch}; `ingest fsck` tells more"
+                )
+
+    def close(self) -> None:
+        for entry in self.segments:
+            os.close(entry.segment.fd)

@@ -1,0 +1,188 @@
+"""Appends batches to the write-ahead log: `docs/format.md`, "The log".
+
+Segments are preallocated by really writing them once, and recycled, so that fdatasync has no metadata to write.
+One thread appends. `spare` may run in another: it makes a segment ahead of its need.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest import limits
+from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, seal_batch
+
+ZEROS_SIZE = 4 << 20
+
+
+def open_segment(path: Path) -> int:
+    """Opens a segment for reading and writing past the page cache where the file system can."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o600)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags, 0o600)  # a file system without O_DIRECT, such as tmpfs
+
+
+def write_all(fd: int, buffer: memoryview, offset: int) -> None:
+    """pwrite until everything is written; a short write goes on where it stopped."""
+    while buffer:
+        written = os.pwrite(fd, buffer, offset)
+        if written == 0:
+            raise OSError(errno.EIO, "the file system wrote nothing")
+        buffer = buffer[written:]
+        offset += written
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@dataclass
+class Segment:
+    path: Path
+    fd: int
+    last_batch: int = 0  # the highest batch number in it: it may be recycled when that one is synced
+
+
+class LogWriter:
+    """The log of one store, open for appending.
+
+    `segments`: the files that exist, those in use oldest first. `number`: of the last batch so far. `synced_to`: up to
+    which the packs hold everything. `sync`: whether a batch is synced before `append` returns.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        log_id: bytes,
+        *,
+        size_max: int,
+        sync: bool = True,
+        in_use: list[Segment] | None = None,
+        free: list[Segment] | None = None,
+        number: int = 0,
+        use: int = 0,
+        synced_to: int = 0,
+        segment_size: int = limits.LOG_SEGMENT_SIZE,
+    ) -> None:
+        self.directory = directory
+        self.log_id = log_id
+        self.segments_max = max(3, size_max // segment_size)
+        self.segment_size = segment_size
+        self.sync = sync
+        self.number = number
+        self.synced_to = synced_to
+        self._use = use
+        self._in_use = deque(in_use or [])
+        self._free = deque(free or [])
+        self._current: Segment | None = None
+        self._offset = segment_size  # the first append takes a segment
+        self._seed = 0
+        self._head = mmap.mmap(-1, BLOCK_SIZE)  # page-aligned, as O_DIRECT wants it
+
+    @property
+    def segments(self) -> int:
+        return len(self._in_use) + len(self._free)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the segments that may not be recycled yet."""
+        return len(self._in_use) * self.segment_size
+
+    @property
+    def unallocated(self) -> int:
+        """Bytes that the log may still grow by."""
+        return max(0, self.segments_max - self.segments) * self.segment_size
+
+    def has_room(self, length: int) -> bool:
+        """Whether a batch of `length` bytes can be appended without recycling first."""
+        if self._offset + padded(length) <= self.segment_size:
+            return True
+        return bool(self._free) or self.segments < self.segments_max
+
+    def append(self, buffer: memoryview, puts: int, deletes: int, notes: int) -> int:
+        """Appends the batch whose payload lies in `buffer` (page-aligned) behind the header's place; returns its number.
+
+        Returned means durable, if this log syncs. An OSError means that nothing is known of this batch, and that this
+        writer must not be used any more: a failed fdatasync is never retried.
+        """
+        length = BatchHeader.payload_size(puts, deletes, notes) + 64
+        first_of_segment = self._offset + padded(length) > self.segment_size
+        if first_of_segment:
+            self._next_segment()
+        assert self._current is not None
+        self.number += 1
+        header = BatchHeader(self.number, length, puts, deletes, notes, self.synced_to)
+        end = seal_batch(buffer, header, self._seed)
+        write_all(self._current.fd, buffer[:end], self._offset)
+        if self.sync:
+            os.fdatasync(self._current.fd)
+        self._offset += end
+        self._current.last_batch = self.number
+        return self.number
+
+    def recycle(self, synced_to: int) -> None:
+        """The packs hold every batch up to `synced_to` durably: segments with nothing later are free again."""
+        assert self.synced_to <= synced_to <= self.number
+        self.synced_to = synced_to
+        while self._in_use and self._in_use[0].last_batch <= synced_to and self._in_use[0] is not self._current:
+            self._free.append(self._in_use.popleft())
+
+    def make_spare(self) -> None:
+        """Makes a segment ahead of its need, if the log may grow and none is free."""
+        if not self._free and self.segments < self.segments_max:
+            self._free.append(self._make_segment())
+
+    def close(self) -> None:
+        for segment in (*self._in_use, *self._free):
+            os.close(segment.fd)
+        self._in_use.clear()
+        self._free.clear()
+
+    def _next_segment(self) -> None:
+        segment = self._free.popleft() if self._free else self._make_segment()
+        self._in_use.append(segment)
+        self._current = segment
+        self._use += 1
+        self._seed = secrets.randbits(64)
+        header = SegmentHeader(self.log_id, self._use, self.number + 1, self._seed, self.synced_to)
+        self._head[:] = header.serialize()
+        # Not synced by itself: the sync of the segment's first batch covers it, and until then nothing relies on it.
+        write_all(segment.fd, memoryview(self._head), 0)
+        self._offset = BLOCK_SIZE
+        segment.last_batch = self.number + 1
+
+    def _make_segment(self) -> Segment:
+        """A new segment, its blocks written and durable. A half-made one from a crash is made again under its name."""
+        taken = {segment.path.name for segment in (*self._in_use, *self._free)}
+        index = next(i for i in range(self.segments_max + 1) if f"{i:04d}.log" not in taken)
+        path = self.directory / f"{index:04d}.log"
+        fd = open_segment(path)
+        try:
+            fill_with_zeros(fd, self.segment_size)
+            sync_directory(self.directory)
+        except OSError:
+            os.close(fd)
+            raise
+        return Segment(path, fd)
+
+
+def fill_with_zeros(fd: int, size: int) -> None:
+    """Really writes `size` zero bytes and syncs them: unwritten extents would make each later sync a metadata write."""
+    with mmap.mmap(-1, ZEROS_SIZE) as zeros, memoryview(zeros) as view:
+        for offset in range(0, size, ZEROS_SIZE):
+            write_all(fd, view[: min(ZEROS_SIZE, size - offset)], offset)
+    os.ftruncate(fd, size)
+    os.fsync(fd)
