@@ -27,11 +27,13 @@ def serve(config: ServerConfig, roles: Roles) -> int:
     """
     logs.start(config.log_level)
     raise_open_files_limit()
-    store = Store.open(config)
+    store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
+    keys = load_keys(config)
+    store.check_keys(keys)
     node = Node(
         config=config,
         store=store,
-        keys=load_keys(config),
+        keys=keys,
         queue=Queue(worker_count(config), limits.BLOCK_PLACES * limits.ARENA_BLOCKS),
         admin_socket=listeners.bind_alone(config.admin_listen),
     )
