@@ -1,5 +1,5 @@
 # distutils: sources = ingest/csrc/blake3_lanes.c
-# distutils: depends = ingest/csrc/blake3_lanes.h
+# distutils: depends = ingest/csrc/blake3_lanes.h ingest/csrc/blake3_lanes_group.h ingest/csrc/blake3_lanes_row.h
 """Checksums of frames and requests, many at a time: keyed BLAKE3 truncated to 8 bytes (`docs/protocol.md`, "Checksums").
 
 ``csrc/blake3_lanes.h`` computes; this module owns the choice of its path and what Python sees. The environment
