@@ -470,7 +470,7 @@ cdef class Committer:
         """Answers frames whose slots are taken: SAVED when they hold the same data, CONFLICT when other."""
         cdef const uint8_t *frames = self.queue.arena(it.worker) + <size_t>it.place * FRAME
         cdef uint8_t good[1332]
-        cdef int i, attempt, error = 0
+        cdef int i, attempt, status, error = 0
         cdef item one = it[0]
         for attempt in range(2):
             with nogil:
@@ -479,20 +479,30 @@ cdef class Committer:
                 break
             if self._verify_stored(p, it.slot, it.count, good):
                 break
-        for i in range(<int>it.count):
-            one.count = 1
+        i = 0
+        while i < <int>it.count:
+            status = self._stored_status(frames, i, error == 0 and good[i])
             one.place = it.place + i
-            if error or not good[i]:
+            one.count = 1
+            while i + <int>one.count < <int>it.count and status == self._stored_status(
+                    frames, i + one.count, error == 0 and good[i + one.count]):
+                one.count += 1
+            if status == ERROR and len(self.corrupt) < 64:
                 # The bit says durable and valid, the bytes say otherwise: corruption. Only a repair may write here.
-                if len(self.corrupt) < 64:
-                    self.corrupt.append((it.pack, it.slot + i))
-                self._answer_item(&one, ERROR)
-            elif memcmp(self.scratch + <size_t>i * FRAME + DATA, frames + <size_t>i * FRAME + DATA, DATA_BYTES) == 0:
-                self.counters[C_DUPLICATES] += 1
-                self._answer_item(&one, SAVED)
-            else:
-                self._answer_item(&one, CONFLICT)
+                self.corrupt.append((it.pack, it.slot + i))
+            elif status == SAVED:
+                self.counters[C_DUPLICATES] += one.count
+            self._answer_item(&one, status)
+            i += one.count
         return 0
+
+    cdef int _stored_status(self, const uint8_t *frames, int i, bint good) noexcept nogil:
+        """What to answer for frame i of `frames`, whose slot's frame is the i-th in `scratch`."""
+        if not good:
+            return ERROR
+        if memcmp(self.scratch + <size_t>i * FRAME + DATA, frames + <size_t>i * FRAME + DATA, DATA_BYTES) == 0:
+            return SAVED
+        return CONFLICT
 
     cdef bint _verify_stored(self, pack_state *p, int slot, int count, uint8_t *good) except -1:
         """good[i]: whether the frame i in `scratch` is that of its slot, under any key. Returns whether all are."""
