@@ -232,8 +232,8 @@ def run(options: LoopbackOptions, progress: Callable[[Progress], None] | None = 
     """Runs it and waits. ``progress`` is called about ten times a second.
 
     ConnectionLostError when the server cannot be reached, goes away, or shows no progress for the time-out;
-    ProtocolError for an ack or a reply that cannot be; KeyFileError, UsageError. A status other than SAVED is no error: see
-    ``LoopbackResult.ok``.
+    ProtocolError for an ack or a reply that cannot be; KeyFileError, UsageError. A status other than
+    SAVED is no error: see ``LoopbackResult.ok``.
     """
     shares = plan(options)
     team: _Team = _Inside(shares[0]) if len(shares) == 1 else _Processes(shares)
