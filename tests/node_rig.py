@@ -48,7 +48,8 @@ class NodeRig:
     def start(self, wait: bool = True) -> None:
         assert self.process is None or self.process.poll() is not None
         lock = self.data_dir / ".ingest" / "lock"
-        lock.unlink(missing_ok=True)
+        if lock.exists():
+            os.truncate(lock, 0)  # so that what is read there is this server's
         ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen")]
         command = [*self.wrapper, sys.executable, "-m", "ingest", "server", f"--data-dir={self.data_dir}", *ports, *self.flags]
         with self.log_path.open("ab") as log:
