@@ -130,6 +130,8 @@ class Processes:
         self.answering = True
 
     def start(self, slot: int) -> None:
+        """Forks it, and waits until it holds no port but its own."""
+        told, tell = os.pipe()
         pid = os.fork()
         if pid == 0:
             code = 99
@@ -138,10 +140,14 @@ class Processes:
                 for sock in (*self.node.put_sockets, *self.node.get_sockets):
                     if sock not in (self.node.put_sockets[slot], self.node.get_sockets[slot]):
                         sock.close()
+                os.write(tell, b"!")
                 code = worker_main(self.node, slot, EchoServer)
             finally:
                 os._exit(code)
         self.pids[slot] = pid
+        os.close(tell)
+        assert os.read(told, 1) == b"!"
+        os.close(told)
 
     def wait(self, slot: int) -> int:
         """Its exit code, negative for a signal."""
