@@ -80,14 +80,17 @@ class Rig:
         self.queue.close()
 
     def connect(self, receive_buffer: int = 0) -> socket.socket:
+        """A connection; `receive_buffer` makes the kernel's buffers small, those for acks as small as that."""
         client = socket.socket()
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         client.connect(self.listener.getsockname())
         self.clients.append(client)
         accepted, address = self.listener.accept()
         if receive_buffer:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, receive_buffer)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted.setblocking(False)
         self.queue.count_connection(0, True, 1)
