@@ -9,6 +9,7 @@ FRAME_SIZE = TICKET_SIZE + CHECKSUM_SIZE + DATA_SIZE  # 1474 bytes, wire
 ACK_SIZE = 9  # bytes, wire: ticket and status
 REQUEST_SIZE = 24  # bytes, wire: a get or inventory request
 RUN_HEADER_SIZE = 16  # bytes, wire: what precedes the frames of a run
+IN_FLIGHT_MAX = 65_536  # frames that a client may send before it reads their acks, wire
 RANGE_COUNT_MAX = 65_536  # tickets of one get, inventory or delete, wire: bounds the work of one request
 TICKET_LENGTH_MAX = 8  # characters, wire
 PACK_SLOTS = 1296  # disk: 36², what two characters can tell apart
@@ -55,6 +56,16 @@ BULK_JOB_FRAMES_MAX = 8 * PACK_SLOTS  # frames of one bulk job, 15 MB: about 8 m
 BULK_JOBS = 2  # at a time: one writes while the other one syncs
 BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow into one itself
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
+
+# --- reading ---------------------------------------------------------------------------------------
+READ_PACKS_MAX = 1024  # packs that one reader keeps open, 0.6 MB; at most an eighth of the process's descriptors
+HEADER_READS_MAX = 5  # of a header that fails its check: it may be read while it is being written
+HEADER_READ_PAUSE_US = 50  # between them: longer than any write of 512 bytes whose writer kept its processor
+GET_COLLECT_SIZE = 256 << 10  # bytes of small replies collected for one send; of one worker
+SENDFILE_FRAMES_MIN = 64  # frames of a run from which on sendfile beats reading and sending (bench_get)
+GET_TURN_BYTES_MAX = 2 << 20  # sent on one connection before the others have their turn
+GET_TURN_LOOKS_MAX = 512  # runs looked up for one connection before the others have their turn
+GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one worker
 
 # --- processes -----------------------------------------------------------------------------------
 WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets
