@@ -132,7 +132,11 @@ class Worker:
             self._loop.remove_reader(port.listener.fileno())
             port.listener.close()
             self._report(port, port.server.begin_drain())
-        log.info("draining %d put and %d get connections", self._put.server.connections, self._get.server.connections)
+        log.info(
+            "draining %d put and %d get connections",
+            self._put.server.connections,
+            self._get.server.connections,
+        )
         self._look_whether_drained()
 
     def close(self) -> None:
@@ -157,7 +161,9 @@ class Worker:
         else:
             # Siblings go by these counts, which drift when a worker dies with messages on their way to it.
             self._take_messages()
-            self._queue.set_connections(self._slot, self._put.server.connections, self._get.server.connections)
+            self._queue.set_connections(
+                self._slot, self._put.server.connections, self._get.server.connections
+            )
         self._loop.call_later(limits.TICK_INTERVAL_S, self._tick)
 
     def _look_whether_drained(self) -> None:
@@ -320,10 +326,15 @@ def make_put_server(node: Node, slot: int) -> FrameServer:
     return PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
 
 
+def make_get_server(node: Node, slot: int) -> FrameServer:
+    # Here and not above: a worker for puts alone (the tests, a relay) runs without the reading half.
+    from ingest._get_server import GetServer
+
+    return GetServer(node.queue, slot, node.store.data_fd, node.keys.accepted)
+
+
 def worker_main(
-    node: Node,
-    slot: int,
-    make_get_server: Callable[[Node, int], FrameServer],
+    node: Node, slot: int, get_server: Callable[[Node, int], FrameServer] = make_get_server
 ) -> int:
     """Runs worker ``slot`` in this process until it has drained after SIGTERM; returns the exit code.
 
@@ -339,7 +350,7 @@ def worker_main(
         loop.stop()
 
     loop.set_exception_handler(fail)
-    worker = Worker(loop, node, slot, make_put_server(node, slot), make_get_server(node, slot), loop.stop)
+    worker = Worker(loop, node, slot, make_put_server(node, slot), get_server(node, slot), loop.stop)
     try:
         loop.add_signal_handler(signal.SIGTERM, worker.drain)
         worker.start()

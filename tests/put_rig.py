@@ -56,7 +56,9 @@ class Rig:
     {ticket index: (kind, frame)}, and in `runs` the runs as they came.
     """
 
-    def __init__(self, places: int = 64, block_places: int = 16, keys: tuple[SubKeys, ...] = (KEYS,), **options: int):
+    def __init__(
+        self, places: int = 64, block_places: int = 16, keys: tuple[SubKeys, ...] = (KEYS,), **options: int
+    ):
         self.queue = Queue(1, places)
         self.queue.committer_ready()
         self.server = PutServer(self.queue, 0, keys, block_places=block_places, **options)
