@@ -12,6 +12,7 @@ cdef extern from "csrc/queue.h" nogil:
     enum: NODE_DRAINING
     enum: NODE_NO_SPACE
     enum: NODE_FAILING
+    enum: NODE_STARTING
     enum: COUNTERS_MAX
     ctypedef struct atomic_u64 "_Atomic uint64_t":
         pass

@@ -107,6 +107,15 @@ cdef class Queue:
         word_store(&self.ring(worker).retire, RING_RETIRE)
         self.wake_committer()
 
+    def is_retiring(self, int worker):
+        """Whether the committer is asked to let go of this arena and has not done so."""
+        return word_load(&self.ring(worker).retire) == RING_RETIRE
+
+    def release(self, int worker):
+        """Lets go of a dead worker's arena: called by the committer, which reads it no more."""
+        assert self.is_retiring(worker), "this worker lives"
+        word_store(&self.ring(worker).retire, RING_RETIRED)
+
     def is_retired(self, int worker):
         return word_load(&self.ring(worker).retire) == RING_RETIRED
 
@@ -230,3 +239,4 @@ GET_REFUSED = C_GET_REFUSED
 DRAINING = NODE_DRAINING
 NO_SPACE = NODE_NO_SPACE
 FAILING = NODE_FAILING
+STARTING = NODE_STARTING

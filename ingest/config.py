@@ -1,11 +1,38 @@
-"""The configuration of a server, after flags, environment, file and defaults were put together."""
+"""The configuration of a server: flag > `INGEST_*` variable > TOML file > default. Unknown keys are errors.
+
+The TOML file has the names of the fields of `ServerConfig` as keys, in one flat table:
+
+    data_dir = "/var/lib/ingest"
+    listen = "0.0.0.0:5000"
+    wal_size = "1GiB"
+"""
 
 from __future__ import annotations
 
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ingest import limits
+import msgspec
+
+from ingest import limits, logs
+from ingest.errors import ConfigError, UsageError
+from ingest.listeners import Address, format_address, parse_address
+
+PREFIX = "INGEST_"
+CONFIG_VARIABLE = "INGEST_CONFIG"  # the file, when no --config names it
+
+# Variables that other parts of ingest read; every other INGEST_ name is a mistake.
+OTHER_VARIABLES = (
+    CONFIG_VARIABLE,
+    "INGEST_DEBUG",  # setup.py: build with bounds checks
+    "INGEST_MAC_PATH",  # mac: force one of the SIMD paths
+)
 
 
 @dataclass(frozen=True)
@@ -27,3 +54,187 @@ class ServerConfig:
     bad_frame_limit: int = limits.BAD_FRAME_LIMIT
     bad_peer_delay: float = 0.0
     log_level: str = "info"
+
+
+class FileConfig(msgspec.Struct, forbid_unknown_fields=True):
+    """What may stand in the TOML file. Sizes are bytes, or text with a unit."""
+
+    data_dir: str | None = None
+    listen: str | None = None
+    read_listen: str | None = None
+    admin_listen: str | None = None
+    workers: int | None = None
+    layout: str | None = None
+    sync: str | None = None
+    key_file: str | None = None
+    wal_dir: str | None = None
+    wal_size: int | str | None = None
+    reserve: int | str | None = None
+    drain_timeout: float | None = None
+    bad_frame_limit: int | None = None
+    bad_peer_delay: float | None = None
+    log_level: str | None = None
+
+
+_UNITS = {"": 1, "B": 1} | {
+    f"{letter}{suffix}": base**power
+    for suffix, base in (("B", 1000), ("iB", 1024))
+    for power, letter in enumerate("KMGT", 1)
+}
+_SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,6}))? ?([A-Za-z]*)")
+
+
+def parse_size(value: str | int) -> int:
+    """Bytes of `512MiB`, `1.5 GB`, `1048576` or a plain number. ValueError for anything else."""
+    text = str(value)
+    match = _SIZE.fullmatch(text)
+    unit = {name.lower(): size for name, size in _UNITS.items()}.get(match[3].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{text!r} is not a size: a number of bytes or one with {', '.join(_UNITS)[2:]} is")
+    size: int = int(match[1]) * unit
+    if match[2]:
+        size += int(match[2]) * unit // 10 ** len(match[2])
+    return size
+
+
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"{value!r} is none of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _count(least: int, most: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        text = str(value)
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
+            raise ValueError(f"{text!r} is not a whole number of {least} to {most}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= 86_400:
+        raise ValueError(f"{value!r} is not a number of seconds, 0 to 86400")
+    return seconds
+
+
+def _path(value: Any) -> Path:
+    text = os.fspath(value)
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return Path(text)
+
+
+# Each takes what a flag, a variable (text) or the file gives, and raises ValueError for what it cannot use.
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "data_dir": _path,
+    "listen": parse_address,
+    "read_listen": parse_address,
+    "admin_listen": parse_address,
+    "workers": _count(0, limits.WORKERS_MAX),
+    "layout": _one_of("pack", "tree"),
+    "sync": _one_of("disk", "os"),
+    "key_file": _path,
+    "wal_dir": _path,
+    "wal_size": parse_size,
+    "reserve": parse_size,
+    "drain_timeout": _seconds,
+    "bad_frame_limit": _count(1, 1_000_000),
+    "bad_peer_delay": _seconds,
+    "log_level": _one_of(*logs.LEVELS),
+}
+
+
+def load_config(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+) -> ServerConfig:
+    """Puts together what the four sources say. ``flags`` has a value, or None, by field name.
+
+    ConfigError names the source and the key; UsageError for a flag that means nothing.
+    """
+    flags = {name: value for name, value in (flags or {}).items() if value is not None}
+    assert flags.keys() <= PARSERS.keys(), flags.keys() - PARSERS.keys()
+    variables = _read_environment(environ)
+    if file is None and environ.get(CONFIG_VARIABLE):
+        file = Path(environ[CONFIG_VARIABLE])
+    written = _read_file(file) if file is not None else {}
+    values: dict[str, Any] = {}
+    # In the order of precedence, so that what is overridden is checked all the same.
+    for name, parse in PARSERS.items():
+        if name in written:
+            values[name] = _parse(parse, written[name], f"{file}: {name}", ConfigError)
+        if name in variables:
+            values[name] = _parse(parse, variables[name], PREFIX + name.upper(), ConfigError)
+        if name in flags:
+            values[name] = _parse(parse, flags[name], "--" + name.replace("_", "-"), UsageError)
+    config = ServerConfig(**values)
+    check_config(config)
+    return config
+
+
+def check_config(config: ServerConfig) -> None:
+    """ConfigError for values that are fine by themselves but not for this version, or not together."""
+    if config.layout == "tree":
+        raise ConfigError("layout: tree is not in this version, only pack is")
+    if config.wal_size < limits.LOG_SIZE_MIN:
+        raise ConfigError(f"wal_size: {config.wal_size} bytes, at least {limits.LOG_SIZE_MIN} are needed")
+    addresses: dict[Address, str] = {}
+    for name in ("listen", "read_listen", "admin_listen"):
+        address: Address = getattr(config, name)
+        if address[1] and address in addresses:
+            raise ConfigError(f"{name}: {format_address(address)} is the address of {addresses[address]} too")
+        addresses[address] = name
+
+
+def _parse(
+    parse: Callable[[Any], Any], value: Any, source: str, error: type[ConfigError] | type[UsageError]
+) -> Any:
+    try:
+        return parse(value)
+    except ValueError as problem:
+        raise error(f"{source}: {problem}") from None
+
+
+def _read_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {PREFIX + name.upper(): name for name in PARSERS}
+    found = {}
+    for variable in sorted(environ):
+        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
+            continue
+        if variable not in names:
+            raise ConfigError(f"unknown variable {variable}{_nearest(variable, [*names, *OTHER_VARIABLES])}")
+        if environ[variable] != "":  # an empty one is how a script unsets it
+            found[names[variable]] = environ[variable]
+    return found
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        table = msgspec.toml.decode(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"configuration file {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {path}: not TOML: {error}") from error
+    for key in table:
+        if key not in PARSERS:
+            raise ConfigError(f"configuration file {path}: unknown key {key}{_nearest(key, PARSERS)}")
+    try:
+        checked = msgspec.convert(table, FileConfig)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"configuration file {path}: {error}") from error
+    return {name: value for name in PARSERS if (value := getattr(checked, name)) is not None}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {matches[0]}?)" if matches else ""

@@ -9,6 +9,7 @@ FRAME_SIZE = TICKET_SIZE + CHECKSUM_SIZE + DATA_SIZE  # 1474 bytes, wire
 ACK_SIZE = 9  # bytes, wire: ticket and status
 REQUEST_SIZE = 24  # bytes, wire: a get or inventory request
 RUN_HEADER_SIZE = 16  # bytes, wire: what precedes the frames of a run
+IN_FLIGHT_MAX = 65_536  # frames that a client may send before it reads their acks, wire
 RANGE_COUNT_MAX = 65_536  # tickets of one get, inventory or delete, wire: bounds the work of one request
 TICKET_LENGTH_MAX = 8  # characters, wire
 PACK_SLOTS = 1296  # disk: 36², what two characters can tell apart
@@ -67,7 +68,23 @@ GET_TURN_LOOKS_MAX = 512  # runs looked up for one connection before the others 
 GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one worker
 
 # --- processes -----------------------------------------------------------------------------------
+WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets
+LISTEN_BACKLOG = 4096  # connections of one socket that wait while its worker is replaced
 DRAIN_TIMEOUT_S = 10.0  # default of --drain-timeout
 RESTART_DELAY_MIN_S = 0.05  # back-off of a process that died: first …
 RESTART_DELAY_MAX_S = 5.0  # … and last
 RESTART_FORGET_S = 30.0  # a process that lived so long starts with the first delay again
+SUPERVISION_INTERVAL_S = 0.01  # how often the parent looks for what only shared memory tells, while it waits for that
+
+# --- the operator's side -------------------------------------------------------------------------
+KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
+ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
+
+# --- the client ----------------------------------------------------------------------------------
+RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
+RETRY_DELAY_MAX_S = 2.0  # … and last
+CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered
+CLIENT_RETRY_S = 60.0  # a client gives up what could not be settled for so long: longer than a restart with recovery
+SEND_FRAMES = 176  # frames of one send, 253 KiB: whole lanes of the checksum kernel
+GET_FRAMES = 512  # frames of one get request of the client, 755 KB: what it holds in memory of a range
+GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies that wait for their readers

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from ingest._queue import Queue
-from ingest.config import ServerConfig
-from ingest.mac import KeyRing
-from ingest.store.store import Store
+if TYPE_CHECKING:
+    from ingest._queue import Queue
+    from ingest.config import ServerConfig
+    from ingest.mac import KeyRing
+    from ingest.store.store import Store
 
 
 @dataclass

@@ -1,0 +1,134 @@
+"""The admin port: HTTP for people and their machines, in a process of its own. Contract A6, "Admin port".
+
+It answers before the store has recovered, and as long as anything of the server runs. It is neither authenticated nor
+encrypted: chunks are shown on loopback addresses only, and there requests made in the name of another host
+(DNS rebinding: a web page that has its own name resolve to 127.0.0.1) are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import platform
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import uvloop
+from aiohttp import web
+
+from ingest import __version__, limits, listeners, metrics, ticket
+from ingest.errors import DiskError, TicketError
+from ingest.status import Status
+
+if TYPE_CHECKING:
+    from ingest._queue import Queue
+    from ingest.node import Node
+
+log = logging.getLogger(__name__)
+
+# The chunk (1458 bytes) of a ticket, by index, and SAVED; or nothing and why. DiskError when it cannot be read.
+ReadChunk = Callable[[int], tuple[Status, bytes]]
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Admin:
+    """What the port answers. ``host`` is the address that it is bound to."""
+
+    def __init__(self, queue: Queue, log_size: int, host: str, read_chunk: ReadChunk) -> None:
+        self._queue = queue
+        self._log_size = log_size
+        self._local = listeners.is_loopback(host)
+        self._read_chunk = read_chunk
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/version", self._version)
+        app.router.add_get("/{path:.*}", self._chunk)
+        return app
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        reasons = metrics.ready_reasons(self._queue)
+        return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body = metrics.exposition(self._queue, self._log_size)
+        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+    async def _version(self, _: web.Request) -> web.Response:
+        return _json(200, {"version": __version__, "python": platform.python_version()})
+
+    async def _chunk(self, request: web.Request) -> web.Response:
+        # The path as it was sent: one path for each ticket, none of its other spellings.
+        path = request.raw_path.partition("?")[0].removeprefix("/")
+        try:
+            if not self._local:
+                raise TicketError("chunks are shown on loopback addresses only")
+            name = ticket.from_tree_path(path)
+        except TicketError:
+            return _json(404, {"error": "there is nothing under this path"})
+        try:
+            status, data = await asyncio.to_thread(self._read_chunk, ticket.parse(name))
+        except (DiskError, OSError) as error:
+            log.error("ticket %s: %s", name, error)
+            status, data = Status.ERROR, b""
+        if status is Status.SAVED:
+            assert len(data) == limits.DATA_SIZE, len(data)
+            return web.Response(
+                body=data,
+                headers={"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"},
+            )
+        code = {Status.MISSING: 404, Status.DELETED: 410}.get(status, 500)
+        return _json(code, {"error": status.name, "ticket": name})
+
+    @web.middleware
+    async def _refuse_foreign_hosts(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        host = request.headers.get("Host")
+        if self._local and host is not None and not _is_local_name(host):
+            return _json(403, {"error": "this port serves only its own machine, under its own names"})
+        return await handler(request)
+
+
+def _is_local_name(host: str) -> bool:
+    """Whether a Host header (`NAME`, `NAME:PORT`, `[V6]:PORT`) names this machine itself."""
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]
+    return name.lower().rstrip(".") == "localhost" or listeners.is_loopback(name)
+
+
+def _json(code: int, content: dict[str, Any]) -> web.Response:
+    return web.Response(status=code, text=json.dumps(content) + "\n", content_type="application/json")
+
+
+async def serve(node: Node, read_chunk: ReadChunk) -> None:
+    """Answers on ``node.admin_socket``, which listens, until SIGTERM."""
+    host, _ = listeners.bound_address(node.admin_socket)
+    admin = Admin(node.queue, node.config.wal_size, host, read_chunk)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    runner = web.AppRunner(
+        admin.application(), access_log=None, shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S
+    )
+    await runner.setup()
+    try:
+        await web.SockSite(runner, node.admin_socket).start()
+        await ended.wait()
+    finally:
+        await runner.cleanup()
+
+
+def admin_main(node: Node) -> int:
+    """The admin process."""
+    from ingest.store._pack_reader import PackReader  # not before the fork: it may hold descriptors
+
+    reader = PackReader(node)
+    uvloop.run(serve(node, reader.read_chunk))
+    return 0

@@ -1,0 +1,155 @@
+"""The command line: flags to calls. Results go to stdout, logs and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import ingest
+from ingest import config as configuration
+from ingest import logs
+from ingest.errors import IngestError
+
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+@click.group(context_settings=_SETTINGS)
+@click.version_option(ingest.__version__, prog_name="ingest")
+def cli() -> None:
+    """Takes small records off the network, checks who sent them, and says SAVED when they are durable."""
+
+
+def _server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags of A6. Their values stay text: `config` reads flags, variables and file alike."""
+    defaults = configuration.ServerConfig()
+    for flags, metavar, text in reversed(
+        (
+            ("--data-dir", "DIR", "Where everything is stored. [default: .]"),
+            ("--listen", "HOST:PORT", "Put port. [default: 127.0.0.1:5000]"),
+            ("--read-listen", "HOST:PORT", "Get port. [default: 127.0.0.1:5005]"),
+            ("--admin-listen", "HOST:PORT", "HTTP: health, metrics. [default: 127.0.0.1:5080]"),
+            ("--workers", "N", "Worker processes, 0 for one a core. [default: 0]"),
+            ("--layout", "pack|tree", "How chunks lie on disk, fixed when DIR is made. [default: pack]"),
+            ("--sync", "disk|os", "What SAVED survives: power loss, or kill -9 only. [default: disk]"),
+            (
+                "--key-file",
+                "FILE",
+                "One key a line, 64 hex digits. [default: DIR/.ingest/key, made if absent]",
+            ),
+            ("--wal-dir", "DIR", "The write-ahead log, may be another disk. [default: DIR/.ingest/wal]"),
+            ("--wal-size", "SIZE", f"Most bytes of it. [default: {defaults.wal_size >> 20}MiB]"),
+            ("--reserve", "SIZE", f"Bytes of the disk to leave free. [default: {defaults.reserve >> 20}MiB]"),
+            ("--drain-timeout", "S", f"Seconds to end in. [default: {defaults.drain_timeout:g}]"),
+            (
+                "--bad-frame-limit",
+                "N",
+                f"Bad frames that end a connection. [default: {defaults.bad_frame_limit}]",
+            ),
+            ("--bad-peer-delay", "S", "Seconds to refuse a bad peer for, growing. [default: 0, off]"),
+            ("--log-level", "|".join(logs.LEVELS), "[default: info]"),
+        )
+    ):
+        command = click.option(flags, metavar=metavar, help=text)(command)
+    file_help = "TOML file with these names, data_dir for --data-dir. [default: $INGEST_CONFIG]"
+    return click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help=file_help)(
+        command
+    )
+
+
+@cli.command()
+@_server_options
+def server(file: Path | None, **flags: str | None) -> None:
+    """Runs a server until TERM or INT, which drain it; a second one ends it at once.
+
+    A flag goes before its variable (INGEST_DATA_DIR for --data-dir), that before the file, that before the default.
+
+    \b
+    Example:
+      ingest server --data-dir /var/lib/ingest --listen 0.0.0.0:5000
+    """
+    settings = configuration.load_config(flags, os.environ, file)
+    # Not before it is needed: the other commands start without it.
+    from ingest import admin, pool, workers, write_behind
+    from ingest.server import serve
+
+    roles = pool.Roles(admin.admin_main, write_behind.committer_main, workers.worker_main)
+    sys.exit(serve(settings, roles))
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def keygen(file: Path, as_json: bool) -> None:
+    """Makes FILE with one new random key; only its owner can read it. An existing file is never overwritten.
+
+    \b
+    Example:
+      ingest keygen /etc/ingest/key
+    """
+    from ingest.mac import derive
+    from ingest.store.key_file import make_key_file
+
+    key_id = derive(make_key_file(file)).id
+    _print({"key_file": str(file), "id": key_id}, f"{file}: key {key_id}", as_json)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def version(as_json: bool) -> None:
+    """Prints the version.
+
+    \b
+    Example:
+      ingest version --json
+    """
+    _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
+
+
+def _print(content: dict[str, Any], text: str, as_json: bool) -> None:
+    click.echo(json.dumps(content) if as_json else text)
+
+
+def run(command: click.Command, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code. Errors that are expected are one line on stderr."""
+    try:
+        result = command.main(arguments, prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+    except IngestError as error:
+        return _complain(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("interrupted", 130)
+    except BrokenPipeError:
+        # Who read our results has gone. Python flushes stdout once more when it ends: that must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _complain(str(error), 1)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return result if isinstance(result, int) else 0
+
+
+def _complain(text: str, code: int) -> int:
+    print("ingest: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+def main() -> NoReturn:
+    """The command `ingest`."""
+    sys.exit(run(cli, "ingest"))
+
+
+def server_main() -> NoReturn:
+    """The command `ingest-server`, which is `ingest server`."""
+    sys.exit(run(server, "ingest-server"))

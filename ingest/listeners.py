@@ -1,0 +1,135 @@
+"""The sockets of a server: parsing of addresses, and binding so that no two servers share a port unawares."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Iterable
+
+from ingest.errors import ConfigError, PortTakenError
+
+Address = tuple[str, int]
+
+
+def parse_address(text: str) -> Address:
+    """`HOST:PORT` or `[V6]:PORT` as (host, port). Port 0 lets the system choose. ValueError for anything else."""
+    host, colon, port = text.rpartition(":")
+    if (
+        not colon
+        or not host
+        or not port.isascii()
+        or not port.isdigit()
+        or len(port) > 5
+        or int(port) > 65535
+    ):
+        raise ValueError(f"{text!r} is not an address: HOST:PORT or [V6]:PORT is, with a port of 0 to 65535")
+    if host.startswith("[") and host.endswith("]"):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            raise ValueError(f"{text!r}: {host} is not an IPv6 address in brackets") from None
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address goes into brackets, [{host}]:{port}")
+    elif any(c.isspace() or c in "[]/@" for c in host):
+        raise ValueError(f"{text!r}: {host!r} is not a host")
+    return host, int(port)
+
+
+def format_address(address: Address) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches ``host``, an IP address as a socket reports it."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def bound_address(sock: socket.socket) -> Address:
+    host, port = sock.getsockname()[:2]
+    return host, port
+
+
+def bind_alone(address: Address) -> socket.socket:
+    """A bound non-blocking TCP socket that nobody shares. PortTakenError, or ConfigError for an unusable address."""
+    family, target = _resolve(address)
+    return _bind(family, target, address, socket.SO_REUSEADDR)
+
+
+def bind_shared(address: Address, count: int) -> list[socket.socket]:
+    """``count`` bound non-blocking sockets of one port (SO_REUSEPORT), which the kernel spreads connections over.
+
+    A second server of the same user could join them. So the port is first taken by a socket that shares it with
+    nobody, then opened to our own. That socket has SO_REUSEADDR, to get past connections of an earlier server in
+    TIME_WAIT; ours get it only when they listen (see `listen`): until then it would let the next probe pass.
+    """
+    family, target = _resolve(address)
+    probe = _bind(family, target, address, socket.SO_REUSEADDR)
+    sockets: list[socket.socket] = []
+    try:
+        target = probe.getsockname()
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        for _ in range(count):
+            sockets.append(_bind(family, target, address, socket.SO_REUSEPORT))
+    except BaseException:
+        close_all(sockets)
+        raise
+    finally:
+        probe.close()
+    return sockets
+
+
+def listen(sock: socket.socket, backlog: int) -> None:
+    """Listens; connections inherit SO_REUSEADDR, so that in TIME_WAIT they do not keep the next server out."""
+    try:
+        sock.listen(backlog)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:  # bound while somebody else bound it too, in the same moment
+            raise _taken(bound_address(sock)) from None
+        raise
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+
+def close_all(sockets: Iterable[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()
+
+
+def _resolve(address: Address) -> tuple[int, tuple[object, ...]]:
+    host, port = address
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (socket.gaierror, UnicodeError) as error:
+        raise ConfigError(f"cannot listen on {format_address(address)}: {error}") from error
+    family, _, _, _, target = found[0]
+    return family, target
+
+
+def _bind(family: int, target: tuple[object, ...], address: Address, option: int) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, option, 1)
+        sock.bind(target)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            raise _taken(address) from None
+        raise ConfigError(
+            f"cannot listen on {format_address(address)}: {os.strerror(error.errno or 0)}"
+        ) from error
+    return sock
+
+
+def _taken(address: Address) -> PortTakenError:
+    return PortTakenError(
+        f"{format_address(address)} is taken: another process (it may be another ingest) has it"
+    )

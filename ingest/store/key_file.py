@@ -1,0 +1,119 @@
+"""The key file on disk: who may read it, and how it comes into being. What stands in it: `mac.parse_keys`.
+
+Messages name files and lines, never what stands there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from ingest import mac
+from ingest.errors import KeyFileError
+from ingest.limits import KEY_FILE_SIZE_MAX
+
+
+def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
+    """The keys in ``path``, 32 bytes each, at least one, in the order of the lines.
+
+    A file below ``data_dir`` is reached without following a symbolic link; elsewhere (mounted secrets are
+    links) links are followed. KeyFileError when it is missing, no regular file, open to others, or malformed.
+    """
+    try:
+        fd = _open(path, data_dir)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyFileError(f"key file {path}: not a regular file")
+        if status.st_mode & 0o077:
+            raise KeyFileError(
+                f"key file {path}: mode {stat.S_IMODE(status.st_mode):04o} opens it to others: chmod 600 {path}"
+            )
+        content = _read(fd)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+    finally:
+        os.close(fd)
+    if len(content) > KEY_FILE_SIZE_MAX:
+        raise KeyFileError(f"key file {path}: more than {KEY_FILE_SIZE_MAX} bytes")
+    try:
+        text = content.decode("ascii")
+    except UnicodeDecodeError:
+        raise KeyFileError(f"key file {path}: not text, expected one key of 64 hex digits a line") from None
+    return mac.parse_keys(text, f"key file {path}")
+
+
+def make_key_file(path: Path) -> bytes:
+    """Makes ``path`` (0600) with one new random key, durable and whole or not there at all. Returns the key.
+
+    KeyFileError when something is there already, which stays untouched, or when it cannot be written.
+    """
+    key = secrets.token_bytes(mac.SHARED_KEY_SIZE)
+    try:
+        _write_new(path, mac.format_keys([key]).encode("ascii"))
+    except FileExistsError:
+        raise KeyFileError(f"key file {path}: exists already and is never overwritten") from None
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+    return key
+
+
+def _open(path: Path, data_dir: Path | None) -> int:
+    # O_NONBLOCK: a FIFO under this name must not hold the start up.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    path = Path(os.path.abspath(path))
+    inside = Path(os.path.abspath(data_dir)) if data_dir is not None else None
+    if inside is None or not path.is_relative_to(inside):
+        return os.open(path, flags)
+    *directories, name = path.relative_to(inside).parts or (".",)
+    directory = os.open(inside, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in directories:
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        return os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def _read(fd: int) -> bytes:
+    pieces = []
+    size = 0
+    while size <= KEY_FILE_SIZE_MAX and (piece := os.read(fd, KEY_FILE_SIZE_MAX + 1 - size)):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    """A crash leaves no half file under the name: the bytes are durable before it is linked."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        draft = f".{path.name}.{secrets.token_hex(8)}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        try:
+            with open(fd, "wb") as file:
+                os.fchmod(fd, 0o600)  # whatever the umask is
+                file.write(content)
+                file.flush()
+                os.fsync(fd)
+            os.link(draft, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            os.unlink(draft, dir_fd=directory)
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "there is no such file"
+    if error.errno == errno.ELOOP:
+        return "a symbolic link, and none is followed here"
+    return error.strerror or str(error)
