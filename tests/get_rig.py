@@ -49,6 +49,11 @@ def parse_runs(data: bytes, inventory: bool = False) -> list[Run]:
     return runs
 
 
+def _shrink(end: socket.socket, buffer: int) -> None:
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+        end.setsockopt(socket.SOL_SOCKET, option, buffer)
+
+
 class Rig:
     """`server` over the packs below `root`; `connect` opens a connection to it."""
 
@@ -76,12 +81,12 @@ class Rig:
     def connect(self, buffer: int = 0) -> socket.socket:
         client = socket.socket()
         if buffer:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            _shrink(client, buffer)
         client.connect(self.listener.getsockname())
         self.clients.append(client)
         accepted, address = self.listener.accept()
         if buffer:
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+            _shrink(accepted, buffer)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted.setblocking(False)
         self.queue.count_connection(0, False, 1)
