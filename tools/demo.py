@@ -294,7 +294,9 @@ def tell(directory: Path, chunks_min: int, console: Console) -> None:
             Client.connect(server.addresses["put"], server.addresses["get"], key=server.key_file)
         )
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        progress = stack.enter_context(Progress(*columns, console=console, transient=True))
+        progress = stack.enter_context(
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        )
         singles = ticket.successor(manifest[-1].tickets.last)
         measured = [put(client, server, files, progress), put_singly(client, singles)]
         console.print(f"stopped the server with SIGTERM: gone after {server.stop():.2f} s")
@@ -322,7 +324,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, interrupted)
-    console = Console()
+    console = Console(soft_wrap=True)
     directory = Path(tempfile.mkdtemp(prefix="ingest-demo-"))
     try:
         tell(directory, options.chunks, console)
