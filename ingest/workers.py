@@ -299,7 +299,8 @@ class Worker:
             elif what == STRAY_OUTCOME:
                 log.error("the committer gave %d outcomes for frames that nobody waits for", number)
             else:
-                log.info("%s: %s connection closed: %s (%d bytes)", peer, port.kind.decode(), what, number)
+                name = "put" if port.is_put else "get"
+                log.info("%s: %s connection closed: %s (%d)", peer, name, what, number)
 
     def _report_bad(self, peer: str, bad_frames: int) -> None:
         address = peer.rsplit(":", 1)[0].strip("[]")
@@ -327,10 +328,12 @@ def make_put_server(node: Node, slot: int) -> FrameServer:
 
 
 def make_get_server(node: Node, slot: int) -> FrameServer:
-    # Here and not above: a worker for puts alone (the tests, a relay) runs without the reading half.
+    # Here and not above: a worker for puts alone, as in the tests, runs without the reading half.
     from ingest._get_server import GetServer
+    from ingest.store._pack_reader import PackReader
 
-    return GetServer(node.queue, slot, node.store.data_fd, node.keys.accepted)
+    reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
+    return GetServer(node.queue, slot, reader, node.keys.accepted)
 
 
 def worker_main(
