@@ -15,6 +15,7 @@ help:
 
 # Stamps: each step runs again only when what it depends on is newer.
 $(VENV)/.made: tools/check_machine.py
+	@command -v $(PYTHON) >/dev/null || { echo "cannot build: there is no $(PYTHON) (set PYTHON=python3.11)" >&2; exit 1; }
 	@$(PYTHON) tools/check_machine.py
 	@echo "making $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
@@ -24,12 +25,12 @@ $(VENV)/.made: tools/check_machine.py
 $(VENV)/.installed: $(VENV)/.made pyproject.toml setup.py
 	@echo "building and installing ingest into $(VENV)"
 	@$(PIP) install --no-build-isolation --editable .
-	@touch $@ $(VENV)/.built
+	@touch $@
 
 # A header may be included by any of the extensions, so a change of one compiles all of them again.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	@echo "building the extensions"
-	@$(RUN) setup.py --quiet build_ext --inplace $(if $(filter %.h %.c,$?),--force)
+	@force=; if test -e $@ && find ingest -path '*/csrc/*' -newer $@ | grep -q .; then force=--force; fi; \
+	    $(RUN) setup.py --quiet build_ext --inplace $$force
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.built pyproject.toml

@@ -37,7 +37,11 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
             ("--workers", "N", "Worker processes, 0 for one a core. [default: 0]"),
             ("--layout", "pack|tree", "How chunks lie on disk, fixed when DIR is made. [default: pack]"),
             ("--sync", "disk|os", "What SAVED survives: power loss, or kill -9 only. [default: disk]"),
-            ("--key-file", "FILE", "One key a line, 64 hex digits. [default: DIR/.ingest/key, made if absent]"),
+            (
+                "--key-file",
+                "FILE",
+                "One key a line, 64 hex digits. [default: DIR/.ingest/key, made if absent]",
+            ),
             ("--wal-dir", "DIR", "The write-ahead log, may be another disk. [default: DIR/.ingest/wal]"),
             ("--wal-size", "SIZE", f"Most bytes of it. [default: {defaults.wal_size >> 20}MiB]"),
             ("--reserve", "SIZE", f"Bytes of the disk to leave free. [default: {defaults.reserve >> 20}MiB]"),

@@ -9,6 +9,7 @@ FRAME_SIZE = TICKET_SIZE + CHECKSUM_SIZE + DATA_SIZE  # 1474 bytes, wire
 ACK_SIZE = 9  # bytes, wire: ticket and status
 REQUEST_SIZE = 24  # bytes, wire: a get or inventory request
 RUN_HEADER_SIZE = 16  # bytes, wire: what precedes the frames of a run
+IN_FLIGHT_MAX = 65_536  # frames that a client may send before it reads their acks, wire
 RANGE_COUNT_MAX = 65_536  # tickets of one get, inventory or delete, wire: bounds the work of one request
 TICKET_LENGTH_MAX = 8  # characters, wire
 PACK_SLOTS = 1296  # disk: 36², what two characters can tell apart

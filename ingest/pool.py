@@ -265,7 +265,9 @@ class Pool:
         late = [place.name for place in self._places if place.state is not State.DONE]
         if now >= self._deadline and late:
             log.error(
-                "the drain took longer than %g s: killing %s", self._node.config.drain_timeout, ", ".join(late)
+                "the drain took longer than %g s: killing %s",
+                self._node.config.drain_timeout,
+                ", ".join(late),
             )
             self._clean = False
             self._kill_all()

@@ -110,7 +110,9 @@ class Model:
         is_get = any(checksum(key, request[:16]) == request[16:] for key in self.get_keys)
         is_inventory = any(checksum(key, request[:16]) == request[16:] for key in self.inventory_keys)
         index, count = index_of(request[:8]), int.from_bytes(request[8:16], "big")
-        if index is None or ((is_get or is_inventory) and not (1 <= count <= COUNT_MAX and index + count - 1 <= LAST)):
+        if index is None or (
+            (is_get or is_inventory) and not (1 <= count <= COUNT_MAX and index + count - 1 <= LAST)
+        ):
             return run_header(request[:8], BAD_TICKET, 0), False
         if not is_get and not is_inventory:
             return run_header(request[:8], BAD_CHECKSUM, 0), False
@@ -141,7 +143,9 @@ class Faults:
 
     cut_put_after: list[int] = field(default_factory=list)  # acks, after which each put connection is reset
     cut_get_after: list[int] = field(default_factory=list)  # bytes of replies, likewise
-    answer: Callable[[int, int], int | None] | None = None  # (ticket index, how often seen): this status instead
+    answer: Callable[[int, int], int | None] | None = (
+        None  # (ticket index, how often seen): this status instead
+    )
     reorder: random.Random | None = None  # shuffles the acks of what arrived together
     silent: bool = False  # reads everything, answers nothing
     corrupt: list[int] = field(default_factory=list)  # replies (counted from 0) that get a flipped data byte
@@ -172,7 +176,9 @@ class ReferenceServer:
         self._stop: asyncio.Event | None = None
         self._ready = threading.Event()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete, args=(self._serve(),), daemon=True
+        )
 
     def __enter__(self) -> ReferenceServer:
         self._thread.start()
@@ -211,10 +217,11 @@ class ReferenceServer:
         put.close()
         get.close()
         self._abort_all()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        while others := asyncio.all_tasks() - {
+            asyncio.current_task()
+        }:  # end by themselves: nobody is connected
+            await asyncio.wait(others, timeout=0.1)
+            self._abort_all()
 
     async def _put(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.put_connections += 1

@@ -11,15 +11,19 @@
  * A compression is about 784 operations in which every lane does the same, so its cost does not depend on how many
  * lanes are of use. Few frames therefore use two lanes each, one for either chunk. */
 
-#define MIX(a, b, c, d, x, y)          \
-    do {                               \
-        v[a] = v[a] + m[x] + v[b];     \
+#define MIX(a, b, c, d, x, y)           \
+    do {                                \
+        v[a] = v[a] + m[x];             \
+        KEEP(v[a]);                     \
+        v[a] = v[a] + v[b];             \
         v[d] = ROTATE(v[d] ^ v[a], 16); \
-        v[c] = v[c] + v[d];            \
+        v[c] = v[c] + v[d];             \
         v[b] = ROTATE(v[b] ^ v[c], 12); \
-        v[a] = v[a] + m[y] + v[b];     \
+        v[a] = v[a] + m[y];             \
+        KEEP(v[a]);                     \
+        v[a] = v[a] + v[b];             \
         v[d] = ROTATE(v[d] ^ v[a], 8);  \
-        v[c] = v[c] + v[d];            \
+        v[c] = v[c] + v[d];             \
         v[b] = ROTATE(v[b] ^ v[c], 7);  \
     } while (0)
 

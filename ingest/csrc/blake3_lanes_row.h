@@ -6,7 +6,9 @@
 
 #define EACH for (int i = 0; i < count; i++)
 #define HALF_MIX(x, turn_d, turn_b)          \
-    EACH a[i] = a[i] + x[i] + b[i];          \
+    EACH a[i] = a[i] + x[i];                 \
+    EACH KEEP(a[i]);                         \
+    EACH a[i] = a[i] + b[i];                 \
     EACH d[i] = ROTATE(d[i] ^ a[i], turn_d); \
     EACH c[i] = c[i] + d[i];                 \
     EACH b[i] = ROTATE(b[i] ^ c[i], turn_b);
