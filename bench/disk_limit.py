@@ -12,6 +12,7 @@ takes the fastest of them: what the server is measured against is the best that 
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import shutil
@@ -28,7 +29,9 @@ BATCH_FRAMES = 2500
 BATCH_SIZE = padded(BATCH_HEADER_SIZE + BATCH_FRAMES * limits.FRAME_SIZE)
 SEGMENT_BATCHES = (limits.LOG_SEGMENT_SIZE - BLOCK_SIZE) // BATCH_SIZE
 SEGMENTS = limits.LOG_SIZE_DEFAULT // limits.LOG_SEGMENT_SIZE
-PACK_SIZE = padded(limits.PACK_HEADER_SIZE + limits.PACK_SLOTS * limits.FRAME_SIZE)  # whole blocks, for O_DIRECT
+PACK_SIZE = padded(
+    limits.PACK_HEADER_SIZE + limits.PACK_SLOTS * limits.FRAME_SIZE
+)  # whole blocks, for O_DIRECT
 FIRST_TICKET = "5000000"  # any one that starts a pack
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,6 +50,18 @@ class Way:
 WAYS = (Way(0, True), Way(1, True), Way(2, True), Way(3, True), Way(0, False), Way(1, False))
 
 
+def open_direct(path: str | Path, flags: int, dir_fd: int | None = None) -> int:
+    """A new file that is written past the page cache, where the file system has that."""
+    flags |= os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o600, dir_fd=dir_fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    # It was made all the same: tmpfs before Linux 6.6, some FUSE file systems.
+    return os.open(path, flags & ~os.O_EXCL, 0o600, dir_fd=dir_fd)
+
+
 @dataclass
 class Ring:
     """The log's segments, preallocated and really written once, as the server's are before they are used again."""
@@ -58,7 +73,7 @@ class Ring:
         files = []
         with mmap.mmap(-1, limits.LOG_SEGMENT_SIZE) as zeros:
             for index in range(segments):
-                fd = os.open(directory / f"{index:04d}.log", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
+                fd = open_direct(directory / f"{index:04d}.log", os.O_RDWR)
                 files.append(fd)
                 os.pwrite(fd, zeros, 0)
                 os.fsync(fd)
@@ -90,7 +105,16 @@ class _Progress:
 class DiskLimit:
     """Writes the bytes of `frames` frames below `directory`, packs there and the log in `ring`."""
 
-    def __init__(self, directory: Path, ring: Ring | None, frames: int, way: Way, *, log: bool = True, packs: bool = True) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        ring: Ring | None,
+        frames: int,
+        way: Way,
+        *,
+        log: bool = True,
+        packs: bool = True,
+    ) -> None:
         assert log or packs
         assert ring is not None or not log
         self.directory, self.ring, self.frames, self.way = directory, ring, frames, way
@@ -210,8 +234,10 @@ class DiskLimit:
         slots = min(limits.PACK_SLOTS, self.frames - number * limits.PACK_SLOTS)
         size = padded(limits.PACK_HEADER_SIZE + slots * limits.FRAME_SIZE)
         self._make_directories(os.path.dirname(path))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | (os.O_DIRECT if self.way.direct else 0)
-        fd = os.open(path, flags, 0o600, dir_fd=self._root)
+        if self.way.direct:
+            fd = open_direct(path, os.O_WRONLY, dir_fd=self._root)
+        else:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._root)
         try:
             with memoryview(image) as view:
                 written = os.pwrite(fd, view[:size], 0)
@@ -236,11 +262,13 @@ class DiskLimit:
         while True:
             with progress.changed:
                 progress.changed.wait_for(
-                    lambda: progress.ended
-                    or progress.failure
-                    or (
-                        min(progress.packed(), progress.logged) > progress.synced
-                        and (progress.log_waits or progress.logged - progress.synced >= half)
+                    lambda: (
+                        progress.ended
+                        or progress.failure
+                        or (
+                            min(progress.packed(), progress.logged) > progress.synced
+                            and (progress.log_waits or progress.logged - progress.synced >= half)
+                        )
                     )
                 )
                 if progress.ended or progress.failure:

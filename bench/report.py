@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
+RATIO = "\u00d7"  # the unit of a row that is held against a peer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Row:
 
     name: str
     what: str
-    unit: str  # "×" for a ratio, else what `value` counts
+    unit: str  # RATIO, or what `value` counts
     must: float | None = None
     reach: float | None = None
     least: bool = False
@@ -57,7 +58,12 @@ class Row:
         return self.median <= target if self.least else self.median >= target
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "median": self.median, "meets_must": self.meets(self.must), "meets_reach": self.meets(self.reach)}
+        return {
+            **asdict(self),
+            "median": self.median,
+            "meets_must": self.meets(self.must),
+            "meets_reach": self.meets(self.reach),
+        }
 
 
 def machine(directory: Path, file_system: str) -> dict[str, Any]:
@@ -127,8 +133,11 @@ def _verdict(row: Row) -> str:
     return "" if met is None else "[green]met[/]" if met else "[red]missed[/]"
 
 
-def print_table(rows: list[Row], about: dict[str, Any], to: TextIO = sys.stdout) -> None:
-    table = Table(title=f"{about['cpu']}, {about['cores']} cores, {about['file_system']}, Linux {about['kernel']}")
+def print_table(rows: list[Row], about: dict[str, Any], to: TextIO | None = None) -> None:
+    to = to or sys.stdout
+    table = Table(
+        title=f"{about['cpu']}, {about['cores']} cores, {about['file_system']}, Linux {about['kernel']}"
+    )
     for heading in ("what", "median", "must", "reach", "", "each round", "ours", "peer"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     for row in rows:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,9 @@ class Server:
         self.data_dir = data_dir
         self.flags = flags
         self.command = [sys.executable, "-m", "ingest", "server", "--data-dir", str(data_dir), *flags]
-        self.command += [part for flag in ("--listen", "--read-listen", "--admin-listen") for part in (flag, "127.0.0.1:0")]
+        self.command += [
+            part for flag in ("--listen", "--read-listen", "--admin-listen") for part in (flag, "127.0.0.1:0")
+        ]
         self.log_path = data_dir.parent / f"{data_dir.name}.stderr"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -77,7 +80,9 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._process is not None:
             self.kill()
         self.log_path.unlink(missing_ok=True)
@@ -92,9 +97,13 @@ class Server:
         assert self._process is None
         # The benchmark's own variables are none of the server's.
         environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("INGEST_") or name == "INGEST_MAC_PATH"
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("INGEST_") or name == "INGEST_MAC_PATH"
         }
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [environment.get("PYTHONPATH")])])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+        )
         began = time.perf_counter()
         with open(self.log_path, "ab") as log:
             self._process = subprocess.Popen(
@@ -171,6 +180,26 @@ class Server:
         self.process.wait()
         self._process = None
 
+    def metric(self, name: str) -> float:
+        """The value of a metric without labels, asked of the admin port."""
+        host, port = self._addresses["admin"]
+        with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=PROBE_TIMEOUT_S) as reply:
+            text: str = reply.read().decode()
+        for line in text.splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise self._error(f"has no metric {name}")
+
+    def expect_frame(self, frame: bytes) -> None:
+        """The get port must give back this frame. ServerError when it does not."""
+        request = mac.build_request(mac.derive(self._shared_key).get, frame[: limits.TICKET_SIZE], 1)
+        try:
+            reply = _ask(self.get_address, request, limits.RUN_HEADER_SIZE + limits.FRAME_SIZE)
+        except (ConnectionError, TimeoutError) as error:
+            raise self._error(f"{frame[:8]!r} was SAVED and does not come back: {error}") from None
+        if reply[limits.RUN_HEADER_SIZE :] != frame:
+            raise self._error(f"{frame[:8]!r} was SAVED, and other bytes came back")
+
     def log_tail(self) -> str:
         return self.log_path.read_text(errors="replace")[-2000:]
 
@@ -224,7 +253,9 @@ class Server:
                 self._look(deadline, "the get port does not answer")
                 continue
             if reply[limits.RUN_HEADER_SIZE :] != frame:
-                raise self._error(f"the get port answered {reply[:16].hex(' ')}, and not the frame that was SAVED")
+                raise self._error(
+                    f"the get port answered {reply[:16].hex(' ')}, and not the frame that was SAVED"
+                )
             return
 
 
