@@ -212,7 +212,8 @@ cdef class PutServer:
         self.epoll_fd = -1
 
     def __init__(self, Queue queue, int slot, keys, *, int bad_frame_limit=limits.BAD_FRAME_LIMIT,
-                 int connections_max=limits.CONNECTIONS_MAX, int block_places=limits.BLOCK_PLACES):
+                 int connections_max=limits.CONNECTIONS_MAX, int block_places=limits.BLOCK_PLACES,
+                 uint32_t unread_acks_max=limits.UNREAD_ACKS_MAX):
         if not 0 <= slot < queue.workers:
             raise ValueError(f"worker {slot} of {queue.workers}")
         if bad_frame_limit < 1 or connections_max < 1:
@@ -237,9 +238,9 @@ cdef class PutServer:
         self.bad_frame_limit = bad_frame_limit
         self.slots_max = connections_max
         self.receive_frames_max = max(1, limits.RECEIVE_SIZE_MAX // FRAME_SIZE)
-        self.receive_frames_min = min(<int>limits.RECEIVE_FRAMES_MIN, block_places)
+        self.receive_frames_min = min(<uint32_t>limits.RECEIVE_FRAMES_MIN, <uint32_t>block_places)
         self.turn_frames_max = limits.TURN_FRAMES_MAX
-        self.unread_acks_max = limits.UNREAD_ACKS_MAX
+        self.unread_acks_max = unread_acks_max
         self.acks_kept = limits.ACKS_KEPT_SIZE
         self._peers = []
         self._free_slots = []
@@ -603,7 +604,7 @@ cdef class PutServer:
 
     cdef void _discard_all(self) noexcept nogil:
         cdef uint32_t n = self.to_discard.count
-        cdef uint32_t i
+        cdef int i
         cdef ssize_t received
         cdef connection *c
         while n > 0:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from aiohttp import web
 
-import ingest
-from ingest import limits, listeners, metrics, ticket
+from ingest import __version__, limits, listeners, metrics, ticket
 from ingest.errors import DiskError, TicketError
 from ingest.status import Status
 
@@ -64,7 +63,7 @@ class Admin:
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _version(self, _: web.Request) -> web.Response:
-        return _json(200, {"version": ingest.__version__, "python": platform.python_version()})
+        return _json(200, {"version": __version__, "python": platform.python_version()})
 
     async def _chunk(self, request: web.Request) -> web.Response:
         # The path as it was sent: one path for each ticket, none of its other spellings.

@@ -33,10 +33,8 @@ class BadPeers:
         if self._delay <= 0:
             return 0.0
         known = self._peers.pop(address, None)
-        if known is None or now >= known.until + known.delay:
-            delay = self._delay
-        else:
-            delay = 2 * known.delay
+        lapsed = known is None or now >= known.until + known.delay
+        delay = self._delay if known is None or lapsed else 2 * known.delay
         delay = min(delay, max(self._delay, limits.BAD_PEER_DELAY_MAX_S))
         if len(self._peers) >= limits.BAD_PEERS_MAX:
             self._make_room(now)

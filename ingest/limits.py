@@ -57,6 +57,16 @@ BULK_JOBS = 2  # at a time: one writes while the other one syncs
 BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow into one itself
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
 
+# --- reading ---------------------------------------------------------------------------------------
+READ_PACKS_MAX = 1024  # packs that one reader keeps open, 0.6 MB; at most an eighth of the process's descriptors
+HEADER_READS_MAX = 5  # of a header that fails its check: it may be read while it is being written
+HEADER_READ_PAUSE_US = 50  # between them: longer than any write of 512 bytes whose writer kept its processor
+GET_COLLECT_SIZE = 256 << 10  # bytes of small replies collected for one send; of one worker
+SENDFILE_FRAMES_MIN = 64  # frames of a run from which on sendfile beats reading and sending (bench_get)
+GET_TURN_BYTES_MAX = 2 << 20  # sent on one connection before the others have their turn
+GET_TURN_LOOKS_MAX = 512  # runs looked up for one connection before the others have their turn
+GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one worker
+
 # --- processes -----------------------------------------------------------------------------------
 WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets
 LISTEN_BACKLOG = 4096  # connections of one socket that wait while its worker is replaced

@@ -196,9 +196,9 @@ class Pool:
         for sock in (*self._node.put_sockets, *self._node.get_sockets):
             listeners.listen(sock, limits.LISTEN_BACKLOG)
         self._listening = True
+        self._queue.clear_flag(_queue.STARTING)
         for worker in self._workers:
             self._start(worker)
-        self._queue.clear_flag(_queue.STARTING)
         log.info("serving with %d workers", len(self._workers))
 
     # --- deaths ----------------------------------------------------------------------------------

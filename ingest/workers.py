@@ -132,7 +132,11 @@ class Worker:
             self._loop.remove_reader(port.listener.fileno())
             port.listener.close()
             self._report(port, port.server.begin_drain())
-        log.info("draining %d put and %d get connections", self._put.server.connections, self._get.server.connections)
+        log.info(
+            "draining %d put and %d get connections",
+            self._put.server.connections,
+            self._get.server.connections,
+        )
         self._look_whether_drained()
 
     def close(self) -> None:
@@ -157,7 +161,9 @@ class Worker:
         else:
             # Siblings go by these counts, which drift when a worker dies with messages on their way to it.
             self._take_messages()
-            self._queue.set_connections(self._slot, self._put.server.connections, self._get.server.connections)
+            self._queue.set_connections(
+                self._slot, self._put.server.connections, self._get.server.connections
+            )
         self._loop.call_later(limits.TICK_INTERVAL_S, self._tick)
 
     def _look_whether_drained(self) -> None:
@@ -293,7 +299,8 @@ class Worker:
             elif what == STRAY_OUTCOME:
                 log.error("the committer gave %d outcomes for frames that nobody waits for", number)
             else:
-                log.info("%s: %s connection closed: %s (%d bytes)", peer, port.kind.decode(), what, number)
+                name = "put" if port.is_put else "get"
+                log.info("%s: %s connection closed: %s (%d)", peer, name, what, number)
 
     def _report_bad(self, peer: str, bad_frames: int) -> None:
         address = peer.rsplit(":", 1)[0].strip("[]")
@@ -320,10 +327,17 @@ def make_put_server(node: Node, slot: int) -> FrameServer:
     return PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
 
 
+def make_get_server(node: Node, slot: int) -> FrameServer:
+    # Here and not above: a worker for puts alone, as in the tests, runs without the reading half.
+    from ingest._get_server import GetServer
+    from ingest.store._pack_reader import PackReader
+
+    reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
+    return GetServer(node.queue, slot, reader, node.keys.accepted)
+
+
 def worker_main(
-    node: Node,
-    slot: int,
-    make_get_server: Callable[[Node, int], FrameServer],
+    node: Node, slot: int, get_server: Callable[[Node, int], FrameServer] = make_get_server
 ) -> int:
     """Runs worker ``slot`` in this process until it has drained after SIGTERM; returns the exit code.
 
@@ -339,7 +353,7 @@ def worker_main(
         loop.stop()
 
     loop.set_exception_handler(fail)
-    worker = Worker(loop, node, slot, make_put_server(node, slot), make_get_server(node, slot), loop.stop)
+    worker = Worker(loop, node, slot, make_put_server(node, slot), get_server(node, slot), loop.stop)
     try:
         loop.add_signal_handler(signal.SIGTERM, worker.drain)
         worker.start()

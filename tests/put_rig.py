@@ -56,7 +56,9 @@ class Rig:
     {ticket index: (kind, frame)}, and in `runs` the runs as they came.
     """
 
-    def __init__(self, places: int = 64, block_places: int = 16, keys: tuple[SubKeys, ...] = (KEYS,), **options: int):
+    def __init__(
+        self, places: int = 64, block_places: int = 16, keys: tuple[SubKeys, ...] = (KEYS,), **options: int
+    ):
         self.queue = Queue(1, places)
         self.queue.committer_ready()
         self.server = PutServer(self.queue, 0, keys, block_places=block_places, **options)
@@ -80,14 +82,17 @@ class Rig:
         self.queue.close()
 
     def connect(self, receive_buffer: int = 0) -> socket.socket:
+        """A connection; `receive_buffer` makes the kernel's buffers small, those for acks as small as that."""
         client = socket.socket()
         if receive_buffer:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         client.connect(self.listener.getsockname())
         self.clients.append(client)
         accepted, address = self.listener.accept()
         if receive_buffer:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, receive_buffer)
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted.setblocking(False)
         self.queue.count_connection(0, True, 1)

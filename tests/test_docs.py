@@ -7,6 +7,7 @@ import pytest
 
 from ingest import limits, mac, sharding, ticket
 from ingest.status import Status
+from ingest.store import log_format
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -25,10 +26,10 @@ def section(text: str, heading: str) -> str:
 
 
 def table(text: str, heading: str, *columns: str) -> list[list[str]]:
-    """The rows of the one table with these columns in a section, backticks removed."""
+    """The rows of the first table with these columns in a section, backticks removed."""
     lines = section(text, heading).splitlines()
     head = "| " + " | ".join(columns) + " |"
-    assert lines.count(head) == 1, f"no table {head} under {heading}"
+    assert head in lines, f"no table {head} under {heading}"
     rows = []
     for line in lines[lines.index(head) + 2 :]:
         if not line.startswith("|"):
@@ -166,7 +167,7 @@ def test_no_example_goes_unchecked():
         "run header: one frame follows",
         "run header: nothing follows",
     }
-    assert set(blocks(FORMAT)) == {"pack header"}
+    assert set(blocks(FORMAT)) == {"pack header", "segment header", "batch"}
 
 
 # --- format.md -----------------------------------------------------------------------------------
@@ -201,3 +202,33 @@ def test_pack_sizes():
     text = section(FORMAT, "Packs")
     assert f"{sharding.slot_offset(limits.PACK_SLOTS):,}" in text
     assert f"{sharding.slot_offset(limits.ROOT_PACK_SLOTS):,}" in text
+
+
+SEGMENT = log_format.SegmentHeader(bytes(range(0x20, 0x30)), 7, 41, 0x1122334455667788, 38)
+
+
+def test_segment_header():
+    offset = 0
+    rows = [row for row in table(FORMAT, "The log", "offset", "bytes", "what")]
+    assert [row[0] for row in rows].count("0") == 1
+    for start, size, _ in rows:
+        assert int(start) == offset
+        offset += int(size)
+    assert offset == log_format.BLOCK_SIZE
+    assert example(FORMAT, "segment header") == SEGMENT.serialize()
+    assert log_format.SegmentHeader.parse(example(FORMAT, "segment header")) == SEGMENT
+
+
+def test_batch():
+    raw = example(FORMAT, "batch")
+    header = log_format.BatchHeader(41, log_format.BATCH_HEADER_SIZE + log_format.NOTE_SIZE, 0, 0, 1, 38)
+    assert log_format.parse_batch(memoryview(raw), SEGMENT.seed) == header
+    again = bytearray(raw)
+    again[:64] = bytes(64)
+    assert log_format.seal_batch(memoryview(again), header, SEGMENT.seed) == len(raw)
+    assert bytes(again) == raw
+    assert log_format.Note.parse(raw[64:80]) == log_format.Note("AABBCC", 0, 1296)
+
+
+def test_segment_size():
+    assert f"{limits.LOG_SEGMENT_SIZE:,}" in section(FORMAT, "The log")
