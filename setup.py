@@ -23,7 +23,7 @@ DIRECTIVES = {
 }
 
 FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]
-WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-psabi", "-Wno-unreachable-code"]
+WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-psabi", "-Wno-unreachable-code", "-Wno-sign-compare"]
 
 
 def extension(pyx: Path) -> Extension:

@@ -30,7 +30,7 @@ class Sizes:
 FULL = Sizes(
     rounds=3,
     warm_size=4 << 30,
-    verify_frames=4096,
+    verify_frames=704,
     verify_s=0.5,
     sustained=5_000_000,
     calibration=500_000,

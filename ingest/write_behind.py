@@ -28,7 +28,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ingest import limits, sharding
-from ingest._committer import BulkJob, Committer
+from ingest._bulk import BulkJob
+from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
 from ingest.node import Node
 from ingest.store._pack_table import PackTable

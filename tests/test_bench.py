@@ -62,6 +62,12 @@ def test_benchmark_runs(measure, names, place):
     json.dumps(report.document(rows, {}, "none"))
 
 
+def test_the_path_that_was_in_use_is_again_after_the_benchmark(place):
+    before = _hmac.path()
+    bench_verify.measure(place, TINY)
+    assert _hmac.path() == before
+
+
 def test_every_row_of_the_issue_is_measured():
     names = {name for names in BENCHMARKS.values() for name in names}
     assert len(names) >= 13

@@ -20,8 +20,8 @@ LAYERS = {
     0: ["errors", "limits", "status"],
     1: ["ticket", "frame", "_frame", "mac", "_hmac", "sharding"],
     2: ["store", "store.*"],
-    3: ["_queue", "node", "config", "listeners", "logs", "bad_peers", "write_behind", "_committer", "workers", "pool",
-        "metrics", "admin", "server", "_put_server", "_get_server"],
+    3: ["_queue", "node", "config", "listeners", "logs", "bad_peers", "write_behind", "_committer", "_bulk", "_pending",
+        "_stored", "workers", "pool", "metrics", "admin", "server", "_put_server", "_get_server"],
     4: ["client", "loopback", "_load", "_sink"],
     8: ["__init__", "__main__", "cli"],
 }  # fmt: skip

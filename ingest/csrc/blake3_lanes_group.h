@@ -87,7 +87,7 @@ TARGET static inline void FN(write_tags)(const V h[8], size_t n, uint8_t *tags)
 }
 
 /* The checksums of `n` (1 to LANES) frames, a lane each: 24 compressions. */
-TARGET static void FN(frames)(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *tags)
+TARGET static __attribute__((unused)) void FN(frames)(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *tags)
 {
     _Alignas(64) uint8_t edge[LANES][64]; /* what does not lie in a frame as one block */
     const uint8_t *at[LANES], *edges[LANES];
@@ -128,7 +128,7 @@ TARGET static void FN(frames)(const uint8_t *key, const uint8_t *frames, size_t 
 
 /* The checksums of `n` (1 to LANES / 2) frames, two lanes each: chunk 0 in lane i, chunk 1 in lane LANES / 2 + i.
  * 17 compressions; in the last 9 of chunk 0 the lanes of chunk 1 compute something that nobody reads. */
-TARGET static void FN(chunks)(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *tags)
+TARGET static __attribute__((unused)) void FN(chunks)(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *tags)
 {
     enum { HALF = LANES / 2 };
     _Alignas(64) uint8_t edge[LANES][64];
@@ -176,7 +176,7 @@ TARGET static void FN(chunks)(const uint8_t *key, const uint8_t *frames, size_t 
 }
 
 /* The checksums of `n` (1 to LANES) requests that lie `stride` bytes apart: one compression. */
-TARGET static void FN(requests)(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags)
+TARGET static __attribute__((unused)) void FN(requests)(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags)
 {
     _Alignas(64) uint8_t edge[LANES][64];
     const uint8_t *edges[LANES];

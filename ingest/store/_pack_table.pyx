@@ -6,7 +6,7 @@ authoritative) and written whole, one sector, after each change.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EBADMSG, EEXIST, EMFILE, ENFILE, ENOENT, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADMSG, EEXIST, EMFILE, ENFILE, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -43,6 +43,9 @@ cdef extern from "csrc/pack_table.h" nogil:
     enum: PACK_SLOTS
     int O_RDWR
     int O_CREAT
+
+
+cdef int DIRTY_MAX = limits.DIRTY_PACKS_MAX // 2   # half, because as many may be in the flush that is under way
 
 
 class LostHeaderError(CorruptionError):
@@ -124,6 +127,12 @@ cdef class PackTable:
             return NULL
         pack_table_insert(&self.table, p)
         return p
+
+    cdef pack_state *get_to_write(self, int64_t pack, int *error) noexcept:
+        if self.dirty_count >= DIRTY_MAX and pack not in self._dirty:
+            error[0] = EAGAIN
+            return NULL
+        return self.get(pack, error)
 
     cdef int _open(self, pack_state *p) noexcept:
         cdef char path[32]
