@@ -117,6 +117,10 @@ class LogReader:
         for entry in reversed(self.used):
             assert entry.header
             self.number = max(self.number, entry.header.first_batch - 1)
+            if following is not None and following.first_batch - 1 <= self.synced_to:
+                # The packs hold all that came before the torn segment. The segments before it need not form a chain any
+                # more: what was recycled is used again in any order.
+                break
             last = None
             for batch in self._scan(entry, following):
                 last = batch.header
