@@ -25,7 +25,7 @@ def start(workers: int) -> tuple[int, Callable[[], None]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     pairs = [socket.socketpair() for _ in range(workers)]
     processes = []
-    for ours, theirs in pairs:
+    for _, theirs in pairs:
         command = [sys.executable, "-c", SERVE, str(theirs.fileno())]
         processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment))
         theirs.close()
