@@ -134,6 +134,8 @@ class CommitterRig:
     # --- the committer's side
 
     def plan(self, space: bool = True) -> list[BulkJob]:
+        if not self.log.has_room(BATCH_BYTES_MAX):
+            self.flush()
         self.core.take()
         jobs = self.core.plan(space)
         self.jobs += jobs
