@@ -13,11 +13,11 @@ from pathlib import Path
 
 from put_rig import DELETE, PATIENCE_S, PUT, delete_frame, frame
 
+from ingest._queue import Queue
 from ingest.config import ServerConfig
 from ingest.limits import FRAME_SIZE
 from ingest.mac import KeyRing
 from ingest.node import Node
-from ingest._queue import Queue
 from ingest.status import Status
 from ingest.store.store import Store
 from ingest.write_behind import committer_main
@@ -183,7 +183,10 @@ def main(data_dir: str, batches: int, packs: int, deletes: int) -> None:
         except AssertionError as error:
             assert "the committer ended" in str(error), error
         code = committer.stop()
-        answers = [[[status and status.name for status in committer.answers[cookie]] for cookie in some] for some in cookies]
+        answers = [
+            [[status and status.name for status in committer.answers[cookie]] for cookie in some]
+            for some in cookies
+        ]
         print(json.dumps({"code": code, "answers": answers, "log": committer.log()}))
 
 

@@ -59,7 +59,13 @@ class CommitterRig:
         self.packs = PackTable(self.data_fd, STORE_ID, self.open_max)
         self.core = Committer(self.queue, self.packs, self.put_keys, bulk_jobs=self.bulk_jobs, sync=self.sync)
         self.recovered: Recovered = recover(
-            self.packs, self.wal, LOG_ID, self.put_keys, log_size=self.log_size, segment_size=SEGMENT_SIZE, sync=self.sync
+            self.packs,
+            self.wal,
+            LOG_ID,
+            self.put_keys,
+            log_size=self.log_size,
+            segment_size=SEGMENT_SIZE,
+            sync=self.sync,
         )
         self.log = self.recovered.writer
         self.queue.committer_ready()

@@ -12,7 +12,14 @@ import pytest
 from committer_rig import CommitterRig
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from put_rig import DELETE, KEYS, OTHER_KEYS, PUT, delete_frame, frame
 
 from ingest import limits, metrics, sharding, ticket
@@ -65,12 +72,16 @@ class TestPuts:
 
     def test_runs_of_several_workers_and_packs_are_one_batch(self, tmp_path):
         with CommitterRig(tmp_path, workers=3) as rig:
-            cookies = [rig.put_run(FIRST + 1296 * worker + 1290, 6, b"%d" % worker, worker) for worker in range(3)]
+            cookies = [
+                rig.put_run(FIRST + 1296 * worker + 1290, 6, b"%d" % worker, worker) for worker in range(3)
+            ]
             rig.commit()
             assert rig.log.number == 1
             assert [set(rig.answers[cookie]) for cookie in cookies] == [{S}] * 3
             for worker in range(3):
-                assert rig.stored(FIRST + 1296 * worker + 1295) == frame(FIRST + 1296 * worker + 1295, b"%d" % worker)
+                assert rig.stored(FIRST + 1296 * worker + 1295) == frame(
+                    FIRST + 1296 * worker + 1295, b"%d" % worker
+                )
 
     @pytest.mark.parametrize("index", [0, 35, 36, 1331, 1332, LAST])
     def test_every_corner_of_the_ticket_space(self, rig, index):
@@ -130,7 +141,9 @@ class TestPuts:
             assert rig.stored(FIRST) == frame(FIRST, b"one")
 
     def test_a_batch_takes_what_it_can_hold_and_the_rest_waits(self, rig):
-        cookies = [rig.put_run(FIRST + 1296 * i, 255) for i in range(17)]  # 4,335 frames, none long enough for the bulk path
+        cookies = [
+            rig.put_run(FIRST + 1296 * i, 255) for i in range(17)
+        ]  # 4,335 frames, none long enough for the bulk path
         rig.plan()
         assert rig.core.puts <= limits.BATCH_FRAMES_MAX
         assert rig.core.puts + rig.core.pending_frames == 17 * 255
@@ -256,7 +269,7 @@ class TestDeletes:
         ],
     )
     def test_ranges_over_the_borders_of_packs(self, rig, first, count):
-        inside = [index for index in (first, first + count // 2, first + count - 1)]
+        inside = [first, first + count // 2, first + count - 1]
         outside = [index for index in (first - 1, first + count) if 0 <= index <= LAST]
         for index in {*inside, *outside}:
             rig.put(index)
@@ -333,7 +346,9 @@ class TestDeletes:
 
 
 class TestBulk:
-    def long_runs(self, rig: CommitterRig, first: int = FIRST, packs: int = 2, data: bytes = b"bulk") -> list[int]:
+    def long_runs(
+        self, rig: CommitterRig, first: int = FIRST, packs: int = 2, data: bytes = b"bulk"
+    ) -> list[int]:
         return [rig.put_run(first + 1296 * i, 1296, data) for i in range(packs)]
 
     def test_whole_packs_go_past_the_log(self, rig):
@@ -425,7 +440,11 @@ class TestBulk:
     def test_duplicates_and_rivals_wait_for_the_job(self, rig):
         cookies = self.long_runs(rig)
         (job,) = rig.plan()
-        same, rival, gone = rig.put(FIRST + 5, b"bulk"), rig.put(FIRST + 6, b"rival"), rig.delete(FIRST + 7, 1)
+        same, rival, gone = (
+            rig.put(FIRST + 5, b"bulk"),
+            rig.put(FIRST + 6, b"rival"),
+            rig.delete(FIRST + 7, 1),
+        )
         rig.plan()
         rig.write()
         assert [rig.answers[cookie] for cookie in (same, rival, gone)] == [[None]] * 3
@@ -753,7 +772,12 @@ class TestWorkers:
 
     @pytest.mark.parametrize(("first", "count"), [(FIRST, 0), (FIRST, 65537), (FIRST, 2**63), (LAST, 2)])
     def test_an_impossible_delete_is_never_done(self, rig, first, count):
-        rig.submit(first, delete_frame(first, count) if count < 2**63 else frame(first, count.to_bytes(8, "big")), 0, DELETE)
+        rig.submit(
+            first,
+            delete_frame(first, count) if count < 2**63 else frame(first, count.to_bytes(8, "big")),
+            0,
+            DELETE,
+        )
         rig.core.take()
         with pytest.raises(AssertionError, match="handed over a delete of"):
             rig.core.plan(True)
@@ -779,7 +803,12 @@ class TestCrash:
         rig.crash()
         assert rig.recovered.frames == 100
         assert rig.recovered.deletes == 1
-        assert [rig.stored(FIRST + i) for i in (9, 10, 14, 15)] == [frame(FIRST + 9, b"data"), D, D, frame(FIRST + 15, b"data")]
+        assert [rig.stored(FIRST + i) for i in (9, 10, 14, 15)] == [
+            frame(FIRST + 9, b"data"),
+            D,
+            D,
+            frame(FIRST + 15, b"data"),
+        ]
         again = rig.put(FIRST + 10)
         rig.commit()
         assert rig.answers[again] == [D]
@@ -821,14 +850,20 @@ class Model(RuleBasedStateMachine):
         home.mkdir()
         self.rig = CommitterRig(home, workers=2, open_max=64)
         self.model: dict[int, bytes | Status] = {}
-        self.waiting: list[tuple[int, int, bytes | None, int]] = []  # cookie, first, data (None: delete), count
+        self.waiting: list[
+            tuple[int, int, bytes | None, int]
+        ] = []  # cookie, first, data (None: delete), count
 
     @initialize()
     def start(self) -> None:
         assert self.rig.recovered.batches == 0
 
     # A few packs, around their borders, so that runs meet.
-    INDEX = st.builds(lambda pack, at: max(0, min(LAST, 36 + pack * 1296 + at)), st.sampled_from([0, 1, 2, 40]), st.integers(-40, 60))
+    INDEX = st.builds(
+        lambda pack, at: max(0, min(LAST, 36 + pack * 1296 + at)),
+        st.sampled_from([0, 1, 2, 40]),
+        st.integers(-40, 60),
+    )
     DATA = st.sampled_from([b"a", b"b", b""])
 
     @rule(index=INDEX, data=DATA, count=st.integers(1, 20), worker=st.integers(0, 1))
@@ -838,7 +873,12 @@ class Model(RuleBasedStateMachine):
             return
         self.waiting.append((self.rig.put_run(index, count, data, worker), index, data, count))
 
-    @rule(pack=st.sampled_from([2, 3, 40, 41]), data=DATA, slot=st.sampled_from([0, 1, 300]), worker=st.integers(0, 1))
+    @rule(
+        pack=st.sampled_from([2, 3, 40, 41]),
+        data=DATA,
+        slot=st.sampled_from([0, 1, 300]),
+        worker=st.integers(0, 1),
+    )
     def put_long(self, pack: int, data: bytes, slot: int, worker: int) -> None:
         if self.rig.next_place[worker] + 1296 > self.rig.places:
             return
@@ -896,7 +936,8 @@ class Model(RuleBasedStateMachine):
                     assert known is None
                 elif found is D:
                     assert known is D or any(
-                        data is None and first <= index < first + count for _, first, data, count in self.waiting
+                        data is None and first <= index < first + count
+                        for _, first, data, count in self.waiting
                     )
                     self.model[index] = D
                 elif known is None:
@@ -911,7 +952,7 @@ class Model(RuleBasedStateMachine):
         """Holds what was answered in this commit against the model. Deletes of a commit come after its puts."""
         done = [entry for entry in self.waiting if None not in self.rig.answers[entry[0]]]
         part = [entry for entry in self.waiting if None in self.rig.answers[entry[0]]]
-        for cookie, first, data, count in [*done, *part]:
+        for cookie, first, data, _ in [*done, *part]:
             if data is None:
                 continue
             padded = data.ljust(1458, b"\0")
@@ -949,7 +990,9 @@ class Model(RuleBasedStateMachine):
             if known is D:
                 assert found is D
             elif found is D:
-                assert any(data is None and first <= index < first + count for _, first, data, count in self.waiting)
+                assert any(
+                    data is None and first <= index < first + count for _, first, data, count in self.waiting
+                )
             else:
                 assert isinstance(found, bytes)
                 assert found == frame(index, bytes(known).rstrip(b"\0"))
@@ -963,7 +1006,11 @@ def test_random_traffic_and_crashes(tmp_path):
     run_state_machine_as_test(
         Model,
         settings=settings(
-            max_examples=15, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+            max_examples=15,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            print_blob=True,
         ),
     )
 

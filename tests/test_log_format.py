@@ -13,7 +13,15 @@ from log_rig import LOG_ID, buffer_of, put
 
 from ingest.errors import CorruptionError, StoreFormatError
 from ingest.limits import FRAME_SIZE
-from ingest.store.log_format import BLOCK_SIZE, BatchHeader, Note, SegmentHeader, padded, parse_batch, seal_batch
+from ingest.store.log_format import (
+    BLOCK_SIZE,
+    BatchHeader,
+    Note,
+    SegmentHeader,
+    padded,
+    parse_batch,
+    seal_batch,
+)
 
 U64 = st.integers(0, 2**64 - 1)
 SEED = 0x0123456789ABCDEF

@@ -236,7 +236,10 @@ class TestReplay:
             table.replay_delete(PACK, 2, 3)
             table.write_headers()
         header = PackHeader.parse(path_of(data).read_bytes())
-        assert (list(bits_of(header.present)), list(bits_of(header.deleted))) == ([0, 1, 5, 6, 7, 8, 9], [2, 3, 4])
+        assert (list(bits_of(header.present)), list(bits_of(header.deleted))) == (
+            [0, 1, 5, 6, 7, 8, 9],
+            [2, 3, 4],
+        )
 
     @pytest.mark.parametrize(("slot", "count"), [(-1, 1), (0, 0), (1295, 2), (1296, 1)])
     def test_slots_that_are_not_there(self, table, slot, count):

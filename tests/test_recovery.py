@@ -68,7 +68,10 @@ class TestSteps:
         log_batch(rig)
         rig.crash()
         assert (rig.recovered.batches, rig.recovered.frames) == (1, 3)
-        assert [rig.stored(FIRST + i) for i in range(4)] == [*(frame(FIRST + i, b"data") for i in range(3)), MISSING]
+        assert [rig.stored(FIRST + i) for i in range(4)] == [
+            *(frame(FIRST + i, b"data") for i in range(3)),
+            MISSING,
+        ]
 
     def test_logged_and_the_packs_never_reached_the_disk(self, rig):
         for first in (0, 36, FIRST, FIRST + 1296 * 50):
@@ -117,7 +120,11 @@ class TestSteps:
         rig.commit()
         damage(path_of(rig), 0, old)
         rig.crash()
-        assert [rig.stored(FIRST + i) for i in (0, 1, 9)] == [frame(FIRST, b"data"), frame(FIRST + 1, b"data"), D]
+        assert [rig.stored(FIRST + i) for i in (0, 1, 9)] == [
+            frame(FIRST, b"data"),
+            frame(FIRST + 1, b"data"),
+            D,
+        ]
 
     def test_answered_and_flushed_is_not_done_again(self, rig):
         rig.put_run(FIRST, 10)
@@ -141,7 +148,14 @@ class TestSteps:
             now = [rig.stored(FIRST + i) for i in range(30)]
             assert before in (None, now)
             before = now
-        assert before == [D] * 5 + [frame(FIRST + i, b"data") for i in range(5, 10)] + [MISSING] * 10 + [D] * 5 + [MISSING] * 5
+        assert (
+            before
+            == [D] * 5
+            + [frame(FIRST + i, b"data") for i in range(5, 10)]
+            + [MISSING] * 10
+            + [D] * 5
+            + [MISSING] * 5
+        )
 
     def test_a_torn_batch_was_never_answered(self, rig):
         rig.put(FIRST)
@@ -223,7 +237,11 @@ class TestOrder:
         rig.delete(FIRST + 5, 1)
         rig.commit()
         rig.crash()
-        assert [rig.stored(FIRST + 4 + i) for i in range(3)] == [frame(FIRST + 4, b"bulk"), D, frame(FIRST + 6, b"bulk")]
+        assert [rig.stored(FIRST + 4 + i) for i in range(3)] == [
+            frame(FIRST + 4, b"bulk"),
+            D,
+            frame(FIRST + 6, b"bulk"),
+        ]
 
     def test_a_delete_over_packs_that_are_not_there(self, rig):
         rig.delete(FIRST + 1000, 5000)
@@ -280,7 +298,10 @@ class TestLostHeaders:
         rig.commit()
         self.lose(rig, bytes(4096))
         rig.crash()
-        assert [rig.stored(FIRST + i) for i in range(4)] == [*(frame(FIRST + i, b"data") for i in range(3)), MISSING]
+        assert [rig.stored(FIRST + i) for i in range(4)] == [
+            *(frame(FIRST + i, b"data") for i in range(3)),
+            MISSING,
+        ]
         put = rig.put(FIRST + 3)
         rig.commit()
         assert rig.answers[put] == [S]
@@ -290,7 +311,12 @@ class TestLostHeaders:
         rig.commit()
         rig.flush()
         for slot, content in enumerate(
-            [frame(FIRST + 7), frame(FIRST + 1296 + 1), frame(FIRST + 2, b"", OTHER_KEYS.put), b"lower".ljust(FRAME_SIZE, b"\0")]
+            [
+                frame(FIRST + 7),
+                frame(FIRST + 1296 + 1),
+                frame(FIRST + 2, b"", OTHER_KEYS.put),
+                b"lower".ljust(FRAME_SIZE, b"\0"),
+            ]
         ):
             damage(path_of(rig), sharding.slot_offset(slot), content)
         rig.put(FIRST + 9)
@@ -363,7 +389,9 @@ class TestLog:
         written = []
         real = recovery.write_all
         monkeypatch.setattr(
-            recovery, "write_all", lambda fd, buffer, offset: (written.append((offset, len(buffer))), real(fd, buffer, offset))
+            recovery,
+            "write_all",
+            lambda fd, buffer, offset: (written.append((offset, len(buffer))), real(fd, buffer, offset)),
         )
         rig.open()
         assert written == [(2 * BLOCK_SIZE, BLOCK_SIZE)]
@@ -395,7 +423,10 @@ class TestLog:
             rig.open_max = 64
             remove_packs(rig)
             rig.crash()
-            assert all(rig.stored(FIRST + 1296 * i + 1) == frame(FIRST + 1296 * i + 1, b"data") for i in range(0, 1000, 37))
+            assert all(
+                rig.stored(FIRST + 1296 * i + 1) == frame(FIRST + 1296 * i + 1, b"data")
+                for i in range(0, 1000, 37)
+            )
 
     def test_keys_do_not_matter_for_what_the_log_holds(self, tmp_path):
         with CommitterRig(tmp_path, put_keys=[KEYS.put, OTHER_KEYS.put]) as rig:

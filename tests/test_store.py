@@ -71,7 +71,9 @@ class TestOpen:
     def test_a_directory_that_is_made_is_durable(self, tmp_path, monkeypatch, opened):
         synced = []
         real = os.fsync
-        monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd)))
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))
+        )
         opened.append(Store.open(tmp_path / "deep/data", wal_dir=tmp_path / "other/wal"))
         parents = ["", "/deep", "/deep/data", "/deep/data/.ingest", "/other", "/other/wal"]
         assert {f"{tmp_path}{parent}" for parent in parents} <= set(synced)
@@ -201,7 +203,9 @@ class TestDescription:
     @pytest.mark.parametrize("version", [0, 2, -1, "1", 1.0, True, None, [1]])
     def test_an_unknown_version_is_named(self, data, version):
         change(data, format=version)
-        with pytest.raises(StoreFormatError, match="store.json: format version .*; this program knows 1") as caught:
+        with pytest.raises(
+            StoreFormatError, match=r"store\.json: format version .*; this program knows 1"
+        ) as caught:
             Store.open(data)
         assert repr(version) in str(caught.value)
         assert caught.value.exit_code == 78
@@ -232,16 +236,20 @@ class TestDescription:
             Store.open(data)
 
     @pytest.mark.parametrize(
-        "content", [b"", b"{", b"null", b"[]", b"{}", b'"x"', b"1", b"\xff", b"[" * 100_000], ids=lambda c: str(c[:8])
+        "content",
+        [b"", b"{", b"null", b"[]", b"{}", b'"x"', b"1", b"\xff", b"[" * 100_000],
+        ids=lambda c: str(c[:8]),
     )
     def test_what_is_no_description(self, data, content):
         (data / ".ingest/store.json").write_bytes(content)
-        with pytest.raises(StoreFormatError, match="store.json"):
+        with pytest.raises(StoreFormatError, match=r"store\.json"):
             Store.open(data)
 
     def test_another_layout(self, data):
         change(data, layout="tree")
-        with pytest.raises(ConfigError, match="this store has layout 'tree', not 'pack'; it is fixed for good"):
+        with pytest.raises(
+            ConfigError, match="this store has layout 'tree', not 'pack'; it is fixed for good"
+        ):
             Store.open(data)
 
     def test_a_refusal_changes_nothing(self, data):
@@ -293,7 +301,11 @@ class TestLogDirectory:
         (tmp_path / "a/.ingest/store.json").unlink()
         opened.append(Store.open(tmp_path / "a", wal_dir=tmp_path / "wal"))
 
-    @pytest.mark.parametrize("content", [b"", b"[]", b'{"log_id": 1}', b'{"log_id": "x"}', b"[" * 100_000], ids=lambda c: str(c[:8]))
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"[]", b'{"log_id": 1}', b'{"log_id": "x"}', b"[" * 100_000],
+        ids=lambda c: str(c[:8]),
+    )
     def test_a_damaged_log_id_is_no_log(self, data, content):
         (data / ".ingest/wal/log.json").write_bytes(content)
         with pytest.raises(ConfigError, match="holds no log"):
@@ -324,7 +336,9 @@ class TestKeys:
         opened.append(Store.open(data))
         opened[0].check_keys(KeyRing(KEYS[:2]))
         before = (data / ".ingest/store.json").read_bytes()
-        with pytest.raises(KeyFileError, match=f"lacks the key {self.ids(KEYS[1])[0]}.*add it behind the others") as caught:
+        with pytest.raises(
+            KeyFileError, match=f"lacks the key {self.ids(KEYS[1])[0]}.*add it behind the others"
+        ) as caught:
             opened[0].check_keys(KeyRing([KEYS[3], KEYS[0]]))
         assert caught.value.exit_code == 78
         assert (data / ".ingest/store.json").read_bytes() == before, "nor is the new one remembered"
@@ -339,7 +353,9 @@ class TestKeys:
         before = (data / ".ingest/store.json").read_bytes()
         order = []
         real_fsync, real_rename = os.fsync, os.rename
-        monkeypatch.setattr(os, "fsync", lambda fd: (order.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd)))
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: (order.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))
+        )
 
         def rename(source: Path, target: Path) -> None:
             assert (data / ".ingest/store.json").read_bytes() == before
@@ -354,7 +370,9 @@ class TestKeys:
 
 
 class FakeStat:
-    def __init__(self, available: int, files: int = 1 << 20, free_files: int = 1 << 20, block: int = 4096) -> None:
+    def __init__(
+        self, available: int, files: int = 1 << 20, free_files: int = 1 << 20, block: int = 4096
+    ) -> None:
         self.f_bavail, self.f_frsize = available // block, block
         self.f_bfree = self.f_bavail + 1000  # what is kept for root is not ours
         self.f_files, self.f_favail, self.f_ffree = files, free_files, free_files + 1000
@@ -363,7 +381,9 @@ class FakeStat:
 class TestSpace:
     RESERVE = 256 << 20
 
-    def check(self, store: Store, monkeypatch: pytest.MonkeyPatch, answer: FakeStat, growth: int = 0) -> str | None:
+    def check(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, answer: FakeStat, growth: int = 0
+    ) -> str | None:
         monkeypatch.setattr(os, "fstatvfs", lambda fd: answer)
         return Space(store.data_fd, store.wal_dir, self.RESERVE).check(growth)
 
@@ -382,18 +402,28 @@ class TestSpace:
 
     def test_what_the_log_may_still_take_counts(self, store, monkeypatch):
         assert self.check(store, monkeypatch, FakeStat(self.RESERVE + (96 << 20)), 96 << 20) is None
-        assert "is 352 MiB" in str(self.check(store, monkeypatch, FakeStat(self.RESERVE + (95 << 20)), 96 << 20))
+        assert "is 352 MiB" in str(
+            self.check(store, monkeypatch, FakeStat(self.RESERVE + (95 << 20)), 96 << 20)
+        )
 
     def test_but_not_on_another_disk(self, store, monkeypatch):
         real = os.stat
         with monkeypatch.context() as patch:
-            patch.setattr(os, "stat", lambda path, **kw: os.stat_result((0, 0, 99, *[0] * 7)) if path == store.wal_dir else real(path, **kw))
+            patch.setattr(
+                os,
+                "stat",
+                lambda path, **kw: (
+                    os.stat_result((0, 0, 99, *[0] * 7)) if path == store.wal_dir else real(path, **kw)
+                ),
+            )
             assert self.check(store, patch, FakeStat(self.RESERVE), 1 << 40) is None
 
     def test_inodes(self, store, monkeypatch):
         few = limits.RESERVE_INODES
         assert self.check(store, monkeypatch, FakeStat(1 << 40, free_files=few)) is None
-        assert f"{few - 1} inodes are free" in str(self.check(store, monkeypatch, FakeStat(1 << 40, free_files=few - 1)))
+        assert f"{few - 1} inodes are free" in str(
+            self.check(store, monkeypatch, FakeStat(1 << 40, free_files=few - 1))
+        )
 
     def test_a_file_system_that_does_not_count_inodes(self, store, monkeypatch):
         assert self.check(store, monkeypatch, FakeStat(1 << 40, files=0, free_files=0)) is None

@@ -32,7 +32,9 @@ def to_be_done_again(data: Path, log_id: bytes) -> int:
     """Frames and deletes that the next start would do again."""
     reader = LogReader(data / ".ingest/wal", log_id, limits.LOG_SEGMENT_SIZE)
     try:
-        return sum(batch.header.puts + batch.header.deletes + batch.header.notes for batch in reader.batches())
+        return sum(
+            batch.header.puts + batch.header.deletes + batch.header.notes for batch in reader.batches()
+        )
     finally:
         reader.close()
 
@@ -108,7 +110,11 @@ class TestKill:
                 first = FIRST + 1296 * 20 * round_
                 done = committer.put(first, 200)
                 committer.wait(done)
-                cookies += [done, *(committer.put(first + 1296 * i, 300) for i in range(1, 4)), committer.delete(first, 5)]
+                cookies += [
+                    done,
+                    *(committer.put(first + 1296 * i, 300) for i in range(1, 4)),
+                    committer.delete(first, 5),
+                ]
                 committer.kill()
             committer.start()
             committer.wait(*cookies)
@@ -156,7 +162,10 @@ class TestSpace:
     def test_below_the_reserve(self, data):
         with CommitterProcess(data, reserve=1 << 60) as committer:
             committer.start()
-            assert committer.wait(committer.put(FIRST, 10), committer.put(FIRST + 1296 * 7, 1296)) == [{N}, {N}]
+            assert committer.wait(committer.put(FIRST, 10), committer.put(FIRST + 1296 * 7, 1296)) == [
+                {N},
+                {N},
+            ]
             assert committer.queue.flags & 2
             assert sorted(os.listdir(data)) == [".ingest"]
 
@@ -182,7 +191,9 @@ def small_file_system() -> Path | None:
     """A tmpfs of 48 MiB: one segment of 32 and half of another."""
     path = Path(f"/tmp/ingest-test-small-{os.getpid()}")
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", path], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", path], capture_output=True, check=False
+    )
     if mounted.returncode:
         path.rmdir()
         return None
@@ -193,7 +204,11 @@ def strace_works() -> bool:
     strace = shutil.which("strace")
     if strace is None:
         return False
-    probe = subprocess.run([strace, "-o", "/dev/null", "-e", "inject=getpid:error=EPERM", "true"], capture_output=True, check=False)
+    probe = subprocess.run(
+        [strace, "-o", "/dev/null", "-e", "inject=getpid:error=EPERM", "true"],
+        capture_output=True,
+        check=False,
+    )
     return probe.returncode == 0
 
 
@@ -202,7 +217,9 @@ needs_strace = pytest.mark.skipif(not strace_works(), reason="strace is not inst
 
 @needs_strace
 class TestFailingDisk:
-    def run(self, data: Path, inject: str, batches: int = 4, packs: int = 1, deletes: int = 0) -> dict[str, object]:
+    def run(
+        self, data: Path, inject: str, batches: int = 4, packs: int = 1, deletes: int = 0
+    ) -> dict[str, object]:
         """One life of a committer under `inject`. With one pack, each batch of puts is one commit."""
         command = [
             "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}", sys.executable,
@@ -210,7 +227,12 @@ class TestFailingDisk:
         ]  # fmt: skip
         paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
         done = subprocess.run(
-            command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=120, check=False
+            command,
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         result = json.loads(done.stdout)
@@ -277,7 +299,8 @@ class TestFailingDisk:
         """Both packs are written, one of them perhaps synced, none is noted: all of the job is ERROR."""
         script = BULK_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data))
         done = subprocess.run(
-            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={when}", sys.executable, "-c", script],
+            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={when}"]
+            + [sys.executable, "-c", script],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
@@ -287,7 +310,10 @@ class TestFailingDisk:
         assert set(statuses) == {"ERROR"}
         with CommitterProcess(data) as committer:
             committer.start()
-            assert committer.wait(*(committer.put(FIRST + 1296 * i, 1296, b"other") for i in range(2))) == [{S}] * 2
+            assert (
+                committer.wait(*(committer.put(FIRST + 1296 * i, 1296, b"other") for i in range(2)))
+                == [{S}] * 2
+            )
             committer.stop()
         assert stored(data, FIRST) == frame(FIRST, b"other")
 
