@@ -26,6 +26,14 @@ SHARED_KEY = bytes(range(32))
 FIRST = 36 + 5 * 1296
 
 
+def wait_for(*fds: int) -> list[int]:
+    """Those that are readable, once one is; none when that takes too long."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(PATIENCE_S * 1000)]
+
+
 class CommitterProcess:
     """`start` forks a committer on `data_dir`; `put` and `delete` hand it runs, `wait` takes their answers.
 
@@ -96,7 +104,7 @@ class CommitterProcess:
 
     def _sleep(self) -> None:
         doorbell = self.queue.worker_doorbells[0]
-        ready, _, _ = select.select([doorbell, self.pidfd], [], [], PATIENCE_S)
+        ready = wait_for(doorbell, self.pidfd)
         assert ready, f"the committer neither answers nor ends:\n{self.log()}"
         assert self.pidfd not in ready or doorbell in ready, f"the committer ended:\n{self.log()}"
         try:
@@ -123,7 +131,7 @@ class CommitterProcess:
         return self.wait_end()
 
     def wait_end(self) -> int:
-        assert select.select([self.pidfd], [], [], PATIENCE_S)[0], f"it does not end:\n{self.log()}"
+        assert wait_for(self.pidfd), f"it does not end:\n{self.log()}"
         code = self._reap()
         self._collect()
         return code

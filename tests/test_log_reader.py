@@ -353,7 +353,8 @@ def test_whatever_a_power_cut_leaves_every_synced_batch_is_read_and_no_other(see
                 log.close()
                 home = Path(root) / str(life)
                 disk.crash(chance, home)
-            _, found, synced_to = restart(home)
+            again, found, synced_to = restart(home)
+            again.close()
             assert synced_to <= packs_have
             last = max([synced_to, *found])
             assert list(found) == list(range(synced_to + 1, last + 1))

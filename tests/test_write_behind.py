@@ -299,8 +299,8 @@ class TestFailingDisk:
         """Both packs are written, one of them perhaps synced, none is noted: all of the job is ERROR."""
         script = BULK_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data))
         done = subprocess.run(
-            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={when}"]
-            + [sys.executable, "-c", script],
+            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={when}",
+             sys.executable, "-c", script],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
             capture_output=True, text=True, timeout=120, check=False,
         )  # fmt: skip
