@@ -9,8 +9,8 @@ The steps of one commit, in this order (`docs/architecture.md`, "Life of one put
     apply     slots written, then bits set
     answer    outcomes to the workers
 
-A frame is in exactly one place at a time: a ring, `pending`, the batch, or a bulk job. Whatever fails between claim and
-answer releases the claim and answers; a slot is never left claimed.
+A frame is in exactly one place at a time: a ring, `pending`, the batch, or a bulk job. Slots are claimed exactly for the
+frames in the batch and in bulk jobs (`check` counts). Only a commit that failed leaves claims behind: the process ends with it.
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc

@@ -116,8 +116,9 @@ def seal_batch(buffer: memoryview, header: BatchHeader, seed: int) -> int:
     end = padded(header.length)
     buffer[header.length : end] = bytes(end - header.length)
     BATCH_HEADER.pack_into(
-        buffer, 0, BATCH_MAGIC, header.number, 0, header.length, header.puts, header.deletes, header.notes, header.synced_to, 0
-    )
+        buffer, 0, BATCH_MAGIC, header.number, 0, header.length, header.puts, header.deletes, header.notes,
+        header.synced_to, 0,
+    )  # fmt: skip
     buffer[BATCH_DIGEST] = _digest(buffer[: header.length], seed)
     buffer[BATCH_HEAD_DIGEST] = _digest(buffer[: BATCH_HEAD_DIGEST.start], seed)
     return end

@@ -212,8 +212,9 @@ class LogWriter:
 
 def fill_with_zeros(fd: int, size: int) -> None:
     """Really writes `size` zero bytes and syncs them: unwritten extents would make each later sync a metadata write."""
-    with mmap.mmap(-1, ZEROS_SIZE) as zeros, memoryview(zeros) as view:
-        for offset in range(0, size, ZEROS_SIZE):
-            write_all(fd, view[: min(ZEROS_SIZE, size - offset)], offset)
+    # Not closed by hand: a write that fails keeps a view of it alive for as long as its exception lives.
+    zeros = memoryview(mmap.mmap(-1, min(ZEROS_SIZE, size)))
+    for offset in range(0, size, ZEROS_SIZE):
+        write_all(fd, zeros[: min(ZEROS_SIZE, size - offset)], offset)
     os.ftruncate(fd, size)
     os.fsync(fd)

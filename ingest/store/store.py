@@ -176,6 +176,8 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
         os.close(data_fd)
         raise StoreLockedError(f"{data_dir} is in use by another ingest server{holder}") from error
     except OSError:
+        if lock_fd >= 0:
+            os.close(lock_fd)
         os.close(data_fd)
         raise
     return data_fd, lock_fd
@@ -186,7 +188,7 @@ def _holder(lock_fd: int) -> str:
     try:
         record = json.loads(os.pread(lock_fd, 4096, 0))
         return f" (process {int(record['pid'])})"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

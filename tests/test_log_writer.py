@@ -1,0 +1,237 @@
+"""Appending, recycling and growing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+
+import pytest
+from log_rig import LOG_ID, SEGMENT_SIZE, append, new_log, puts, read_log
+from lossy_disk import LossyDisk
+
+from ingest.store import log_writer
+from ingest.store.log_format import BLOCK_SIZE, SegmentHeader
+
+
+@pytest.fixture
+def log(tmp_path):
+    log = new_log(tmp_path / "wal")
+    yield log
+    log.close()
+
+
+def header(path):
+    return SegmentHeader.parse(path.read_bytes()[:BLOCK_SIZE])
+
+
+def fill(log, batches=15):
+    """15 batches of two frames fill a segment."""
+    for _ in range(batches):
+        append(log, puts(log.number + 1))
+
+
+def test_what_was_appended_is_read(log, tmp_path):
+    for number in range(1, 6):
+        assert append(log, puts(number)) == number
+    found = read_log(tmp_path / "wal")
+    assert found.batches == {number: puts(number) for number in range(1, 6)}
+    assert (found.number, found.synced_to, found.use) == (5, 0, 1)
+
+
+def test_segments_are_whole_from_the_start_and_ours_alone(log, tmp_path):
+    append(log, puts(1))
+    (path,) = (tmp_path / "wal").iterdir()
+    assert path.name == "0000.log"
+    status = path.stat()
+    assert (status.st_size, stat.S_IMODE(status.st_mode)) == (SEGMENT_SIZE, 0o600)
+    assert status.st_blocks * 512 >= SEGMENT_SIZE, "its blocks are there, not a hole"
+
+
+def test_a_segment_begins_with_its_use_and_first_batch(log, tmp_path):
+    fill(log, 16)
+    first, second = header(tmp_path / "wal/0000.log"), header(tmp_path / "wal/0001.log")
+    assert (first.use, first.first_batch, first.log_id) == (1, 1, LOG_ID)
+    assert (second.use, second.first_batch, second.synced_to) == (2, 16, 0)
+    assert first.seed != second.seed
+
+
+def test_segments_are_used_again_oldest_first(log, tmp_path):
+    fill(log, 45)
+    log.recycle(30)
+    assert log.segments == 3
+    fill(log, 15)
+    assert log.segments == 3
+    assert [header(tmp_path / f"wal/000{i}.log").use for i in range(3)] == [4, 2, 3]
+    assert header(tmp_path / "wal/0000.log").synced_to == 30
+    fill(log, 15)
+    assert [header(tmp_path / f"wal/000{i}.log").use for i in range(3)] == [4, 5, 3]
+
+
+def test_a_segment_is_recycled_only_when_all_of_it_is_synced(log):
+    fill(log, 30)
+    log.recycle(14)
+    assert (log.used, log.synced_to) == (2 * SEGMENT_SIZE, 14)
+    log.recycle(15)
+    assert log.used == SEGMENT_SIZE
+
+
+def test_the_segment_that_is_written_to_is_not_recycled(log):
+    fill(log, 5)
+    log.recycle(5)
+    assert log.used == SEGMENT_SIZE
+    fill(log, 1)
+    assert log.number == 6
+
+
+def test_batches_say_how_far_the_packs_are(log, tmp_path):
+    fill(log, 3)
+    log.recycle(2)
+    assert log.recorded == 0
+    fill(log, 1)
+    assert log.recorded == 2
+    found = read_log(tmp_path / "wal")
+    assert found.synced_to == 2
+    assert list(found.batches) == [3, 4]
+
+
+def test_a_new_segment_s_header_is_durable_before_a_batch_is_written(tmp_path, monkeypatch):
+    """Else a power cut can leave the old header over a new batch: like damage to the old ones."""
+    (tmp_path / "wal").mkdir()
+    disk = LossyDisk(tmp_path / "wal")
+    disk.install(monkeypatch)
+    log = new_log(tmp_path / "wal")
+    fill(log, 45)
+    log.recycle(30)
+    headers = []
+    real = log_writer.write_all
+
+    def write_all(fd, buffer, offset):
+        if offset == BLOCK_SIZE:
+            headers.append(SegmentHeader.parse(bytes(disk.durable["0000.log"][:BLOCK_SIZE])))
+        real(fd, buffer, offset)
+
+    monkeypatch.setattr(log_writer, "write_all", write_all)
+    fill(log, 1)
+    assert [(h.use, h.first_batch, h.synced_to) for h in headers] == [(4, 46, 30)]
+    log.close()
+
+
+def test_nothing_is_synced_for_sync_os(tmp_path, monkeypatch):
+    log = new_log(tmp_path / "wal", sync=False)
+    log.make_spare()
+    disk = LossyDisk(tmp_path / "wal")
+    disk.install(monkeypatch)
+    append(log, puts(1))
+    append(log, puts(2))
+    assert disk.syncs == 0
+    assert read_log(tmp_path / "wal").number == 2
+    log.close()
+
+
+def test_the_log_is_bounded(log):
+    fill(log, 60)
+    assert log.segments == log.segments_max == 4
+    assert not log.has_room(8192)
+    assert (log.unallocated, log.needs_spare) == (0, False)
+    log.recycle(15)
+    assert log.has_room(8192)
+
+
+def test_names_never_take_a_fifth_digit(tmp_path):
+    log = log_writer.LogWriter(tmp_path, LOG_ID, size_max=1 << 50, segment_size=SEGMENT_SIZE)
+    assert log.segments_max == 10_000
+
+
+def test_a_spare_is_made_ahead_and_only_one(log):
+    assert log.needs_spare
+    log.make_spare()
+    log.make_spare()
+    assert (log.segments, log.needs_spare) == (1, False)
+    fill(log, 1)
+    assert log.segments == 1
+
+
+def test_a_spare_and_an_append_at_once_do_not_take_the_same_file(tmp_path):
+    for round_ in range(10):
+        directory = tmp_path / str(round_)
+        log = new_log(directory)
+        thread = threading.Thread(target=log.make_spare)
+        thread.start()
+        fill(log, 16)
+        thread.join()
+        names = sorted(path.name for path in directory.iterdir())
+        assert len(names) == log.segments in (2, 3)
+        assert read_log(directory).number == 16
+        log.close()
+
+
+def broken_fill(monkeypatch):
+    """A disk that has room for half a segment."""
+    real = os.pwrite
+
+    def pwrite(fd, data, offset):
+        if offset >= SEGMENT_SIZE // 2:
+            raise OSError(errno.ENOSPC, "no space")
+        return real(fd, data[: SEGMENT_SIZE // 2], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+
+def test_a_full_disk_takes_no_spare_and_gets_its_blocks_back(log, tmp_path, monkeypatch):
+    fill(log, 15)
+    with monkeypatch.context() as patch:
+        broken_fill(patch)
+        with pytest.raises(OSError, match="no space"):
+            log.make_spare()
+    assert sorted(path.name for path in (tmp_path / "wal").iterdir()) == ["0000.log"]
+    assert not log.may_grow
+    assert not log.has_room(8192)
+    assert not log.needs_spare
+
+
+def test_a_log_that_cannot_grow_goes_on_in_the_segment_that_it_has(log, tmp_path, monkeypatch):
+    fill(log, 15)
+    with monkeypatch.context() as patch:
+        broken_fill(patch)
+        with pytest.raises(OSError, match="no space"):
+            log.make_spare()
+    log.recycle(15)
+    assert log.has_room(8192)
+    fill(log, 15)
+    assert header(tmp_path / "wal/0000.log").first_batch == 16
+    found = read_log(tmp_path / "wal")
+    assert (found.synced_to, list(found.batches)) == (15, list(range(16, 31)))
+    log.may_grow = True
+    fill(log, 1)
+    assert log.segments == 2
+
+
+def test_the_first_segment_fails_like_any_write(tmp_path, monkeypatch):
+    log = new_log(tmp_path / "wal")
+    broken_fill(monkeypatch)
+    with pytest.raises(OSError, match="no space"):
+        append(log, puts(1))
+
+
+def test_a_file_system_that_writes_nothing_is_an_error(monkeypatch):
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    with pytest.raises(OSError, match="wrote nothing"):
+        log_writer.write_all(0, memoryview(b"x"), 0)
+
+
+def test_short_writes_go_on_where_they_stopped(tmp_path, monkeypatch):
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[:3], at))
+    with (tmp_path / "file").open("wb") as file:
+        log_writer.write_all(file.fileno(), memoryview(b"0123456789"), 2)
+    assert (tmp_path / "file").read_bytes() == b"\0\x000123456789"
+
+
+def test_a_link_in_a_segment_s_place_is_not_followed(tmp_path):
+    log = new_log(tmp_path / "wal")
+    (tmp_path / "wal/0000.log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        append(log, puts(1))
+    assert not (tmp_path / "elsewhere").exists()

@@ -1,0 +1,437 @@
+"""Recovery from every state in which a server can be cut off: made on the disk, then started on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from committer_rig import LOG_ID, SEGMENT_SIZE, CommitterRig
+from put_rig import KEYS, OTHER_KEYS, frame
+
+from ingest import sharding
+from ingest.errors import CorruptionError
+from ingest.limits import FRAME_SIZE, PACK_SLOTS
+from ingest.status import Status
+from ingest.store import recovery
+from ingest.store._pack_table import LostHeaderError
+from ingest.store.log_format import BLOCK_SIZE
+from ingest.store.pack import PackHeader, bits_of
+from ingest.store.recovery import recover
+
+S, E, C, N, D = Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED
+MISSING = Status.MISSING
+PACK = 5
+FIRST = 36 + PACK * PACK_SLOTS
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[CommitterRig]:
+    with CommitterRig(tmp_path) as rig:
+        yield rig
+
+
+def path_of(rig: CommitterRig, pack: int = PACK) -> Path:
+    return rig.data / sharding.pack_path(pack)
+
+
+def damage(path: Path, offset: int, data: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def log_batch(rig: CommitterRig) -> None:
+    """The batch is planned and its log record synced; then the power goes."""
+    rig.plan()
+    rig.core.write_notes()
+    rig.log.append(rig.core.buffer, rig.core.puts, rig.core.delete_frames, rig.core.notes)
+
+
+def remove_packs(rig: CommitterRig) -> None:
+    """What a power cut does to files and directories that were never synced."""
+    for path in sorted(rig.data.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+class TestSteps:
+    def test_planned_only(self, rig):
+        rig.put(FIRST)
+        rig.plan()
+        rig.crash()
+        assert (rig.recovered.batches, rig.stored(FIRST)) == (0, MISSING)
+
+    def test_logged(self, rig):
+        rig.put_run(FIRST, 3)
+        log_batch(rig)
+        rig.crash()
+        assert (rig.recovered.batches, rig.recovered.frames) == (1, 3)
+        assert [rig.stored(FIRST + i) for i in range(4)] == [
+            *(frame(FIRST + i, b"data") for i in range(3)),
+            MISSING,
+        ]
+
+    def test_logged_and_the_packs_never_reached_the_disk(self, rig):
+        for first in (0, 36, FIRST, FIRST + 1296 * 50):
+            rig.put_run(first, 30)
+        rig.commit()
+        remove_packs(rig)
+        rig.crash()
+        for first in (0, 36, FIRST, FIRST + 1296 * 50):
+            assert rig.stored(first + 29) == frame(first + 29, b"data")
+
+    def test_slots_written_and_bits_not(self, rig):
+        rig.put_run(FIRST, 2)
+        log_batch(rig)
+        damage(path_of(rig), sharding.slot_offset(0), frame(FIRST, b"data"))
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in range(2)] == [frame(FIRST + i, b"data") for i in range(2)]
+
+    def test_bits_written_and_slots_not(self, rig):
+        """Header and slots are different blocks: any of them may have reached the disk alone."""
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        damage(path_of(rig), sharding.slot_offset(1), b"\0" * FRAME_SIZE)
+        rig.crash()
+        assert rig.stored(FIRST + 1) == frame(FIRST + 1, b"data")
+
+    def test_bits_written_and_garbage_in_slots(self, rig):
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        damage(path_of(rig), sharding.slot_offset(0), os.urandom(3 * FRAME_SIZE))
+        rig.crash()
+        assert rig.stored(FIRST + 2) == frame(FIRST + 2, b"data")
+
+    def test_the_file_was_cut_short(self, rig):
+        rig.put_run(FIRST, 50)
+        rig.commit()
+        os.truncate(path_of(rig), sharding.slot_offset(20))
+        rig.crash()
+        assert rig.stored(FIRST + 49) == frame(FIRST + 49, b"data")
+
+    def test_an_old_header_over_new_slots(self, rig):
+        rig.put(FIRST)
+        rig.commit()
+        old = path_of(rig).read_bytes()[:512]
+        rig.put(FIRST + 1)
+        rig.delete(FIRST + 9, 1)
+        rig.commit()
+        damage(path_of(rig), 0, old)
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in (0, 1, 9)] == [
+            frame(FIRST, b"data"),
+            frame(FIRST + 1, b"data"),
+            D,
+        ]
+
+    def test_answered_and_flushed_is_not_done_again(self, rig):
+        rig.put_run(FIRST, 10)
+        rig.commit()
+        rig.flush()
+        rig.put(FIRST + 10)
+        rig.commit()
+        rig.crash()
+        assert (rig.recovered.batches, rig.recovered.frames) == (1, 1)
+
+    def test_recovery_cut_off_and_done_again(self, rig):
+        rig.put_run(FIRST, 10)
+        rig.delete(FIRST + 20, 5)
+        rig.commit()
+        rig.delete(FIRST, 5)
+        rig.commit()
+        before = None
+        for _ in range(3):
+            rig.crash()
+            assert (rig.recovered.frames, rig.recovered.deletes) == (10, 2)
+            now = [rig.stored(FIRST + i) for i in range(30)]
+            assert before in (None, now)
+            before = now
+        assert (
+            before
+            == [D] * 5
+            + [frame(FIRST + i, b"data") for i in range(5, 10)]
+            + [MISSING] * 10
+            + [D] * 5
+            + [MISSING] * 5
+        )
+
+    def test_a_torn_batch_was_never_answered(self, rig):
+        rig.put(FIRST)
+        rig.commit()
+        rig.put(FIRST + 1)
+        log_batch(rig)
+        (segment,) = (path for path in rig.wal.glob("*.log") if path.stat().st_size)
+        damage(segment, 2 * BLOCK_SIZE + 512, b"\xff" * 512)
+        rig.crash()
+        assert rig.recovered.batches == 1
+        assert "batch 2 fails its digest" in rig.recovered.torn
+        assert [rig.stored(FIRST + i) for i in range(2)] == [frame(FIRST, b"data"), MISSING]
+        rig.put(FIRST + 1, b"other")
+        rig.commit()
+        assert rig.log.number == 2
+        rig.crash()
+        assert rig.stored(FIRST + 1) == frame(FIRST + 1, b"other")
+
+    def test_the_server_goes_on_after_many_crashes_in_the_same_segments(self, rig):
+        for round_ in range(12):
+            rig.put(FIRST + round_, b"%d" % round_)
+            rig.commit()
+            rig.flush()
+            rig.crash()
+        assert rig.log.segments <= 4
+        assert [rig.stored(FIRST + i) for i in range(12)] == [frame(FIRST + i, b"%d" % i) for i in range(12)]
+
+
+class TestOrder:
+    def test_a_delete_after_a_put(self, rig):
+        rig.put(FIRST)
+        rig.commit()
+        rig.delete(FIRST, 1)
+        log_batch(rig)
+        rig.crash()
+        assert rig.stored(FIRST) is D
+
+    def test_a_put_done_again_does_not_bring_back_what_was_deleted_later(self, rig):
+        """The delete reached the disk, the log is read from before the put: in between a reader must not see it again."""
+        rig.put_run(FIRST, 2)
+        rig.commit()
+        rig.delete(FIRST, 1)
+        rig.commit()
+        before = path_of(rig).read_bytes()[512:]
+        seen = []
+
+        class Watching(type(rig.packs)):  # type: ignore[misc]
+            def replay_puts(self, frames: memoryview) -> None:
+                super().replay_puts(frames)
+                self.write_headers()
+                seen.append(path_of(rig).read_bytes())
+
+        rig.packs.close()
+        packs = Watching(rig.data_fd, bytes(range(16)), 64)
+        writer = recover(packs, rig.wal, LOG_ID, rig.put_keys, segment_size=SEGMENT_SIZE).writer
+        assert len(seen) == 2
+        for content in seen:
+            assert content[512:] == before
+            assert list(bits_of(PackHeader.parse(content).deleted)) == [0]
+        writer.close()
+        packs.close()
+
+    def test_notes_of_bulk_jobs(self, rig):
+        for i in range(2):
+            rig.put_run(FIRST + 1296 * i, 1296, b"bulk")
+        rig.plan()
+        rig.finish_jobs()
+        log_batch(rig)
+        assert rig.stored(FIRST) is MISSING
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in (0, 1295, 1296, 2591)] == [
+            frame(FIRST + i, b"bulk") for i in (0, 1295, 1296, 2591)
+        ]
+
+    def test_a_delete_of_what_a_note_brought(self, rig):
+        for i in range(2):
+            rig.put_run(FIRST + 1296 * i, 1296, b"bulk")
+        rig.commit()
+        rig.delete(FIRST + 5, 1)
+        rig.commit()
+        rig.crash()
+        assert [rig.stored(FIRST + 4 + i) for i in range(3)] == [
+            frame(FIRST + 4, b"bulk"),
+            D,
+            frame(FIRST + 6, b"bulk"),
+        ]
+
+    def test_a_delete_over_packs_that_are_not_there(self, rig):
+        rig.delete(FIRST + 1000, 5000)
+        log_batch(rig)
+        remove_packs(rig)
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in (999, 1000, 5999, 6000)] == [MISSING, D, D, MISSING]
+
+
+class TestLostHeaders:
+    def lose(self, rig: CommitterRig, content: bytes = b"x" * 512) -> None:
+        rig.packs.close()
+        damage(path_of(rig), 0, content)
+
+    def test_it_is_rebuilt_from_the_slots_and_the_rest_counts_as_deleted(self, rig):
+        rig.put_run(FIRST, 5)
+        rig.commit()
+        rig.delete(FIRST + 2, 1)
+        rig.commit()
+        rig.flush()
+        rig.put(FIRST + 9)
+        rig.commit()
+        self.lose(rig)
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in range(5)] == [
+            frame(FIRST, b"data"), frame(FIRST + 1, b"data"), D, frame(FIRST + 3, b"data"), frame(FIRST + 4, b"data")
+        ]  # fmt: skip
+        assert rig.stored(FIRST + 5) is D, "it may have been used"
+        assert rig.stored(FIRST + 9) == frame(FIRST + 9, b"data")
+
+    def test_a_frame_that_only_the_log_has_is_not_lost_with_the_header(self, rig):
+        """Its slot does not check, but that is no sign of a delete: the log still says put."""
+        rig.put(FIRST)
+        rig.commit()
+        rig.put(FIRST + 1, b"in the log")
+        log_batch(rig)
+        self.lose(rig)
+        rig.crash()
+        assert rig.stored(FIRST + 1) == frame(FIRST + 1, b"in the log")
+        rig.crash()
+        assert rig.stored(FIRST + 1) == frame(FIRST + 1, b"in the log")
+
+    def test_what_the_log_deletes_after_that_stays_deleted(self, rig):
+        rig.put_run(FIRST, 2)
+        rig.commit()
+        rig.delete(FIRST + 1, 1)
+        rig.commit()
+        self.lose(rig)
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in range(2)] == [frame(FIRST, b"data"), D]
+
+    def test_a_header_that_never_reached_the_disk_is_no_loss(self, rig):
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        self.lose(rig, bytes(4096))
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in range(4)] == [
+            *(frame(FIRST + i, b"data") for i in range(3)),
+            MISSING,
+        ]
+        put = rig.put(FIRST + 3)
+        rig.commit()
+        assert rig.answers[put] == [S]
+
+    def test_frames_of_other_slots_packs_or_keys_do_not_count(self, rig):
+        rig.put(FIRST)
+        rig.commit()
+        rig.flush()
+        for slot, content in enumerate(
+            [
+                frame(FIRST + 7),
+                frame(FIRST + 1296 + 1),
+                frame(FIRST + 2, b"", OTHER_KEYS.put),
+                b"lower".ljust(FRAME_SIZE, b"\0"),
+            ]
+        ):
+            damage(path_of(rig), sharding.slot_offset(slot), content)
+        rig.put(FIRST + 9)
+        log_batch(rig)
+        self.lose(rig)
+        rig.crash()
+        assert list(bits_of(rig.header(PACK).present)) == [9]
+
+    def test_a_foreign_header_is_not_rebuilt(self, rig):
+        rig.put(FIRST)
+        rig.commit()
+        foreign = PackHeader.of_pack(PACK, bytes(16)).serialize()
+        self.lose(rig, foreign)
+        rig.close()
+        with pytest.raises(CorruptionError, match="another store's pack"):
+            rig.open()
+        assert path_of(rig).read_bytes()[:4096] == foreign
+        damage(path_of(rig), 0, PackHeader.of_pack(PACK, bytes(range(16))).serialize())
+        rig.open()
+
+    def test_a_disk_that_does_not_keep_the_new_header_is_no_endless_loop(self, rig, monkeypatch):
+        rig.put(FIRST)
+        rig.commit()
+        self.lose(rig)
+        rig.close()
+        tries = []
+
+        class Forgetful(recovery.PackTable):  # type: ignore[misc]
+            def install_header(self, pack: int, bits: bytes) -> None:
+                tries.append(pack)
+
+        packs = Forgetful(os.open(rig.data, os.O_RDONLY), bytes(range(16)), 64)
+        with pytest.raises(LostHeaderError):
+            recover(packs, rig.wal, LOG_ID, rig.put_keys, segment_size=SEGMENT_SIZE)
+        assert tries == [PACK]
+        os.close(packs.data_fd)
+        packs.close()
+        rig.open()
+
+
+class TestLog:
+    def test_corruption_stops_it(self, rig):
+        for i in range(3):
+            rig.put(FIRST + i)
+            rig.commit()
+        (segment,) = (path for path in rig.wal.glob("*.log") if path.stat().st_size)
+        good = segment.read_bytes()
+        damage(segment, 2 * BLOCK_SIZE, b"\0" * 64)
+        rig.close()
+        with pytest.raises(CorruptionError, match="batch 3 at 12288 is whole"):
+            rig.open()
+        segment.write_bytes(good)
+        rig.open()
+
+    def test_a_segment_that_was_being_made_is_dropped_and_a_whole_one_kept(self, rig):
+        rig.put(FIRST)
+        rig.commit()
+        (rig.wal / "0001.log").write_bytes(bytes(SEGMENT_SIZE // 2))
+        (rig.wal / "0002.log").write_bytes(bytes(SEGMENT_SIZE))
+        rig.crash()
+        assert sorted(path.name for path in rig.wal.iterdir()) == ["0000.log", "0002.log"]
+        assert rig.log.segments == 2
+
+    def test_the_last_batch_is_settled(self, rig, monkeypatch):
+        """Its sync may have failed: what is read of it may be the drive's cache."""
+        for i in range(2):
+            rig.put(FIRST + i)
+            rig.commit()
+        rig.close()
+        written = []
+        real = recovery.write_all
+        monkeypatch.setattr(
+            recovery,
+            "write_all",
+            lambda fd, buffer, offset: (written.append((offset, len(buffer))), real(fd, buffer, offset)),
+        )
+        rig.open()
+        assert written == [(2 * BLOCK_SIZE, BLOCK_SIZE)]
+
+    def test_a_settling_that_fails_is_not_recovered(self, rig, monkeypatch):
+        rig.put(FIRST)
+        rig.commit()
+        rig.close()
+
+        def fdatasync(fd: int) -> None:
+            raise OSError(errno.EIO, "no")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fdatasync", fdatasync)
+            with pytest.raises(OSError, match="no"):
+                rig.open()
+        rig.open()
+        assert rig.stored(FIRST) == frame(FIRST, b"data")
+
+    def test_batches_with_many_packs(self, tmp_path):
+        with CommitterRig(tmp_path, open_max=1024) as rig:
+            for i in range(1000):
+                rig.put(FIRST + 1296 * i)
+            rig.commit()
+            rig.flush()
+            for i in range(1000):
+                rig.put(FIRST + 1296 * i + 1)
+            rig.commit()
+            rig.open_max = 64
+            remove_packs(rig)
+            rig.crash()
+            assert all(
+                rig.stored(FIRST + 1296 * i + 1) == frame(FIRST + 1296 * i + 1, b"data")
+                for i in range(0, 1000, 37)
+            )
+
+    def test_keys_do_not_matter_for_what_the_log_holds(self, tmp_path):
+        with CommitterRig(tmp_path, put_keys=[KEYS.put, OTHER_KEYS.put]) as rig:
+            rig.put(FIRST, key=OTHER_KEYS.put)
+            rig.commit()
+            remove_packs(rig)
+            rig.crash()
+            assert rig.stored(FIRST) == frame(FIRST, b"data", OTHER_KEYS.put)

@@ -1,0 +1,437 @@
+"""A data directory: what it is, who holds it, what is refused and with which words."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest import limits
+from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.mac import KeyRing
+from ingest.store.store import Space, Store
+
+KEYS = [bytes([i]) * 32 for i in range(1, 5)]
+
+
+@pytest.fixture
+def opened() -> Iterator[list[Store]]:
+    """Stores in it are closed at the end."""
+    stores: list[Store] = []
+    yield stores
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data directory that was made and closed."""
+    Store.open(tmp_path / "data").close()
+    return tmp_path / "data"
+
+
+def record_of(data: Path) -> dict[str, object]:
+    return json.loads((data / ".ingest/store.json").read_text())
+
+
+def change(data: Path, **fields: object) -> None:
+    record = record_of(data) | fields
+    (data / ".ingest/store.json").write_text(json.dumps({k: v for k, v in record.items() if v is not ...}))
+
+
+class TestOpen:
+    def test_a_new_store(self, tmp_path, opened):
+        store = Store.open(tmp_path / "deep/data")
+        opened.append(store)
+        record = record_of(tmp_path / "deep/data")
+        assert record == {
+            "format": 1,
+            "layout": "pack",
+            "store_id": store.store_id.hex(),
+            "log_id": store.log_id.hex(),
+            "keys": [],
+        }
+        assert len(store.store_id) == len(store.log_id) == 16
+        assert store.wal_dir == tmp_path / "deep/data/.ingest/wal"
+
+    def test_everything_in_it_is_ours_alone(self, tmp_path, opened):
+        old = os.umask(0)
+        try:
+            opened.append(Store.open(tmp_path / "deep/data"))
+        finally:
+            os.umask(old)
+        for path in (tmp_path / "deep").rglob("*"):
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+    def test_a_directory_that_is_made_is_durable(self, tmp_path, monkeypatch, opened):
+        synced = []
+        real = os.fsync
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))
+        )
+        opened.append(Store.open(tmp_path / "deep/data", wal_dir=tmp_path / "other/wal"))
+        parents = ["", "/deep", "/deep/data", "/deep/data/.ingest", "/other", "/other/wal"]
+        assert {f"{tmp_path}{parent}" for parent in parents} <= set(synced)
+
+    def test_it_comes_back_as_it_was(self, data):
+        stores = []
+        for _ in range(2):
+            store = Store.open(data)
+            stores.append((store.store_id, store.log_id, store.layout, store.key_ids))
+            store.close()
+        assert stores[0] == stores[1]
+
+    def test_two_stores_differ(self, tmp_path, data, opened):
+        other = Store.open(tmp_path / "other")
+        opened.append(other)
+        assert other.store_id.hex() != record_of(data)["store_id"]
+
+    def test_a_start_that_was_cut_short_is_done_again(self, tmp_path, opened):
+        data = tmp_path / "data"
+        Store.open(data).close()
+        (data / ".ingest/store.json").unlink()
+        (data / ".ingest/store.json.new").write_text("half a fi")
+        log_id = json.loads((data / ".ingest/wal/log.json").read_text())["log_id"]
+        opened.append(Store.open(data))
+        assert opened[0].log_id.hex() == log_id
+
+    def test_packs_without_a_description_are_refused(self, tmp_path):
+        for name in ("obj", "0", "ZZ"):
+            data = tmp_path / f"data-{name}"
+            (data / name).mkdir(parents=True)
+            with pytest.raises(StoreFormatError, match=f"holds packs .{name}. but no .ingest/store.json"):
+                Store.open(data)
+
+    def test_other_people_s_files_do_not_matter(self, tmp_path, opened):
+        (tmp_path / "data/lost+found").mkdir(parents=True)
+        (tmp_path / "data/.hidden").touch()
+        opened.append(Store.open(tmp_path / "data"))
+
+    def test_a_file_in_its_place(self, tmp_path):
+        (tmp_path / "data").touch()
+        with pytest.raises(DiskError, match="must be a directory that we may write"):
+            Store.open(tmp_path / "data")
+
+    def test_a_symbolic_link_for_our_directory(self, tmp_path):
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data/.ingest").symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(DiskError, match="symbolic link"):
+            Store.open(tmp_path / "data")
+        assert os.listdir(tmp_path / "elsewhere") == []
+
+    def test_a_symbolic_link_for_the_lock(self, tmp_path, data):
+        (data / ".ingest/lock").unlink()
+        (data / ".ingest/lock").symlink_to(tmp_path / "victim")
+        with pytest.raises(DiskError):
+            Store.open(data)
+        assert not (tmp_path / "victim").exists()
+
+    def test_an_unknown_layout(self, tmp_path):
+        with pytest.raises(ConfigError, match="layout 'tree' is not in this version"):
+            Store.open(tmp_path, layout="tree")
+
+    def test_nothing_stays_open_after_a_refusal(self, data):
+        change(data, format=2)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(StoreFormatError):
+                Store.open(data)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+class TestLock:
+    def test_a_second_open_is_refused(self, data, opened):
+        opened.append(Store.open(data))
+        with pytest.raises(StoreLockedError, match="in use by another ingest server") as caught:
+            Store.open(data)
+        assert isinstance(caught.value, BusyError)
+        assert caught.value.exit_code == 75
+
+    def test_it_is_free_after_a_close(self, data, opened):
+        Store.open(data).close()
+        opened.append(Store.open(data))
+
+    def test_a_child_holds_it_on(self, data, opened):
+        """The parent is gone, a worker is not: nobody else may start yet."""
+        store = Store.open(data)
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)  # until the test closes its end
+            os._exit(0)
+        os.close(read)
+        store.close()
+        try:
+            with pytest.raises(StoreLockedError):
+                Store.open(data)
+        finally:
+            os.close(write)
+            os.waitpid(child, 0)
+        opened.append(Store.open(data))
+
+    def test_who_holds_it_is_named_when_it_says_so(self, data, opened):
+        opened.append(Store.open(data))
+        os.pwrite(opened[0].lock_fd, b'{"pid": 4711}', 0)
+        with pytest.raises(StoreLockedError, match="process 4711"):
+            Store.open(data)
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff\xfe", b"[" * 4000])
+    def test_what_the_lock_says_cannot_hurt(self, data, opened, content):
+        opened.append(Store.open(data))
+        os.pwrite(opened[0].lock_fd, content, 0)
+        with pytest.raises(StoreLockedError):
+            Store.open(data)
+
+    def test_it_is_a_flock_and_not_inherited_by_programs(self, data, opened):
+        opened.append(Store.open(data))
+        for fd in (opened[0].lock_fd, opened[0].data_fd):
+            assert fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+        other = os.open(data / ".ingest/lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.close(other)
+
+
+class TestDescription:
+    @pytest.mark.parametrize("version", [0, 2, -1, "1", 1.0, True, None, [1]])
+    def test_an_unknown_version_is_named(self, data, version):
+        change(data, format=version)
+        with pytest.raises(
+            StoreFormatError, match=r"store\.json: format version .*; this program knows 1"
+        ) as caught:
+            Store.open(data)
+        assert repr(version) in str(caught.value)
+        assert caught.value.exit_code == 78
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"layout": ...},
+            {"layout": 1},
+            {"store_id": ...},
+            {"store_id": "0" * 31},
+            {"store_id": "0" * 33},
+            {"store_id": "G" * 32},
+            {"store_id": 0},
+            {"log_id": ...},
+            {"log_id": "A" * 32},
+            {"keys": ...},
+            {"keys": "0" * 16},
+            {"keys": ["0" * 15]},
+            {"keys": ["0" * 16, 1]},
+            {"keys": None},
+        ],
+        ids=str,
+    )
+    def test_each_field_is_checked(self, data, fields):
+        change(data, **fields)
+        with pytest.raises(StoreFormatError, match="expected layout, store_id, log_id"):
+            Store.open(data)
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"{", b"null", b"[]", b"{}", b'"x"', b"1", b"\xff", b"[" * 100_000],
+        ids=lambda c: str(c[:8]),
+    )
+    def test_what_is_no_description(self, data, content):
+        (data / ".ingest/store.json").write_bytes(content)
+        with pytest.raises(StoreFormatError, match=r"store\.json"):
+            Store.open(data)
+
+    def test_another_layout(self, data):
+        change(data, layout="tree")
+        with pytest.raises(
+            ConfigError, match="this store has layout 'tree', not 'pack'; it is fixed for good"
+        ):
+            Store.open(data)
+
+    def test_a_refusal_changes_nothing(self, data):
+        change(data, format=7)
+        before = (data / ".ingest/store.json").read_bytes()
+        with pytest.raises(StoreFormatError):
+            Store.open(data)
+        assert (data / ".ingest/store.json").read_bytes() == before
+
+
+class TestLogDirectory:
+    def test_elsewhere(self, tmp_path, opened):
+        opened.append(Store.open(tmp_path / "data", wal_dir=tmp_path / "disk2/wal"))
+        assert opened[0].wal_dir == tmp_path / "disk2/wal"
+        assert not (tmp_path / "data/.ingest/wal").exists()
+
+    def test_forgotten(self, tmp_path):
+        Store.open(tmp_path / "data", wal_dir=tmp_path / "wal").close()
+        with pytest.raises(ConfigError, match="which holds no log: start with the --wal-dir") as caught:
+            Store.open(tmp_path / "data")
+        assert caught.value.exit_code == 78
+        assert not (tmp_path / "data/.ingest/wal").exists()
+
+    def test_given_where_there_was_none(self, tmp_path, data):
+        with pytest.raises(ConfigError, match="which holds no log"):
+            Store.open(data, wal_dir=tmp_path / "wal")
+
+    def test_that_of_another_store(self, tmp_path):
+        for name in "ab":
+            Store.open(tmp_path / name, wal_dir=tmp_path / f"wal-{name}").close()
+        with pytest.raises(ConfigError, match="which holds the log of another store"):
+            Store.open(tmp_path / "a", wal_dir=tmp_path / "wal-b")
+
+    def test_a_new_store_does_not_take_over_a_log_with_segments(self, tmp_path):
+        (tmp_path / "wal").mkdir()
+        (tmp_path / "wal/0000.log").touch()
+        with pytest.raises(ConfigError, match="holds the log of another store: give each store its own"):
+            Store.open(tmp_path / "data", wal_dir=tmp_path / "wal")
+
+    def test_nor_one_that_another_store_made_and_did_not_use_yet(self, tmp_path):
+        """Both would go on in one log, and each would do again what the other one's says."""
+        Store.open(tmp_path / "a", wal_dir=tmp_path / "wal").close()
+        with pytest.raises(ConfigError, match="was made for another store"):
+            Store.open(tmp_path / "b", wal_dir=tmp_path / "wal")
+        Store.open(tmp_path / "a", wal_dir=tmp_path / "wal").close()
+
+    def test_a_start_that_was_cut_short_takes_its_own_over(self, tmp_path, opened):
+        Store.open(tmp_path / "a", wal_dir=tmp_path / "wal").close()
+        (tmp_path / "a/.ingest/store.json").unlink()
+        opened.append(Store.open(tmp_path / "a", wal_dir=tmp_path / "wal"))
+
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"[]", b'{"log_id": 1}', b'{"log_id": "x"}', b"[" * 100_000],
+        ids=lambda c: str(c[:8]),
+    )
+    def test_a_damaged_log_id_is_no_log(self, data, content):
+        (data / ".ingest/wal/log.json").write_bytes(content)
+        with pytest.raises(ConfigError, match="holds no log"):
+            Store.open(data)
+
+
+class TestKeys:
+    def ids(self, *keys: bytes) -> list[str]:
+        return list(KeyRing(keys).ids)
+
+    def test_keys_that_sign_are_remembered(self, data, opened):
+        store = Store.open(data)
+        store.check_keys(KeyRing(KEYS[:3]))
+        assert record_of(data)["keys"] == store.key_ids == self.ids(*KEYS[:2]), "the third only verifies"
+        store.close()
+        opened.append(Store.open(data))
+        assert opened[0].key_ids == self.ids(*KEYS[:2])
+
+    def test_rotation(self, data, opened):
+        store = Store.open(data)
+        opened.append(store)
+        store.check_keys(KeyRing([KEYS[0]]))
+        store.check_keys(KeyRing([KEYS[1], KEYS[0]]))
+        store.check_keys(KeyRing([KEYS[2], KEYS[1], KEYS[0]]))
+        assert record_of(data)["keys"] == self.ids(*KEYS[:3])
+
+    def test_a_missing_key_is_refused_and_named(self, data, opened):
+        opened.append(Store.open(data))
+        opened[0].check_keys(KeyRing(KEYS[:2]))
+        before = (data / ".ingest/store.json").read_bytes()
+        with pytest.raises(
+            KeyFileError, match=f"lacks the key {self.ids(KEYS[1])[0]}.*add it behind the others"
+        ) as caught:
+            opened[0].check_keys(KeyRing([KEYS[3], KEYS[0]]))
+        assert caught.value.exit_code == 78
+        assert (data / ".ingest/store.json").read_bytes() == before, "nor is the new one remembered"
+
+    def test_the_order_does_not_matter(self, data, opened):
+        opened.append(Store.open(data))
+        opened[0].check_keys(KeyRing(KEYS[:2]))
+        opened[0].check_keys(KeyRing([KEYS[2], KEYS[1], KEYS[0]]))
+
+    def test_remembering_is_durable_and_whole(self, data, opened, monkeypatch):
+        opened.append(Store.open(data))
+        before = (data / ".ingest/store.json").read_bytes()
+        order = []
+        real_fsync, real_rename = os.fsync, os.rename
+        monkeypatch.setattr(
+            os, "fsync", lambda fd: (order.append(os.readlink(f"/proc/self/fd/{fd}")), real_fsync(fd))
+        )
+
+        def rename(source: Path, target: Path) -> None:
+            assert (data / ".ingest/store.json").read_bytes() == before
+            order.append("rename")
+            real_rename(source, target)
+
+        monkeypatch.setattr(os, "rename", rename)
+        opened[0].check_keys(KeyRing(KEYS[:1]))
+        meta = f"{data}/.ingest"
+        assert order == [f"{meta}/store.json.new", "rename", meta]
+        assert stat.S_IMODE((data / ".ingest/store.json").stat().st_mode) == 0o600
+
+
+class FakeStat:
+    def __init__(
+        self, available: int, files: int = 1 << 20, free_files: int = 1 << 20, block: int = 4096
+    ) -> None:
+        self.f_bavail, self.f_frsize = available // block, block
+        self.f_bfree = self.f_bavail + 1000  # what is kept for root is not ours
+        self.f_files, self.f_favail, self.f_ffree = files, free_files, free_files + 1000
+
+
+class TestSpace:
+    RESERVE = 256 << 20
+
+    def check(
+        self, store: Store, monkeypatch: pytest.MonkeyPatch, answer: FakeStat, growth: int = 0
+    ) -> str | None:
+        monkeypatch.setattr(os, "fstatvfs", lambda fd: answer)
+        return Space(store.data_fd, store.wal_dir, self.RESERVE).check(growth)
+
+    @pytest.fixture
+    def store(self, data, opened):
+        opened.append(Store.open(data))
+        return opened[0]
+
+    def test_room(self, store, monkeypatch):
+        assert self.check(store, monkeypatch, FakeStat(self.RESERVE)) is None
+
+    def test_below_the_reserve(self, store, monkeypatch):
+        reason = self.check(store, monkeypatch, FakeStat(self.RESERVE - 4096))
+        assert reason is not None
+        assert "255 MiB are free, the reserve" in reason
+
+    def test_what_the_log_may_still_take_counts(self, store, monkeypatch):
+        assert self.check(store, monkeypatch, FakeStat(self.RESERVE + (96 << 20)), 96 << 20) is None
+        assert "is 352 MiB" in str(
+            self.check(store, monkeypatch, FakeStat(self.RESERVE + (95 << 20)), 96 << 20)
+        )
+
+    def test_but_not_on_another_disk(self, store, monkeypatch):
+        real = os.stat
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                os,
+                "stat",
+                lambda path, **kw: (
+                    os.stat_result((0, 0, 99, *[0] * 7)) if path == store.wal_dir else real(path, **kw)
+                ),
+            )
+            assert self.check(store, patch, FakeStat(self.RESERVE), 1 << 40) is None
+
+    def test_inodes(self, store, monkeypatch):
+        few = limits.RESERVE_INODES
+        assert self.check(store, monkeypatch, FakeStat(1 << 40, free_files=few)) is None
+        assert f"{few - 1} inodes are free" in str(
+            self.check(store, monkeypatch, FakeStat(1 << 40, free_files=few - 1))
+        )
+
+    def test_a_file_system_that_does_not_count_inodes(self, store, monkeypatch):
+        assert self.check(store, monkeypatch, FakeStat(1 << 40, files=0, free_files=0)) is None
+
+    def test_a_disk_that_does_not_answer(self, store, monkeypatch):
+        def fstatvfs(fd: int) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(os, "fstatvfs", fstatvfs)
+        with pytest.raises(OSError, match="Input/output"):
+            Space(store.data_fd, store.wal_dir, 0).check(0)

@@ -1,0 +1,337 @@
+"""The committer's process: killed, stopped, and on a disk that fails."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from committer_process import FIRST, CommitterProcess
+from put_rig import frame
+
+from ingest import limits, metrics, sharding
+from ingest.limits import FRAME_SIZE
+from ingest.status import Status
+from ingest.store.log_reader import LogReader
+from ingest.write_behind import EX_CORRUPT, EX_SYNC_FAILED, syncfs
+
+S, E, C, N, D = Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+def to_be_done_again(data: Path, log_id: bytes) -> int:
+    """Frames and deletes that the next start would do again."""
+    reader = LogReader(data / ".ingest/wal", log_id, limits.LOG_SEGMENT_SIZE)
+    try:
+        return sum(
+            batch.header.puts + batch.header.deletes + batch.header.notes for batch in reader.batches()
+        )
+    finally:
+        reader.close()
+
+
+def stored(data: Path, index: int) -> bytes:
+    with (data / sharding.pack_path(sharding.ticket_pack(index))).open("rb") as file:
+        file.seek(sharding.slot_offset(sharding.ticket_slot(index)))
+        return file.read(FRAME_SIZE)
+
+
+class TestLife:
+    def test_puts_duplicates_conflicts_and_deletes(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            assert committer.wait(committer.put(FIRST, 100)) == [{S}]
+            assert committer.wait(committer.put(FIRST, 100), committer.put(FIRST, 1, b"x")) == [{S}, {C}]
+            assert committer.wait(committer.delete(FIRST, 50)) == [{D}]
+            assert committer.wait(committer.put(FIRST, 50), committer.put(FIRST + 50, 50)) == [{D}, {S}]
+            assert committer.stop() == 0
+        assert stored(data, FIRST + 99) == frame(FIRST + 99, b"data")
+
+    def test_long_runs(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            assert committer.wait(*(committer.put(FIRST + 1296 * i, 1296) for i in range(5))) == [{S}] * 5
+            assert committer.queue.counter_row(1)[metrics.INDEX["BULK_FRAMES"]] > 0
+            committer.kill()
+            committer.start()
+            assert committer.wait(committer.put(FIRST + 1296 * 4, 1295, b"data")) == [{S}]
+
+    def test_a_term_flushes_and_leaves_nothing_to_do(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 100), committer.delete(FIRST + 200, 3))
+            assert committer.stop() == 0
+            assert to_be_done_again(data, committer.node.store.log_id) == 0
+            committer.start()
+            assert "recovered 0 frames and 0 deletes" in committer.log().splitlines()[-1]
+
+    def test_also_when_the_last_flush_was_over_long_before(self, data):
+        """Nothing was appended since: the log on the disk knows nothing of that flush yet."""
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 100))
+            flushes = metrics.INDEX["FLUSHES"]
+            committer.queue.set_worker_sleeping(0, True)
+            while committer.queue.counter_row(1)[flushes] == 0:
+                committer.wait(committer.put(FIRST))  # a duplicate: answered, not logged
+            assert committer.stop() == 0
+            assert to_be_done_again(data, committer.node.store.log_id) == 0
+
+    def test_a_term_answers_what_was_handed_over(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            cookies = [committer.put(FIRST + 1296 * i, 500) for i in range(10)]
+            assert committer.stop() == 0
+            assert [set(committer.answers[cookie]) for cookie in cookies] == [{S}] * 10
+
+    def test_a_term_before_anything(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            assert committer.stop() == 0
+            committer.start()
+            assert committer.stop() == 0
+
+
+class TestKill:
+    def test_what_was_answered_is_there_and_the_rest_is_answered_by_the_next(self, data):
+        with CommitterProcess(data) as committer:
+            cookies = []
+            for round_ in range(5):
+                committer.start()
+                first = FIRST + 1296 * 20 * round_
+                done = committer.put(first, 200)
+                committer.wait(done)
+                cookies += [
+                    done,
+                    *(committer.put(first + 1296 * i, 300) for i in range(1, 4)),
+                    committer.delete(first, 5),
+                ]
+                committer.kill()
+            committer.start()
+            committer.wait(*cookies)
+            for i, cookie in enumerate(cookies):
+                assert set(committer.answers[cookie]) == ({D} if i % 5 == 4 else {S})
+            for round_ in range(5):
+                first = FIRST + 1296 * 20 * round_
+                assert committer.wait(committer.put(first, 5), committer.put(first + 5, 5)) == [{D}, {S}]
+                assert committer.wait(committer.put(first + 1296, 5, b"rival")) == [{C}]
+
+    def test_runs_of_another_epoch_wait_for_their_worker(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.kill()
+            cookie = committer.put(FIRST)
+            committer.start()
+            assert committer.wait(cookie) == [{S}]
+            assert committer.queue.epoch == committer.queue.worker_epoch(0)
+
+    def test_corruption_ends_it_for_good(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            for i in range(3):
+                committer.wait(committer.put(FIRST + i))
+            committer.kill()
+            log = data / ".ingest/wal/0000.log"
+            with log.open("r+b") as file:
+                file.seek(4096)
+                file.write(b"\0" * 64)
+            committer.start(wait=False)
+            assert committer.wait_end() == EX_CORRUPT
+            assert "batch 1 at offset 4096 is bad" in committer.log()
+
+    def test_garbage_of_a_worker_ends_it_and_loses_nothing(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 10))
+            committer.queue.submit(0, FIRST, 2**32 - 1, 1, 0, 1)
+            assert committer.wait_end() == 70
+            committer.start()
+            assert committer.wait(committer.put(FIRST, 10)) == [{S}]
+
+
+class TestSpace:
+    def test_below_the_reserve(self, data):
+        with CommitterProcess(data, reserve=1 << 60) as committer:
+            committer.start()
+            assert committer.wait(committer.put(FIRST, 10), committer.put(FIRST + 1296 * 7, 1296)) == [
+                {N},
+                {N},
+            ]
+            assert committer.queue.flags & 2
+            assert sorted(os.listdir(data)) == [".ingest"]
+
+    def test_a_log_without_room_for_segments_goes_on_with_one(self, tmp_path, data):
+        """The log lies on a file system that takes one segment and a half."""
+        small = small_file_system()
+        if small is None:
+            pytest.skip("no file system whose size a test may choose: it takes the right to mount")
+        try:
+            with CommitterProcess(data, wal_dir=small / "wal") as committer:
+                committer.start()
+                for round_ in range(12):
+                    cookies = [committer.put(FIRST + 1296 * (round_ * 40 + i), 100) for i in range(40)]
+                    assert committer.wait(*cookies) == [{S}] * 40
+                assert "the log does not grow" in committer.log()
+                assert committer.stop() == 0
+        finally:
+            subprocess.run(["umount", small], check=True)
+            small.rmdir()
+
+
+def small_file_system() -> Path | None:
+    """A tmpfs of 48 MiB: one segment of 32 and half of another."""
+    path = Path(f"/tmp/ingest-test-small-{os.getpid()}")
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", path], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        path.rmdir()
+        return None
+    return path
+
+
+def strace_works() -> bool:
+    strace = shutil.which("strace")
+    if strace is None:
+        return False
+    probe = subprocess.run(
+        [strace, "-o", "/dev/null", "-e", "inject=getpid:error=EPERM", "true"],
+        capture_output=True,
+        check=False,
+    )
+    return probe.returncode == 0
+
+
+needs_strace = pytest.mark.skipif(not strace_works(), reason="strace is not installed, or may not trace")
+
+
+@needs_strace
+class TestFailingDisk:
+    def run(
+        self, data: Path, inject: str, batches: int = 4, packs: int = 1, deletes: int = 0
+    ) -> dict[str, object]:
+        """One life of a committer under `inject`. With one pack, each batch of puts is one commit."""
+        command = [
+            "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}", sys.executable,
+            str(Path(__file__).parent / "committer_process.py"), str(data), str(batches), str(packs), str(deletes),
+        ]  # fmt: skip
+        paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+        done = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        result = json.loads(done.stdout)
+        assert isinstance(result, dict)
+        assert result["code"] in (0, EX_SYNC_FAILED), result
+        assert ("saving stops until recovery" in str(result["log"])) == (result["code"] == EX_SYNC_FAILED)
+        return result
+
+    def check(self, data: Path, answers: list[list[list[str | None]]], packs: int = 1) -> None:
+        """The next committer recovers: what was SAVED is there, all else can be put and is then there too."""
+        with CommitterProcess(data) as committer:
+            committer.start()
+            for batch, some in enumerate(answers):
+                for i, statuses in enumerate(some):
+                    first = FIRST + 1296 * (batch * packs + i)
+                    if set(statuses) == {"SAVED"}:
+                        assert stored(data, first + 2) == frame(first + 2, b"data")
+                        assert committer.wait(committer.put(first, 3, b"rival")) == [{C}]
+                    assert committer.wait(committer.put(first, 3)) == [{S}]
+
+    @pytest.mark.parametrize("when", [1, 2, 3, 4])
+    def test_a_sync_of_the_log_that_fails(self, data, when):
+        """The first sync is of the segment's header, each other one of a batch."""
+        result = self.run(data, f"fdatasync:error=EIO:when={when}")
+        assert result["code"] == EX_SYNC_FAILED
+        answers = result["answers"]
+        failed = max(0, when - 2)
+        assert answers[: failed + 1] == [[["SAVED"] * 3]] * failed + [[["ERROR"] * 3]]
+        assert answers[failed + 1 :] in ([], [[[None] * 3]]), "nothing is saved after it"
+        self.check(data, answers)
+
+    @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+    def test_a_write_that_fails(self, data, error):
+        """From the first write on: of the pack's header, of the new segment, of the batch, of slots, of bits, ..."""
+        for when in range(1, 16, 2):
+            home = data.with_name(f"data-{when}")
+            result = self.run(home, f"pwrite64:error={error}:when={when}+", batches=2)
+            statuses = {status for some in result["answers"] for answers in some for status in answers}
+            assert statuses <= {"SAVED", "ERROR", "NO_SPACE", None}
+            assert statuses & {"ERROR", "NO_SPACE"}
+            self.check(home, result["answers"])
+
+    def test_a_sync_of_the_packs_that_fails_keeps_the_log(self, data):
+        result = self.run(data, "syncfs:error=EIO:when=1")
+        assert result["code"] == EX_SYNC_FAILED
+        assert "the log keeps them" in str(result["log"])
+        assert result["answers"] == [[["SAVED"] * 3]] * 4
+        for path in data.rglob("obj"):  # as if nothing that was not synced had reached the disk
+            path.unlink()
+        self.check(data, result["answers"])
+
+    def test_a_hole_that_cannot_be_made(self, data):
+        """The delete is in the log and its bits are set: the next committer zeroes the slots."""
+        result = self.run(data, "fallocate:error=EIO:when=1", batches=1, deletes=2)
+        assert result["code"] == EX_SYNC_FAILED
+        assert result["answers"] == [[["SAVED"] * 3], [["ERROR"]]]
+        with CommitterProcess(data) as committer:
+            committer.start()
+            assert committer.wait(committer.put(FIRST, 2), committer.put(FIRST + 2, 1)) == [{D}, {S}]
+        assert stored(data, FIRST + 1) == bytes(FRAME_SIZE)
+
+    @pytest.mark.parametrize("when", [1, 2])
+    def test_a_bulk_job_whose_sync_fails(self, data, when):
+        """Both packs are written, one of them perhaps synced, none is noted: all of the job is ERROR."""
+        script = BULK_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data))
+        done = subprocess.run(
+            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject=fdatasync:error=EIO:when={when}",
+             sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        code, statuses = json.loads(done.stdout)
+        assert code == EX_SYNC_FAILED
+        assert set(statuses) == {"ERROR"}
+        with CommitterProcess(data) as committer:
+            committer.start()
+            assert (
+                committer.wait(*(committer.put(FIRST + 1296 * i, 1296, b"other") for i in range(2)))
+                == [{S}] * 2
+            )
+            committer.stop()
+        assert stored(data, FIRST) == frame(FIRST, b"other")
+
+
+BULK_SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from committer_process import FIRST, CommitterProcess
+with CommitterProcess(Path({data!r})) as committer:
+    cookies = [committer.put(FIRST + 1296 * i, 1296, b"bulk") for i in range(2)]
+    committer.start()
+    committer.wait(*cookies)
+    print(json.dumps([committer.wait_end(), [status.name for cookie in cookies for status in committer.answers[cookie]]]))
+"""
+
+
+def test_syncfs_says_what_failed():
+    with pytest.raises(OSError) as caught:
+        syncfs(-1)
+    assert caught.value.errno == errno.EBADF
