@@ -112,11 +112,12 @@ def check(rig: NodeRig, writers: list[Writer], since: list[int]) -> int:
             position = 0
             while position < len(wanted):
                 start = wanted[position]
+                deleted = set(writer.deleted)  # as it was before the read: the writer goes on
                 found = get_range(sock, rig.keys, start, 4096)
                 while position < len(wanted) and wanted[position] < start + 4096:
                     index = wanted[position]
                     status, data = found[index - start]
-                    if index in writer.deleted:
+                    if index in deleted:
                         assert status is Status.DELETED, f"{ticket.format(index)} was deleted and is {status.name}"
                     elif not (index in writer.maybe_deleted and status is Status.DELETED):
                         assert status is Status.SAVED, f"{ticket.format(index)} was acked and is {status.name}"
