@@ -27,7 +27,6 @@ class GetServer:
         *,
         connections_max: int = ...,
         pipelined_max: int = ...,
-        sendfile_min: int = ...,
         collect_size: int = ...,
         turn_bytes_max: int = ...,
         turn_looks_max: int = ...,

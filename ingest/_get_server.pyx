@@ -7,19 +7,21 @@ calls ``turn`` once for all that are ready; a turn does not hold the GIL.
 One turn: see which sockets are ready · receive from each at most once, one behind the other · verify all
 requests in one call · answer each connection, as far as its socket takes it and its share of the turn goes.
 
-Short runs are read into one buffer of the worker, together with those of the requests behind them, and leave with one
-send. Long runs go from the page cache to the socket by sendfile. What a socket does not take is not kept: the
-connection remembers the run and how many bytes of it were sent, and goes on from there (`csrc/get_connection.h`).
+Frames are read into one buffer of the worker, run after run and request after request, and leave with one send. sendfile
+was measured first: on loopback it is a third slower than this, also for whole packs, because the other end then
+gathers its bytes from scattered pages that no cache holds. What a socket does not take is not kept: the
+connection remembers the run and how many bytes of it were sent, and reads the rest again later
+(`csrc/get_connection.h`).
 
 What N announces is delivered: when a pack shrinks or fails under a run that is on its way, zeros take the place of its
-frames, and the reader's own check finds them. Slots are not verified here: every reader does that (contract A3), and
-it would cost more than all the rest. That a short run's frames carry their tickets is looked at; it costs nothing,
-and tells slots that were deleted just now.
+frames, and the reader's own check finds them. Checksums are not verified here: every reader does that (contract A3),
+and it would cost as much as all the rest. That frames carry their tickets is looked at: it costs next to nothing, and
+tells slots that were deleted just now, or lost.
 """
 
 import os
 
-from libc.errno cimport EAGAIN, EINTR, ENODATA, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -27,7 +29,7 @@ from libc.string cimport memcpy, memset
 from ingest._hmac cimport hmac_requests
 from ingest._queue cimport Queue, queue_ring, word_add_above_zero
 from ingest.store._pack_reader cimport (
-    PackReader, extent, open_pack, pack_reaches, pread_all, slot_offset,
+    PackReader, extent, open_pack, pread_all, slot_offset,
 )
 
 from ingest import limits
@@ -99,7 +101,7 @@ cdef extern from "csrc/get_connection.h" nogil:
         int64_t pack
         int32_t slot
         uint32_t frames
-        uint8_t failed, copied
+        uint8_t failed
     ctypedef struct get_connection:
         int fd
         uint32_t slot, generation
@@ -122,8 +124,7 @@ cdef extern from "csrc/get_connection.h" nogil:
     void get_shrink(get_connection *c)
     void run_header(uint8_t *out, const uint8_t *ticket, uint8_t status, uint32_t n)
     ssize_t socket_receive(int fd, uint8_t *buffer, size_t size)
-    ssize_t socket_send(int fd, const uint8_t *data, size_t size, int more)
-    ssize_t socket_sendfile(int fd, int file, int64_t offset, size_t size)
+    ssize_t socket_send(int fd, const uint8_t *data, size_t size)
     void get_queue_push(get_queue *q, get_connection *c)
     void get_queue_remove(get_queue *q, get_connection *c)
 
@@ -221,7 +222,7 @@ cdef class GetServer:
     cdef epoll_event *events
     cdef uint8_t *discarded
     cdef int epoll_fd, doorbell_fd
-    cdef uint32_t slots_max, slots_used, pipelined_max, sendfile_min, looks_max
+    cdef uint32_t slots_max, slots_used, pipelined_max, looks_max
     cdef int64_t turn_bytes_max
     cdef double now
     cdef bint ticked, draining
@@ -235,12 +236,11 @@ cdef class GetServer:
 
     def __init__(self, Queue queue, int slot, PackReader reader not None, keys, *,
                  int connections_max=limits.CONNECTIONS_MAX, int pipelined_max=limits.REQUESTS_PIPELINED_MAX,
-                 int sendfile_min=limits.SENDFILE_FRAMES_MIN, int collect_size=limits.GET_COLLECT_SIZE,
-                 int turn_bytes_max=limits.GET_TURN_BYTES_MAX, int turn_looks_max=limits.GET_TURN_LOOKS_MAX,
-                 int turn_requests_max=limits.GET_TURN_REQUESTS_MAX):
+                 int collect_size=limits.GET_COLLECT_SIZE, int turn_bytes_max=limits.GET_TURN_BYTES_MAX,
+                 int turn_looks_max=limits.GET_TURN_LOOKS_MAX, int turn_requests_max=limits.GET_TURN_REQUESTS_MAX):
         if not 0 <= slot < queue.workers:
             raise ValueError(f"worker {slot} of {queue.workers}")
-        if min(connections_max, pipelined_max, sendfile_min, turn_bytes_max, turn_looks_max, turn_requests_max) < 1:
+        if min(connections_max, pipelined_max, turn_bytes_max, turn_looks_max, turn_requests_max) < 1:
             raise ValueError("a limit of a get server is less than one")
         if collect_size < RUN_HEADER_SIZE + FRAME_SIZE:
             raise ValueError("the collecting buffer must hold one frame and its header")
@@ -254,7 +254,6 @@ cdef class GetServer:
         self.counters = queue.counters(ROW_WORKER + slot)
         self.slots_max = connections_max
         self.pipelined_max = pipelined_max
-        self.sendfile_min = sendfile_min
         self.out_size = collect_size
         self.turn_bytes_max = turn_bytes_max
         self.looks_max = turn_looks_max
@@ -713,11 +712,12 @@ cdef class GetServer:
             self._settle(c)
 
     cdef void _collect(self, get_connection *c, uint32_t *looks, int64_t budget) noexcept nogil:
-        """Fills the buffer with replies. It ends with a long run's header, whose frames are not in it."""
+        """Fills the buffer with replies."""
         cdef get_request *request
         cdef extent found
         cdef bint suspicious = False
         cdef uint32_t room, good
+        cdef uint32_t most = self.out_size  # frames to read at once: few behind one that was not what it should be
         cdef int64_t first
         self.out_used = self.piece_count = 0
         while c.head != c.tail and (looks[0] > 0 or suspicious) and self.out_used < budget:
@@ -734,45 +734,44 @@ cdef class GetServer:
             if looks[0] > 0:
                 looks[0] -= 1
             if found.status == SAVED and request.kind == GET_FRAMES:
-                if (<uint32_t>found.count >= self.sendfile_min
-                        and pack_reaches(found.pack.fd, slot_offset(found.slot + found.count))):
-                    self._add_run(c, first, &found, 0)
-                    return
-                good = self._read_checked(first, &found, room)
-                if good == 0 and found.status == SAVED:
-                    # Not its frame: deleted since the header was read, or corrupt. The header, read again, tells.
-                    if not suspicious:
-                        suspicious = True
-                        found.pack.fresh_at = 0
-                        continue
-                    found.status = ERROR
-                    found.count = 1
-                elif found.status == SAVED:
+                good = self._read_checked(first, &found, min(most, (room - RUN_HEADER_SIZE) / FRAME_SIZE))
+                if good:
                     found.count = good
+                    most = min(2 * most, self.out_size)
                     suspicious = False
-                    self._add_run(c, first, &found, good)
+                    self._add_run(c, first, &found)
+                    self.out_used += good * FRAME_SIZE
                     continue
+                most = 1
+                if found.status == SAVED and not suspicious:
+                    # Not its frame: deleted since the header was read, or corrupt. The header, read again, tells.
+                    suspicious = True
+                    found.pack.fresh_at = 0
+                    continue
+                found.status = ERROR
             suspicious = False
             if not self._merge(c, first, &found):
-                self._add_run(c, first, &found, 0)
+                self._add_run(c, first, &found)
 
-    cdef uint32_t _read_checked(self, int64_t first, extent *found, uint32_t room) noexcept nogil:
-        """Reads as many frames as fit behind the header to come; how many of them, from the first on, carry their
-        ticket. An I/O error makes it a run of ERROR."""
-        cdef uint32_t n = min(<uint32_t>found.count, (room - RUN_HEADER_SIZE) / FRAME_SIZE)
+    cdef uint32_t _read_checked(self, int64_t first, extent *found, uint32_t n) noexcept nogil:
+        """Reads at most `n` frames to behind the header to come; how many of them, from the first on, carry their ticket.
+        When there are none, `found` is one ticket, whose status is ERROR after an I/O error."""
         cdef uint8_t *frames = self.out + self.out_used + RUN_HEADER_SIZE
         cdef uint32_t i
+        n = min(<uint32_t>found.count, n)
         if self.reader.read(found, n, frames) != 0:
             found.status = ERROR
-            found.count = n
+            found.count = 1
             return 0
         for i in range(n):
             if ticket_index(frames + <size_t>i * FRAME_SIZE) != first + i:
+                if i == 0:
+                    found.count = 1
                 return i
         return n
 
-    cdef void _add_run(self, get_connection *c, int64_t first, const extent *found, uint32_t frames) noexcept nogil:
-        """`frames` of it lie behind its header in the buffer; a long run has none there yet."""
+    cdef void _add_run(self, get_connection *c, int64_t first, const extent *found) noexcept nogil:
+        """A run whose frames, if it has any, lie where they belong already."""
         cdef piece *p = &self.pieces[self.piece_count]
         cdef uint8_t ticket[8]
         cdef bint inventory = get_head(c).kind == GET_INVENTORY
@@ -786,7 +785,6 @@ cdef class GetServer:
         elif found.status == ERROR:
             self.counters[<int>C_GET_ERRORS] += 1
         self._add_piece(c, first, found.count, found.status)
-        self.out_used += frames * FRAME_SIZE
 
     cdef void _add_piece(self, get_connection *c, int64_t first, uint32_t n, uint8_t status) noexcept nogil:
         cdef piece *p = &self.pieces[self.piece_count]
@@ -828,21 +826,17 @@ cdef class GetServer:
         that were sent end."""
         cdef piece *last
         cdef ssize_t n
-        cdef bint long_run
         if self.piece_count == 0:
             return True
-        last = &self.pieces[self.piece_count - 1]
-        long_run = last.frames > 0 and self.out_used == last.start + RUN_HEADER_SIZE
-        n = socket_send(c.fd, self.out, self.out_used, long_run)
+        n = socket_send(c.fd, self.out, self.out_used)
         if n < 0:
             self._drop(c)
             return False
         self._sent(c, n, budget)
         if <uint32_t>n == self.out_used:
             self._count_frames(self.piece_count)
-            if long_run:
-                self._set_run(c, last, RUN_HEADER_SIZE)
             return True
+        last = &self.pieces[self.piece_count - 1]
         while last.start > <uint32_t>n:
             last -= 1
         self._count_frames(<uint32_t>(last - self.pieces) + 1)
@@ -869,7 +863,6 @@ cdef class GetServer:
         c.run.pack = p.pack
         c.run.slot = p.slot
         c.run.failed = 0
-        c.run.copied = p.frames < self.sendfile_min
         c.run_sent = sent
         c.sending = 1
 
@@ -881,47 +874,33 @@ cdef class GetServer:
         while c.run_sent < size and budget[0] > 0:
             if c.run_sent < RUN_HEADER_SIZE:
                 wanted = RUN_HEADER_SIZE - c.run_sent
-                n = socket_send(c.fd, c.run.header + c.run_sent, wanted, c.run.frames > 0)
+                n = socket_send(c.fd, c.run.header + c.run_sent, wanted)
             else:
-                wanted = <size_t>min(size - c.run_sent, <uint64_t>budget[0])
-                n = self._send_frames(c, &wanted)
-                if n == -ENODATA:
-                    continue
+                wanted = <size_t>min(size - c.run_sent, <uint64_t>self.out_size)
+                self._read_again(c, wanted)
+                n = socket_send(c.fd, self.out, wanted)
             if n < 0:
                 self._drop(c)
                 return False
             self._sent(c, n, budget)
             c.run_sent += n
-            if n == 0:
+            if <size_t>n < wanted:
                 c.writable = 0
                 return False
         if c.run_sent == size:
             c.sending = 0
         return True
 
-    cdef ssize_t _send_frames(self, get_connection *c, size_t *wanted) noexcept nogil:
-        """Sends up to `wanted` bytes of the frames of the run; -ENODATA when it is to be tried the other way."""
-        cdef int64_t offset = slot_offset(c.run.slot) + <int64_t>(c.run_sent - RUN_HEADER_SIZE)
+    cdef void _read_again(self, get_connection *c, size_t wanted) noexcept nogil:
+        """The next bytes of the run that is on its way, to the start of the buffer: zeros when they are lost."""
         cdef open_pack *pack = self.reader.find(c.run.pack)
-        cdef ssize_t n
-        cdef int error
-        if pack != NULL and not c.run.copied:
-            n = socket_sendfile(c.fd, pack.fd, offset, wanted[0])
-            if n >= 0:
-                return n
-            # The end of the file, a file system that cannot, an I/O error, or the socket's fault: send() will tell.
-            c.run.copied = 1
-            return -ENODATA
-        wanted[0] = min(wanted[0], <size_t>self.out_size)
-        error = -1
-        if pack != NULL:
-            error = pread_all(pack.fd, self.out, wanted[0], offset)
-        if error != 0:
-            if not c.run.failed:
-                c.run.failed = 1
-                self.counters[<int>C_GET_ERRORS] += 1
-            memset(self.out, 0, wanted[0])
-        return socket_send(c.fd, self.out, wanted[0], 0)
+        cdef int64_t offset = slot_offset(c.run.slot) + <int64_t>(c.run_sent - RUN_HEADER_SIZE)
+        if pack != NULL and pread_all(pack.fd, self.out, wanted, offset) == 0:
+            return
+        memset(self.out, 0, wanted)
+        if not c.run.failed:
+            c.run.failed = 1
+            self.counters[<int>C_GET_ERRORS] += 1
 
     # --- closing
 

@@ -120,14 +120,12 @@ def test_every_state_in_one_range(rig: Rig) -> None:
     assert flat(runs, A0) == rig.packs.expected(A0, 6)
 
 
-@pytest.mark.parametrize("sendfile_min", [1, 3, 64, 100_000])
-def test_ranges_over_pack_borders(tmp_path: Path, sendfile_min: int) -> None:
-    with Rig(tmp_path, sendfile_min=sendfile_min) as rig:
-        first = A0 + 1200
-        rig.packs.put(range(first, first + 200))
-        rig.packs.delete([first + 150])
-        client = rig.connect()
-        assert flat(rig.ask(client, first - 10, 300), first - 10) == rig.packs.expected(first - 10, 300)
+def test_ranges_over_pack_borders(rig: Rig) -> None:
+    first = A0 + 1200
+    rig.packs.put(range(first, first + 200))
+    rig.packs.delete([first + 150])
+    client = rig.connect()
+    assert flat(rig.ask(client, first - 10, 300), first - 10) == rig.packs.expected(first - 10, 300)
 
 
 def test_the_root_pack_in_ticket_order(rig: Rig) -> None:
@@ -378,58 +376,96 @@ def test_a_corrupt_header_answers_error_until_it_is_whole_again(rig: Rig) -> Non
     assert rig.ask(client, A0)[0][1] == Status.SAVED
 
 
-@pytest.mark.parametrize("sendfile_min", [1, 1000])
-def test_a_truncated_pack_gives_what_is_left_and_errors(tmp_path: Path, sendfile_min: int) -> None:
-    with Rig(tmp_path, sendfile_min=sendfile_min, turn_looks_max=1) as rig:
-        rig.packs.put(range(A0, A0 + 5))
+@pytest.mark.parametrize("looks", [1, 1000])
+def test_a_truncated_pack_gives_what_is_left_and_errors(tmp_path: Path, looks: int) -> None:
+    with Rig(tmp_path, turn_looks_max=looks) as rig:
+        rig.packs.put(range(A0, A0 + 300))
         os.truncate(rig.packs.path(A0), sharding.slot_offset(3))
-        runs = rig.ask(rig.connect(), A0, 5)
-        assert flat(runs, A0) == [*rig.packs.expected(A0, 3), (Status.ERROR, b""), (Status.ERROR, b"")]
+        runs = rig.ask(rig.connect(), A0, 301)
+        lost = [(Status.ERROR, b"")] * 297
+        assert flat(runs, A0) == [*rig.packs.expected(A0, 3), *lost, (Status.MISSING, b"")]
+
+
+@pytest.mark.parametrize("looks", [1, 1000])
+def test_good_frames_between_lost_ones(tmp_path: Path, looks: int) -> None:
+    with Rig(tmp_path, turn_looks_max=looks) as rig:
+        rig.packs.put(range(A0, A0 + 200))
+        lost = {A0, A0 + 1, A0 + 7, A0 + 8, A0 + 60, A0 + 199}
+        for index in lost:
+            rig.packs.write_slot(index, bytes(FRAME_SIZE))
+        runs = rig.ask(rig.connect(), A0, 200)
+        expected = rig.packs.expected(A0, 200)
+        assert flat(runs, A0) == [(Status.ERROR, b"") if A0 + i in lost else expected[i] for i in range(200)]
+
+
+def test_a_lost_slot_is_an_error_until_the_header_says_deleted(rig: Rig) -> None:
+    rig.packs.put(range(A0, A0 + 5))
+    client = rig.connect()
+    rig.ask(client, A0, 5)
+    rig.packs.write_slot(A0 + 3, bytes(FRAME_SIZE))
+    assert [run[1] for run in rig.ask(client, A0 + 3, 1)] == [Status.ERROR]
+    rig.packs.delete([A0 + 3])
+    assert [run[1] for run in rig.ask(client, A0 + 3, 1)] == [Status.DELETED]
 
 
 def test_a_slot_with_another_tickets_frame_is_an_error(rig: Rig) -> None:
     rig.packs.put(range(A0, A0 + 5))
     rig.packs.write_slot(A0 + 2, frame(A0 + 7))
     runs = rig.ask(rig.connect(), A0, 5)
-    assert [run[1:3] for run in runs] == [(Status.SAVED, 2), (Status.ERROR, 1), (Status.SAVED, 2)]
+    expected = rig.packs.expected(A0, 5)
+    assert flat(runs, A0) == [*expected[:2], (Status.ERROR, b""), *expected[3:]]
 
 
 def start_long_run(rig: Rig) -> tuple[socket.socket, bytes]:
-    """A reply of a whole pack that is stuck somewhere inside; the client and the whole reply."""
+    """A reply of a whole pack that is stuck somewhere inside; the client and all its frames."""
     rig.packs.put(range(A0, A0 + 1296))
-    whole = header(A0, Status.SAVED, 1296) + b"".join(frame(A0 + i) for i in range(1296))
+    whole = b"".join(frame(A0 + i) for i in range(1296))
     client = rig.connect(buffer=16 << 10)
     rig.send(client, request(A0, 1296) + request(A0 + 5))
     rig.settle()
     return client, whole
 
 
-@pytest.mark.parametrize("sendfile_min", [1, 100_000])
-@pytest.mark.parametrize("size", [4096, 4096 + 1474 * 1000 + 300])
-def test_a_pack_that_shrinks_under_a_run_is_filled_with_zeros(
-    tmp_path: Path, sendfile_min: int, size: int
-) -> None:
-    with Rig(tmp_path, sendfile_min=sendfile_min) as rig:
-        client, whole = start_long_run(rig)
-        os.truncate(rig.packs.path(A0), size)
-        if sendfile_min == 1:  # announced as one run
-            reply = rig.receive(client, len(whole))
-            left = 16 + size - 4096
-            assert reply[:left] == whole[:left]
-            assert all(got in (0, sent) for got, sent in zip(reply[left:], whole[left:], strict=True))
-            assert reply[-FRAME_SIZE:] == bytes(FRAME_SIZE)
-        else:  # run by run: what is gone is an error, what was on its way is zeros
-            assert {run[1] for run in rig.answer(client, A0, 1296)} == {Status.SAVED, Status.ERROR}
-        ((_, status, n, _),) = rig.answer(client, A0 + 5, 1)
-        assert n == 1 and status == (Status.ERROR if size == 4096 else Status.SAVED)
+@pytest.mark.parametrize("slots", [0, 1, 5, 700])
+def test_a_pack_that_shrinks_under_a_run(rig: Rig, slots: int) -> None:
+    """What was announced comes, as zeros if it is lost; what was not is an error."""
+    client, whole = start_long_run(rig)
+    size = slots * FRAME_SIZE
+    os.truncate(rig.packs.path(A0), 4096 + size)
+    answers = flat(rig.answer(client, A0, 1296), A0)
+    for i, (status, got) in enumerate(answers):
+        sent = whole[i * FRAME_SIZE : (i + 1) * FRAME_SIZE]
+        if i < slots:
+            assert (status, got) == (Status.SAVED, sent)
+        elif status == Status.SAVED:
+            kept = next((at for at in range(FRAME_SIZE) if got[at] != sent[at]), FRAME_SIZE)
+            assert got[kept:].strip(b"\0") == b""
+        else:
+            assert status == Status.ERROR
+    assert answers[-1] == (Status.ERROR, b"")
+    ((_, status, n, _),) = rig.answer(client, A0 + 5, 1)
+    assert (status, n) == (Status.SAVED if slots > 5 else Status.ERROR, 1)
+
+
+def test_a_run_that_cannot_be_read_any_more_is_filled_with_zeros(rig: Rig) -> None:
+    rig.packs.put(range(A0, A0 + 80))
+    client = rig.connect(buffer=4096)
+    rig.send(client, request(A0, 80))
+    rig.settle()
+    rig.reader.close()
+    rig.packs.path(A0).unlink()
+    answers = flat(rig.answer(client, A0, 80), A0)
+    assert [status for status, _ in answers] == [Status.SAVED] * 80
+    assert answers[0][1] == frame(A0) and answers[-1][1] == bytes(FRAME_SIZE)
+    assert rig.counter(get_rig.ERRORS) == 1
 
 
 # --- peers that misbehave
 
 
-@pytest.mark.parametrize("sendfile_min", [1, 64, 100_000])
-def test_a_slow_reader_gets_every_byte(tmp_path: Path, sendfile_min: int) -> None:
-    with Rig(tmp_path, sendfile_min=sendfile_min) as rig:
+@pytest.mark.parametrize("collect_size", [1490, 20_000, limits.GET_COLLECT_SIZE])
+def test_a_slow_reader_gets_every_byte(tmp_path: Path, collect_size: int) -> None:
+    with Rig(tmp_path, collect_size=collect_size) as rig:
         rig.packs.put([*range(A0, A0 + 100), *range(A0 + 110, A0 + 300)])
         client = rig.connect(buffer=4096)
         for first, count in [(A0, 400), (A0 + 99, 20), (A0 + 250, 3)] * 2:
@@ -519,7 +555,9 @@ def test_drain_answers_what_came_whole(rig: Rig) -> None:
     rig.server.begin_drain()
     rig.send(client, b"too late" * 10)
     assert not rig.server.drained
-    assert rig.receive_all(client) == whole + saved(A0 + 5)
+    runs = parse_runs(rig.receive_all(client))
+    assert b"".join(run[3] for run in runs[:-1]) == whole
+    assert runs[-1] == (A0 + 5, Status.SAVED, 1, frame(A0 + 5))
     client.close()
     rig.until(lambda: rig.server.drained)
 
@@ -561,12 +599,11 @@ def test_what_is_no_server(tmp_path: Path) -> None:
 def test_counters(rig: Rig) -> None:
     rig.packs.put(range(A0, A0 + 100))
     client = rig.connect()
-    rig.ask(client, A0, 100)
-    rig.ask(client, A0, 3)
+    runs = [*rig.ask(client, A0, 100), *rig.ask(client, A0, 3)]
     assert rig.counter(get_rig.ACCEPTED) == 1
     assert rig.counter(get_rig.REQUESTS) == 2
     assert rig.counter(get_rig.FRAMES) == 103
-    assert rig.counter(get_rig.BYTES) == 103 * FRAME_SIZE + 32
+    assert rig.counter(get_rig.BYTES) == 103 * FRAME_SIZE + 16 * len(runs)
 
 
 # --- any content, any requests, any limits
@@ -579,7 +616,6 @@ INDICES = st.integers(0, 90) | st.integers(1320, 1345) | st.integers(A0 + 1280, 
     stored=st.sets(INDICES, max_size=40),
     deleted=st.sets(INDICES, max_size=15),
     asked=st.lists(st.tuples(INDICES, st.integers(1, 60), st.booleans()), min_size=1, max_size=8),
-    sendfile_min=st.sampled_from([1, 2, 64]),
     collect_size=st.sampled_from([1490, 4000, 1 << 18]),
     turn_bytes_max=st.sampled_from([1, 5000, 1 << 20]),
     buffer=st.sampled_from([0, 4096]),
@@ -588,16 +624,13 @@ def test_replies_equal_a_model(
     stored: set[int],
     deleted: set[int],
     asked: list[tuple[int, int, bool]],
-    sendfile_min: int,
     collect_size: int,
     turn_bytes_max: int,
     buffer: int,
 ) -> None:
     with (
         tempfile.TemporaryDirectory() as root,
-        Rig(
-            Path(root), sendfile_min=sendfile_min, collect_size=collect_size, turn_bytes_max=turn_bytes_max
-        ) as rig,
+        Rig(Path(root), collect_size=collect_size, turn_bytes_max=turn_bytes_max) as rig,
     ):
         rig.packs.put(stored)
         rig.packs.delete(sorted(deleted))

@@ -20,6 +20,7 @@ from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX
 from ingest.status import Status
 from ingest.store import _pack_reader
 from ingest.store._pack_reader import PackReader
+from ingest.store._pack_table import PackTable
 
 
 @pytest.fixture
@@ -366,3 +367,19 @@ def test_any_content_comes_back(stored: set[int], deleted: set[int], asked: list
         for first, count in asked:
             runs = r.read_range(first, count)
             assert flat(runs, first) == packs.expected(first, count)
+
+
+def test_what_the_committer_writes_is_read(packs: Packs) -> None:
+    table = PackTable(packs.fd, STORE_ID, 10)
+    table.replay_puts(b"".join(frame(index) for index in (0, 40, A0, A0 + 1)))
+    table.write_headers()
+    r = reader(packs)
+    for index in (0, 40, A0, A0 + 1):
+        assert r.read_chunk(index) == (Status.SAVED, frame(index))
+    table.replay_delete(sharding.ticket_pack(A0), sharding.ticket_slot(A0), 1)
+    table.write_headers()
+    assert [status_of(r, A0 + i) for i in range(3)] == [Status.DELETED, Status.SAVED, Status.MISSING]
+    table.replay_delete(sharding.ticket_pack(A0), sharding.ticket_slot(A0 + 1), 1)
+    table.write_headers()
+    assert [status_of(r, A0 + i) for i in range(3)] == [Status.DELETED, Status.DELETED, Status.MISSING]
+    table.close()

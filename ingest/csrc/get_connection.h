@@ -18,7 +18,6 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include "frame.h"
@@ -45,7 +44,6 @@ typedef struct {
     int32_t slot;
     uint32_t frames;   /* that follow the header */
     uint8_t failed;    /* reading it went wrong, which is counted once: zeros were sent, which no reader takes for a frame */
-    uint8_t copied;    /* sendfile can't send it */
 } get_run;
 
 enum get_queue_name { TO_READ = 0, TO_SERVE = 1, GET_QUEUES = 2 };
@@ -134,30 +132,13 @@ static inline ssize_t socket_receive(int fd, uint8_t *buffer, size_t size)
     }
 }
 
-/* send without waiting; the number of bytes (0: the socket takes none), or -errno. `more`: other bytes follow at once. */
-static inline ssize_t socket_send(int fd, const uint8_t *data, size_t size, int more)
+/* send without waiting; the number of bytes (0: the socket takes none), or -errno. */
+static inline ssize_t socket_send(int fd, const uint8_t *data, size_t size)
 {
     for (;;) {
-        ssize_t n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL | (more ? MSG_MORE : 0));
+        ssize_t n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n >= 0)
             return n;
-        if (errno == EAGAIN)
-            return 0;
-        if (errno != EINTR)
-            return -errno;
-    }
-}
-
-/* sendfile without waiting (the socket does not block); as `socket_send`, and -ENODATA at the end of the file. */
-static inline ssize_t socket_sendfile(int fd, int file, int64_t offset, size_t size)
-{
-    for (;;) {
-        off_t at = (off_t)offset;
-        ssize_t n = sendfile(fd, file, &at, size);
-        if (n > 0)
-            return n;
-        if (n == 0)
-            return -ENODATA;
         if (errno == EAGAIN)
             return 0;
         if (errno != EINTR)

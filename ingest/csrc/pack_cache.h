@@ -192,11 +192,4 @@ static inline int header_slots_alike(const uint8_t *header, int slot, int count,
     return i;
 }
 
-/* Whether the file is so long that it holds everything before `end`. */
-static inline int pack_reaches(int fd, int64_t end)
-{
-    struct stat st;
-    return fstat(fd, &st) == 0 && st.st_size >= end;
-}
-
 #endif

@@ -23,7 +23,6 @@ cdef extern from "csrc/pack_cache.h" nogil:
         int max
     int pread_all(int fd, uint8_t *data, size_t size, int64_t offset)
     int64_t slot_offset(int slot)
-    int pack_reaches(int fd, int64_t end)
 
 
 # What lies under `count` ≥ 1 tickets from the one that was asked for on, all in consecutive slots of one pack.
