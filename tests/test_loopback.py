@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import os
 import random
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import raw_sink
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_server import (
@@ -26,6 +26,7 @@ from reference_server import (
     subkey,
 )
 
+from bench import raw_sink
 from ingest import errors, load_share, loopback, ticket
 from ingest._load import BUCKETS, Content, Engine, bucket_of, bucket_value
 from ingest.errors import ConnectionLostError, KeyFileError, ProtocolError, UsageError
@@ -151,7 +152,7 @@ class TestPlan:
         assert len(ranges) == connections
         assert sum(count for _, count in ranges) == frames
         assert max(count for _, count in ranges) - min(count for _, count in ranges) <= 1
-        for (first, count), (following, _) in zip(ranges, ranges[1:], strict=False):
+        for (first, count), (following, _) in itertools.pairwise(ranges):
             assert first + count <= following
         assert all((first - 36) % 1296 == 0 for first, _ in ranges)
         assert [share.offset for share in shares] == sorted({share.offset for share in shares})
@@ -479,7 +480,7 @@ class TestVerify:
     def test_a_reply_that_is_cut(self, after: int) -> None:
         with (
             ReferenceServer([KEY], Faults(cut_get_after=[after])) as server,
-            pytest.raises((ConnectionLostError, ProtocolError), match="reading back|refused"),
+            pytest.raises((ConnectionLostError, ProtocolError), match=r"reading back|refused"),
         ):
             load(server, verify=True)
 
