@@ -23,7 +23,7 @@ DIRECTIVES = {
 }
 
 FLAGS = ["-O0", "-g"] if DEBUG else ["-O3", "-g1"]
-WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-psabi", "-Wno-unreachable-code"]
+WARNINGS = ["-Wall", "-Wno-unused-function", "-Wno-psabi", "-Wno-unreachable-code", "-Wno-sign-compare"]
 
 
 def extension(pyx: Path) -> Extension:
@@ -36,10 +36,14 @@ def extension(pyx: Path) -> Extension:
     )
 
 
-setup(
-    ext_modules=cythonize(
-        [extension(pyx) for pyx in sorted(Path("ingest").rglob("*.pyx"))],
-        compiler_directives=DIRECTIVES,
-        build_dir=None,
+# The guard: cythonize starts processes, which may import this file again.
+if __name__ == "__main__":
+    cores = os.cpu_count() or 1
+    setup(
+        ext_modules=cythonize(
+            [extension(pyx) for pyx in sorted(Path("ingest").rglob("*.pyx"))],
+            compiler_directives=DIRECTIVES,
+            nthreads=cores,
+        ),
+        options={"build_ext": {"parallel": cores}},
     )
-)

@@ -57,6 +57,19 @@ cdef extern from "csrc/queue.h" nogil:
     void word_or(atomic_u32 *p, uint32_t v)
     void word_clear(atomic_u32 *p, uint32_t v)
     void full_fence()
+    void word_add_above_zero(atomic_u32 *p, int v)
+
+cdef extern from "csrc/counters.h" nogil:
+    enum: C_FRAMES_RECEIVED
+    enum: C_BYTES_RECEIVED
+    enum: C_PARTIAL_FRAMES
+    enum: C_ACKS_SAVED
+    enum: C_PUT_ACCEPTED
+    enum: C_PUT_REFUSED
+    enum: C_PUT_CLOSED_BAD
+    enum: C_PUT_CLOSED_TIMEOUT
+    enum: C_PUT_PASSED
+    enum: C_GET_REFUSED
 
 
 cdef class Queue:
@@ -79,3 +92,4 @@ cdef class Queue:
     cdef queue_outcome *outcomes(self, int worker) noexcept nogil    # ring_size entries
     cdef uint8_t *arena(self, int worker) noexcept nogil             # places · 1474 bytes
     cdef uint64_t *counters(self, int row) noexcept nogil            # COUNTERS_MAX of them
+    cdef queue_ring *_checked(self, int worker) except NULL          # IndexError when there is none

@@ -130,6 +130,73 @@ cdef class Queue:
         cdef queue_ring *ring = self.ring(worker)
         return ring_load(&ring.run_tail) - ring_load(&ring.run_head)
 
+    # --- the committer's half of a ring, one entry at a time: for a committer in Python, fsck and tests.
+    # The committer of a server moves the same entries by the cdef functions above.
+
+    def set_committer_sleeping(self, bint sleeping):
+        """Whether workers must ring the committer's doorbell. After setting it, look at the rings once more."""
+        word_store(&self.header.committer_sleeping, 1 if sleeping else 0)
+        full_fence()
+
+    def worker_epoch(self, int worker):
+        """The epoch whose committer may take runs of this worker's ring; 0 before the worker served any."""
+        return ring_load(&self._checked(worker).worker_epoch)
+
+    def take_runs(self, int worker):
+        """Takes all runs that wait: a list of (first ticket's index, cookie, place, count, kind). Empty while the
+        worker has not submitted to the present epoch."""
+        cdef queue_ring *ring = self._checked(worker)
+        cdef uint64_t head, tail
+        cdef queue_run *run
+        taken = []
+        if ring_load(&ring.worker_epoch) != ring_load(&self.header.epoch):
+            return taken
+        head = ring_load(&ring.run_head)  # the worker may have moved it, before it stored its epoch
+        tail = ring_load(&ring.run_tail)
+        while head != tail:
+            run = self.runs(worker) + (head & (self.ring_size - 1))
+            taken.append((run.first, run.cookie, run.place, run.count, run.kind))
+            head += 1
+        ring_publish(&ring.run_head, head)
+        return taken
+
+    def frames(self, int worker, uint32_t place, uint32_t count):
+        """``count`` · 1474 bytes of a worker's arena, as a writable memoryview. Valid until their outcome is given."""
+        self._checked(worker)
+        if <uint64_t>place + count > <uint64_t>self.places:
+            raise IndexError(f"places {place} to {place + count} of {self.places}")
+        cdef size_t start = self.arenas_offset + worker * self.arena_stride + <size_t>place * FRAME_BYTES
+        return memoryview(self._map)[start:start + <size_t>count * FRAME_BYTES]
+
+    def answer(self, int worker, uint64_t cookie, uint32_t place, uint32_t count, uint32_t status):
+        """Gives the outcome of ``count`` frames of one run, and wakes the worker if it sleeps. The places are the
+        worker's again."""
+        cdef queue_ring *ring = self._checked(worker)
+        cdef uint64_t tail = ring_load(&ring.outcome_tail)
+        cdef queue_outcome *outcome = self.outcomes(worker) + (tail & (self.ring_size - 1))
+        outcome.cookie, outcome.place, outcome.count = cookie, place, count
+        outcome.status, outcome.reserved = status, 0
+        ring_publish(&ring.outcome_tail, tail + 1)
+        full_fence()
+        if word_load(&ring.worker_sleeping):
+            os.eventfd_write(self.worker_doorbells[worker], 1)
+
+    cdef queue_ring *_checked(self, int worker) except NULL:
+        if not 0 <= worker < self.workers:
+            raise IndexError(worker)
+        return self.ring(worker)
+
+    # --- connections of a worker, which its siblings see
+
+    def count_connection(self, int worker, bint put, int change):
+        """One more connection (+1: whoever gives it to that worker) or one fewer (-1: that worker, when it closed)."""
+        cdef queue_ring *ring = self._checked(worker)
+        word_add_above_zero(&ring.put_connections if put else &ring.get_connections, change)
+
+    def is_live(self, int worker):
+        """Whether connections may be passed to this worker: its arena isn't being taken back."""
+        return word_load(&self._checked(worker).retire) == RING_LIVE
+
     def connections(self, int worker):
         """(put, get) connections of a worker."""
         cdef queue_ring *ring = self.ring(worker)
@@ -160,6 +227,9 @@ cdef class Queue:
             os.close(doorbell)
 
 
+PUT_REFUSED = C_PUT_REFUSED
+PUT_PASSED = C_PUT_PASSED
+GET_REFUSED = C_GET_REFUSED
 DRAINING = NODE_DRAINING
 NO_SPACE = NODE_NO_SPACE
 FAILING = NODE_FAILING

@@ -171,7 +171,7 @@ def delete_data(count: int) -> bytes:
 
 
 def delete_count(data: Buffer, first: str) -> int:
-    """How many tickets from ``first`` on the 1458 data bytes of a delete frame name. TicketError (status BAD_TICKET) for
+    """How many tickets from ``first`` on the 1458 data bytes of a delete frame name. TicketError (BAD_TICKET) for
     a count of 0 or over 65,536, a range past the last ticket, or anything but zeros after the count."""
     raw = _exactly(data, DATA_SIZE, "the data of a delete frame")
     if raw[_DELETE.size :] != _DELETE_ZEROS:

@@ -25,7 +25,17 @@ PARTIAL_FRAME_TIMEOUT_S = 60.0  # half a frame that does not grow: a sender that
 BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
 LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
 RECEIVE_SIZE_MAX = 512 << 10  # bytes of one recv: a fast sender leaves a turn to the others
+RECEIVE_FRAMES_MIN = 64  # a fast sender gets a new block rather than a receive smaller than this
+TURN_FRAMES_MAX = 2816  # frames received in one turn, about 1 ms of work: acks and accepts wait no longer
+ACKS_KEPT_SIZE = 4096  # bytes of ack buffer that a quiet connection may keep
 REQUESTS_PIPELINED_MAX = 4096  # get requests parsed ahead of one connection: bounds its memory
+
+# --- a worker -----------------------------------------------------------------------------------------
+ACCEPTS_PER_TURN = 64  # connections: a flood of them does not starve those that are open
+ACCEPT_PAUSE_S = 0.2  # out of descriptors: until some are closed there is nothing to do but spin
+TICK_INTERVAL_S = 0.5  # between looks at the deadlines of connections
+BAD_PEER_DELAY_MAX_S = 3600.0  # --bad-peer-delay doubles with each offence up to this
+BAD_PEERS_MAX = 4096  # addresses remembered, about 1 MB: the one whose refusal ends first makes room
 
 # --- the write-behind queue ----------------------------------------------------------------------
 BLOCK_PLACES = 704  # frames of one receive block, about 1 MiB: large enough for runs, small enough to recycle
@@ -40,7 +50,22 @@ DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
+OPEN_PACKS_MAX = 8192  # descriptors of the committer: the dirty packs of two flushes
+BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: below, the log answers sooner
+BULK_JOB_FRAMES_MAX = 8 * PACK_SLOTS  # frames of one bulk job, 15 MB: about 8 ms of a fast disk
+BULK_JOBS = 2  # at a time: one writes while the other one syncs
+BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow into one itself
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
+
+# --- reading ---------------------------------------------------------------------------------------
+READ_PACKS_MAX = 1024  # packs that one reader keeps open, 0.6 MB; at most an eighth of the process's descriptors
+HEADER_READS_MAX = 5  # of a header that fails its check: it may be read while it is being written
+HEADER_READ_PAUSE_US = 50  # between them: longer than any write of 512 bytes whose writer kept its processor
+GET_COLLECT_SIZE = 256 << 10  # bytes of small replies collected for one send; of one worker
+SENDFILE_FRAMES_MIN = 64  # frames of a run from which on sendfile beats reading and sending (bench_get)
+GET_TURN_BYTES_MAX = 2 << 20  # sent on one connection before the others have their turn
+GET_TURN_LOOKS_MAX = 512  # runs looked up for one connection before the others have their turn
+GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one worker
 
 # --- processes -----------------------------------------------------------------------------------
 WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets

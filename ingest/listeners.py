@@ -16,7 +16,14 @@ Address = tuple[str, int]
 def parse_address(text: str) -> Address:
     """`HOST:PORT` or `[V6]:PORT` as (host, port). Port 0 lets the system choose. ValueError for anything else."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+    if (
+        not colon
+        or not host
+        or not port.isascii()
+        or not port.isdigit()
+        or len(port) > 5
+        or int(port) > 65535
+    ):
         raise ValueError(f"{text!r} is not an address: HOST:PORT or [V6]:PORT is, with a port of 0 to 65535")
     if host.startswith("[") and host.endswith("]"):
         try:

@@ -1,8 +1,8 @@
 """Keys, and what they sign: `docs/protocol.md`, "Checksums".
 
-The shared key (32 bytes) never signs anything itself. Each purpose has its own key, derived from it, so that a put
-can never be taken for a delete. Checksums are the first 8 bytes of keyed BLAKE3; ``ingest._hmac`` computes them for
-batches, the functions here are for one frame or request.
+The shared key (32 bytes) never signs anything itself. Each purpose has its own key, derived from it, so
+that a put can never be taken for a delete. Checksums are the first 8 bytes of keyed BLAKE3;
+``ingest._hmac`` computes them for batches, the functions here are for one frame or request.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Bytes = bytes | bytearray | memoryview
 
 @dataclass(frozen=True)
 class SubKeys:
-    """What one shared key became: four keys of 32 bytes, and ``id``, 16 hex digits that tell keys apart in public."""
+    """What one shared key became: four keys of 32 bytes, and ``id``, its public name of 16 hex digits."""
 
     put: bytes = field(repr=False)
     delete: bytes = field(repr=False)
@@ -65,10 +65,11 @@ def derive(shared_key: Bytes) -> SubKeys:
 
 
 class KeyRing:
-    """The keys of one server or client, from shared keys in the order of the key file (one or more, all different).
+    """The keys of one server or client, from shared keys in the order of the key file.
 
-    ``signing`` signs, ``accepted`` (the first two) may sign what comes from the network, ``all`` verify what is
-    stored: so a key is rotated by putting the new one first, and nothing stored becomes unreadable.
+    ``signing`` signs, ``accepted`` (the first two) may sign what comes from the network, ``all`` verify what
+    is stored: so a key is rotated by putting the new one first, and nothing stored becomes unreadable.
+    Raises UsageError for no key, the same key twice, or a key that has not 32 bytes.
     """
 
     __slots__ = ("accepted", "all", "signing")
@@ -125,9 +126,10 @@ def format_keys(shared_keys: Iterable[Bytes]) -> str:
 
 
 def build_frame(put_key: bytes, ticket: bytes, data: Bytes) -> bytes:
-    """The signed frame (1474 bytes) that puts ``data`` (at most 1458 bytes, padded with zeros) under ``ticket``.
+    """The signed frame (1474 bytes) that puts ``data`` under ``ticket``.
 
-    ``ticket`` is 8 bytes as on the wire. Raises UsageError for a wrong size.
+    ``data`` has at most 1458 bytes and is padded with zeros; ``ticket`` is 8 bytes as on the wire. Raises
+    UsageError for a wrong size.
     """
     _check_ticket(ticket)
     if len(data) > DATA_SIZE:
@@ -140,13 +142,16 @@ def build_frame(put_key: bytes, ticket: bytes, data: Bytes) -> bytes:
 
 
 def build_delete(delete_key: bytes, ticket: bytes, count: int) -> bytes:
-    """The signed frame (1474 bytes) that deletes ``count`` tickets (1 to 65,536, else UsageError) from ``ticket`` on."""
+    """The signed frame (1474 bytes) that deletes ``count`` tickets from ``ticket`` (8 bytes) on.
+
+    Raises UsageError for a count that is not 1 to 65,536, or for a wrong size.
+    """
     _check_count(count)
     return build_frame(delete_key, ticket, count.to_bytes(8, "big"))
 
 
 def frame_ok(key: bytes, frame: Bytes) -> bool:
-    """Whether ``frame`` (1474 bytes, else UsageError) carries its checksum under ``key``; in constant time."""
+    """Whether ``frame`` (1474 bytes, else UsageError) carries its checksum under ``key``; constant time."""
     if len(frame) != FRAME_SIZE:
         raise UsageError(f"a frame has {FRAME_SIZE} bytes, not {len(frame)}")
     return _hmac.verify(key, frame) == b"\1"
@@ -164,7 +169,7 @@ def build_request(key: bytes, ticket: bytes, count: int) -> bytes:
 
 
 def request_ok(key: bytes, request: Bytes) -> bool:
-    """Whether ``request`` (24 bytes, else UsageError) carries its checksum under ``key``; in constant time."""
+    """Whether ``request`` (24 bytes, else UsageError) carries its checksum under ``key``; constant time."""
     if len(request) != REQUEST_SIZE:
         raise UsageError(f"a request has {REQUEST_SIZE} bytes, not {len(request)}")
     return hmac.compare_digest(_hmac.request_tags(key, request), bytes(request[REQUEST_SIGNED_SIZE:]))

@@ -21,8 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-import ingest
-from ingest import _queue
+from ingest import __version__, _queue
 from ingest.status import Status
 
 if TYPE_CHECKING:
@@ -199,7 +198,7 @@ class QueueCollector(Collector):
             ("ingest_ready", "1 when /readyz answers 200.", 0 if ready_reasons(queue) else 1),
         ):
             yield GaugeMetricFamily(name, help, value=value)
-        yield InfoMetricFamily("ingest_build", "The program.", {"version": ingest.__version__})
+        yield InfoMetricFamily("ingest_build", "The program.", {"version": __version__})
 
 
 def _counters(rows: Sequence[tuple[str, str, list[int]]]) -> Iterator[Metric]:

@@ -196,9 +196,9 @@ class Pool:
         for sock in (*self._node.put_sockets, *self._node.get_sockets):
             listeners.listen(sock, limits.LISTEN_BACKLOG)
         self._listening = True
+        self._queue.clear_flag(_queue.STARTING)
         for worker in self._workers:
             self._start(worker)
-        self._queue.clear_flag(_queue.STARTING)
         log.info("serving with %d workers", len(self._workers))
 
     # --- deaths ----------------------------------------------------------------------------------
@@ -207,7 +207,7 @@ class Pool:
         code = self._reap(place)
         place.state = State.RESTING
         place.back_off(time.monotonic())
-        expected = place.told_to_end and code in (0, -signal.SIGTERM)
+        expected = self._draining and code in (0, -signal.SIGTERM)
         (log.info if expected else log.error)("%s (pid %d) %s", place.name, place.pid, _how(code))
         if place is self._committer:
             self._committer_ended(code)
@@ -265,7 +265,9 @@ class Pool:
         late = [place.name for place in self._places if place.state is not State.DONE]
         if now >= self._deadline and late:
             log.error(
-                "the drain took longer than %g s: killing %s", self._node.config.drain_timeout, ", ".join(late)
+                "the drain took longer than %g s: killing %s",
+                self._node.config.drain_timeout,
+                ", ".join(late),
             )
             self._clean = False
             self._kill_all()

@@ -11,11 +11,12 @@ import socket
 from ingest import limits, listeners, logs
 from ingest._queue import Queue
 from ingest.config import ServerConfig
+from ingest.errors import KeyFileError
 from ingest.mac import KeyRing
 from ingest.node import Node
 from ingest.pool import Pool, Roles
 from ingest.store.key_file import make_key_file, read_keys
-from ingest.store.store import Store
+from ingest.store.store import META, Store
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,12 @@ def serve(config: ServerConfig, roles: Roles) -> int:
     """
     logs.start(config.log_level)
     raise_open_files_limit()
-    store = Store.open(config)
+    store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
+    keys = load_keys(config, store)
     node = Node(
         config=config,
         store=store,
-        keys=load_keys(config),
+        keys=keys,
         queue=Queue(worker_count(config), limits.BLOCK_PLACES * limits.ARENA_BLOCKS),
         admin_socket=listeners.bind_alone(config.admin_listen),
     )
@@ -46,15 +48,19 @@ def worker_count(config: ServerConfig) -> int:
     return config.workers or min(len(os.sched_getaffinity(0)), limits.WORKERS_MAX)
 
 
-def load_keys(config: ServerConfig) -> KeyRing:
-    """The keys of the key file, which is made when there is none and nobody named one. KeyFileError."""
+def load_keys(config: ServerConfig, store: Store) -> KeyRing:
+    """The keys of the key file, which is made at the first start when nobody named one. KeyFileError."""
     path = config.key_file
     if path is None:
-        path = config.data_dir / ".ingest" / "key"
+        path = config.data_dir / META / "key"
         if not os.path.lexists(path):
+            if store.key_ids:  # a new key would be of no use: what is stored could not be verified
+                raise KeyFileError(f"key file {path} is gone, which signed what is stored here: put it back")
             make_key_file(path)
             log.info("made the key file %s: clients need a copy", path)
-    return KeyRing(read_keys(path, data_dir=config.data_dir))
+    keys = KeyRing(read_keys(path, data_dir=config.data_dir))
+    store.check_keys(keys)
+    return keys
 
 
 def bind_frame_sockets(node: Node) -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,7 +121,7 @@ def stage() -> Iterator[Stage]:
 
 
 def until_told() -> None:
-    """Blocks until SIGTERM. It may have been sent already: it waits, blocked, since before this process could miss it."""
+    """Blocks until SIGTERM, also when that came before, if it was blocked then."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     signal.sigwait([signal.SIGTERM])
 
@@ -476,7 +477,7 @@ def test_back_off_doubles_up_to_a_limit_and_forgets() -> None:
         place.back_off(now)
         delays.append(place.delay)
     assert delays[0] == limits.RESTART_DELAY_MIN_S
-    assert all(b == min(2 * a, limits.RESTART_DELAY_MAX_S) for a, b in zip(delays, delays[1:], strict=False))
+    assert all(b == min(2 * a, limits.RESTART_DELAY_MAX_S) for a, b in pairwise(delays))
     assert delays[-1] == limits.RESTART_DELAY_MAX_S
     place.back_off(now + limits.RESTART_FORGET_S)
     assert place.delay == limits.RESTART_DELAY_MIN_S

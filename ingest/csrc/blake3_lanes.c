@@ -258,7 +258,7 @@ static size_t avx512_some_frames(const uint8_t *key, const uint8_t *frames, size
     if (n <= 4)
         return avx512x8_chunks(key, frames, n, tags), n;
     if (n <= 8)
-        return avx512x8_frames(key, frames, n, tags), n;
+        return avx512x16_chunks(key, frames, n, tags), n;
     n = n < 16 ? n : 16;
     return avx512x16_frames(key, frames, n, tags), n;
 }

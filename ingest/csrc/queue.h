@@ -84,6 +84,13 @@ static inline void ring_store(_Atomic uint64_t *p, uint64_t v) { atomic_store_ex
 static inline uint32_t word_load(const _Atomic uint32_t *p) { return atomic_load_explicit(p, memory_order_seq_cst); }
 static inline void word_store(_Atomic uint32_t *p, uint32_t v) { atomic_store_explicit(p, v, memory_order_seq_cst); }
 static inline uint32_t word_add(_Atomic uint32_t *p, int32_t v) { return atomic_fetch_add(p, (uint32_t)v) + (uint32_t)v; }
+/* The same, but a count never goes below 0: a ring that was emptied forgot those that came before. */
+static inline void word_add_above_zero(_Atomic uint32_t *p, int32_t v)
+{
+    uint32_t old = atomic_load(p);
+    while (!atomic_compare_exchange_weak(p, &old, v < 0 && old < (uint32_t)-v ? 0 : old + (uint32_t)v))
+        ;
+}
 static inline void word_or(_Atomic uint32_t *p, uint32_t v) { atomic_fetch_or(p, v); }
 static inline void word_clear(_Atomic uint32_t *p, uint32_t v) { atomic_fetch_and(p, ~v); }
 /* Between publishing and looking whether the other side sleeps; and between going to sleep and looking once more. */

@@ -45,9 +45,16 @@ cdef class PackTable:
     cdef readonly int dirty_count            # packs written to since the last flush began
     cdef readonly uint64_t created
     cdef set _dirty
+    cdef set _replayed                       # packs whose headers `write_headers` is to write
 
+    cdef int _open(self, pack_state *p) noexcept
+    cdef int _create(self, pack_state *p) noexcept nogil
+    cdef void _seal(self, pack_state *p) noexcept nogil
+    cdef pack_state *_must(self, int64_t pack) except NULL
     # The pack, opened and if need be created; NULL with *error an errno (EBADMSG: its header fails its check).
     cdef pack_state *get(self, int64_t pack, int *error) noexcept
+    # The same, but EAGAIN while the log covers too many packs already and this one would be one more.
+    cdef pack_state *get_to_write(self, int64_t pack, int *error) noexcept
     cdef int claim(self, pack_state *p, int slot, int count) noexcept nogil
     cdef int release(self, pack_state *p, int slot, int count) noexcept nogil
     cdef void set_present(self, pack_state *p, int slot, int count) noexcept nogil

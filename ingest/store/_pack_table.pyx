@@ -6,7 +6,7 @@ authoritative) and written whole, one sector, after each change.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EBADMSG, EEXIST, EMFILE, ENFILE, ENOENT, ENOMEM, errno
+from libc.errno cimport EAGAIN, EBADMSG, EEXIST, EMFILE, ENFILE, ENOENT, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -20,6 +20,9 @@ from ingest import limits
 from ingest.errors import CorruptionError
 
 
+cdef extern from "csrc/frame.h" nogil:
+    pass
+
 cdef extern from "csrc/pack_table.h" nogil:
     enum: PACK_BITMAP
     enum: PACK_GENERATION
@@ -32,10 +35,25 @@ cdef extern from "csrc/pack_table.h" nogil:
     int directory_beneath(int root, const char *path, int make, const char **name)
     void put_be(uint8_t *p, uint64_t v, int n)
     int ticket_write_value(int64_t v, uint8_t *t)
+    int64_t ticket_index(const uint8_t *t)
+    int64_t ticket_pack(int64_t index)
+    int ticket_slot(int64_t index)
+    int frames_run(const uint8_t *frames, int n, int64_t first)
     enum: ROOT_PACK_SLOTS
     enum: PACK_SLOTS
     int O_RDWR
     int O_CREAT
+
+
+cdef int DIRTY_MAX = limits.DIRTY_PACKS_MAX // 2   # half, because as many may be in the flush that is under way
+
+
+class LostHeaderError(CorruptionError):
+    """The header of ``pack`` fails its check."""
+
+    def __init__(self, pack, message):
+        super().__init__(message)
+        self.pack = pack
 
 
 cdef void new_header(uint8_t *header, int64_t pack, const uint8_t *store_id) noexcept nogil:
@@ -70,6 +88,7 @@ cdef class PackTable:
         self.data_fd = data_fd
         self.store_id = store_id
         self._dirty = set()
+        self._replayed = set()
 
     def __dealloc__(self):
         pack_table_free(&self.table)
@@ -108,6 +127,12 @@ cdef class PackTable:
             return NULL
         pack_table_insert(&self.table, p)
         return p
+
+    cdef pack_state *get_to_write(self, int64_t pack, int *error) noexcept:
+        if self.dirty_count >= DIRTY_MAX and pack not in self._dirty:
+            error[0] = EAGAIN
+            return NULL
+        return self.get(pack, error)
 
     cdef int _open(self, pack_state *p) noexcept:
         cdef char path[32]
@@ -206,31 +231,51 @@ cdef class PackTable:
         if p == NULL:
             pack_path(pack, path)
             if error == EBADMSG:
-                raise CorruptionError(f"{path.decode()}: the pack's header fails its check")
+                raise LostHeaderError(pack, f"{path.decode()}: the pack's header fails its check")
             raise OSError(error, os.strerror(error), path.decode())
         return p
 
-    def replay_put(self, int64_t pack, int slot, const uint8_t[::1] frames):
-        """Writes frames (n · 1474 bytes) into consecutive slots and sets their bits, but for slots that were deleted since.
+    def replay_puts(self, const uint8_t[::1] frames):
+        """Writes frames (n · 1474 bytes) into their slots and sets their bits, but for slots that were deleted since.
 
-        Returns how many were written. Writes what is there already once more: the disk may not have it.
+        Writes what is there already once more: the disk may not have it. Headers are written by `write_headers`.
+        Raises LostHeaderError for a pack that can't be opened because of its header; then nothing is lost by doing
+        all of it again.
         """
-        cdef pack_state *p = self._must(pack)
-        cdef int count = frames.shape[0] // limits.FRAME_SIZE
-        cdef int done = 0, alike, state, error = 0, written = 0
-        if slot < 0 or count < 1 or slot + count > p.slots:
-            raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
-        while done < count:
-            alike = slots_alike(p, slot + done, count - done, &state)
-            if state != SLOT_DELETED:
-                error = pwrite_all(p.fd, &frames[done * 1474], <size_t>alike * 1474, slot_offset(slot + done))
-                if error:
-                    raise OSError(error, os.strerror(error))
-                self.set_present(p, slot + done, alike)
-                written += alike
-            done += alike
-        self.mark_dirty(p)
-        return written
+        cdef Py_ssize_t n = frames.shape[0] // 1474, i = 0
+        cdef int count, done, alike, state = 0, error = 0, slot
+        cdef int64_t first
+        cdef pack_state *p
+        if frames.shape[0] == 0:
+            return
+        while i < n:
+            first = ticket_index(&frames[i * 1474])
+            if first < 0:
+                raise CorruptionError("the log holds a frame with a malformed ticket")
+            count = frames_run(&frames[i * 1474], <int>(n - i), first)
+            p = self._must(ticket_pack(first))
+            slot = ticket_slot(first)
+            done = 0
+            with nogil:
+                while done < count and error == 0:
+                    alike = slots_alike(p, slot + done, count - done, &state)
+                    if state != SLOT_DELETED:
+                        error = pwrite_all(p.fd, &frames[(i + done) * 1474], <size_t>alike * 1474, slot_offset(slot + done))
+                        self.set_present(p, slot + done, alike)
+                    done += alike
+            if error:
+                raise OSError(error, os.strerror(error), f"pack {p.id}")
+            self.mark_dirty(p)
+            self._replayed.add(p.id)
+            i += count
+        if len(self._replayed) > 1024:
+            self.write_headers()
+
+    def write_headers(self):
+        """Writes the headers of all packs that were replayed to, changed or not."""
+        for pack in self._replayed:
+            self.rewrite_header(pack)
+        self._replayed.clear()
 
     def replay_note(self, int64_t pack, int slot, int count):
         """Sets the bits of slots whose frames were synced before the log said so."""
@@ -244,6 +289,7 @@ cdef class PackTable:
                 self.set_present(p, slot + done, alike)
             done += alike
         self.mark_dirty(p)
+        self._replayed.add(pack)
 
     def replay_delete(self, int64_t pack, int slot, int count):
         """Marks slots deleted, then zeroes them."""
@@ -274,7 +320,7 @@ cdef class PackTable:
         cdef pack_state state
         if bits.shape[0] != 2 * PACK_BITMAP:
             raise ValueError("two bitmaps of 168 bytes")
-        memset(&state, 0, sizeof state)
+        memset(&state, 0, sizeof(pack_state))
         state.id = pack
         pack_path(pack, path)
         state.fd = open_beneath(self.data_fd, path, O_RDWR, 0)

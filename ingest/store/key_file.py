@@ -74,9 +74,7 @@ def _open(path: Path, data_dir: Path | None) -> int:
     directory = os.open(inside, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in directories:
-            below = os.open(
-                part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
-            )
+            below = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
             os.close(directory)
             directory = below
         return os.open(name, flags | os.O_NOFOLLOW, dir_fd=directory)

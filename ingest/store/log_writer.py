@@ -97,6 +97,15 @@ class LogWriter:
         return len(self._in_use) + len(self._free)
 
     @property
+    def needs_spare(self) -> bool:
+        """Whether no segment is free and the log may still grow."""
+        return not self._free and self.segments < self.segments_max
+
+    def ends_segment(self, length: int) -> bool:
+        """Whether a batch of `length` bytes needs another segment than the present one."""
+        return self._offset + padded(length) > self.segment_size
+
+    @property
     def used(self) -> int:
         """Bytes of the segments that may not be recycled yet."""
         return len(self._in_use) * self.segment_size
@@ -108,7 +117,7 @@ class LogWriter:
 
     def has_room(self, length: int) -> bool:
         """Whether a batch of `length` bytes can be appended without recycling first."""
-        if self._offset + padded(length) <= self.segment_size:
+        if not self.ends_segment(length):
             return True
         return bool(self._free) or self.segments < self.segments_max
 
@@ -119,8 +128,7 @@ class LogWriter:
         writer must not be used any more: a failed fdatasync is never retried.
         """
         length = BatchHeader.payload_size(puts, deletes, notes) + 64
-        first_of_segment = self._offset + padded(length) > self.segment_size
-        if first_of_segment:
+        if self.ends_segment(length):
             self._next_segment()
         assert self._current is not None
         self.number += 1
@@ -142,7 +150,7 @@ class LogWriter:
 
     def make_spare(self) -> None:
         """Makes a segment ahead of its need, if the log may grow and none is free."""
-        if not self._free and self.segments < self.segments_max:
+        if self.needs_spare:
             self._free.append(self._make_segment())
 
     def close(self) -> None:

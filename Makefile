@@ -1,0 +1,71 @@
+# make demo · make test: the two that matter. PYTHON=python3.12 make … takes another interpreter.
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin/python
+PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
+SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
+
+.PHONY: help venv build dev demo test lint format bench soak clean
+
+help:
+	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way"
+	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
+	@echo "make bench   all benchmarks     make soak    the long kill test   make clean   as after the clone"
+	@echo "make build   only build, into $(VENV)"
+
+# Stamps: each step runs again only when what it depends on is newer.
+$(VENV)/.made: tools/check_machine.py
+	@command -v $(PYTHON) >/dev/null || { echo "cannot build: there is no $(PYTHON) (set PYTHON=python3.11)" >&2; exit 1; }
+	@$(PYTHON) tools/check_machine.py
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install 'setuptools>=77' 'Cython>=3.1'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml setup.py
+	@echo "building and installing ingest into $(VENV)"
+	@$(PIP) install --no-build-isolation --editable .
+	@touch $@
+
+# A header may be included by any of the extensions, so a change of one compiles all of them again.
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@force=; if test -e $@ && find ingest -path '*/csrc/*' -newer $@ | grep -q .; then force=--force; fi; \
+	    $(RUN) setup.py --quiet build_ext --inplace $$force
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.built pyproject.toml
+	@echo "installing the tools for tests into $(VENV)"
+	@$(PIP) install --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+venv: $(VENV)/.made
+build: $(VENV)/.built
+dev: $(VENV)/.built $(VENV)/.dev
+
+demo: build
+	@$(RUN) tools/demo.py
+
+test: dev
+	@$(RUN) -m pytest
+
+lint: dev
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: dev
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+# The results say of which machine, commit and command they are.
+bench: dev
+	@mkdir -p bench/results/local
+	@$(RUN) -m pytest bench --timeout=0 --benchmark-json=bench/results/local/$$(git rev-parse --short HEAD).json
+
+soak: dev
+	@$(RUN) -m pytest -m soak --timeout=0 tests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find ingest \( -name '*.so' -o -name '*.pyc' -o -name '*.html' \) -delete
+	rm -f ingest/*.c ingest/store/*.c

@@ -1,0 +1,66 @@
+"""How much each benchmark does: FULL for figures, TINY for the tests, which ask only whether all of it works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Frames, unless the name says otherwise; ``_s`` are seconds of load."""
+
+    rounds: int
+    warm_size: int  # bytes of page cache touched before each measurement of the disk
+    verify_frames: int
+    verify_s: float  # at least, of each side in each round
+    sustained: int
+    calibration: int  # for each way to write to the disk, of which the fastest is the limit
+    window: int
+    closed_connections: int
+    closed_s: float
+    crowd_connections: int
+    crowd_s: float
+    get: int
+    random_gets: int
+    packs: int  # that tickets in random order fall into
+    random_s: float
+    restart_s: float
+
+
+FULL = Sizes(
+    rounds=3,
+    warm_size=4 << 30,
+    verify_frames=704,
+    verify_s=0.5,
+    sustained=5_000_000,
+    calibration=500_000,
+    window=16_384,
+    closed_connections=64,
+    closed_s=4.0,
+    crowd_connections=1000,
+    crowd_s=6.0,
+    get=1_000_000,
+    random_gets=500_000,
+    packs=1_000_000,
+    random_s=20.0,
+    restart_s=4.0,
+)
+
+TINY = Sizes(
+    rounds=1,
+    warm_size=1 << 20,
+    verify_frames=64,
+    verify_s=0.0,
+    sustained=20_000,
+    calibration=6_000,
+    window=512,
+    closed_connections=8,
+    closed_s=0.2,
+    crowd_connections=20,
+    crowd_s=0.3,
+    get=6_000,
+    random_gets=2_000,
+    packs=1_000,
+    random_s=0.5,
+    restart_s=0.3,
+)

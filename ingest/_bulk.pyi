@@ -1,0 +1,5 @@
+class BulkJob:
+    number: int
+    frames: int
+    error: int
+    def run(self) -> None: ...

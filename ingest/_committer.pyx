@@ -1,0 +1,597 @@
+# distutils: depends = ingest/csrc/queue.h ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/ticket.h ingest/csrc/counters.h
+"""What the committer does with frames between taking them from the workers and answering them.
+
+The steps of one commit, in this order (`docs/architecture.md`, "Life of one put"); `write_behind` calls them:
+
+    take      runs from the rings of all workers                           → pending
+    plan      claim slots; duplicates, conflicts, tombstones are answered; → batch (copied to the log's buffer), bulk jobs
+    (the log is written and synced)
+    apply     slots written, then bits set
+    answer    outcomes to the workers
+
+A frame is in exactly one place at a time: a ring, `pending`, the batch, or a bulk job. Whatever fails between claim and
+answer releases the claim and answers; a slot is never left claimed.
+"""
+
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.errno cimport EAGAIN, EDQUOT, ENOSPC
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from ingest._bulk cimport BulkJob, BulkPath, sequence
+from ingest._pending cimport Pending, item
+from ingest._queue cimport (
+    RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring, ring_load,
+    ring_publish, ring_store, word_load, word_store,
+)
+from ingest._stored cimport StoredFrames
+from ingest.store._pack_table cimport (
+    SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, get_be, pack_state, pack_zero_slots, pwrite_all,
+    slot_offset, slots_alike,
+)
+
+import mmap
+import os
+
+from ingest import limits
+from ingest._queue import ROW_COMMITTER
+from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, padded
+
+
+cdef extern from "csrc/ticket.h" nogil:
+    int64_t ticket_pack(int64_t index)
+    int ticket_slot(int64_t index)
+    int ticket_run_max(int64_t index)
+    int ticket_write_value(int64_t v, uint8_t *t)
+    int64_t TICKET_INDEX_LAST
+
+cdef extern from "csrc/pack_file.h" nogil:
+    void put_be(uint8_t *p, uint64_t v, int n)
+
+cdef extern from "csrc/counters.h" nogil:
+    enum: C_DUPLICATES
+    enum: C_DELETED_TICKETS
+    enum: C_BULK_RUNS
+    enum: C_BULK_FRAMES
+    enum: C_COMMITS
+    enum: C_COMMIT_FRAMES
+    enum: C_COMMIT_BYTES
+    enum: C_COMMIT_NANOSECONDS
+    enum: C_COMMIT_SIZE_BUCKET
+    enum: C_COMMIT_LATENCY_BUCKET
+    enum: C_PACKS_CREATED
+    enum: C_FLUSHES
+    enum: C_FLUSH_NANOSECONDS
+    enum: C_SYNC_FAILURES
+    enum: C_RECOVERIES
+    enum: C_RECOVERED_FRAMES
+    enum: C_LOG_STALLS
+    int histogram_bucket(unsigned long long value, int buckets)
+
+cdef enum:
+    SAVED = 1
+    ERROR = 2
+    CONFLICT = 5
+    NO_SPACE = 7
+    DELETED = 9
+
+cdef int FRAME = 1474
+cdef int DATA = 16          # offset of the data in a frame
+cdef int BATCH_MAX = limits.BATCH_FRAMES_MAX
+cdef int BULK_PENDING = limits.BULK_PENDING_MIN
+cdef int HOLD_MIN = limits.BULK_HOLD_MIN
+cdef int DELETES_MAX = 64                          # of one batch: each touches up to 53 packs
+cdef int NOTES_MAX = 1024
+
+
+cdef struct placed:     # an item in the batch; its frames lie at `staged` in the log's buffer
+    item it
+    pack_state *pack
+    int staged
+
+cdef struct delete_range:
+    pack_state *pack
+    int slot
+    int count
+
+cdef class Committer:
+    """The state of the frames that one committer holds. Only its own thread calls it."""
+
+    cdef Queue queue
+    cdef PackTable packs
+    cdef uint64_t epoch
+    cdef uint64_t *counters
+    cdef Pending pending
+    cdef BulkPath bulk
+    cdef StoredFrames stored
+    cdef placed *batch
+    cdef int batch_count
+    cdef readonly int puts             # frames in the batch
+    cdef item *deletes
+    cdef int delete_count
+    cdef delete_range *ranges
+    cdef int range_count
+    cdef readonly int notes
+    cdef list noted                    # bulk jobs whose notes are in the batch
+    cdef object _buffer
+    cdef uint8_t *staging
+    cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
+    cdef uint8_t *touched_workers
+    cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
+    cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
+    cdef readonly list disk_errors     # (pack, errno) met while opening packs, for the log
+
+    def __cinit__(self, Queue queue, PackTable packs, list put_keys, *, int bulk_jobs=2, bint sync=True):
+        cdef uint8_t[::1] view
+        self.queue = queue
+        self.packs = packs
+        self.epoch = ring_load(&queue.header.epoch) + 1   # the one that committer_ready() announces
+        self.counters = queue.counters(ROW_COMMITTER)
+        self.pending = Pending(queue, self.epoch)
+        self.bulk = BulkPath(queue, packs, bulk_jobs, sync)
+        self.stored = StoredFrames(put_keys)
+        self.batch = <placed *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(placed))
+        self.deletes = <item *>PyMem_Malloc(DELETES_MAX * sizeof(item))
+        self.ranges = <delete_range *>PyMem_Malloc(DELETES_MAX * 64 * sizeof(delete_range))
+        self.in_progress = <int64_t *>PyMem_Malloc(queue.workers * sizeof(int64_t))
+        self.touched_workers = <uint8_t *>PyMem_Malloc(queue.workers)
+        if not (self.batch and self.deletes and self.ranges and self.in_progress and self.touched_workers):
+            raise MemoryError
+        memset(self.in_progress, 0, queue.workers * sizeof(int64_t))
+        memset(self.touched_workers, 0, queue.workers)
+        self._buffer = mmap.mmap(-1, padded(BATCH_HEADER_SIZE + BATCH_MAX * FRAME + NOTES_MAX * NOTE_SIZE))
+        view = self._buffer
+        self.staging = &view[0]
+        self.noted = []
+        self.corrupt = []
+        self.disk_errors = []
+
+    def __dealloc__(self):
+        PyMem_Free(self.batch)
+        PyMem_Free(self.deletes)
+        PyMem_Free(self.ranges)
+        PyMem_Free(self.in_progress)
+        PyMem_Free(self.touched_workers)
+
+    @property
+    def buffer(self):
+        """The log's buffer: the batch lies in it behind the header's place."""
+        return memoryview(self._buffer)
+
+    @property
+    def delete_frames(self):
+        return self.delete_count
+
+    @property
+    def batch_empty(self):
+        return self.puts == 0 and self.delete_count == 0 and self.notes == 0
+
+    @property
+    def pending_frames(self):
+        return self.pending.frames
+
+    @property
+    def bulk_running(self):
+        return len(self.bulk.running)
+
+    # --- take ---------------------------------------------------------------------------------
+
+    def take(self):
+        """Moves all runs of the workers' rings to `pending`; lets go of dead workers. Returns frames pending."""
+        cdef int worker
+        cdef queue_ring *ring
+        cdef uint32_t retire
+        for worker in range(self.queue.workers):
+            ring = self.queue.ring(worker)
+            retire = word_load(&ring.retire)
+            if retire == RING_RETIRE:
+                # Nobody waits for what is pending from a worker that died, and nothing of it was claimed.
+                self.pending.forget(worker)
+                if self.in_progress[worker] == 0:
+                    word_store(&ring.retire, RING_RETIRED)
+            elif retire == RING_LIVE:
+                self.pending.take(worker)
+        return self.pending.frames
+
+    # --- plan ---------------------------------------------------------------------------------
+
+    def plan(self, bint space):
+        """Fills the batch from `pending`; returns the BulkJobs to be run now. Without `space` nothing new is stored.
+
+        What can't be decided now stays pending: slots claimed by others, a full batch, too many dirty packs.
+        """
+        cdef list jobs = []
+        cdef int i, n = 0, frames = 0
+        cdef Pending pending = self.pending
+        cdef item *it
+        assert self.puts == 0 and self.delete_count == 0, "the last batch was not answered"
+        self.stalled = False
+        if pending.count == 0:
+            return jobs
+        while space and pending.frames >= BULK_PENDING:
+            job = self.bulk.plan(pending)
+            if job is None:
+                break
+            self._count_in_progress(job, 1)
+            jobs.append(job)
+        for i in range(pending.count):
+            it = &pending.items[i]
+            if it.kind == RUN_PUT and it.count >= <uint32_t>HOLD_MIN and self.bulk.running and space:
+                # Part of a long run, perhaps: while the disk is busy with bulk jobs it may grow into one. It waits for
+                # the job that is the last one now, not for later ones, so that it can't wait for ever.
+                if it.held_for == 0:
+                    it.held_for = self.bulk.jobs
+                if it.held_for in self.bulk.running:
+                    continue
+            if n and frames + it.count > <uint32_t>BATCH_MAX:
+                break
+            pending.sorted[n] = it
+            n += 1
+            frames += it.count
+        pending.sort(n)
+        for i in range(n):
+            if pending.sorted[i].kind == RUN_PUT:
+                self._plan_put(pending.sorted[i], space)
+        for i in range(n):
+            if pending.sorted[i].kind == RUN_DELETE:
+                self._plan_delete(pending.sorted[i])
+        pending.compact()
+        return jobs
+
+    cdef int _count_in_progress(self, BulkJob job, int sign) except -1:
+        cdef int i
+        for i in range(job.item_count):
+            self.in_progress[job.items[i].worker] += sign * <int64_t>job.items[i].count
+        return 0
+
+    cdef int _plan_put(self, item *it, bint space) except -1:
+        """Decides each slot of an item; what stays undecided is put back to pending as (up to) one shorter item."""
+        cdef int error = 0, state = 0, alike
+        cdef pack_state *p = self.packs.get_to_write(it.pack, &error)
+        cdef item part
+        if p == NULL:
+            if error == EAGAIN:
+                self.stalled = True
+                return 0
+            self._refuse(it, it.pack, error)
+            return 0
+        while it.count:
+            alike = slots_alike(p, it.slot, it.count, &state)
+            part = it[0]
+            part.count = alike
+            if state == SLOT_FREE and space:
+                if self.puts + alike > BATCH_MAX:
+                    alike = BATCH_MAX - self.puts
+                    if alike == 0:
+                        return 0
+                    part.count = alike
+                self._place(&part, p)
+            elif state == SLOT_FREE:
+                self._answer_item(&part, NO_SPACE)
+            elif state == SLOT_DELETED:
+                self._answer_item(&part, DELETED)
+            elif state == SLOT_PRESENT:
+                self._compare(&part, p)
+            else:
+                # Claimed: wait for its outcome. The rest of the run waits with it (and goes on next time).
+                return 0
+            it.count -= alike
+            it.slot += alike
+            it.first += alike
+            it.place += alike
+            self.pending.frames -= alike
+        return 0
+
+    cdef int _refuse(self, item *it, int64_t pack, int error) except -1:
+        """Answers an item whose pack can't be opened."""
+        if len(self.disk_errors) < 16:
+            self.disk_errors.append((pack, error))
+        self._answer_item(it, NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR)
+        self.pending.drop(it)
+        return 0
+
+    cdef int _place(self, item *it, pack_state *p) except -1:
+        """Claims the slots of an item and copies its frames to the log's buffer."""
+        cdef placed *b = &self.batch[self.batch_count]
+        self.batch_count += 1
+        b.it = it[0]
+        b.pack = p
+        b.staged = self.puts
+        with nogil:
+            self.packs.claim(p, it.slot, it.count)
+            memcpy(self._staged(self.puts), self.queue.arena(it.worker) + <size_t>it.place * FRAME, <size_t>it.count * FRAME)
+        if self.batch_count == 1 or self.batch[self.batch_count - 2].pack != p:
+            self.packs.mark_dirty(p)
+        self.puts += it.count
+        self.in_progress[it.worker] += it.count
+        return 0
+
+    cdef uint8_t *_staged(self, int frame) noexcept nogil:
+        return self.staging + 64 + <size_t>frame * FRAME
+
+    cdef int _compare(self, item *it, pack_state *p) except -1:
+        """Answers frames whose slots are taken: SAVED when they hold the same data, CONFLICT when other."""
+        cdef uint8_t statuses[1332]
+        cdef int i = 0
+        cdef item one = it[0]
+        self.stored.compare(p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses)
+        while i < <int>it.count:
+            one.place = it.place + i
+            one.count = 1
+            while i + one.count < it.count and statuses[i + one.count] == statuses[i]:
+                one.count += 1
+            if statuses[i] == ERROR and len(self.corrupt) < 64:
+                # The bit says durable and valid, the bytes say otherwise: corruption. Only a repair may write here.
+                self.corrupt.append((it.pack, it.slot + i))
+            elif statuses[i] == SAVED:
+                self.counters[C_DUPLICATES] += one.count
+            self._answer_item(&one, statuses[i])
+            i += one.count
+        return 0
+
+    cdef int _plan_delete(self, item *it) except -1:
+        """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
+        cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
+        cdef uint64_t count = get_be(frame + DATA, 8)
+        cdef int64_t index = it.first
+        cdef int first_range = self.range_count, most, state = 0, error = 0, i
+        cdef pack_state *p
+        cdef delete_range *r
+        if self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
+            return 0
+        if not 1 <= count <= 65536 or index + <int64_t>count - 1 > TICKET_INDEX_LAST:
+            raise AssertionError(f"worker {it.worker} handed over a delete of {count} tickets from {index}")
+        while count:
+            most = ticket_run_max(index)
+            if <uint64_t>most > count:
+                most = count
+            p = self.packs.get(ticket_pack(index), &error)
+            if p == NULL:
+                break
+            i = 0
+            while i < most:
+                i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
+                if state == SLOT_CLAIMED:
+                    break
+            if state == SLOT_CLAIMED:
+                break
+            r = &self.ranges[self.range_count]
+            self.range_count += 1
+            r.pack = p
+            r.slot = ticket_slot(index)
+            r.count = most
+            self.packs.claim(p, r.slot, most)
+            self.packs.mark_dirty(p)
+            index += most
+            count -= most
+        if count:
+            while self.range_count > first_range:
+                self.range_count -= 1
+                r = &self.ranges[self.range_count]
+                self.packs.release(r.pack, r.slot, r.count)
+            if error:
+                self._refuse(it, ticket_pack(index), error)
+            return 0
+        memcpy(self._staged(self.puts + self.delete_count), frame, FRAME)
+        self.deletes[self.delete_count] = it[0]
+        self.delete_count += 1
+        self.in_progress[it.worker] += 1
+        self.pending.drop(it)
+        return 0
+
+    # --- bulk -----------------------------------------------------------------------------------
+
+    def bulk_done(self, BulkJob job):
+        """Takes a finished job back: what was written is noted in the batch, what was not is answered.
+
+        Returns False when its sync failed: everything in it was answered ERROR, and nothing may be saved any more.
+        """
+        cdef int i, j
+        cdef sequence *s
+        cdef item *it
+        self.bulk.done(job)
+        for i in range(job.sequence_count):
+            s = &job.sequences[i]
+            if job.error or s.error:
+                self.packs.release(s.pack, s.slot, s.count)
+                for j in range(s.item, s.item + s.items):
+                    it = &job.items[j]
+                    self.in_progress[it.worker] -= it.count
+                    self._answer_item(it, NO_SPACE if not job.error and s.error in (ENOSPC, EDQUOT) else ERROR)
+                if len(self.disk_errors) < 16:
+                    self.disk_errors.append((s.pack.id, job.error or s.error))
+        if not job.error:
+            self.noted.append(job)
+        return job.error == 0
+
+    def write_notes(self):
+        """Puts the notes of finished jobs behind the frames of the batch. The last step before the log is written."""
+        cdef BulkJob job
+        cdef sequence *s
+        cdef uint8_t *note = self._staged(self.puts + self.delete_count)
+        cdef int i
+        for job in self.noted:
+            for i in range(job.sequence_count):
+                s = &job.sequences[i]
+                if s.error:
+                    continue
+                assert self.notes < NOTES_MAX
+                ticket_write_value(s.pack.id, note)
+                put_be(note + 8, s.slot, 2)
+                put_be(note + 10, s.count, 2)
+                put_be(note + 12, 0, 4)
+                note += 16
+                self.notes += 1
+                self.packs.mark_dirty(s.pack)
+
+    # --- apply and answer -----------------------------------------------------------------------
+
+    def apply(self):
+        """Writes the batch's slots, then their packs' bits: the log is synced. Returns 0 or an errno; then what was
+        claimed stays so and the caller answers ERROR and leaves the rest to recovery."""
+        cdef int error, i
+        cdef BulkJob job
+        with nogil:
+            error = self._apply_puts()
+        if error:
+            return error
+        for job in self.noted:
+            for i in range(job.sequence_count):
+                if job.sequences[i].error == 0:
+                    self.packs.release(job.sequences[i].pack, job.sequences[i].slot, job.sequences[i].count)
+                    self.packs.set_present(job.sequences[i].pack, job.sequences[i].slot, job.sequences[i].count)
+            for i in range(job.sequence_count):
+                error = self.packs.write_header(job.sequences[i].pack)
+                if error:
+                    return error
+        with nogil:
+            error = self._apply_deletes()
+        return error
+
+    cdef int _apply_puts(self) noexcept nogil:
+        cdef int i = 0, j, error, frames
+        cdef placed *b
+        cdef placed *next_
+        while i < self.batch_count:
+            b = &self.batch[i]
+            frames = b.it.count
+            j = i + 1
+            # Neighbours in the batch that are neighbours in the pack too lie one behind the other in the log's buffer.
+            while (j < self.batch_count and self.batch[j].pack == b.pack
+                   and self.batch[j].it.slot == b.it.slot + frames and self.batch[j].staged == b.staged + frames):
+                frames += self.batch[j].it.count
+                j += 1
+            error = pwrite_all(b.pack.fd, self._staged(b.staged), <size_t>frames * FRAME, slot_offset(b.it.slot))
+            if error:
+                return error
+            self.packs.release(b.pack, b.it.slot, frames)
+            self.packs.set_present(b.pack, b.it.slot, frames)
+            if j == self.batch_count or self.batch[j].pack != b.pack:
+                error = self.packs.write_header(b.pack)
+                if error:
+                    return error
+            i = j
+        return 0
+
+    cdef int _apply_deletes(self) noexcept nogil:
+        cdef int i, error
+        cdef delete_range *r
+        for i in range(self.range_count):
+            r = &self.ranges[i]
+            self.packs.release(r.pack, r.slot, r.count)
+            self.packs.set_deleted(r.pack, r.slot, r.count)
+            error = self.packs.write_header(r.pack)
+            if error:
+                return error
+            # Only now: who reads zeros finds the deleted bit when it looks again.
+            error = pack_zero_slots(r.pack, r.slot, r.count)
+            if error:
+                return error
+            self.counters[C_DELETED_TICKETS] += r.count
+        return 0
+
+    def answer(self, bint failed=False):
+        """Answers everything in the batch, SAVED or DELETED (ERROR if `failed`), and empties it. Wakes the workers."""
+        cdef int i
+        cdef item *it
+        cdef BulkJob job
+        for i in range(self.batch_count):
+            it = &self.batch[i].it
+            self.in_progress[it.worker] -= it.count
+            self._answer_item(it, ERROR if failed else SAVED)
+        for i in range(self.delete_count):
+            it = &self.deletes[i]
+            self.in_progress[it.worker] -= 1
+            self._answer_item(it, ERROR if failed else DELETED)
+        for job in self.noted:
+            for i in range(job.item_count):
+                it = &job.items[i]
+                if job.item_failed(i):
+                    continue        # answered by bulk_done
+                self.in_progress[it.worker] -= it.count
+                self._answer_item(it, ERROR if failed else SAVED)
+            if not failed:
+                self.counters[C_BULK_RUNS] += job.sequence_count
+                self.counters[C_BULK_FRAMES] += job.frames
+        self.noted = []
+        self.batch_count = self.puts = self.delete_count = self.range_count = self.notes = 0
+        self.wake()
+
+    cdef int _answer_item(self, item *it, int status) except -1:
+        """One outcome to the worker that it came from, unless that one died."""
+        cdef queue_ring *ring = self.queue.ring(it.worker)
+        cdef uint64_t tail
+        cdef queue_outcome *outcome
+        if word_load(&ring.retire) != RING_LIVE:
+            return 0
+        tail = ring_load(&ring.outcome_tail)
+        outcome = &self.queue.outcomes(it.worker)[tail & (self.queue.ring_size - 1)]
+        outcome.cookie = it.cookie
+        outcome.place = it.place
+        outcome.count = it.count
+        outcome.status = status
+        ring_publish(&ring.outcome_tail, tail + 1)
+        self.touched_workers[it.worker] = 1
+        return 0
+
+    def wake(self):
+        """Rings the doorbell of each worker that got outcomes and sleeps."""
+        cdef int worker
+        full_fence()
+        for worker in range(self.queue.workers):
+            if self.touched_workers[worker]:
+                self.touched_workers[worker] = 0
+                if word_load(&self.queue.ring(worker).worker_sleeping):
+                    os.eventfd_write(self.queue.worker_doorbells[worker], 1)
+
+    # --- sleep ----------------------------------------------------------------------------------
+
+    def sleeping(self, bint asleep):
+        """Says that the committer is about to sleep (the workers then ring), or that it woke."""
+        word_store(&self.queue.header.committer_sleeping, asleep)
+        full_fence()
+
+    def work_waiting(self):
+        """Whether a ring holds runs that `take` would take, or a dead worker waits to be let go."""
+        cdef int worker
+        cdef queue_ring *ring
+        for worker in range(self.queue.workers):
+            ring = self.queue.ring(worker)
+            if word_load(&ring.retire) == RING_RETIRE and self.in_progress[worker] == 0:
+                return True
+            if (word_load(&ring.retire) == RING_LIVE and ring_load(&ring.worker_epoch) == self.epoch
+                    and ring_load(&ring.run_head) != ring_load(&ring.run_tail)):
+                return True
+        return False
+
+    # --- what is counted --------------------------------------------------------------------------
+
+    def count_commit(self, uint64_t frames, uint64_t size, uint64_t nanoseconds):
+        """One batch of `frames` and `size` bytes was synced, `nanoseconds` after it was taken."""
+        self.counters[C_COMMITS] += 1
+        self.counters[C_COMMIT_FRAMES] += frames
+        self.counters[C_COMMIT_BYTES] += size
+        self.counters[C_COMMIT_NANOSECONDS] += nanoseconds
+        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, 16)] += 1
+        self.counters[C_COMMIT_LATENCY_BUCKET + histogram_bucket(nanoseconds // 1000, 24)] += 1
+
+    def count_flush(self, uint64_t nanoseconds):
+        self.counters[C_FLUSHES] += 1
+        self.counters[C_FLUSH_NANOSECONDS] += nanoseconds
+
+    def count_sync_failure(self):
+        self.counters[C_SYNC_FAILURES] += 1
+
+    def count_log_stall(self):
+        self.counters[C_LOG_STALLS] += 1
+
+    def count_recovery(self, uint64_t frames):
+        self.counters[C_RECOVERIES] += 1
+        self.counters[C_RECOVERED_FRAMES] += frames
+
+    def publish_gauges(self, uint64_t log_used):
+        """What the admin port shows of the committer's state."""
+        self.counters[C_PACKS_CREATED] += self.packs.created
+        self.packs.created = 0
+        word_store(&self.queue.header.dirty_packs, self.packs.dirty_count)
+        ring_store(&self.queue.header.log_used, log_used)

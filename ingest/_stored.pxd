@@ -1,0 +1,15 @@
+"""Frames whose slots are taken, held against what is stored there."""
+
+from libc.stdint cimport uint8_t
+
+from ingest.store._pack_table cimport pack_state
+
+
+cdef class StoredFrames:
+    cdef list keys                     # put keys that verify what is stored
+    cdef object _scratch
+    cdef uint8_t *scratch              # one pack's worth of stored frames
+
+    # What to answer for each of `count` (at most 1332) frames, whose present slots start at `slot`, to `statuses`.
+    cdef int compare(self, pack_state *p, int slot, int count, const uint8_t *frames, uint8_t *statuses) except -1
+    cdef bint _verify(self, pack_state *p, int slot, int count, uint8_t *good) except -1

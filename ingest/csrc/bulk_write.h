@@ -1,0 +1,75 @@
+/* Long runs of frames straight into their pack, past the page cache: docs/architecture.md, "The bulk path". */
+#ifndef INGEST_BULK_WRITE_H
+#define INGEST_BULK_WRITE_H
+
+#include "beneath.h"
+#include "pack_file.h"
+
+/* The slots of one pack and the header page before them, up to whole blocks. */
+#define BULK_IMAGE_SIZE (((size_t)PACK_HEADER_SIZE + (size_t)ROOT_PACK_SLOTS * FRAME_SIZE + PACK_BLOCK - 1) / PACK_BLOCK * PACK_BLOCK)
+
+typedef struct {
+    const uint8_t *frames;
+    int count;
+} bulk_part;
+
+/* Writes consecutive frames, given in parts, into the slots from `slot` on; or, with sync, syncs the pack (no parts).
+ * Whole blocks go past the page cache; the first and last block, which other slots share, through it. `image` is a
+ * page-aligned buffer of BULK_IMAGE_SIZE. An errno or 0. */
+static int bulk_write(int data_fd, const pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
+{
+    if (sync)
+        return fdatasync(pack->fd) < 0 ? errno : 0;
+    char path[32];
+    pack_path(pack->id, path);
+    int64_t from = slot_offset(slot), to = from;
+    for (int i = 0; i < n; i++) {
+        memcpy(image + to, parts[i].frames, (size_t)parts[i].count * FRAME_SIZE);
+        to += (int64_t)parts[i].count * FRAME_SIZE;
+    }
+    int64_t low = (from + PACK_BLOCK - 1) / PACK_BLOCK * PACK_BLOCK, high = to / PACK_BLOCK * PACK_BLOCK;
+    int error = 0;
+    int direct = open_beneath(data_fd, path, O_WRONLY | O_DIRECT, 0);
+    if (direct < 0 && errno != EINVAL)
+        return errno;
+    if (direct < 0)
+        error = pwrite_all(pack->fd, image + low, (size_t)(high - low), low); /* no O_DIRECT on this file system */
+    else {
+        error = pwrite_all(direct, image + low, (size_t)(high - low), low);
+        close(direct);
+    }
+    if (!error && from < low)
+        error = pwrite_all(pack->fd, image + from, (size_t)(low - from), from);
+    if (!error && high < to)
+        error = pwrite_all(pack->fd, image + high, (size_t)(to - high), high);
+    return error;
+}
+
+/* Syncs the directories of `pack`'s path, from DATA down, but for those that it shares with `previous` (-1: none). */
+static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
+{
+    char path[32], other[32] = "";
+    pack_path(pack, path);
+    if (previous >= 0)
+        pack_path(previous, other);
+    else if (fsync(data_fd) < 0)
+        return errno;
+    for (char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
+        size_t length = (size_t)(slash - path);
+        if (strncmp(path, other, length + 1) == 0)
+            continue;
+        char directory[32];
+        memcpy(directory, path, length);
+        directory[length] = 0;
+        int fd = open_beneath(data_fd, directory, O_RDONLY | O_DIRECTORY, 0);
+        if (fd < 0)
+            return errno;
+        int error = fsync(fd) < 0 ? errno : 0;
+        close(fd);
+        if (error)
+            return error;
+    }
+    return 0;
+}
+
+#endif

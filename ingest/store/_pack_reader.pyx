@@ -1,0 +1,255 @@
+# distutils: depends = ingest/csrc/pack_cache.h ingest/csrc/pack_file.h ingest/csrc/beneath.h ingest/csrc/ticket.h
+"""Reading packs, while another process writes them: `docs/format.md`, "Packs".
+
+The committer sets a present bit only when the slot is written and its frame durable, so the bits in the file are
+what may be shown. A header may be read while it is being written, and is then half new: one that fails its check is read
+again a few times before it counts as bad.
+"""
+
+import os
+import resource
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, EINTR, EIO, ENOENT, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy
+
+from ingest._hmac cimport hmac_digest504, hmac_verify
+
+from ingest import limits
+from ingest.errors import TicketError, UsageError
+from ingest.status import Status
+
+
+cdef extern from "csrc/frame.h" nogil:
+    enum: FRAME_SIZE
+    int64_t TICKET_INDEX_LAST
+    int64_t ticket_index(const uint8_t *ticket)
+    int64_t ticket_pack(int64_t index)
+    int ticket_slot(int64_t index)
+    int ticket_run_max(int64_t index)
+
+cdef extern from "csrc/pack_cache.h" nogil:
+    int pack_cache_init(pack_cache *c, int max)
+    open_pack *pack_cache_find(pack_cache *c, int64_t id)
+    int pack_cache_open(pack_cache *c, int root, int64_t id, open_pack **pack)
+    int pack_cache_evict(pack_cache *c)
+    void pack_cache_free(pack_cache *c)
+    int pack_header_fits(const uint8_t *header, int64_t id, const uint8_t *store_id)
+    int header_slots_alike(const uint8_t *header, int slot, int count, int *state)
+
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int fd, void *buffer, size_t size, int64_t offset)
+    int usleep(uint32_t microseconds)
+
+
+cdef enum:
+    KEY_SIZE = 32
+    SAVED = 1
+    ERROR = 2
+    MISSING = 8
+    DELETED = 9
+    HEADER_SHORT = -1  # of _read_header: the file has no whole header yet
+
+assert (Status.SAVED, Status.ERROR, Status.MISSING, Status.DELETED) == (SAVED, ERROR, MISSING, DELETED)
+
+cdef int HEADER_READS = limits.HEADER_READS_MAX
+cdef uint32_t HEADER_PAUSE_US = limits.HEADER_READ_PAUSE_US
+
+
+def open_max():
+    """How many packs a reader may keep open: as `limits` says, but no more than an eighth of the process's descriptors."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, min(limits.READ_PACKS_MAX, limits.READ_PACKS_MAX if soft < 0 else soft // 8))
+
+
+cdef class PackReader:
+    """Reads the packs below ``data_fd``, a descriptor of DATA, which stays the caller's and must outlive this.
+
+    ``keys``: objects with ``put`` (32 bytes), all that ever signed what is stored; only ``read_chunk`` needs them.
+    ``store_id``: headers of other stores are bad; None takes those of any. ``packs_max``: descriptors to keep.
+    For one thread at a time.
+    """
+
+    def __cinit__(self, int data_fd, keys=(), bytes store_id=None, *, packs_max=None):
+        cdef const uint8_t[::1] view
+        if store_id is not None and len(store_id) != 16:
+            raise UsageError(f"a store id has 16 bytes, not {len(store_id)}")
+        if packs_max is not None and packs_max < 1:
+            raise UsageError("a reader needs at least one descriptor")
+        if pack_cache_init(&self.cache, open_max() if packs_max is None else packs_max) < 0:
+            raise MemoryError
+        put_keys = [bytes(key.put) for key in keys]
+        if any(len(key) != KEY_SIZE for key in put_keys):
+            raise UsageError(f"a key has {KEY_SIZE} bytes")
+        self.keys = <uint8_t *>malloc(max(1, len(put_keys)) * KEY_SIZE)
+        if self.keys == NULL:
+            raise MemoryError
+        for key in put_keys:
+            view = key
+            memcpy(self.keys + self.key_count * KEY_SIZE, &view[0], KEY_SIZE)
+            self.key_count += 1
+        self.any_store = store_id is None
+        if store_id is not None:
+            memcpy(self.store_id, PyBytes_AS_STRING(store_id), 16)
+        self.data_fd = data_fd
+        self.moment = 1
+
+    def __dealloc__(self):
+        pack_cache_free(&self.cache)
+        free(self.keys)
+
+    def __len__(self):
+        """Packs that are open."""
+        return self.cache.count
+
+    def close(self):
+        """Closes all packs. What is read later opens them again."""
+        while pack_cache_evict(&self.cache) == 0:
+            pass
+
+    # --- cores
+
+    cdef void now(self) noexcept nogil:
+        self.moment += 1
+
+    cdef int _get(self, int64_t id, open_pack **pack) noexcept nogil:
+        """The pack, open: 0 or an errno."""
+        cdef int error = 0
+        pack[0] = pack_cache_find(&self.cache, id)
+        if pack[0] == NULL:
+            error = pack_cache_open(&self.cache, self.data_fd, id, pack)
+        return error
+
+    cdef open_pack *find(self, int64_t pack) noexcept nogil:
+        cdef open_pack *found
+        return found if self._get(pack, &found) == 0 else NULL
+
+    cdef int _read_header(self, open_pack *pack, uint8_t *header) noexcept nogil:
+        """0, HEADER_SHORT or an errno."""
+        cdef ssize_t n
+        while True:
+            n = pread(pack.fd, header, PACK_SECTOR, 0)
+            if n == PACK_SECTOR:
+                return 0
+            if n >= 0:
+                return HEADER_SHORT
+            if errno != EINTR:
+                return errno
+
+    cdef int refresh(self, open_pack *pack) noexcept nogil:
+        """Reads the header again, unless that was done at this moment already: 0, HEADER_SHORT or an errno; EIO when it
+        is bad. `pack.header` is then the one in the file, or the bad one."""
+        cdef uint8_t header[512]
+        cdef uint8_t tag[8]
+        cdef int error, attempt
+        if pack.fresh_at == self.moment:
+            return 0 if pack.verdict == HEADER_GOOD else EIO
+        for attempt in range(HEADER_READS):
+            error = self._read_header(pack, header)
+            if error != 0:
+                return error
+            if pack.verdict != HEADER_UNKNOWN and memcmp(header, pack.header, PACK_SECTOR) == 0:
+                break  # judged before
+            hmac_digest504(header, tag)
+            if (memcmp(tag, header + PACK_DIGEST, 8) == 0
+                    and pack_header_fits(header, pack.id, NULL if self.any_store else self.store_id)):
+                memcpy(pack.header, header, PACK_SECTOR)
+                pack.verdict = HEADER_GOOD
+                break
+            if attempt > 0 and attempt + 1 < HEADER_READS:
+                usleep(HEADER_PAUSE_US)  # its writer lost the processor in the middle
+        else:
+            memcpy(pack.header, header, PACK_SECTOR)
+            pack.verdict = HEADER_BAD
+        pack.fresh_at = self.moment
+        return 0 if pack.verdict == HEADER_GOOD else EIO
+
+    cdef void look(self, int64_t first, int count, extent *found) noexcept nogil:
+        cdef int most = ticket_run_max(first)
+        cdef int state = SLOT_FREE
+        cdef open_pack *pack
+        cdef int error = self._get(ticket_pack(first), &pack)
+        if error == 0:
+            error = self.refresh(pack)
+        found.count = min(count, most)
+        found.slot = ticket_slot(first)
+        found.pack = NULL
+        if error == 0:
+            found.count = header_slots_alike(pack.header, found.slot, found.count, &state)
+            if state == SLOT_PRESENT:
+                found.status = SAVED
+                found.pack = pack
+            else:
+                found.status = DELETED if state == SLOT_DELETED else MISSING
+        elif error == ENOENT or error == HEADER_SHORT:
+            found.status = MISSING
+        else:
+            found.status = ERROR
+
+    cdef int read(self, const extent *found, int count, uint8_t *frames) noexcept nogil:
+        return pread_all(found.pack.fd, frames, <size_t>count * FRAME_SIZE, slot_offset(found.slot))
+
+    cdef bint _authentic(self, const uint8_t *frame, int64_t index) noexcept nogil:
+        cdef uint8_t good
+        cdef int key
+        if ticket_index(frame) != index:
+            return False
+        for key in range(self.key_count):
+            if hmac_verify(self.keys + key * KEY_SIZE, frame, 1, &good):
+                return True
+        return False
+
+    # --- what Python sees
+
+    cdef int _check_range(self, int64_t first, int64_t count) except -1:
+        if first < 0 or count < 1 or first > TICKET_INDEX_LAST or count > TICKET_INDEX_LAST - first + 1:
+            raise TicketError(f"{count} tickets from index {first} on are not a range of tickets")
+        if count > <int64_t>limits.RANGE_COUNT_MAX:
+            raise TicketError(f"{count} tickets at once: at most {limits.RANGE_COUNT_MAX}")
+        return 0
+
+    def read_range(self, int64_t first, int64_t count):
+        """What lies under ``count`` (1 to 65,536) tickets from index ``first`` on, as a list of (first, status, n, frames)
+        that covers them in order: ``frames`` has n · 1474 bytes if the status is SAVED, as they lie on disk, else none.
+        TicketError when that is no range."""
+        cdef extent found
+        cdef int error
+        self._check_range(first, count)
+        self.now()
+        runs = []
+        while count > 0:
+            with nogil:
+                self.look(first, <int>count, &found)
+            frames = b""
+            if found.status == SAVED:
+                frames = PyBytes_FromStringAndSize(NULL, found.count * FRAME_SIZE)
+                error = self.read(&found, found.count, <uint8_t *>PyBytes_AS_STRING(frames))
+                if error != 0:
+                    found.status, frames = ERROR, b""
+            runs.append((first, Status(found.status), found.count, frames))
+            first += found.count
+            count -= found.count
+        return runs
+
+    def read_chunk(self, int64_t index):
+        """(status, frame) of one ticket: the 1474 bytes if the status is SAVED, else none. A frame that fails its checksum
+        under every key is read a second time, and then answered with ERROR. TicketError when there is no such ticket."""
+        cdef extent found
+        cdef uint8_t frame[1474]
+        cdef int attempt
+        self._check_range(index, 1)
+        with nogil:
+            for attempt in range(2):
+                self.now()
+                self.look(index, 1, &found)
+                if found.status != SAVED:
+                    break
+                if self.read(&found, 1, frame) == 0 and self._authentic(frame, index):
+                    break
+            else:
+                found.status = ERROR
+        if found.status != SAVED:
+            return Status(found.status), b""
+        return Status.SAVED, PyBytes_FromStringAndSize(<char *>frame, FRAME_SIZE)

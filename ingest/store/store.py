@@ -1,0 +1,255 @@
+"""A data directory: its identity, its lock, its space. `docs/format.md`, "The data directory".
+
+    DATA/AA/BB/CC/obj      packs
+    DATA/.ingest/          everything else, 0700
+        store.json         what the store is; written once, then only to add keys
+        lock               held (flock) by the parent and, inherited, by all its processes
+        key                the shared keys, unless they are elsewhere
+        wal/               the log, unless it is elsewhere
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest import limits
+from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.mac import KeyRing
+from ingest.store.log_writer import sync_directory
+
+FORMAT_VERSION = 1
+META = ".ingest"
+LAYOUTS = ("pack",)
+LOG_ID_FILE = "log.json"
+_HEX_ID = re.compile(r"[0-9a-f]{32}")
+_HEX_KEY_ID = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass
+class Store:
+    """An open (locked) data directory. Made by `Store.open` in the parent, before it forks.
+
+    ``data_fd`` is opened before recovery and kept: a syncfs on it reports each write-back error once.
+    """
+
+    data_dir: Path
+    wal_dir: Path
+    data_fd: int
+    lock_fd: int
+    store_id: bytes
+    log_id: bytes
+    layout: str
+    key_ids: list[str]
+
+    @classmethod
+    def open(cls, data_dir: Path, *, wal_dir: Path | None = None, layout: str = "pack") -> Store:
+        """Locks `data_dir` and reads what it is; makes it on first use.
+
+        Raises StoreLockedError (another server has it), StoreFormatError (a version or layout that is not ours),
+        ConfigError (the log is elsewhere), DiskError.
+        """
+        if layout not in LAYOUTS:
+            raise ConfigError(f"layout {layout!r} is not in this version; it knows: {', '.join(LAYOUTS)}")
+        try:
+            data_fd, lock_fd = _open_and_lock(data_dir)
+        except OSError as error:
+            raise DiskError(f"{data_dir}: {error.strerror}; the data directory must be a directory that we may write") from error
+        try:
+            return cls._open_locked(data_dir, wal_dir, layout, data_fd, lock_fd)
+        except BaseException:
+            os.close(lock_fd)
+            os.close(data_fd)
+            raise
+
+    @classmethod
+    def _open_locked(cls, data_dir: Path, wal_dir: Path | None, layout: str, data_fd: int, lock_fd: int) -> Store:
+        path = data_dir / META / "store.json"
+        wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
+        if not path.exists():
+            _refuse_foreign_files(data_dir)
+            _make_log_directory(wal)
+            log_id = _read_log_id(wal) or _write_log_id(wal)
+            write_json(
+                path,
+                {
+                    "format": FORMAT_VERSION,
+                    "layout": layout,
+                    "store_id": secrets.token_hex(16),
+                    "log_id": log_id,
+                    "keys": [],
+                },
+            )
+            sync_directory(data_dir)
+        record = read_store_json(path)
+        if record["layout"] != layout:
+            raise ConfigError(f"{path}: this store has layout {record['layout']!r}, not {layout!r}; it is fixed for good")
+        found = _read_log_id(wal) if wal.is_dir() else None
+        if found != record["log_id"]:
+            there = "holds no log" if found is None else "holds the log of another store"
+            raise ConfigError(f"the log of {data_dir} is not in {wal}, which {there}: start with the --wal-dir that it was made with")
+        return cls(
+            data_dir,
+            wal,
+            data_fd,
+            lock_fd,
+            bytes.fromhex(record["store_id"]),
+            bytes.fromhex(record["log_id"]),
+            record["layout"],
+            list(record["keys"]),
+        )
+
+    def check_keys(self, keys: KeyRing) -> None:
+        """Every key that ever signed here must be among `keys`; those that are new are remembered, durably.
+
+        Raises KeyFileError when one lacks: what it signed could not be verified any more.
+        """
+        missing = [key_id for key_id in self.key_ids if key_id not in keys.ids]
+        if missing:
+            raise KeyFileError(
+                f"the key file lacks the key {', '.join(missing)} that signed what is stored in {self.data_dir}: "
+                "add it behind the others"
+            )
+        accepted = [subkeys.id for subkeys in keys.accepted if subkeys.id not in self.key_ids]
+        if accepted:
+            path = self.data_dir / META / "store.json"
+            record = read_store_json(path)
+            record["keys"] = [*self.key_ids, *accepted]
+            write_json(path, record)
+            self.key_ids = record["keys"]
+
+    def close(self) -> None:
+        """Gives up the lock, if no child holds it."""
+        os.close(self.lock_fd)
+        os.close(self.data_fd)
+
+
+@dataclass
+class Space:
+    """Whether the data directory's file system has room for more than the reserve."""
+
+    data_fd: int
+    wal_fd_path: Path
+    reserve: int
+
+    def check(self, log_growth: int) -> str | None:
+        """None when there is room, else which limit is reached. `log_growth`: bytes the log may still take."""
+        stat = os.fstatvfs(self.data_fd)
+        free = stat.f_bavail * stat.f_frsize
+        try:
+            same_disk = os.stat(self.wal_fd_path).st_dev == os.fstat(self.data_fd).st_dev
+        except OSError:
+            same_disk = True
+        needed = self.reserve + (log_growth if same_disk else 0)
+        if free < needed:
+            return f"{free >> 20} MiB are free, the reserve (--reserve, and what the log may grow by) is {needed >> 20} MiB"
+        if stat.f_files and stat.f_favail < limits.RESERVE_INODES:
+            return f"{stat.f_favail} inodes are free, the reserve is {limits.RESERVE_INODES}"
+        return None
+
+
+def _open_and_lock(data_dir: Path) -> tuple[int, int]:
+    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    meta = data_dir / META
+    meta.mkdir(mode=0o700, exist_ok=True)
+    if meta.is_symlink():
+        raise OSError(errno.ELOOP, f"{meta} is a symbolic link")
+    data_fd = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    lock_path = meta / "lock"
+    lock_fd = -1
+    try:
+        lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = _holder(lock_fd)
+        os.close(lock_fd)
+        os.close(data_fd)
+        raise StoreLockedError(f"{data_dir} is in use by another ingest server{holder}") from error
+    except OSError:
+        os.close(data_fd)
+        raise
+    return data_fd, lock_fd
+
+
+def _holder(lock_fd: int) -> str:
+    """Who holds the lock, from what it wrote there; empty when that is not readable."""
+    try:
+        record = json.loads(os.pread(lock_fd, 4096, 0))
+        return f" (process {int(record['pid'])})"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _refuse_foreign_files(data_dir: Path) -> None:
+    """A new store is made in a directory with nothing else in it, so that nobody's files get among the packs."""
+    others = sorted(entry.name for entry in data_dir.iterdir() if entry.name != META and not entry.name.startswith("."))
+    packs = [name for name in others if name == "obj" or re.fullmatch(r"[0-9A-Z]{1,2}", name)]
+    if packs:
+        raise StoreFormatError(
+            f"{data_dir} holds packs ({packs[0]}) but no {META}/store.json: restore that file, or use an empty directory"
+        )
+
+
+def read_store_json(path: Path) -> dict[str, Any]:
+    """store.json, checked. Raises StoreFormatError that names the file and what is wrong."""
+    try:
+        record = json.loads(path.read_bytes())
+        version = record["format"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreFormatError(f"{path} is not readable as a store's description: {error}") from error
+    if version != FORMAT_VERSION:
+        raise StoreFormatError(f"{path}: format version {version!r}; this program knows {FORMAT_VERSION}")
+    ok = (
+        isinstance(record.get("layout"), str)
+        and isinstance(record.get("store_id"), str)
+        and _HEX_ID.fullmatch(record["store_id"])
+        and isinstance(record.get("log_id"), str)
+        and _HEX_ID.fullmatch(record["log_id"])
+        and isinstance(record.get("keys"), list)
+        and all(isinstance(key, str) and _HEX_KEY_ID.fullmatch(key) for key in record["keys"])
+    )
+    if not ok:
+        raise StoreFormatError(f"{path}: expected layout, store_id, log_id (32 hex digits) and keys (16 hex digits each)")
+    return dict(record)
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Replaces a small file, durably: whole new or whole old."""
+    temporary = path.with_name(path.name + ".new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        data = memoryview(json.dumps(record, indent=2).encode() + b"\n")
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.rename(temporary, path)
+    sync_directory(path.parent)
+
+
+def _make_log_directory(wal: Path) -> None:
+    wal.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if any(wal.glob("*.log")):
+        raise ConfigError(f"{wal} holds the log of another store: give each store its own --wal-dir")
+
+
+def _read_log_id(wal: Path) -> str | None:
+    try:
+        log_id = json.loads((wal / LOG_ID_FILE).read_bytes())["log_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return log_id if isinstance(log_id, str) and _HEX_ID.fullmatch(log_id) else None
+
+
+def _write_log_id(wal: Path) -> str:
+    log_id = secrets.token_hex(16)
+    write_json(wal / LOG_ID_FILE, {"log_id": log_id})
+    return log_id

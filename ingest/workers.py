@@ -1,0 +1,385 @@
+"""A worker process: accepts connections on both frame ports, and lets `PutServer` and `GetServer` do the rest.
+
+The event loop (uvloop) owns what is rare: accepting, passing connections on, signals, the clock. The connections
+themselves live in an epoll of each server; the loop watches that one descriptor and calls `turn`.
+
+SO_REUSEPORT spreads few connections unevenly. So a worker that would have two more connections of a kind than a
+sibling passes the accepted one on, through a socket pair on which that sibling listens. A message there is
+one byte that says what it is about, and a descriptor or an address:
+
+    P   a put connection (its descriptor)
+    G   a get connection (its descriptor)
+    B   an address whose connection was closed for bad frames
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import uvloop
+
+from ingest import _queue, limits
+from ingest._put_server import BAD_FRAMES, STRAY_OUTCOME, PutServer
+from ingest.bad_peers import BadPeers
+
+if TYPE_CHECKING:
+    from ingest.node import Node
+
+log = logging.getLogger(__name__)
+
+Event = tuple[str, str, int]  # what, peer, number
+
+# accept(2): what is wrong with one connection, which the kernel has dropped; the next one may be well.
+_ACCEPT_NEXT = frozenset(
+    (
+        errno.ECONNABORTED,
+        errno.EINTR,
+        errno.EPERM,
+        errno.EPROTO,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENOPROTOOPT,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENONET,
+        errno.EOPNOTSUPP,
+    )
+)
+_ACCEPT_LATER = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_ADDRESS_SIZE_MAX = 256  # bytes of a message: an address with its scope
+
+
+class FrameServer(Protocol):
+    """What a worker knows of the server of one port."""
+
+    @property
+    def connections(self) -> int: ...
+    @property
+    def drained(self) -> bool: ...
+    def fileno(self) -> int: ...
+    def turn(self) -> list[Event] | None: ...
+    def tick(self, now: float) -> list[Event] | None: ...
+    def adopt(self, fd: int, peer: str) -> bool: ...
+    def begin_drain(self) -> list[Event] | None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Port:
+    """One of the two frame ports of this worker."""
+
+    kind: bytes  # of its messages: b"P" or b"G"
+    listener: socket.socket
+    server: FrameServer
+    refused_counter: int
+    out_of_descriptors: bool = False
+    drift: int = 0  # connections that were served and not counted, at the last look
+
+    @property
+    def is_put(self) -> bool:
+        return self.kind == b"P"
+
+
+class Worker:
+    """The work of one worker on an event loop. ``on_drained`` is called once, when all is answered and closed."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        node: Node,
+        slot: int,
+        put_server: FrameServer,
+        get_server: FrameServer,
+        on_drained: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._queue = node.queue
+        self._slot = slot
+        self._put = Port(b"P", node.put_sockets[slot], put_server, _queue.PUT_REFUSED)
+        self._get = Port(b"G", node.get_sockets[slot], get_server, _queue.GET_REFUSED)
+        self._ports = {port.kind: port for port in (self._put, self._get)}
+        self._inbox = node.passing[slot][0]
+        self._outboxes = [pair[1] for pair in node.passing]
+        self._bad_peers = BadPeers(node.config.bad_peer_delay)
+        self._counters = node.queue.counter_row(_queue.ROW_WORKER + slot)
+        self._on_drained = on_drained
+        self._draining = False
+
+    def start(self) -> None:
+        self._inbox.setblocking(False)
+        self._loop.add_reader(self._inbox.fileno(), self._take_messages)
+        for port in self._ports.values():
+            port.listener.setblocking(False)
+            self._loop.add_reader(port.server.fileno(), self._turn, port)
+            self._loop.add_reader(port.listener.fileno(), self._accept, port)
+        self._tick()
+
+    def drain(self) -> None:
+        """Accepts no more, and ends each connection when what it sent is answered. What siblings have passed here and
+        was not taken yet is left to the worker that replaces this one."""
+        if self._draining:
+            return
+        self._draining = True
+        self._loop.remove_reader(self._inbox.fileno())
+        for port in self._ports.values():
+            self._loop.remove_reader(port.listener.fileno())
+            port.listener.close()
+            self._report(port, port.server.begin_drain())
+        log.info(
+            "draining %d put and %d get connections",
+            self._put.server.connections,
+            self._get.server.connections,
+        )
+        self._look_whether_drained()
+
+    def close(self) -> None:
+        for port in self._ports.values():
+            port.server.close()
+
+    # --- what the loop calls
+
+    def _turn(self, port: Port) -> None:
+        events = port.server.turn()
+        if events:
+            self._report(port, events)
+        if self._draining:
+            self._look_whether_drained()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        for port in self._ports.values():
+            self._report(port, port.server.tick(now))
+        if self._draining:
+            self._look_whether_drained()
+        else:
+            self._take_messages()
+            for port in self._ports.values():
+                self._correct_count(port)
+        self._loop.call_later(limits.TICK_INTERVAL_S, self._tick)
+
+    def _correct_count(self, port: Port) -> None:
+        """Siblings go by this worker's count, which is wrong after one died with messages on their way to it.
+
+        A connection on its way here is counted and not yet served, for a moment: only a difference that
+        stays from one look to the next is an error, and is taken off as such, so that nothing counted meanwhile is lost.
+        """
+        counted = self._queue.connections(self._slot)[0 if port.is_put else 1]
+        drift = port.server.connections - counted
+        if drift != 0 and drift == port.drift:
+            self._queue.count_connection(self._slot, port.is_put, drift)
+            drift = 0
+        port.drift = drift
+
+    def _look_whether_drained(self) -> None:
+        if all(port.server.drained for port in self._ports.values()):
+            self._on_drained()
+
+    # --- accepting
+
+    def _accept(self, port: Port) -> None:
+        for _ in range(limits.ACCEPTS_PER_TURN):
+            try:
+                connection, address = port.listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _ACCEPT_LATER:
+                    self._pause_accepting(port, error)
+                    return
+                if error.errno not in _ACCEPT_NEXT:
+                    raise
+                continue
+            port.out_of_descriptors = False
+            self._place(port, connection, address)
+
+    def _pause_accepting(self, port: Port, error: OSError) -> None:
+        if not port.out_of_descriptors:
+            log.error("accepting nothing for the moment: %s", error.strerror)
+        port.out_of_descriptors = True
+        self._loop.remove_reader(port.listener.fileno())
+        self._loop.call_later(limits.ACCEPT_PAUSE_S, self._accept_again, port)
+
+    def _accept_again(self, port: Port) -> None:
+        if not self._draining:
+            self._loop.add_reader(port.listener.fileno(), self._accept, port)
+
+    def _place(self, port: Port, connection: socket.socket, address: Any) -> None:
+        """Refuses an accepted connection, passes it on, or keeps it."""
+        if self._bad_peers.refused(address[0], time.monotonic()):
+            self._refuse(port, connection)
+            return
+        self._queue.count_connection(self._slot, port.is_put, 1)
+        self._keep_or_pass_on(port, connection, address)
+
+    def _keep_or_pass_on(self, port: Port, connection: socket.socket, address: Any) -> None:
+        """What becomes of a connection that is counted as this worker's. One that was passed here may be passed on too:
+        two workers that decide in the same moment do not see what the other one does."""
+        sibling = self._sibling_with_room(port)
+        if sibling is None or not self._pass_on(port, connection, sibling):
+            self._adopt(port, connection, address)
+
+    def _refuse(self, port: Port, connection: socket.socket) -> None:
+        connection.close()
+        self._counters[port.refused_counter] += 1
+
+    def _adopt(self, port: Port, connection: socket.socket, address: Any) -> None:
+        """Gives a connection, which is counted already, to its server."""
+        try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            port.server.adopt(connection.detach(), peer_name(address))
+        except OSError as error:
+            # It ended before it began, or the kernel has no memory to watch it: nobody else is concerned.
+            log.info("%s: not served: %s", peer_name(address), error.strerror)
+            if connection.fileno() >= 0:
+                self._uncount(port)
+                self._refuse(port, connection)
+
+    def _uncount(self, port: Port) -> None:
+        self._queue.count_connection(self._slot, port.is_put, -1)
+
+    # --- siblings
+
+    def _sibling_with_room(self, port: Port) -> int | None:
+        """The sibling with the fewest connections of this kind, if it has two fewer than this one with it."""
+        if self._queue.flags & _queue.DRAINING:
+            return None
+        which = 0 if port.is_put else 1
+        own = self._queue.connections(self._slot)[which]
+        counts = [
+            (self._queue.connections(slot)[which], slot)
+            for slot in range(self._queue.workers)
+            if slot != self._slot and self._queue.is_live(slot)
+        ]
+        fewest, sibling = min(counts, default=(own, self._slot))
+        return sibling if fewest + 2 <= own else None
+
+    def _pass_on(self, port: Port, connection: socket.socket, sibling: int) -> bool:
+        self._queue.count_connection(sibling, port.is_put, 1)
+        try:
+            socket.send_fds(self._outboxes[sibling], [port.kind], [connection.fileno()], socket.MSG_DONTWAIT)
+        except OSError as error:
+            # Its inbox is full (EAGAIN), or too many descriptors are on their way (ETOOMANYREFS): kept here instead.
+            log.debug("worker-%d takes no connection: %s", sibling, error.strerror)
+            self._queue.count_connection(sibling, port.is_put, -1)
+            return False
+        self._uncount(port)
+        connection.close()
+        if port.is_put:
+            self._counters[_queue.PUT_PASSED] += 1
+        return True
+
+    def _take_messages(self) -> None:
+        for _ in range(limits.ACCEPTS_PER_TURN):
+            try:
+                message, descriptors, _, _ = socket.recv_fds(
+                    self._inbox, _ADDRESS_SIZE_MAX, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                return
+            if message[:1] == b"B":
+                self._bad_peers.offended(message[1:].decode(), time.monotonic())
+            elif message:
+                self._take_passed(self._ports[message[:1]], descriptors)
+            else:  # nobody holds the other end any more: the server is ending
+                self._loop.remove_reader(self._inbox.fileno())
+                return
+
+    def _take_passed(self, port: Port, descriptors: list[int]) -> None:
+        if not descriptors:  # this process is out of descriptors: the kernel closed the connection
+            log.error("a connection passed here was lost: too many open files")
+            self._uncount(port)
+            self._counters[port.refused_counter] += 1
+            return
+        connection = socket.socket(fileno=descriptors[0])
+        try:
+            address = connection.getpeername()
+        except OSError:  # reset on its way
+            self._uncount(port)
+            connection.close()
+            return
+        self._keep_or_pass_on(port, connection, address)
+
+    # --- what is worth a line
+
+    def _report(self, port: Port, events: list[Event] | None) -> None:
+        for what, peer, number in events or ():
+            if what == BAD_FRAMES:
+                self._report_bad(peer, number)
+            elif what == STRAY_OUTCOME:
+                log.error("the committer gave %d outcomes for frames that nobody waits for", number)
+            else:
+                name = "put" if port.is_put else "get"
+                log.info("%s: %s connection closed: %s (%d)", peer, name, what, number)
+
+    def _report_bad(self, peer: str, bad_frames: int) -> None:
+        address = peer.rsplit(":", 1)[0].strip("[]")
+        delay = self._bad_peers.offended(address, time.monotonic())
+        if delay == 0:
+            log.warning("%s: closed after %d bad frames", peer, bad_frames)
+            return
+        log.warning("%s: closed after %d bad frames, %s refused for %g s", peer, bad_frames, address, delay)
+        for slot, outbox in enumerate(self._outboxes):
+            if slot != self._slot:
+                try:
+                    outbox.send(b"B" + address.encode(), socket.MSG_DONTWAIT)
+                except OSError as error:
+                    log.debug("worker-%d does not hear of %s: %s", slot, address, error.strerror)
+
+
+def peer_name(address: Any) -> str:
+    """``host:port`` of a socket address, with brackets around an IPv6 host."""
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def make_put_server(node: Node, slot: int) -> FrameServer:
+    return PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
+
+
+def make_get_server(node: Node, slot: int) -> FrameServer:
+    # Here and not above: a worker for puts alone, as in the tests, runs without the reading half.
+    from ingest._get_server import GetServer
+    from ingest.store._pack_reader import PackReader
+
+    reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
+    return GetServer(node.queue, slot, reader, node.keys.accepted)
+
+
+def worker_main(
+    node: Node, slot: int, get_server: Callable[[Node, int], FrameServer] = make_get_server
+) -> int:
+    """Runs worker ``slot`` in this process until it has drained after SIGTERM; returns the exit code.
+
+    SIGINT is ignored: the parent decides what it means. An exception that nobody expected ends the process, so that the
+    parent replaces it: its connections break, and clients send again what was not acked.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loop = uvloop.new_event_loop()
+    failures: list[BaseException] = []
+
+    def fail(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        failures.append(context.get("exception") or RuntimeError(context["message"]))
+        loop.stop()
+
+    loop.set_exception_handler(fail)
+    worker = Worker(loop, node, slot, make_put_server(node, slot), get_server(node, slot), loop.stop)
+    try:
+        loop.add_signal_handler(signal.SIGTERM, worker.drain)
+        worker.start()
+        loop.run_forever()
+    finally:
+        worker.close()
+        loop.close()
+    if failures:
+        raise failures[0]
+    log.info("drained")
+    return 0

@@ -1,0 +1,322 @@
+"""The committer: one process that owns the log, the packs, the tombstones and the flusher. `docs/architecture.md`.
+
+`WriteBehind` is its loop. Everything that decides runs in its one thread; other threads do only what may block without
+anybody waiting for it: a bulk job's writes and syncs, the flusher's syncfs, making a log segment ahead of its need.
+Each ends by ringing the doorbell.
+
+    step            | what has happened when it is over
+    ----------------|--------------------------------------------------------------------------
+    take            | runs moved from the workers' rings
+    plan            | slots claimed; duplicates, conflicts, tombstones answered; bulk jobs made
+    log written,    | the batch is durable; a sync that fails answers ERROR to all of it, ends this process, and the
+    log synced      | pool starts another one through recovery
+    apply           | slots written, then bits set: readers see them
+    answer          | outcomes to the workers, who ack
+    flush           | syncfs: the packs hold everything up to a noted batch; the log behind it is free again
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+import select
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from ingest import limits, sharding
+from ingest._bulk import BulkJob
+from ingest._committer import Committer
+from ingest.errors import CorruptionError, IngestError
+from ingest.node import Node
+from ingest.store._pack_table import PackTable
+from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
+from ingest.store.recovery import recover
+from ingest.store.store import Space
+
+log = logging.getLogger(__name__)
+
+EX_CORRUPT = 65  # durable bytes are not what they were: a new committer would find the same, the server stops
+EX_CONFIG = 78
+EX_SYNC_FAILED = 74  # the disk failed us: the pool starts a new committer, through recovery
+
+BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZE + 1024 * NOTE_SIZE
+SPACE_CHECK_INTERVAL_S = 0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
+NO_SPACE_FLAG = 2
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def syncfs(fd: int) -> None:
+    """Writes back all of the file system of `fd`; OSError when that, or any write-back since the last call, failed."""
+    if _libc.syncfs(fd) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+class SyncFailedError(IngestError):
+    """The disk failed a write or sync that durability needs: only recovery can tell what is stored."""
+
+
+class WriteBehind:
+    """The committer's loop. `run` returns the process's exit code."""
+
+    def __init__(self, node: Node) -> None:
+        self.config = node.config
+        self.store = node.store
+        self.queue = node.queue
+        self.sync = node.config.sync == "disk"
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.packs = PackTable(
+            node.store.data_fd, node.store.store_id, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2))
+        )
+        self.put_keys = [keys.put for keys in node.keys.all]
+        self.core = Committer(node.queue, self.packs, self.put_keys, bulk_jobs=limits.BULK_JOBS, sync=self.sync)
+        self.space = Space(node.store.data_fd, node.store.wal_dir, node.config.reserve)
+        self.threads = ThreadPoolExecutor(limits.BULK_JOBS + 2, thread_name_prefix="committer")
+        self.stopping = False
+        self._jobs: dict[Future[None], BulkJob] = {}
+        self._flush: Future[None] | None = None
+        self._flush_note = 0
+        self._flush_began = 0
+        self._flushed_at = time.monotonic()
+        self._spare: Future[None] | None = None
+        self._has_space = True
+        self._space_checked_at = 0.0
+        self._poll = select.poll()
+        self._poll.register(self.queue.committer_doorbell, select.POLLIN)
+
+    def stop(self, *_: object) -> None:
+        """Answer what was handed over, flush, end. Safe in a signal handler."""
+        self.stopping = True
+        self.queue.wake_committer()
+
+    def run(self) -> int:
+        try:
+            self._recover()
+            self.queue.committer_ready()
+            self._serve()
+        except CorruptionError as error:
+            log.critical("%s", error)
+            return EX_CORRUPT
+        except SyncFailedError as error:
+            log.error("%s; saving stops until recovery", error)
+            self.core.count_sync_failure()
+            return EX_SYNC_FAILED
+        return 0
+
+    def _recover(self) -> None:
+        began = time.monotonic()
+        try:
+            recovered = recover(
+                self.packs,
+                self.store.wal_dir,
+                self.store.log_id,
+                self.put_keys,
+                log_size=self.config.wal_size,
+                sync=self.sync,
+            )
+        except OSError as error:
+            raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {error}") from error
+        self.log = recovered.writer
+        self.core.count_recovery(recovered.frames)
+        log.info(
+            "recovered %d frames and %d deletes of %d batches in %.3f s%s",
+            recovered.frames,
+            recovered.deletes,
+            recovered.batches,
+            time.monotonic() - began,
+            f"; the log ends torn ({recovered.torn})" if recovered.torn.startswith("batch") else "",
+        )
+
+    def _serve(self) -> None:
+        while True:
+            taken_at = time.monotonic_ns()
+            waiting = self.core.take()
+            progressed = (waiting > 0 or self._any_job_done()) and self._commit(taken_at)
+            self._housekeep()
+            if progressed:
+                continue
+            if self.stopping and not waiting and not self._jobs:
+                break
+            self._sleep()
+        self._end()
+
+    # --- one commit ---------------------------------------------------------------------------
+
+    def _any_job_done(self) -> bool:
+        return any(future.done() for future in self._jobs)
+
+    def _commit(self, taken_at: int) -> bool:
+        """One round of the steps in the module's table. Returns whether anything moved."""
+        core = self.core
+        if not self.log.has_room(BATCH_BYTES_MAX):
+            core.count_log_stall()
+            self._begin_flush()
+            return False
+        failed_job = False
+        for future in [future for future in self._jobs if future.done()]:
+            job = self._jobs.pop(future)
+            future.result()  # a job keeps disk errors to itself; anything else is a defect and ends the process
+            failed_job |= not core.bulk_done(job)
+        if failed_job:
+            core.wake()
+            raise SyncFailedError("a sync of packs failed")
+        jobs = core.plan(self._has_space and not self._out_of_space())
+        for job in jobs:
+            future = self.threads.submit(self._run_job, job)
+            self._jobs[future] = job
+        core.write_notes()
+        if core.batch_empty:
+            core.answer()
+            if core.stalled:
+                self._begin_flush()
+            return bool(jobs)
+        self._write_batch(taken_at)
+        if core.stalled:
+            self._begin_flush()
+        return True
+
+    def _write_batch(self, taken_at: int) -> None:
+        core = self.core
+        puts, deletes, notes = core.puts, core.delete_frames, core.notes
+        size = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
+        try:
+            if self._spare is not None and self.log.ends_segment(size):
+                self._spare.result()
+                self._spare = None
+            self.log.append(core.buffer, puts, deletes, notes)
+        except OSError as error:
+            core.answer(failed=True)
+            raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
+        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
+        error = core.apply()
+        if error:
+            core.answer(failed=True)
+            raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(error)}")
+        core.answer()
+
+    def _run_job(self, job: BulkJob) -> None:
+        try:
+            job.run()
+        finally:
+            self.queue.wake_committer()
+
+    # --- housekeeping --------------------------------------------------------------------------
+
+    def _housekeep(self) -> None:
+        self._end_flush()
+        now = time.monotonic()
+        if self._flush is None and self._needs_flush():
+            urgent = (
+                self.packs.dirty_count >= limits.DIRTY_PACKS_MAX // 4
+                or self.log.used > self.config.wal_size // 2
+                or now - self._flushed_at >= limits.FLUSH_INTERVAL_S
+            )
+            if urgent:
+                self._begin_flush()
+        if self._spare is not None and self._spare.done():
+            self._spare.result()
+            self._spare = None
+        if self._spare is None and self.log.needs_spare and self.log.number:
+            self._spare = self.threads.submit(self.log.make_spare)
+        for pack, slot in self.core.corrupt:
+            name = sharding.pack_path(pack)
+            log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
+        self.core.corrupt.clear()
+        for pack, error in self.core.disk_errors:
+            log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
+        self.core.disk_errors.clear()
+        self.core.publish_gauges(self.log.used)
+
+    def _out_of_space(self) -> bool:
+        now = time.monotonic()
+        if now - self._space_checked_at >= SPACE_CHECK_INTERVAL_S:
+            self._space_checked_at = now
+            reason = self.space.check(self.log.unallocated)
+            if (reason is None) != self._has_space:
+                self._has_space = reason is None
+                if reason is None:
+                    self.queue.clear_flag(NO_SPACE_FLAG)
+                    log.warning("%s: there is room again", self.store.data_dir)
+                else:
+                    self.queue.set_flag(NO_SPACE_FLAG)
+                    log.error("%s: no space: %s", self.store.data_dir, reason)
+        return not self._has_space
+
+    def _needs_flush(self) -> bool:
+        return self.log.number > self.log.synced_to
+
+    def _begin_flush(self) -> None:
+        """Starts making durable what the packs have got so far. Only between commits, when bits match the log."""
+        if self._flush is not None or not self._needs_flush():
+            return
+        self._flush_note = self.log.number
+        self._flush_began = time.monotonic_ns()
+        self.packs.flush_begins()
+        self._flush = self.threads.submit(self._run_flush)
+
+    def _run_flush(self) -> None:
+        try:
+            syncfs(self.store.data_fd)
+        finally:
+            self.queue.wake_committer()
+
+    def _end_flush(self, wait: bool = False) -> None:
+        if self._flush is None or not (wait or self._flush.done()):
+            return
+        try:
+            self._flush.result()
+        except OSError as error:
+            raise SyncFailedError(f"syncing the packs of {self.store.data_dir} failed: {error}; the log keeps them") from error
+        self._flush = None
+        self._flushed_at = time.monotonic()
+        self.packs.flush_done()
+        self.log.recycle(self._flush_note)
+        self.core.count_flush(time.monotonic_ns() - self._flush_began)
+
+    def _sleep(self) -> None:
+        """Until somebody rings, or a flush or a look at the disk's space is due."""
+        core = self.core
+        core.sleeping(True)
+        if not core.work_waiting() and not self._any_job_done() and not (self.stopping and not self._jobs):
+            timeout = 1.0
+            if self._needs_flush() and self._flush is None:
+                timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
+            if not self._has_space:
+                self._out_of_space()
+                timeout = min(timeout, 0.25)
+            self._poll.poll(timeout * 1000)
+        core.sleeping(False)
+        try:
+            os.eventfd_read(self.queue.committer_doorbell)
+        except BlockingIOError:
+            pass
+
+    def _end(self) -> None:
+        """A clean stop: the packs hold everything, and the log says so, so that the next start reads nothing."""
+        self._end_flush(wait=True)
+        if self._needs_flush():
+            self._begin_flush()
+            self._end_flush(wait=True)
+            self._flush = None
+            if self.log.has_room(BATCH_BYTES_MAX):
+                self.log.append(self.core.buffer, 0, 0, 0)
+        self.threads.shutdown()
+        self.log.close()
+        self.packs.close()
+        log.info("flushed")
+
+
+def committer_main(node: Node) -> int:
+    """The committer's process: recovery, then commits until SIGTERM. Returns its exit code."""
+    write_behind = WriteBehind(node)
+    signal.signal(signal.SIGTERM, write_behind.stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return write_behind.run()
+
+
+__all__: list[Any] = ["EX_CORRUPT", "EX_SYNC_FAILED", "WriteBehind", "committer_main"]

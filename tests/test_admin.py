@@ -1,0 +1,245 @@
+"""The admin port as its users see it: a real process that answers on a real socket."""
+
+import http.client
+import json
+import os
+import select
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import uvloop
+
+import ingest
+from ingest import _queue, admin, limits, listeners, ticket
+from ingest._queue import Queue
+from ingest.config import ServerConfig
+from ingest.errors import CorruptionError
+from ingest.node import Node
+from ingest.status import Status
+
+CHUNK = bytes(range(256)) * 5 + bytes(limits.DATA_SIZE - 1280)
+STORED = {"0", "01", "ABC", "AB12CD", "ZZZZZZZZ"}
+
+
+def read_chunk(index: int) -> tuple[Status, bytes]:
+    """A store that holds a few chunks and has every kind of trouble."""
+    name = ticket.format(index)
+    if name in STORED:
+        return Status.SAVED, bytes(16) + CHUNK
+    if name == "D":
+        return Status.DELETED, b""
+    if name == "E":
+        return Status.ERROR, b""
+    if name == "C":
+        raise CorruptionError("pack obj, slot 1304 fails its checksum")
+    if name == "F":
+        raise OSError(5, "Input/output error")
+    return Status.MISSING, b""
+
+
+class Port:
+    def __init__(self, host: str) -> None:
+        self.queue = Queue(1, 4)
+        sock = listeners.bind_alone((host, 0))
+        listeners.listen(sock, 16)
+        self.address = ("::1" if ":" in host else "127.0.0.1", sock.getsockname()[1])
+        unused = SimpleNamespace()
+        node = Node(ServerConfig(), unused, unused, self.queue, sock)  # type: ignore[arg-type]
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                uvloop.run(admin.serve(node, read_chunk))
+                code = 0
+            finally:
+                os._exit(code)
+        sock.close()
+
+    def get(
+        self, path: str, method: str = "GET", **headers: str
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        connection = http.client.HTTPConnection(*self.address, timeout=20)
+        try:
+            connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+            for name, text in headers.items():
+                if text is not None:
+                    connection.putheader(name, text)
+            connection.endheaders()
+            response = connection.getresponse()
+            return response.status, response.read(), response.headers
+        finally:
+            connection.close()
+
+    def end(self) -> int:
+        if not self.pid:
+            return 0
+        os.kill(self.pid, signal.SIGTERM)
+        pidfd = os.pidfd_open(self.pid)
+        ended = select.select([pidfd], [], [], 20)[0]
+        os.close(pidfd)
+        if not ended:
+            os.kill(self.pid, signal.SIGKILL)
+        pid, self.pid = self.pid, 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[Port]:
+    port = Port("127.0.0.1")
+    yield port
+    assert port.end() == 0
+
+
+def test_healthz_answers_before_recovery(port: Port) -> None:
+    assert port.queue.epoch % 2 == 1
+    assert port.get("/healthz")[:2] == (200, b"ok\n")
+
+
+def test_readyz_says_why_not(port: Port) -> None:
+    status, body, _ = port.get("/readyz")
+    assert (status, json.loads(body)) == (503, {"ready": False, "reasons": ["recovering"]})
+    port.queue.committer_ready()
+    status, body, headers = port.get("/readyz")
+    assert (status, json.loads(body)) == (200, {"ready": True, "reasons": []})
+    assert headers["Content-Type"].startswith("application/json")
+    port.queue.set_flag(_queue.NO_SPACE)
+    port.queue.set_flag(_queue.DRAINING)
+    status, body, _ = port.get("/readyz")
+    assert (status, json.loads(body)["reasons"]) == (503, ["draining", "no space"])
+    port.queue.clear_flag(_queue.NO_SPACE | _queue.DRAINING)
+    port.queue.committer_gone()
+
+
+def test_metrics(port: Port) -> None:
+    port.queue.counter_row(_queue.ROW_WORKER)[0] = 42
+    status, body, headers = port.get("/metrics")
+    assert status == 200
+    assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    assert b'ingest_frames_received_total{process="worker-0"} 42.0\n' in body
+    assert body.endswith(b"\n")
+
+
+def test_version(port: Port) -> None:
+    status, body, _ = port.get("/version")
+    assert status == 200
+    assert json.loads(body)["version"] == ingest.__version__
+
+
+@pytest.mark.parametrize("name", sorted(STORED))
+def test_a_chunk_lies_at_the_path_of_its_ticket(port: Port, name: str) -> None:
+    status, body, headers = port.get("/" + ticket.tree_path(name))
+    assert (status, body) == (200, CHUNK)
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Length"] == "1458"
+
+
+def test_head(port: Port) -> None:
+    status, body, headers = port.get("/0/obj", "HEAD")
+    assert (status, body, headers["Content-Length"]) == (200, b"", "1458")
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "error"),
+    [
+        ("1", 404, "MISSING"),
+        ("D", 410, "DELETED"),
+        ("E", 500, "ERROR"),
+        ("C", 500, "ERROR"),
+        ("F", 500, "ERROR"),
+    ],
+)
+def test_a_chunk_that_cannot_be_shown(port: Port, name: str, status: int, error: str) -> None:
+    got, body, _ = port.get(f"/{name}/obj")
+    assert (got, json.loads(body)) == (status, {"error": error, "ticket": name})
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/obj",
+        "/0",
+        "/0/",
+        "/0/obj/",
+        "/0/obj/0",
+        "//0/obj",
+        "/./0/obj",
+        "/x/../0/obj",
+        "/%30/obj",
+        "/0%2Fobj",
+        "/a/obj",
+        "/AB/C/D/obj",
+        "/A/BC/obj",
+        "/ABC/obj",
+        "/00/00/00/00/0/obj",
+        "/AB/C/OBJ",
+        "/AB/C/obj%00",
+        "/AB/C/obj;x",
+        "/%D9%A3/obj",
+        "/.ingest/key",
+        "/../../etc/passwd",
+        "/healthz/",
+        "/" + "A" * 4000,
+    ],
+)
+def test_no_other_path_leads_anywhere(port: Port, path: str) -> None:
+    status, body, _ = port.get(path)
+    assert status == 404
+    assert json.loads(body) == {"error": "there is nothing under this path"}
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_changed(port: Port, method: str) -> None:
+    assert port.get("/0/obj", method, **{"Content-Length": "0"})[0] == 405
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST:5080", "localhost.", "127.0.0.1", "127.9.9.9:1", "[::1]:5080", "[::1]"]
+)
+def test_our_own_names(port: Port, host: str) -> None:
+    assert port.get("/healthz", Host=host)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:5080",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "10.0.0.1:5080",
+        "",
+        "[::2]:1",
+        "0.0.0.0",
+    ],
+)
+@pytest.mark.parametrize("path", ["/0/obj", "/metrics", "/healthz", "/nothing"])
+def test_foreign_names_are_refused(port: Port, path: str, host: str) -> None:
+    status, body, _ = port.get(path, Host=host)
+    assert status == 403
+    assert CHUNK not in body
+
+
+def test_off_loopback_no_chunk_is_shown_and_any_name_is_fine() -> None:
+    port = Port("0.0.0.0")
+    assert port.get("/0/obj")[0] == 404
+    assert json.loads(port.get("/1/obj")[1]) == {"error": "there is nothing under this path"}
+    assert port.get("/healthz", Host="node-7.example")[0] == 200
+    assert port.end() == 0
+
+
+def test_ipv6() -> None:
+    port = Port("::1")
+    assert port.get("/0/obj")[0] == 200
+    assert port.end() == 0
+
+
+def test_it_ends_while_a_connection_is_open() -> None:
+    port = Port("127.0.0.1")
+    connection = http.client.HTTPConnection(*port.address, timeout=20)
+    connection.request("GET", "/healthz")
+    assert connection.getresponse().read() == b"ok\n"
+    assert port.end() == 0
+    connection.close()

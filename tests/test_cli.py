@@ -1,0 +1,172 @@
+"""The command line from outside: what it prints where, and its exit codes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from reference_server import NO_SPACE, Faults, ReferenceServer
+
+import ingest
+from ingest.listeners import format_address
+from ingest.store.key_file import make_key_file, read_keys
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "ingest", *arguments],
+        env=clean | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def complains(result: subprocess.CompletedProcess[str], code: int, match: str) -> None:
+    """One clear line on stderr, and nothing else."""
+    assert result.returncode == code, result
+    assert result.stdout == ""
+    assert result.stderr.startswith("ingest: ")
+    assert result.stderr.count("\n") == 1
+    assert match in result.stderr
+
+
+def test_version() -> None:
+    result = run("version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"ingest {ingest.__version__}\n", "")
+    assert json.loads(run("version", "--json").stdout) == {"version": ingest.__version__}
+    assert run("--version").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["server", "loopback", "keygen", "version"])
+def test_each_command_has_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.returncode == 0
+    assert f"ingest {command}" in result.stdout.split("Example:")[1]
+
+
+def test_without_a_command_the_help_is_shown() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert "Usage:" in result.stderr
+    assert result.stdout == ""
+
+
+def test_keygen(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    result = run("keygen", str(path), "--json")
+    assert result.returncode == 0
+    report = json.loads(result.stdout)
+    assert report["key_file"] == str(path)
+    assert len(report["id"]) == 16
+    key = read_keys(path)[0]
+    assert key.hex() not in result.stdout + result.stderr
+    complains(run("keygen", str(path)), 78, "exists already")
+    assert read_keys(path) == [key]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["nope"], "No such command"),
+        (["version", "extra"], "unexpected extra argument"),
+        (["keygen"], "Missing argument"),
+        (["server", "--bogus"], "No such option"),
+        (["loopback", "--frames", "1"], "Missing option '--key-file'"),
+        (["loopback", "--key-file", "k", "--frames", "many"], "'many' is not a valid integer"),
+        (["loopback", "--key-file", "k", "--connect", "nowhere"], "'nowhere' is not an address"),
+        (["loopback", "--key-file", "k"], "either a number of frames or a duration"),
+        (["loopback", "--key-file", "k", "--frames", "1", "--duration", "1"], "either"),
+        (["loopback", "--key-file", "k", "--frames", "1", "--first", "abc"], "is not a ticket"),
+        (["server", "--listen"], "requires an argument"),
+        (["server", "--workers", "many"], "--workers: 'many' is not a whole number"),
+        (["server", "--listen", "nowhere"], "--listen: 'nowhere' is not an address"),
+        (["server", "--sync", "never"], "--sync: 'never' is none of disk, os"),
+    ],
+)
+def test_usage_errors(arguments: list[str], match: str) -> None:
+    complains(run(*arguments), 2, match)
+
+
+def test_configuration_errors(tmp_path: Path) -> None:
+    file = tmp_path / "ingest.toml"
+    file.write_text("wrokers = 1\n")
+    complains(run("server", "--config", str(file)), 78, "unknown key wrokers (did you mean workers?)")
+    complains(run("server", INGEST_CONFIG=str(file)), 78, "unknown key wrokers")
+    complains(
+        run("server", INGEST_WROKERS="1"),
+        78,
+        "unknown variable INGEST_WROKERS (did you mean INGEST_WORKERS?)",
+    )
+    complains(run("server", "--config", str(tmp_path / "absent")), 78, "No such file")
+    complains(run("server", "--layout", "tree"), 78, "not in this version")
+
+
+def test_results_into_a_closed_pipe_are_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-m", "ingest", "version"],
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(write)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "key"
+    make_key_file(path)
+    return path
+
+
+def loopback(server: ReferenceServer, key_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    put, get = map(format_address, (server.put_address, server.get_address))
+    return run("loopback", "--connect", put, "--read-connect", get, "--key-file", str(key_file), *arguments)
+
+
+def test_loopback_saves_and_verifies(key_file: Path) -> None:
+    with ReferenceServer(read_keys(key_file)) as server:
+        result = loopback(server, key_file, "--frames", "500", "--connections", "2", "--verify", "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+        report = json.loads(result.stdout)
+        names = "frames saved failed statuses seconds frames_per_s mb_per_s p50_ms p99_ms p999_ms verified"
+        assert " ".join(report) == names
+        assert (report["frames"], report["saved"], report["failed"], report["verified"]) == (500, 500, 0, 500)
+        assert report["statuses"] == {"SAVED": 500}
+
+
+def test_loopback_for_people(key_file: Path) -> None:
+    with ReferenceServer(read_keys(key_file)) as server:
+        result = loopback(server, key_file, "--frames", "50", "--first", "ABC", "--verify")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "50 from ticket ABC on" in result.stdout
+        assert "SAVED 50" in result.stdout
+        assert "50 of 50, 0 wrong" in result.stdout
+        assert "\x1b" not in result.stdout
+
+
+def test_loopback_fails_when_something_was_not_saved(key_file: Path) -> None:
+    with ReferenceServer(read_keys(key_file), Faults(answer=lambda index, seen: NO_SPACE)) as server:
+        result = loopback(server, key_file, "--frames", "10", "--json")
+        assert result.returncode == 1
+        assert json.loads(result.stdout)["statuses"] == {"NO_SPACE": 10}
+
+
+def test_loopback_without_a_server_or_a_key(key_file: Path, tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        nobody = format_address(sock.getsockname())
+    flags = ["loopback", "--connect", nobody, "--frames", "1", "--key-file"]
+    complains(run(*flags, str(key_file)), 1, nobody)
+    complains(run(*flags, str(tmp_path / "absent")), 78, "there is no such file")

@@ -1,0 +1,186 @@
+"""Addresses as people write them, and ports that others have."""
+
+import os
+import signal
+import socket
+from contextlib import closing
+
+import pytest
+
+from ingest import listeners
+from ingest.errors import ConfigError, PortTakenError
+
+HERE = "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:5000", ("127.0.0.1", 5000)),
+        ("localhost:0", ("localhost", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("[::]:80", ("::", 80)),
+        ("0.0.0.0:00080", ("0.0.0.0", 80)),
+    ],
+)
+def test_parse(text: str, address: tuple[str, int]) -> None:
+    assert listeners.parse_address(text) == address
+
+
+@pytest.mark.parametrize("text", ["127.0.0.1:5000", "[::1]:5005", "node-7.example:1"])
+def test_format_is_the_inverse_of_parse(text: str) -> None:
+    assert listeners.format_address(listeners.parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        ":5000",
+        "5000",
+        "127.0.0.1",
+        "127.0.0.1:",
+        "127.0.0.1:65536",
+        "127.0.0.1:-1",
+        "127.0.0.1:+1",
+        "127.0.0.1: 80",
+        "127.0.0.1:5000 ",
+        "127.0.0.1:٣",
+        "127.0.0.1:123456",
+        "::1:5000",
+        "[::1]5000",
+        "[::1:5000",
+        "[127.0.0.1]:5000",
+        "[zz]:5000",
+        "a b:5000",
+        "http://127.0.0.1:5000",
+        "user@host:5000",
+    ],
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match=r"address|host"):
+        listeners.parse_address(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1"])
+def test_loopback(host: str) -> None:
+    assert listeners.is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "localhost", "127.0.0.1.evil.example", "", "::ffff:8.8.8.8"]
+)
+def test_not_loopback(host: str) -> None:
+    assert not listeners.is_loopback(host)
+
+
+def free_port() -> int:
+    with closing(listeners.bind_alone((HERE, 0))) as sock:
+        return sock.getsockname()[1]
+
+
+def test_shared_sockets_have_one_port_and_all_get_connections() -> None:
+    sockets = listeners.bind_shared((HERE, 0), 3)
+    assert len({sock.getsockname() for sock in sockets}) == 1
+    for sock in sockets:
+        assert not sock.getblocking()
+        listeners.listen(sock, 128)
+    accepted = [0, 0, 0]
+    for _ in range(96):
+        with socket.create_connection(sockets[0].getsockname()):
+            for i, sock in enumerate(sockets):
+                try:
+                    sock.accept()[0].close()
+                    accepted[i] += 1
+                except BlockingIOError:
+                    continue
+    assert sum(accepted) == 96
+    assert all(accepted)
+    listeners.close_all(sockets)
+
+
+def test_a_port_of_a_plain_listener_is_taken() -> None:
+    with closing(socket.create_server((HERE, 0))) as holder:
+        with pytest.raises(PortTakenError, match=f"{HERE}:{holder.getsockname()[1]}") as caught:
+            listeners.bind_shared(holder.getsockname(), 2)
+        assert caught.value.exit_code == 75
+        with pytest.raises(PortTakenError):
+            listeners.bind_alone(holder.getsockname())
+
+
+def test_a_port_of_a_listener_that_would_share_it_is_taken() -> None:
+    with closing(socket.create_server((HERE, 0), reuse_port=True)) as holder, pytest.raises(PortTakenError):
+        listeners.bind_shared(holder.getsockname(), 2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_port_of_another_server_is_taken_also_while_that_recovers(workers: int, listening: bool) -> None:
+    others = listeners.bind_shared((HERE, 0), workers)
+    if listening:
+        for sock in others:
+            listeners.listen(sock, 1)
+    for bind in (lambda address: listeners.bind_shared(address, 1), listeners.bind_alone):
+        with pytest.raises(PortTakenError):
+            bind(others[0].getsockname())
+    listeners.close_all(others)
+
+
+def test_a_port_taken_on_all_addresses_is_taken_on_one() -> None:
+    others = listeners.bind_shared(("0.0.0.0", 0), 1)
+    with pytest.raises(PortTakenError):
+        listeners.bind_shared((HERE, others[0].getsockname()[1]), 1)
+    listeners.close_all(others)
+
+
+def test_connections_in_time_wait_do_not_keep_the_next_server_out() -> None:
+    address = (HERE, free_port())
+    for _ in range(3):  # the server closes first, so that TIME_WAIT stays on its side
+        sockets = listeners.bind_shared(address, 2)
+        for sock in sockets:
+            listeners.listen(sock, 8)
+        with socket.create_connection(address) as client:
+            for sock in sockets:
+                try:
+                    sock.accept()[0].close()
+                except BlockingIOError:
+                    continue
+            assert client.recv(1) == b""
+        listeners.close_all(sockets)
+
+
+def test_a_port_is_free_when_its_holder_was_killed() -> None:
+    sockets = listeners.bind_shared((HERE, 0), 2)
+    address = sockets[0].getsockname()
+    pid = os.fork()
+    if pid == 0:
+        signal.pause()
+        os._exit(0)
+    listeners.close_all(sockets)
+    with pytest.raises(PortTakenError):
+        listeners.bind_shared(address, 2)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    listeners.close_all(listeners.bind_shared(address, 2))
+
+
+def test_two_that_bound_in_the_same_moment_do_not_both_listen() -> None:
+    first = listeners.bind_alone((HERE, 0))
+    second = listeners.bind_alone(first.getsockname())
+    listeners.listen(first, 1)
+    with pytest.raises(PortTakenError):
+        listeners.listen(second, 1)
+    listeners.close_all((first, second))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 70 + ".example", "::1%nope"])
+def test_an_address_that_is_not_ours_is_a_mistake_of_the_configuration(host: str) -> None:
+    with pytest.raises(ConfigError, match="cannot listen"):
+        listeners.bind_shared((host, 0), 1)
+
+
+def test_ipv6() -> None:
+    sockets = listeners.bind_shared(("::1", 0), 2)
+    assert listeners.format_address(listeners.bound_address(sockets[0])).startswith("[::1]:")
+    listeners.close_all(sockets)

@@ -1,0 +1,97 @@
+"""What a fresh machine meets first: the check before the build, the version, the names that the Makefile promises."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import ingest
+
+ROOT = Path(__file__).parent.parent
+CHECK = ROOT / "tools" / "check_machine.py"
+
+
+def check_machine(before: str = "", **environment: str) -> tuple[int, list[str]]:
+    """Exit code and complaints of the check, run after ``before`` changed what it sees."""
+    # sysconfig and ensurepip look at the version and the platform too, so they do that before those are changed.
+    prelude = "import ensurepip, runpy, sys, sysconfig; path = sysconfig.get_path('include')"
+    prelude += "; sysconfig.get_config_vars(); sysconfig.get_path = lambda _: path"
+    code = f"{prelude}\n{before}\nrunpy.run_path({str(CHECK)!r}, run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_a_machine_that_has_everything():
+    assert check_machine() == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("before", "environment", "complaint"),
+    [
+        (
+            "sys.version_info = (3, 10, 12)",
+            {},
+            r"Python 3\.11 or later is needed, .* is 3\.10: set PYTHON=.*",
+        ),
+        ("", {"CC": "no-such-compiler -O2"}, r"no C compiler \(no-such-compiler\): apt-get install gcc .*"),
+        ("sys.modules['ensurepip'] = None", {}, r"no module venv for .*: apt-get install python3-venv"),
+        ("sys.platform = 'darwin'", {}, r"ingest runs on Linux, not on darwin"),
+        (
+            "sysconfig.get_path = lambda _: '/nowhere'",
+            {},
+            r"no Python\.h for .*: apt-get install python3-dev",
+        ),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(before, environment, complaint):
+    code, lines = check_machine(before, **environment)
+    assert code == 1
+    assert len(lines) == 1
+    assert re.fullmatch("cannot build: " + complaint, lines[0])
+
+
+def test_everything_that_is_missing_is_said_at_once():
+    code, lines = check_machine(
+        "sys.modules['venv'] = None; sys.version_info = (3, 9, 0)", CC="no-such-compiler"
+    )
+    assert code == 1
+    assert len(lines) == 3
+
+
+def test_make_without_python_says_so(tmp_path):
+    done = subprocess.run(
+        ["make", "-C", str(ROOT), "venv", f"VENV={tmp_path}/venv", "PYTHON=no-such-python"],
+        env={key: value for key, value in os.environ.items() if not key.startswith("MAKE")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "cannot build: there is no no-such-python" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_version_is_the_same_everywhere():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == ingest.__version__
+
+
+def test_every_target_of_the_front_page_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    promised = set(
+        re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text() + (ROOT / ".ci/run").read_text())
+    )
+    promised |= set(re.findall(r'^make PYTHON="\$python" (\w+)$', (ROOT / ".ci/run").read_text(), re.M))
+    promised -= {"venv"}
+    assert {"demo", "test", "lint", "bench"} <= promised <= targets
+
+
+def test_every_link_of_the_front_page_leads_somewhere():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
