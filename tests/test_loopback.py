@@ -1,4 +1,3 @@
-import io
 import itertools
 import json
 import os
@@ -30,7 +29,6 @@ from bench import raw_sink
 from ingest import errors, load_share, loopback, ticket
 from ingest._load import BUCKETS, Content, Engine, bucket_of, bucket_value
 from ingest.errors import ConnectionLostError, KeyFileError, ProtocolError, UsageError
-from ingest.load_progress import live_progress
 from ingest.load_share import Report, Share
 from ingest.loopback import LoopbackOptions, LoopbackResult, Progress, percentile_ms, plan
 
@@ -308,38 +306,6 @@ class TestPutting:
         assert result.ok
         assert seen[0].phase == "put"
         assert seen[0].done < seen[0].total == 100
-
-
-class TestLiveProgress:
-    def test_nothing_unless_it_is_a_terminal(self) -> None:
-        with live_progress(io.StringIO()) as watch:
-            assert watch is None
-
-    def test_what_it_shows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setenv("NO_COLOR", "1")
-        screen = Terminal()
-        with live_progress(screen) as watch:
-            assert watch is not None
-            watch(Progress("put", 5, None, 1.0, 5.0, 0.25, 1.5))
-            watch(Progress("put", 1500, 2000, 1.0, 1500.0, 0.25, 1.5))
-            watch(Progress("verify", 2000, 2000, 1.0, 2000.0, 0.25, 1.5))
-        shown = screen.getvalue()
-        for words in (
-            "put",
-            "1,500/2,000",
-            "1,500 frames/s",
-            "p50 0.250 ms",
-            "p99 1.500 ms",
-            "verify",
-            "2,000/2,000",
-        ):
-            assert words in shown
 
 
 class TestRate:
