@@ -322,6 +322,8 @@ class TestRetry:
     def test_a_server_that_never_comes_back(self) -> None:
         with ReferenceServer([KEY]) as server:
             client = connect(server, retry_for=0.2)
+            client.put("A", b"")  # both connections were accepted
+            client.get("A")
         with client:
             with pytest.raises(ConnectionLostError, match=str(server.put_address[1])):
                 client.put_many(items(10))
