@@ -79,8 +79,7 @@ class Channel(ABC):
         self._closed = True
         if self._task is not None:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task])
         self.give_up(ConnectionLostError(f"{self._name}: the client was closed"))
 
     def wake(self) -> None:
@@ -114,6 +113,14 @@ class Channel(ABC):
         return reader, writer
 
     async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await self._serve(reader, writer)
+        except Exception as error:  # a fault of ours: nobody shall wait for ever for what it lost
+            self._closed = True
+            self.give_up(ConnectionLostError(f"{self._name}: the client failed: {error!r}"))
+            raise
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             self._progress = False
             self._answered_at = time.monotonic()
@@ -156,10 +163,9 @@ class Channel(ABC):
         except OSError as error:
             return ConnectionLostError(f"{self._name}: {error.strerror or error}")
         finally:
-            sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, OSError):
-                await sender
             writer.transport.abort()
+            sender.cancel()
+            await asyncio.wait([sender])  # not `await sender`: its cancellation must not be taken for ours
 
     async def _receive(self, reader: asyncio.StreamReader) -> PeerError:
         while True:

@@ -305,6 +305,12 @@ class TestRetry:
                 client.get("A")
             assert refused.value.status is Status.BAD_CHECKSUM
 
+    def test_close_while_the_server_closes(self, server: ReferenceServer) -> None:
+        """A refused get is answered just before its connection ends: each close meets that in another moment."""
+        for _ in range(40):
+            with connect(server, OTHER) as client, pytest.raises(RefusedError):
+                client.get("A")
+
     def test_a_server_that_comes_back(self) -> None:
         with ReferenceServer([KEY]) as first:
             address = first.put_address
@@ -322,6 +328,8 @@ class TestRetry:
     def test_a_server_that_never_comes_back(self) -> None:
         with ReferenceServer([KEY]) as server:
             client = connect(server, retry_for=0.2)
+            client.put("A", b"")  # both connections were accepted
+            client.get("A")
         with client:
             with pytest.raises(ConnectionLostError, match=str(server.put_address[1])):
                 client.put_many(items(10))
@@ -355,6 +363,16 @@ class TestRetry:
 
         with ReferenceServer([KEY], Faults(gate=gate)) as server:
             run(work(server))
+
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    def test_a_fault_of_our_own_leaves_nobody_waiting(
+        self, client: Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("ingest.put_channel.PutChannel.received", lambda self, data: 1 // 0)
+        with pytest.raises(ConnectionLostError, match="ZeroDivisionError"):
+            client.put("A", b"")
+        with pytest.raises(ConnectionLostError, match="closed"):
+            client.put("A", b"")
 
 
 class TestProtocolErrors:

@@ -1,4 +1,4 @@
-import io
+import itertools
 import json
 import os
 import random
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench import raw_sink
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_server import (
@@ -26,10 +25,10 @@ from reference_server import (
     subkey,
 )
 
+from bench import raw_sink
 from ingest import errors, load_share, loopback, ticket
 from ingest._load import BUCKETS, Content, Engine, bucket_of, bucket_value
 from ingest.errors import ConnectionLostError, KeyFileError, ProtocolError, UsageError
-from ingest.load_progress import live_progress
 from ingest.load_share import Report, Share
 from ingest.loopback import LoopbackOptions, LoopbackResult, Progress, percentile_ms, plan
 
@@ -151,7 +150,7 @@ class TestPlan:
         assert len(ranges) == connections
         assert sum(count for _, count in ranges) == frames
         assert max(count for _, count in ranges) - min(count for _, count in ranges) <= 1
-        for (first, count), (following, _) in zip(ranges, ranges[1:], strict=False):
+        for (first, count), (following, _) in itertools.pairwise(ranges):
             assert first + count <= following
         assert all((first - 36) % 1296 == 0 for first, _ in ranges)
         assert [share.offset for share in shares] == sorted({share.offset for share in shares})
@@ -309,38 +308,6 @@ class TestPutting:
         assert seen[0].done < seen[0].total == 100
 
 
-class TestLiveProgress:
-    def test_nothing_unless_it_is_a_terminal(self) -> None:
-        with live_progress(io.StringIO()) as watch:
-            assert watch is None
-
-    def test_what_it_shows(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Terminal(io.StringIO):
-            def isatty(self) -> bool:
-                return True
-
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.setenv("NO_COLOR", "1")
-        screen = Terminal()
-        with live_progress(screen) as watch:
-            assert watch is not None
-            watch(Progress("put", 5, None, 1.0, 5.0, 0.25, 1.5))
-            watch(Progress("put", 1500, 2000, 1.0, 1500.0, 0.25, 1.5))
-            watch(Progress("verify", 2000, 2000, 1.0, 2000.0, 0.25, 1.5))
-        shown = screen.getvalue()
-        for words in (
-            "put",
-            "1,500/2,000",
-            "1,500 frames/s",
-            "p50 0.250 ms",
-            "p99 1.500 ms",
-            "verify",
-            "2,000/2,000",
-        ):
-            assert words in shown
-
-
 class TestRate:
     """The latency of a frame counts from when it was due, so one stall is seen by all frames that were due in it."""
 
@@ -479,7 +446,7 @@ class TestVerify:
     def test_a_reply_that_is_cut(self, after: int) -> None:
         with (
             ReferenceServer([KEY], Faults(cut_get_after=[after])) as server,
-            pytest.raises((ConnectionLostError, ProtocolError), match="reading back|refused"),
+            pytest.raises((ConnectionLostError, ProtocolError), match=r"reading back|refused"),
         ):
             load(server, verify=True)
 
