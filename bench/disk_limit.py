@@ -280,19 +280,25 @@ class DiskLimit:
                 progress.changed.notify_all()
 
 
-def measure(directory: Path, frames: int, way: Way, *, log: bool = True, packs: bool = True) -> float:
-    """Frames per second of one `way`. Makes the ring and deletes everything; neither counts."""
-    directory.mkdir()
-    ring = Ring.make(directory) if log else None
-    try:
-        return frames / DiskLimit(directory, ring, frames, way, log=log, packs=packs).run()
-    finally:
-        if ring is not None:
-            ring.close()
-        shutil.rmtree(directory)
+@dataclass(frozen=True)
+class Limit:
+    """Measures below `directory`, which must not exist yet and is deleted; `segments` of the log, made beforehand."""
 
+    directory: Path
+    segments: int = SEGMENTS
 
-def best_way(directory: Path, frames: int, ways: tuple[Way, ...] = WAYS) -> tuple[Way, dict[str, float]]:
-    """The fastest of `ways` with so many frames, and frames per second of each."""
-    rates = {way: measure(directory, frames, way) for way in ways}
-    return max(rates, key=rates.__getitem__), {str(way): rate for way, rate in rates.items()}
+    def rate(self, frames: int, way: Way, *, log: bool = True, packs: bool = True) -> float:
+        """Frames per second of one way, or of its log or packs alone."""
+        self.directory.mkdir()
+        ring = Ring.make(self.directory, self.segments) if log else None
+        try:
+            return frames / DiskLimit(self.directory, ring, frames, way, log=log, packs=packs).run()
+        finally:
+            if ring is not None:
+                ring.close()
+            shutil.rmtree(self.directory)
+
+    def best_way(self, frames: int, ways: tuple[Way, ...] = WAYS) -> tuple[Way, dict[Way, float]]:
+        """The fastest of `ways` with so many frames, and frames per second of each."""
+        rates = {way: self.rate(frames, way) for way in ways}
+        return max(rates, key=rates.__getitem__), rates

@@ -38,6 +38,7 @@ class RandomTickets:
         self._next = 0
         self._lock = threading.Lock()
         self._ending = False
+        self._open = connections
         self._done = threading.Event()
         self._failures: list[BaseException] = []
         self._acked: list[list[int]] = [[] for _ in range(connections)]
@@ -49,7 +50,7 @@ class RandomTickets:
             thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Returns after so long, or earlier when a connection has nothing left to do or failed."""
+        """Returns after so long, or earlier when every frame was acked or a connection failed."""
         self._done.wait(seconds)
 
     @property
@@ -98,7 +99,10 @@ class RandomTickets:
         except BaseException as error:
             self._failures.append(error)
         finally:
-            self._done.set()
+            with self._lock:
+                self._open -= 1
+                if self._open == 0 or self._failures:
+                    self._done.set()
 
     def _put(self, sock: socket.socket, acked: list[int]) -> None:
         waiting: dict[bytes, int] = {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench import disk_limit
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -15,6 +17,7 @@ class Sizes:
     verify_s: float  # at least, of each side in each round
     sustained: int
     calibration: int  # for each way to write to the disk, of which the fastest is the limit
+    log_segments: int  # of the limit's log
     window: int
     closed_connections: int
     closed_s: float
@@ -34,6 +37,7 @@ FULL = Sizes(
     verify_s=0.5,
     sustained=5_000_000,
     calibration=500_000,
+    log_segments=disk_limit.SEGMENTS,
     window=16_384,
     closed_connections=64,
     closed_s=4.0,
@@ -53,6 +57,7 @@ TINY = Sizes(
     verify_s=0.0,
     sustained=20_000,
     calibration=6_000,
+    log_segments=2,
     window=512,
     closed_connections=8,
     closed_s=0.2,
@@ -60,7 +65,7 @@ TINY = Sizes(
     crowd_s=0.3,
     get=6_000,
     random_gets=2_000,
-    packs=1_000,
+    packs=5_000,
     random_s=0.5,
     restart_s=0.3,
 )
