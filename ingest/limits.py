@@ -79,3 +79,12 @@ SUPERVISION_INTERVAL_S = 0.01  # how often the parent looks for what only shared
 # --- the operator's side -------------------------------------------------------------------------
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
+
+# --- the client ----------------------------------------------------------------------------------
+RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
+RETRY_DELAY_MAX_S = 2.0  # … and last
+CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered
+CLIENT_RETRY_S = 60.0  # a client gives up what could not be settled for so long: longer than a restart with recovery
+SEND_FRAMES = 176  # frames of one send, 253 KiB: whole lanes of the checksum kernel
+GET_FRAMES = 512  # frames of one get request of the client, 755 KB: what it holds in memory of a range
+GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies that wait for their readers

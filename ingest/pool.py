@@ -207,7 +207,7 @@ class Pool:
         code = self._reap(place)
         place.state = State.RESTING
         place.back_off(time.monotonic())
-        expected = place.told_to_end and code in (0, -signal.SIGTERM)
+        expected = self._draining and code in (0, -signal.SIGTERM)
         (log.info if expected else log.error)("%s (pid %d) %s", place.name, place.pid, _how(code))
         if place is self._committer:
             self._committer_ended(code)

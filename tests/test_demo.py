@@ -42,7 +42,7 @@ def test_a_small_demo_tells_the_whole_story(tmp_path):
     process = start(tmp_path, "--chunks", "400")
     out, err = process.communicate(timeout=100)
     assert process.returncode == 0, err
-    for part in ("killed worker", "SIGTERM", "started it again", "get and verify", "files came back"):
+    for part in ("killed worker", "SIGTERM", "started it again", "get, verify, compare", "files came back"):
         assert part in out
     assert list(tmp_path.iterdir()) == []
     assert servers_below(tmp_path) == []

@@ -209,7 +209,7 @@ SEGMENT = log_format.SegmentHeader(bytes(range(0x20, 0x30)), 7, 41, 0x1122334455
 
 def test_segment_header():
     offset = 0
-    rows = [row for row in table(FORMAT, "The log", "offset", "bytes", "what")]
+    rows = table(FORMAT, "The log", "offset", "bytes", "what")
     assert [row[0] for row in rows].count("0") == 1
     for start, size, _ in rows:
         assert int(start) == offset

@@ -18,16 +18,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ingest import Client, frame, ticket
+from ingest.errors import IngestError
 from ingest.limits import DATA_SIZE
 from ingest.ticket import TicketRange
 
@@ -210,22 +212,33 @@ class Measured:
         )
 
 
-def watched(
-    items: Iterable[tuple[str, bytes]], progress: Progress, task: TaskID
-) -> Iterator[tuple[str, bytes]]:
-    for item in items:
-        progress.advance(task)
-        yield item
-
-
 def put(
-    client: Client, what: str, files: list[tuple[StoredFile, bytes]], progress: Progress, task: TaskID
+    client: Client, server: Server, files: list[tuple[StoredFile, bytes]], progress: Progress
 ) -> Measured:
-    """Puts files with many chunks in flight. The client raises for everything but SAVED."""
-    chunks = (chunk for stored, content in files for chunk in chunked(stored, content))
+    """Puts all files with many chunks in flight; a third of the way in, a worker of the server is killed."""
+    total = sum(stored.tickets.count for stored, _ in files)
+    task = progress.add_task("put", total=total)
+
+    def chunks() -> Iterator[tuple[str, bytes]]:
+        given = 0
+        for stored, content in files:
+            for chunk in chunked(stored, content):
+                if given == total // 3:
+                    progress.console.print(
+                        f"killed worker {server.kill_a_worker()} with SIGKILL in the middle of it"
+                    )
+                yield chunk
+                given += 1
+            progress.advance(task, stored.tickets.count)
+
     started = time.monotonic()
-    client.put_many(watched(chunks, progress, task))
-    return Measured(what, sum(stored.tickets.count for stored, _ in files), time.monotonic() - started)
+    refused = client.put_many(chunks(), window=16_384)
+    seconds = time.monotonic() - started
+    if refused:
+        raise DemoError(
+            f"{len(refused)} chunks were not saved, the first one is {next(iter(refused.items()))}"
+        )
+    return Measured("put, a worker killed", total, seconds)
 
 
 def put_singly(client: Client, first: str) -> Measured:
@@ -249,17 +262,20 @@ def get_singly(client: Client, first: str) -> Measured:
     return Measured("get, one in flight", SINGLE_PUTS, sum(latencies), latencies)
 
 
-def compare(client: Client, files: list[StoredFile], progress: Progress, task: TaskID) -> Measured:
-    """Reads every file back and compares it with what lies on the disk of this machine."""
-    seconds = 0.0
+def compare(client: Client, files: list[StoredFile], progress: Progress) -> Measured:
+    """Reads everything back in one stream and compares each file with what lies on the disk of this machine."""
+    total = sum(stored.tickets.count for stored in files)
+    task = progress.add_task("get", total=total)
+    stream = client.get_range(files[0].tickets.first, total)
+    started = time.monotonic()
     for stored in files:
-        started = time.monotonic()
-        content = b"".join(client.get_range(stored.tickets.first, stored.tickets.count))
-        seconds += time.monotonic() - started
+        content = b"".join(data for _, _, data in islice(stream, stored.tickets.count))
+        if len(content) != stored.tickets.count * DATA_SIZE:
+            raise DemoError(f"{stored.path}: some of its chunks did not come back")
         if content[: stored.size] != stored.path.read_bytes() or any(content[stored.size :]):
             raise DemoError(f"{stored.path} came back with other bytes")
         progress.advance(task, stored.tickets.count)
-    return Measured("get and verify", sum(stored.tickets.count for stored in files), seconds)
+    return Measured("get, verify, compare", total, time.monotonic() - started)
 
 
 def tell(directory: Path, chunks_min: int, console: Console) -> None:
@@ -271,27 +287,22 @@ def tell(directory: Path, chunks_min: int, console: Console) -> None:
     )
 
     server = Server(directory)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with contextlib.ExitStack() as stack:
         stack.callback(server.kill)
         console.print(f"server ready after {server.start():.2f} s on {server.addresses['put']}")
         client = stack.enter_context(
-            Client(server.addresses["put"], server.addresses["get"], key_file=server.key_file)
+            Client.connect(server.addresses["put"], server.addresses["get"], key=server.key_file)
         )
-        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-        task = progress.add_task("put", total=chunks)
-        half = len(files) // 2
-        measured = [put(client, "put", files[:half], progress, task)]
-        console.print(f"killed worker {server.kill_a_worker()} with SIGKILL; going on with the same client")
-        measured.append(put(client, "put, after the kill", files[half:], progress, task))
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        progress = stack.enter_context(
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        )
         singles = ticket.successor(manifest[-1].tickets.last)
-        measured.append(put_singly(client, singles))
+        measured = [put(client, server, files, progress), put_singly(client, singles)]
         console.print(f"stopped the server with SIGTERM: gone after {server.stop():.2f} s")
         console.print(f"started it again on the same data: ready after {server.start():.2f} s")
-        task = progress.add_task("get", total=chunks)
-        measured.append(compare(client, manifest, progress, task))
-        measured.append(get_singly(client, singles))
-        server.stop()
+        measured += [compare(client, manifest, progress), get_singly(client, singles)]
+        console.print(f"stopped the server: gone after {server.stop():.2f} s")
 
     table = Table("", "chunks", "seconds", "chunks/s", "MB/s", "p50 ms", "p99 ms")
     for column in table.columns[1:]:
@@ -313,11 +324,11 @@ def main() -> int:
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, interrupted)
-    console = Console()
+    console = Console(soft_wrap=True)
     directory = Path(tempfile.mkdtemp(prefix="ingest-demo-"))
     try:
         tell(directory, options.chunks, console)
-    except DemoError as error:
+    except (DemoError, IngestError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
