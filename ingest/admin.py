@@ -13,6 +13,7 @@ import logging
 import platform
 import signal
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -21,6 +22,7 @@ from aiohttp import web
 from ingest import __version__, limits, listeners, metrics, ticket
 from ingest.errors import DiskError, TicketError
 from ingest.status import Status
+from ingest.store._pack_reader import PackReader
 
 if TYPE_CHECKING:
     from ingest._queue import Queue
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The chunk (1458 bytes) of a ticket, by index, and SAVED; or nothing and why. DiskError when it cannot be read.
+# The frame (1474 bytes) of a ticket, by index, and SAVED; or nothing and why. DiskError when it cannot be read.
 ReadChunk = Callable[[int], tuple[Status, bytes]]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -41,6 +43,8 @@ class Admin:
         self._log_size = log_size
         self._local = listeners.is_loopback(host)
         self._read_chunk = read_chunk
+        # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
+        self._disk = ThreadPoolExecutor(1, "disk")
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
@@ -75,14 +79,17 @@ class Admin:
         except TicketError:
             return _json(404, {"error": "there is nothing under this path"})
         try:
-            status, data = await asyncio.to_thread(self._read_chunk, ticket.parse(name))
+            reading = asyncio.get_running_loop().run_in_executor(
+                self._disk, self._read_chunk, ticket.parse(name)
+            )
+            status, frame = await reading
         except (DiskError, OSError) as error:
             log.error("ticket %s: %s", name, error)
-            status, data = Status.ERROR, b""
+            status, frame = Status.ERROR, b""
         if status is Status.SAVED:
-            assert len(data) == limits.DATA_SIZE, len(data)
+            assert len(frame) == limits.FRAME_SIZE, len(frame)
             return web.Response(
-                body=data,
+                body=frame[-limits.DATA_SIZE :],
                 headers={"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"},
             )
         code = {Status.MISSING: 404, Status.DELETED: 410}.get(status, 500)
@@ -126,9 +133,7 @@ async def serve(node: Node, read_chunk: ReadChunk) -> None:
 
 
 def admin_main(node: Node) -> int:
-    """The admin process."""
-    from ingest.store._pack_reader import PackReader  # not before the fork: it may hold descriptors
-
-    reader = PackReader(node)
+    """The admin process: answers until SIGTERM. Returns its exit code."""
+    reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
     uvloop.run(serve(node, reader.read_chunk))
     return 0

@@ -15,6 +15,7 @@ import ingest
 from ingest import config as configuration
 from ingest import logs
 from ingest.errors import IngestError
+from ingest.listeners import Address, parse_address
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -80,6 +81,73 @@ def server(file: Path | None, **flags: str | None) -> None:
 
     roles = pool.Roles(admin.admin_main, write_behind.committer_main, workers.worker_main)
     sys.exit(serve(settings, roles))
+
+
+def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+@cli.command()
+@click.option(
+    "--connect",
+    callback=_address,
+    metavar="HOST:PORT",
+    default="127.0.0.1:5000",
+    show_default=True,
+    help="Put port.",
+)
+@click.option(
+    "--read-connect",
+    callback=_address,
+    metavar="HOST:PORT",
+    default="127.0.0.1:5005",
+    show_default=True,
+    help="Get port.",
+)
+@click.option(
+    "--key-file", "key", required=True, metavar="FILE", type=click.Path(path_type=Path), help="The server's."
+)
+@click.option("--frames", type=int, metavar="N", help="How many in all, or")
+@click.option("--duration", type=float, metavar="S", help="for how many seconds.")
+@click.option("--connections", type=int, default=4, show_default=True, metavar="C", help="In all.")
+@click.option(
+    "--window",
+    type=int,
+    default=1024,
+    show_default=True,
+    metavar="W",
+    help="In flight on each; 1: closed loop.",
+)
+@click.option(
+    "--processes", type=int, default=1, show_default=True, metavar="P", help="That share the connections."
+)
+@click.option("--rate", type=float, metavar="R", help="Frames/s in all. [default: as fast as acks come]")
+@click.option("--first", metavar="TICKET", help="Where to begin. [default: random, 7 characters]")
+@click.option("--verify", is_flag=True, help="Read everything back and compare.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def loopback(as_json: bool, **options: Any) -> None:
+    """Puts frames into a server as fast as it takes them, and says how fast that was. Exits with 1 unless all were SAVED.
+
+    \b
+    Example:
+      ingest loopback --key-file data/.ingest/key --frames 1000000 --verify
+    """
+    from ingest.loopback import LoopbackOptions, run
+    from ingest.loopback_report import report_text, show_progress
+
+    chosen = LoopbackOptions(**options)
+    with show_progress() as progress:
+        result = run(chosen, progress)
+    for problem in result.problems:
+        click.echo(f"ingest: {problem}", err=True)
+    if as_json:
+        click.echo(json.dumps(result.as_json()))
+    else:
+        click.echo(report_text(result), nl=False)
+    sys.exit(0 if result.ok else 1)
 
 
 @cli.command()

@@ -2,14 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from reference_server import NO_SPACE, Faults, ReferenceServer
 
 import ingest
-from ingest.store.key_file import read_keys
+from ingest.listeners import format_address
+from ingest.store.key_file import make_key_file, read_keys
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -40,7 +44,7 @@ def test_version() -> None:
     assert run("--version").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["server", "keygen", "version"])
+@pytest.mark.parametrize("command", ["server", "loopback", "keygen", "version"])
 def test_each_command_has_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0
@@ -74,6 +78,12 @@ def test_keygen(tmp_path: Path) -> None:
         (["version", "extra"], "unexpected extra argument"),
         (["keygen"], "Missing argument"),
         (["server", "--bogus"], "No such option"),
+        (["loopback", "--frames", "1"], "Missing option '--key-file'"),
+        (["loopback", "--key-file", "k", "--frames", "many"], "'many' is not a valid integer"),
+        (["loopback", "--key-file", "k", "--connect", "nowhere"], "'nowhere' is not an address"),
+        (["loopback", "--key-file", "k"], "either a number of frames or a duration"),
+        (["loopback", "--key-file", "k", "--frames", "1", "--duration", "1"], "either"),
+        (["loopback", "--key-file", "k", "--frames", "1", "--first", "abc"], "is not a ticket"),
         (["server", "--listen"], "requires an argument"),
         (["server", "--workers", "many"], "--workers: 'many' is not a whole number"),
         (["server", "--listen", "nowhere"], "--listen: 'nowhere' is not an address"),
@@ -112,3 +122,51 @@ def test_results_into_a_closed_pipe_are_no_traceback() -> None:
     os.close(write)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "key"
+    make_key_file(path)
+    return path
+
+
+def loopback(server: ReferenceServer, key_file: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    put, get = map(format_address, (server.put_address, server.get_address))
+    return run("loopback", "--connect", put, "--read-connect", get, "--key-file", str(key_file), *arguments)
+
+
+def test_loopback_saves_and_verifies(key_file: Path) -> None:
+    with ReferenceServer(read_keys(key_file)) as server:
+        result = loopback(server, key_file, "--frames", "500", "--connections", "2", "--verify", "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+        report = json.loads(result.stdout)
+        names = "frames saved failed statuses seconds frames_per_s mb_per_s p50_ms p99_ms p999_ms verified"
+        assert " ".join(report) == names
+        assert (report["frames"], report["saved"], report["failed"], report["verified"]) == (500, 500, 0, 500)
+        assert report["statuses"] == {"SAVED": 500}
+
+
+def test_loopback_for_people(key_file: Path) -> None:
+    with ReferenceServer(read_keys(key_file)) as server:
+        result = loopback(server, key_file, "--frames", "50", "--first", "ABC", "--verify")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert "50 from ticket ABC on" in result.stdout
+        assert "SAVED 50" in result.stdout
+        assert "50 of 50, 0 wrong" in result.stdout
+        assert "\x1b" not in result.stdout
+
+
+def test_loopback_fails_when_something_was_not_saved(key_file: Path) -> None:
+    with ReferenceServer(read_keys(key_file), Faults(answer=lambda index, seen: NO_SPACE)) as server:
+        result = loopback(server, key_file, "--frames", "10", "--json")
+        assert result.returncode == 1
+        assert json.loads(result.stdout)["statuses"] == {"NO_SPACE": 10}
+
+
+def test_loopback_without_a_server_or_a_key(key_file: Path, tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        nobody = format_address(sock.getsockname())
+    flags = ["loopback", "--connect", nobody, "--frames", "1", "--key-file"]
+    complains(run(*flags, str(key_file)), 1, nobody)
+    complains(run(*flags, str(tmp_path / "absent")), 78, "there is no such file")

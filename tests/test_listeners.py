@@ -59,7 +59,7 @@ def test_format_is_the_inverse_of_parse(text: str) -> None:
     ],
 )
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="address|host"):
+    with pytest.raises(ValueError, match=r"address|host"):
         listeners.parse_address(text)
 
 
@@ -166,11 +166,12 @@ def test_a_port_is_free_when_its_holder_was_killed() -> None:
 
 
 def test_two_that_bound_in_the_same_moment_do_not_both_listen() -> None:
-    with closing(listeners.bind_alone((HERE, 0))) as first:
-        with closing(listeners.bind_alone(first.getsockname())) as second:
-            listeners.listen(first, 1)
-            with pytest.raises(PortTakenError):
-                listeners.listen(second, 1)
+    first = listeners.bind_alone((HERE, 0))
+    second = listeners.bind_alone(first.getsockname())
+    listeners.listen(first, 1)
+    with pytest.raises(PortTakenError):
+        listeners.listen(second, 1)
+    listeners.close_all((first, second))
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid", "a" * 70 + ".example", "::1%nope"])

@@ -59,7 +59,7 @@ class Server:
         if self.pid == 0:
             code = 99
             try:
-                sys.stderr = open(write, "w", buffering=1)  # pytest has put its own there
+                sys.stderr = os.fdopen(write, "w", buffering=1)  # pytest has put its own there
                 code = serve(config, ROLES)
             except IngestError as error:
                 print(f"ingest: {error}", file=sys.stderr)
