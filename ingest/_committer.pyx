@@ -208,6 +208,8 @@ cdef class Committer:
         self.stalled = False
         if pending.count == 0:
             return jobs
+        # A refused frame must not make a pack, or refusing would use up what the reserve keeps.
+        self.packs.may_create = space
         while space and pending.frames >= BULK_PENDING:
             job = self.bulk.plan(pending)
             if job is None:
@@ -345,7 +347,7 @@ cdef class Committer:
             most = ticket_run_max(index)
             if <uint64_t>most > count:
                 most = count
-            p = self.packs.get(ticket_pack(index), &error)
+            p = self.packs.get_to_write(ticket_pack(index), &error)
             if p == NULL:
                 break
             i = 0
@@ -361,7 +363,6 @@ cdef class Committer:
             r.slot = ticket_slot(index)
             r.count = most
             self.packs.claim(p, r.slot, most)
-            self.packs.mark_dirty(p)
             index += most
             count -= most
         if count:
@@ -369,9 +370,13 @@ cdef class Committer:
                 self.range_count -= 1
                 r = &self.ranges[self.range_count]
                 self.packs.release(r.pack, r.slot, r.count)
-            if error:
+            if error == EAGAIN:
+                self.stalled = True
+            elif error:
                 self._refuse(it, ticket_pack(index), error)
             return 0
+        for i in range(first_range, self.range_count):
+            self.packs.mark_dirty(self.ranges[i].pack)
         memcpy(self._staged(self.puts + self.delete_count), frame, FRAME)
         self.deletes[self.delete_count] = it[0]
         self.delete_count += 1
@@ -550,6 +555,24 @@ cdef class Committer:
         """Says that the committer is about to sleep (the workers then ring), or that it woke."""
         word_store(&self.queue.header.committer_sleeping, asleep)
         full_fence()
+
+    def check(self):
+        """Asserts that every claim has its owner: slots claimed = frames in the batch, in its deletes, in bulk jobs."""
+        cdef int64_t owned = self.puts
+        cdef int64_t frames = self.puts + self.delete_count
+        cdef int i
+        cdef BulkJob job
+        for i in range(self.range_count):
+            owned += self.ranges[i].count
+        for job in (*self.bulk.running.values(), *self.noted):
+            for i in range(job.sequence_count):
+                if job.sequences[i].error == 0 or job.number in self.bulk.running:
+                    owned += job.sequences[i].count
+                    frames += job.sequences[i].count
+        claims = self.packs.claims()
+        assert sum(claims.values()) == self.packs.claimed == owned, f"{claims} claimed, {owned} owned"
+        assert sum(self.in_progress[i] for i in range(self.queue.workers)) == frames, "frames are lost between claim and answer"
+        assert self.pending.frames == sum(self.pending.items[i].count for i in range(self.pending.count))
 
     def work_waiting(self):
         """Whether a ring holds runs that `take` would take, or a dead worker waits to be let go."""

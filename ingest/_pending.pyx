@@ -8,7 +8,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
 
-from ingest._queue cimport RUN_DELETE, Queue, queue_ring, queue_run, ring_load, ring_publish
+from ingest._queue cimport RUN_DELETE, RUN_PUT, Queue, queue_ring, queue_run, ring_load, ring_publish
 
 
 cdef extern from "csrc/ticket.h" nogil:
@@ -51,6 +51,7 @@ cdef class Pending:
         cdef queue_run *runs = self.queue.runs(worker)
         cdef queue_run run
         cdef uint64_t head, tail
+        cdef uint32_t places = self.queue.places
         cdef item *it
         if ring_load(&ring.worker_epoch) != self.epoch:
             return 0
@@ -59,11 +60,13 @@ cdef class Pending:
         while head != tail:
             run = runs[head & (self.queue.ring_size - 1)]
             head += 1
-            if not (1 <= run.count <= <uint32_t>self.queue.places and run.place + run.count <= <uint32_t>self.queue.places
-                    and 0 <= run.first <= TICKET_INDEX_LAST and run.kind <= RUN_DELETE
-                    and run.count <= <uint32_t>ticket_run_max(run.first)):
+            # One place after the other, without a sum: it could wrap.
+            if not (1 <= run.count <= places and run.place <= places - run.count
+                    and 0 <= run.first <= TICKET_INDEX_LAST and run.count <= <uint32_t>ticket_run_max(run.first)
+                    and (run.kind == RUN_PUT or (run.kind == RUN_DELETE and run.count == 1))):
                 raise AssertionError(f"worker {worker} handed over an impossible run: {run}")
-            assert self.count < self.capacity, "more runs than places"
+            if self.count == self.capacity:
+                raise AssertionError(f"worker {worker} handed over more runs than it has places")
             it = &self.items[self.count]
             self.count += 1
             it.first = run.first

@@ -181,6 +181,49 @@ cdef class Queue:
         if word_load(&ring.worker_sleeping):
             os.eventfd_write(self.worker_doorbells[worker], 1)
 
+    # --- the worker's half, one entry at a time: what a worker does, for workers in Python and tests.
+
+    def attend(self, int worker):
+        """Serves the committer of the present epoch: takes and drops what is left of the last one in both rings. A
+        worker then submits again what it has no outcome for. Returns the epoch; while it is odd nobody takes."""
+        cdef queue_ring *ring = self._checked(worker)
+        ring_publish(&ring.outcome_head, ring_load(&ring.outcome_tail))
+        ring_publish(&ring.run_head, ring_load(&ring.run_tail))
+        ring_store(&ring.worker_epoch, ring_load(&self.header.epoch))
+        return ring_load(&ring.worker_epoch)
+
+    def submit(self, int worker, int64_t first, uint32_t place, uint32_t count, uint32_t kind, uint64_t cookie):
+        """Hands one run over, whose frames lie in the arena (`frames`), and wakes the committer if it sleeps."""
+        cdef queue_ring *ring = self._checked(worker)
+        cdef uint64_t tail = ring_load(&ring.run_tail)
+        cdef queue_run *run = self.runs(worker) + (tail & (self.ring_size - 1))
+        if tail - ring_load(&ring.run_head) == self.ring_size:
+            raise IndexError("the ring is full: a place was submitted twice")
+        run.first, run.cookie, run.place, run.count = first, cookie, place, count
+        run.kind, run.reserved = kind, 0
+        ring_publish(&ring.run_tail, tail + 1)
+        full_fence()
+        if word_load(&self.header.committer_sleeping):
+            self.wake_committer()
+
+    def take_outcomes(self, int worker):
+        """Takes all outcomes that are there: a list of (cookie, place, count, status)."""
+        cdef queue_ring *ring = self._checked(worker)
+        cdef uint64_t head = ring_load(&ring.outcome_head), tail = ring_load(&ring.outcome_tail)
+        cdef queue_outcome *outcome
+        taken = []
+        while head != tail:
+            outcome = self.outcomes(worker) + (head & (self.ring_size - 1))
+            taken.append((outcome.cookie, outcome.place, outcome.count, outcome.status))
+            head += 1
+        ring_publish(&ring.outcome_head, head)
+        return taken
+
+    def set_worker_sleeping(self, int worker, bint sleeping):
+        """Whether the committer must ring this worker's doorbell. After setting it, look at the outcomes once more."""
+        word_store(&self._checked(worker).worker_sleeping, 1 if sleeping else 0)
+        full_fence()
+
     cdef queue_ring *_checked(self, int worker) except NULL:
         if not 0 <= worker < self.workers:
             raise IndexError(worker)

@@ -45,6 +45,7 @@ ARENA_BLOCKS = 24  # blocks of one worker, 24.9 MB: what may be received and not
 LOG_SEGMENT_SIZE = 32 << 20  # bytes: 16 of them make the default log; one is written in about 20 ms
 LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
 LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
+LOG_GROW_RETRY_S = 5.0  # after a disk without room for a segment: each try writes up to one of them in vain
 BATCH_FRAMES_MAX = 4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
 DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of a recovery
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)

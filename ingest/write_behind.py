@@ -24,6 +24,7 @@ import resource
 import select
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -33,7 +34,7 @@ from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
 from ingest.node import Node
 from ingest.store._pack_table import PackTable
-from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
+from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.recovery import recover
 from ingest.store.store import Space
 
@@ -84,6 +85,7 @@ class WriteBehind:
         self._flush_began = 0
         self._flushed_at = time.monotonic()
         self._spare: Future[None] | None = None
+        self._grow_again_at = 0.0  # when a full disk did not let the log grow
         self._has_space = True
         self._space_checked_at = 0.0
         self._poll = select.poll()
@@ -98,7 +100,11 @@ class WriteBehind:
         try:
             self._recover()
             self.queue.committer_ready()
-            self._serve()
+            try:
+                self._serve()
+            except OSError as error:
+                # Not one that a step expects: what it leaves behind is not known here either.
+                raise SyncFailedError(f"{self.store.data_dir}: {error}") from error
         except CorruptionError as error:
             log.critical("%s", error)
             return EX_CORRUPT
@@ -153,7 +159,7 @@ class WriteBehind:
     def _commit(self, taken_at: int) -> bool:
         """One round of the steps in the module's table. Returns whether anything moved."""
         core = self.core
-        if not self.log.has_room(BATCH_BYTES_MAX):
+        if not self._log_has_room():
             core.count_log_stall()
             self._begin_flush()
             return False
@@ -167,7 +173,7 @@ class WriteBehind:
             raise SyncFailedError("a sync of packs failed")
         jobs = core.plan(self._has_space and not self._out_of_space())
         for job in jobs:
-            future = self.threads.submit(self._run_job, job)
+            future = self._submit(job.run)
             self._jobs[future] = job
         core.write_notes()
         if core.batch_empty:
@@ -185,25 +191,28 @@ class WriteBehind:
         puts, deletes, notes = core.puts, core.delete_frames, core.notes
         size = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
         try:
-            if self._spare is not None and self.log.ends_segment(size):
-                self._spare.result()
-                self._spare = None
             self.log.append(core.buffer, puts, deletes, notes)
         except OSError as error:
             core.answer(failed=True)
             raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
         core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
-        error = core.apply()
-        if error:
+        failure = core.apply()
+        if failure:
             core.answer(failed=True)
-            raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(error)}")
+            raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(failure)}")
         core.answer()
 
-    def _run_job(self, job: BulkJob) -> None:
-        try:
-            job.run()
-        finally:
-            self.queue.wake_committer()
+    def _submit(self, work: Callable[[], None]) -> Future[None]:
+        """Runs `work` in a thread and rings when the future is done (not before: it would be looked at in vain)."""
+        future = self.threads.submit(work)
+        future.add_done_callback(lambda _: self.queue.wake_committer())
+        return future
+
+    def _log_has_room(self) -> bool:
+        """Whether the log takes a batch of any size now. Waits for a segment that is being made, if it needs it."""
+        if self.log.ends_segment(BATCH_BYTES_MAX) and self._spare is not None:
+            self._end_spare(wait=True)
+        return self.log.has_room(BATCH_BYTES_MAX)
 
     # --- housekeeping --------------------------------------------------------------------------
 
@@ -218,11 +227,11 @@ class WriteBehind:
             )
             if urgent:
                 self._begin_flush()
-        if self._spare is not None and self._spare.done():
-            self._spare.result()
-            self._spare = None
+        self._end_spare()
+        if not self.log.may_grow and now >= self._grow_again_at:
+            self.log.may_grow = True
         if self._spare is None and self.log.needs_spare and self.log.number:
-            self._spare = self.threads.submit(self.log.make_spare)
+            self._spare = self._submit(self.log.make_spare)
         for pack, slot in self.core.corrupt:
             name = sharding.pack_path(pack)
             log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
@@ -231,6 +240,16 @@ class WriteBehind:
             log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
         self.core.disk_errors.clear()
         self.core.publish_gauges(self.log.used)
+
+    def _end_spare(self, wait: bool = False) -> None:
+        if self._spare is None or not (wait or self._spare.done()):
+            return
+        try:
+            self._spare.result()
+        except OSError as error:
+            self._grow_again_at = time.monotonic() + limits.LOG_GROW_RETRY_S
+            log.error("%s: the log does not grow, it goes on with what it has: %s", self.store.wal_dir, error)
+        self._spare = None
 
     def _out_of_space(self) -> bool:
         now = time.monotonic()
@@ -257,13 +276,7 @@ class WriteBehind:
         self._flush_note = self.log.number
         self._flush_began = time.monotonic_ns()
         self.packs.flush_begins()
-        self._flush = self.threads.submit(self._run_flush)
-
-    def _run_flush(self) -> None:
-        try:
-            syncfs(self.store.data_fd)
-        finally:
-            self.queue.wake_committer()
+        self._flush = self._submit(lambda: syncfs(self.store.data_fd))
 
     def _end_flush(self, wait: bool = False) -> None:
         if self._flush is None or not (wait or self._flush.done()):
@@ -271,7 +284,9 @@ class WriteBehind:
         try:
             self._flush.result()
         except OSError as error:
-            raise SyncFailedError(f"syncing the packs of {self.store.data_dir} failed: {error}; the log keeps them") from error
+            raise SyncFailedError(
+                f"syncing the packs of {self.store.data_dir} failed: {error}; the log keeps them"
+            ) from error
         self._flush = None
         self._flushed_at = time.monotonic()
         self.packs.flush_done()
@@ -279,10 +294,10 @@ class WriteBehind:
         self.core.count_flush(time.monotonic_ns() - self._flush_began)
 
     def _sleep(self) -> None:
-        """Until somebody rings, or a flush or a look at the disk's space is due."""
+        """Until somebody rings, or a flush or a look at the disk's space is due. What ended in a thread has rung."""
         core = self.core
         core.sleeping(True)
-        if not core.work_waiting() and not self._any_job_done() and not (self.stopping and not self._jobs):
+        if not core.work_waiting():
             timeout = 1.0
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
@@ -297,14 +312,16 @@ class WriteBehind:
             pass
 
     def _end(self) -> None:
-        """A clean stop: the packs hold everything, and the log says so, so that the next start reads nothing."""
+        """A clean stop: the packs hold everything, and the log says so, so that the next start does nothing again."""
         self._end_flush(wait=True)
-        if self._needs_flush():
-            self._begin_flush()
-            self._end_flush(wait=True)
-            self._flush = None
-            if self.log.has_room(BATCH_BYTES_MAX):
+        self._begin_flush()
+        self._end_flush(wait=True)
+        self._end_spare(wait=True)
+        if self.log.recorded < self.log.synced_to and self.log.has_room(BLOCK_SIZE):
+            try:
                 self.log.append(self.core.buffer, 0, 0, 0)
+            except OSError as error:
+                raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
         self.threads.shutdown()
         self.log.close()
         self.packs.close()

@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -138,6 +139,13 @@ static int pread_all(int fd, uint8_t *data, size_t size, int64_t offset)
         size -= (size_t)n;
     }
     return 0;
+}
+
+/* The length of a file, -1 when that is not to be had. */
+static inline int64_t file_size(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) < 0 ? -1 : (int64_t)st.st_size;
 }
 
 /* A pack's path below DATA, "AA/BB/CC/obj", at most 16 bytes with the NUL. */

@@ -57,6 +57,8 @@ static void pack_table_insert(pack_table *t, pack_state *p)
     t->count++;
 }
 
+static inline pack_entry *pack_table_at(pack_table *t, int i) { return &t->entries[i]; }
+
 /* Linear probing without tombstones: entries behind the hole move up when their home allows. */
 static void pack_table_remove_at(pack_table *t, uint32_t i)
 {

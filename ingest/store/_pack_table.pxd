@@ -1,6 +1,6 @@
 """The packs that the committer writes: `csrc/pack_file.h` has the structures."""
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 
 cdef extern from "csrc/pack_table.h" nogil:
@@ -22,6 +22,7 @@ cdef extern from "csrc/pack_table.h" nogil:
         uint8_t *header
         uint8_t *claimed
     ctypedef struct pack_table:
+        uint32_t mask
         int count
         int max
     int slots_alike(const pack_state *p, int slot, int count, int *state)
@@ -32,6 +33,7 @@ cdef extern from "csrc/pack_table.h" nogil:
     int pread_all(int fd, uint8_t *data, size_t size, int64_t offset)
     int pack_zero_slots(pack_state *p, int slot, int count)
     void pack_path(int64_t id, char *path)
+    int64_t file_size(int fd)
     int open_beneath(int root, const char *path, int flags, unsigned mode)
     uint64_t get_be(const uint8_t *p, int n)
 
@@ -44,6 +46,8 @@ cdef class PackTable:
     cdef readonly uint64_t flushes_done      # … began has its directories on disk
     cdef readonly int dirty_count            # packs written to since the last flush began
     cdef readonly uint64_t created
+    cdef readonly int64_t claimed            # slots, of all packs
+    cdef public bint may_create              # else a pack that is not there is ENOSPC
     cdef set _dirty
     cdef set _replayed                       # packs whose headers `write_headers` is to write
 
@@ -51,7 +55,8 @@ cdef class PackTable:
     cdef int _create(self, pack_state *p) noexcept nogil
     cdef void _seal(self, pack_state *p) noexcept nogil
     cdef pack_state *_must(self, int64_t pack) except NULL
-    # The pack, opened and if need be created; NULL with *error an errno (EBADMSG: its header fails its check).
+    # The pack, opened and if need be created; NULL with *error an errno. EBADMSG: its header fails its check;
+    # EMEDIUMTYPE: it is whole and that of something else; EAGAIN: no descriptor is free before claims are released.
     cdef pack_state *get(self, int64_t pack, int *error) noexcept
     # The same, but EAGAIN while the log covers too many packs already and this one would be one more.
     cdef pack_state *get_to_write(self, int64_t pack, int *error) noexcept

@@ -6,8 +6,8 @@ authoritative) and written whole, one sector, after each change.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EAGAIN, EBADMSG, EEXIST, EMFILE, ENFILE, ENOENT, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.errno cimport EAGAIN, EBADMSG, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
@@ -25,6 +25,10 @@ cdef extern from "csrc/frame.h" nogil:
 
 cdef extern from "csrc/pack_table.h" nogil:
     enum: PACK_BITMAP
+    enum: EMEDIUMTYPE
+    ctypedef struct pack_entry:
+        pack_state *pack
+    pack_entry *pack_table_at(pack_table *t, int i)
     enum: PACK_GENERATION
     enum: PACK_DIGEST
     int pack_table_init(pack_table *t, int max)
@@ -42,10 +46,15 @@ cdef extern from "csrc/pack_table.h" nogil:
     enum: ROOT_PACK_SLOTS
     enum: PACK_SLOTS
     int O_RDWR
+    int O_RDONLY
     int O_CREAT
+    int ftruncate(int fd, int64_t length)
 
 
 cdef int DIRTY_MAX = limits.DIRTY_PACKS_MAX // 2   # half, because as many may be in the flush that is under way
+
+
+cdef int REPLAYED_MAX = 1024                       # packs that recovery keeps open until their headers are written
 
 
 class LostHeaderError(CorruptionError):
@@ -67,14 +76,15 @@ cdef void new_header(uint8_t *header, int64_t pack, const uint8_t *store_id) noe
 
 
 cdef int check_header(const uint8_t *header, int64_t pack, const uint8_t *store_id) noexcept nogil:
-    """Whether `header` is whole and is that of `pack` in this store."""
+    """0 when `header` is whole and is that of `pack` in this store; EBADMSG when it is lost, EMEDIUMTYPE when it is
+    whole, but of another version, store or place: nobody may take that for lost and write over it."""
     cdef uint8_t expected[PACK_SECTOR]
     cdef uint8_t tag[8]
     hmac_digest504(header, tag)
     if memcmp(tag, header + PACK_DIGEST, 8) != 0:
-        return 0
+        return EBADMSG
     new_header(expected, pack, store_id)
-    return memcmp(expected, header, PACK_GENERATION) == 0
+    return 0 if memcmp(expected, header, PACK_GENERATION) == 0 else EMEDIUMTYPE
 
 
 cdef class PackTable:
@@ -89,6 +99,7 @@ cdef class PackTable:
         self.store_id = store_id
         self._dirty = set()
         self._replayed = set()
+        self.may_create = True
 
     def __dealloc__(self):
         pack_table_free(&self.table)
@@ -106,8 +117,9 @@ cdef class PackTable:
         cdef pack_state *p = pack_table_find(&self.table, pack)
         if p != NULL:
             return p
-        if self.table.count >= self.table.max:
-            pack_table_evict(&self.table)
+        if self.table.count >= self.table.max and pack_table_evict(&self.table) < 0:
+            error[0] = EAGAIN
+            return NULL
         p = <pack_state *>calloc(1, sizeof(pack_state))
         if p == NULL:
             error[0] = ENOMEM
@@ -120,8 +132,10 @@ cdef class PackTable:
             # Others used up the descriptors that we counted on: make do with fewer.
             if pack_table_evict(&self.table) == 0:
                 error[0] = self._open(p)
+            elif self.table.count:
+                error[0] = EAGAIN
         if error[0] != 0:
-            if p.fd > 0:
+            if p.fd >= 0:
                 close(p.fd)
             free(p)
             return NULL
@@ -137,13 +151,16 @@ cdef class PackTable:
     cdef int _open(self, pack_state *p) noexcept:
         cdef char path[32]
         cdef const char *name
-        cdef int directory, attempt, error
+        cdef int directory, attempt, error = 0
+        cdef int flags = O_RDWR | O_CREAT if self.may_create else O_RDWR
         cdef const uint8_t *store_id = <const uint8_t *>PyBytes_AS_STRING(self.store_id)
         cdef uint8_t zeros[PACK_SECTOR]
         p.fd = -1
         pack_path(p.id, path)
         with nogil:
-            p.fd = open_beneath(self.data_fd, path, O_RDWR | O_CREAT, 0o600)
+            p.fd = open_beneath(self.data_fd, path, flags, 0o600)
+            if p.fd < 0 and errno == ENOENT and not self.may_create:
+                return ENOSPC
             if p.fd < 0 and errno == ENOENT:
                 directory = directory_beneath(self.data_fd, path, 1, &name)
                 if directory >= 0:
@@ -155,14 +172,21 @@ cdef class PackTable:
                 error = pread_all(p.fd, p.header, PACK_SECTOR, 0)
                 if error != 0:
                     return error
-                if check_header(p.header, p.id, store_id):
+                error = check_header(p.header, p.id, store_id)
+                if error == 0:
                     return 0
-        memset(zeros, 0, PACK_SECTOR)
-        if memcmp(p.header, zeros, PACK_SECTOR) == 0 and os.fstat(p.fd).st_size == 0:
-            self.created += 1
+            memset(zeros, 0, PACK_SECTOR)
+            if memcmp(p.header, zeros, PACK_SECTOR) != 0 or file_size(p.fd) != 0:
+                return error
+            if not self.may_create:
+                return ENOSPC
             new_header(p.header, p.id, store_id)
-            return self._create(p)
-        return EBADMSG
+            error = self._create(p)
+            if error != 0:
+                ftruncate(p.fd, 0)      # half a header would be taken for a lost one
+                return error
+            self.created += 1
+            return 0
 
     cdef int _create(self, pack_state *p) noexcept nogil:
         """Writes the header page of a new pack."""
@@ -179,11 +203,13 @@ cdef class PackTable:
     cdef int claim(self, pack_state *p, int slot, int count) noexcept nogil:
         bits_fill(p.claimed, slot, count, 1)
         p.claimed_count += count
+        self.claimed += count
         return 0
 
     cdef int release(self, pack_state *p, int slot, int count) noexcept nogil:
         bits_fill(p.claimed, slot, count, 0)
         p.claimed_count -= count
+        self.claimed -= count
         return 0
 
     cdef void set_present(self, pack_state *p, int slot, int count) noexcept nogil:
@@ -224,14 +250,38 @@ cdef class PackTable:
         cdef pack_state *p = self._must(pack)
         return <bytes>p.header[:PACK_SECTOR]
 
+    def claims(self):
+        """{pack: claimed slots} of the open packs, counted anew from their bits."""
+        cdef int i, slot, count
+        cdef pack_state *p
+        found = {}
+        for i in range(self.table.mask + 1):
+            p = pack_table_at(&self.table, i).pack
+            if p == NULL:
+                continue
+            count = 0
+            for slot in range(p.slots):
+                count += bit_get(p.claimed, slot)
+            assert count == p.claimed_count, f"pack {p.id} has {count} slots claimed and counts {p.claimed_count}"
+            if count:
+                found[p.id] = count
+        return found
+
     cdef pack_state *_must(self, int64_t pack) except NULL:
         cdef int error = 0
         cdef char path[32]
         cdef pack_state *p = self.get(pack, &error)
+        if p == NULL and error == EAGAIN and self._replayed:
+            self.write_headers()        # then they may be closed
+            error = 0
+            p = self.get(pack, &error)
         if p == NULL:
             pack_path(pack, path)
             if error == EBADMSG:
                 raise LostHeaderError(pack, f"{path.decode()}: the pack's header fails its check")
+            if error == EMEDIUMTYPE:
+                raise CorruptionError(f"{path.decode()}: this is another store's pack, another pack, or of a format version "
+                                      "that this program does not know; put it back where it belongs")
             raise OSError(error, os.strerror(error), path.decode())
         return p
 
@@ -268,8 +318,8 @@ cdef class PackTable:
             self.mark_dirty(p)
             self._replayed.add(p.id)
             i += count
-        if len(self._replayed) > 1024:
-            self.write_headers()
+            if len(self._replayed) > REPLAYED_MAX:
+                self.write_headers()
 
     def write_headers(self):
         """Writes the headers of all packs that were replayed to, changed or not."""
@@ -302,7 +352,7 @@ cdef class PackTable:
         if error == 0:
             error = pack_zero_slots(p, slot, count)
         if error:
-            raise OSError(error, os.strerror(error))
+            raise OSError(error, os.strerror(error), f"pack {pack}")
         self.mark_dirty(p)
 
     def rewrite_header(self, int64_t pack):
@@ -313,6 +363,16 @@ cdef class PackTable:
         if error:
             raise OSError(error, os.strerror(error))
         self.mark_dirty(p)
+
+    def read(self, int64_t pack):
+        """All bytes of a pack's file, whatever state its header is in."""
+        cdef char path[32]
+        pack_path(pack, path)
+        cdef int fd = open_beneath(self.data_fd, path, O_RDONLY, 0)
+        if fd < 0:
+            raise OSError(errno, os.strerror(errno), path.decode())
+        with os.fdopen(fd, "rb") as file:
+            return file.read(PACK_HEADER_SIZE + ROOT_PACK_SLOTS * 1474)
 
     def install_header(self, int64_t pack, const uint8_t[::1] bits):
         """Gives a pack whose header was lost a new one: `bits` are its present and deleted bitmaps, 168 bytes each."""

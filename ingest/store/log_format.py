@@ -22,9 +22,10 @@ SEGMENT_VERSION = 1
 SEGMENT_HEADER = struct.Struct(">8sI4x16sQQQQ")
 SEGMENT_DIGEST_OFFSET = 504
 BATCH_MAGIC = b"INGBATCH"
-BATCH_HEADER = struct.Struct(">8sQQIIIIQ16x")
+BATCH_HEADER = struct.Struct(">8sQQIIIIQQ8x")
 BATCH_HEADER_SIZE = BATCH_HEADER.size  # 64 bytes
-BATCH_DIGEST = slice(16, 24)
+BATCH_DIGEST = slice(16, 24)  # of header and payload, with both digests zero
+BATCH_HEAD_DIGEST = slice(48, 56)  # of the bytes before it
 NOTE = struct.Struct(">8sHHI")
 NOTE_SIZE = NOTE.size  # 16 bytes
 
@@ -108,16 +109,17 @@ class BatchHeader:
 def seal_batch(buffer: memoryview, header: BatchHeader, seed: int) -> int:
     """Completes the batch whose payload already lies in `buffer` behind the header's place.
 
-    Writes the header with its digest (XXH3, 64 bits, seeded, over header and payload with the digest's field zero) and
-    zeros the padding. Returns the padded length.
+    Writes the header with its digests (XXH3, 64 bits, seeded) and zeros the padding. The first is over header and payload
+    with the digests' fields zero. The second is over the header up to it: so the reader knows a header from bytes that a
+    client made look like one before it reads, for each of them, the megabytes that they claim. Returns the padded length.
     """
     end = padded(header.length)
     buffer[header.length : end] = bytes(end - header.length)
     BATCH_HEADER.pack_into(
-        buffer, 0, BATCH_MAGIC, header.number, 0, header.length, header.puts, header.deletes, header.notes, header.synced_to
+        buffer, 0, BATCH_MAGIC, header.number, 0, header.length, header.puts, header.deletes, header.notes, header.synced_to, 0
     )
-    digest = xxhash.xxh3_64_intdigest(buffer[: header.length], seed)
-    buffer[BATCH_DIGEST] = digest.to_bytes(8, "big")
+    buffer[BATCH_DIGEST] = _digest(buffer[: header.length], seed)
+    buffer[BATCH_HEAD_DIGEST] = _digest(buffer[: BATCH_HEAD_DIGEST.start], seed)
     return end
 
 
@@ -125,9 +127,11 @@ def parse_batch(buffer: memoryview, seed: int) -> BatchHeader | str:
     """The header of the whole batch at the start of `buffer`, or the reason why there is none."""
     if len(buffer) < BATCH_HEADER_SIZE:
         return "no room for a batch header"
-    magic, number, digest, length, puts, deletes, notes, synced_to = BATCH_HEADER.unpack_from(buffer)
+    magic, number, _, length, puts, deletes, notes, synced_to, _ = BATCH_HEADER.unpack_from(buffer)
     if magic != BATCH_MAGIC:
         return "no batch starts here"
+    if buffer[BATCH_HEAD_DIGEST] != _digest(buffer[: BATCH_HEAD_DIGEST.start], seed):
+        return "the batch header fails its digest"
     header = BatchHeader(number, length, puts, deletes, notes, synced_to)
     if length > len(buffer):
         return f"batch {number} of {length} bytes reaches past the end of its segment"
@@ -137,10 +141,16 @@ def parse_batch(buffer: memoryview, seed: int) -> BatchHeader | str:
     hasher = xxhash.xxh3_64(seed=seed)
     hasher.update(buffer[: BATCH_DIGEST.start])
     hasher.update(bytes(8))
-    hasher.update(buffer[BATCH_DIGEST.stop : length])
-    if hasher.intdigest() != digest:
+    hasher.update(buffer[BATCH_DIGEST.stop : BATCH_HEAD_DIGEST.start])
+    hasher.update(bytes(8))
+    hasher.update(buffer[BATCH_HEAD_DIGEST.stop : length])
+    if hasher.digest() != buffer[BATCH_DIGEST]:
         return f"batch {number} fails its digest"
     return header
+
+
+def _digest(data: memoryview, seed: int) -> bytes:
+    return xxhash.xxh3_64_digest(data, seed)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,7 @@ class Batch:
 class LogReader:
     """The segments of a log directory, and the batches that the packs may lack.
 
-    After `batches` was exhausted: `number` is the last whole batch's, `last` that batch's place, `torn` says why the log
-    ends there.
+    `number` is the last whole batch's. `torn` says why the log ends there, once `batches` is exhausted.
     """
 
     directory: Path
@@ -72,16 +71,28 @@ class LogReader:
 
     def __post_init__(self) -> None:
         self._buffer = mmap.mmap(-1, self.segment_size)  # of the segment read last
+        try:
+            self._open()
+            self._find_end()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         for path in sorted(self.directory.glob("[0-9][0-9][0-9][0-9].log")):
             fd = open_segment(path)
             segment = Segment(path, fd)
-            header = None
-            # A segment that is too short was being made when the power went: it was never used.
-            if os.fstat(fd).st_size == self.segment_size:
-                header = self._header(segment)
-            self.segments.append(ReadSegment(segment, header))
+            entry = ReadSegment(segment, None)
+            self.segments.append(entry)
+            # A segment that is too short was being made when the power went: it is all zero.
+            size = os.fstat(fd).st_size
+            if size >= BLOCK_SIZE:
+                entry.header = self._header(segment)
+            if entry.header is not None and size != self.segment_size:
+                raise CorruptionError(
+                    f"{path}: a segment in use has {size} bytes instead of {self.segment_size}; `ingest fsck` tells more"
+                )
         self.used = sorted((s for s in self.segments if s.header), key=lambda s: s.header.use if s.header else 0)
-        self._find_end()
 
     def _header(self, segment: Segment) -> SegmentHeader | None:
         with mmap.mmap(-1, BLOCK_SIZE) as block:
@@ -102,14 +113,16 @@ class LogReader:
                 raise CorruptionError(f"{earlier.segment.path} and {later.segment.path} claim the same use of the log")
         self.synced_to = max((s.header.synced_to for s in self.used if s.header), default=0)
         self.use = self.used[-1].header.use if self.used and self.used[-1].header else 0
+        following: SegmentHeader | None = None
         for entry in reversed(self.used):
             assert entry.header
             self.number = max(self.number, entry.header.first_batch - 1)
             last = None
-            for batch in self._scan(entry):
+            for batch in self._scan(entry, following):
                 last = batch.header
+            following = entry.header
             if last is not None:
-                self.number = last.number
+                self.number = max(self.number, last.number)
                 self.synced_to = max(self.synced_to, last.synced_to)
                 break
 
@@ -127,7 +140,7 @@ class LogReader:
                     f"{entry.segment.path}: the log goes on with batch {entry.header.first_batch}, but {expected} "
                     "is missing and not in the packs; `ingest fsck` tells more"
                 )
-            for batch in self._scan(entry):
+            for batch in self._scan(entry, following):
                 entry.segment.last_batch = batch.header.number
                 if batch.header.number == expected:
                     yield batch
@@ -135,14 +148,17 @@ class LogReader:
             entry.segment.last_batch = max(entry.segment.last_batch, entry.header.first_batch - 1)
         assert expected == max(self.number, self.synced_to) + 1, "the log ends where it was found to end"
 
-    def _scan(self, entry: ReadSegment) -> Iterator[Batch]:
-        """The whole batches of one segment, in order; CorruptionError when a whole one follows a bad one."""
+    def _scan(self, entry: ReadSegment, following: SegmentHeader | None) -> Iterator[Batch]:
+        """The whole batches of one segment, in order; CorruptionError when a whole one follows a bad one.
+
+        A batch that `following`, the next segment, has too was cut by an earlier recovery: that one counts.
+        """
         header = entry.header
         assert header
         view = memoryview(self._buffer)
         self._read(entry.segment, view)
         offset, expected = BLOCK_SIZE, header.first_batch
-        while offset < self.segment_size:
+        while offset < self.segment_size and (following is None or expected < following.first_batch):
             parsed = parse_batch(view[offset:], header.seed)
             if isinstance(parsed, str) or parsed.number != expected:
                 self.torn = parsed if isinstance(parsed, str) else f"batch {parsed.number}, not {expected}"
@@ -163,17 +179,15 @@ class LogReader:
     def _refuse_later(self, entry: ReadSegment, view: memoryview, offset: int, expected: int) -> None:
         """A whole batch of this use behind a bad place means that the bad one had been synced: corruption."""
         assert entry.header
-        raw = self._buffer
-        at = raw.find(BATCH_MAGIC, offset + 1)
-        while at >= 0:
-            if at % BLOCK_SIZE == 0:
-                parsed = parse_batch(view[at:], entry.header.seed)
-                if isinstance(parsed, BatchHeader) and parsed.number > expected:
-                    raise CorruptionError(
-                        f"{entry.segment.path}: batch {expected} at offset {offset} is bad ({self.torn}), but batch "
-                        f"{parsed.number} at {at} is whole; `ingest fsck` tells more"
-                    )
-            at = raw.find(BATCH_MAGIC, at + 1)
+        for at in range(offset + BLOCK_SIZE, self.segment_size, BLOCK_SIZE):
+            if self._buffer[at : at + len(BATCH_MAGIC)] != BATCH_MAGIC:
+                continue
+            parsed = parse_batch(view[at:], entry.header.seed)
+            if isinstance(parsed, BatchHeader) and parsed.number > expected:
+                raise CorruptionError(
+                    f"{entry.segment.path}: batch {expected} at offset {offset} is bad ({self.torn}), but batch "
+                    f"{parsed.number} at {at} is whole; `ingest fsck` tells more"
+                )
         for later in self.used:
             assert later.header
             if later.header.use > entry.header.use and later.header.first_batch > expected:

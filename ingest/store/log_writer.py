@@ -1,7 +1,7 @@
 """Appends batches to the write-ahead log: `docs/format.md`, "The log".
 
 Segments are preallocated by really writing them once, and recycled, so that fdatasync has no metadata to write.
-One thread appends. `spare` may run in another: it makes a segment ahead of its need.
+One thread appends. `make_spare` may run in another: it makes a segment ahead of its need.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import errno
 import mmap
 import os
 import secrets
+import threading
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ingest import limits
 from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, seal_batch
 
 ZEROS_SIZE = 4 << 20
+SEGMENTS_MAX = 10_000  # four digits name a segment
 
 
 def open_segment(path: Path) -> int:
@@ -60,7 +62,8 @@ class LogWriter:
     """The log of one store, open for appending.
 
     `segments`: the files that exist, those in use oldest first. `number`: of the last batch so far. `synced_to`: up to
-    which the packs hold everything. `sync`: whether a batch is synced before `append` returns.
+    which the packs hold everything; `recorded` is what the log itself says of that. `sync`: whether a batch is synced
+    before `append` returns. `may_grow`: cleared when a segment could not be made; whoever clears space sets it again.
     """
 
     def __init__(
@@ -79,11 +82,14 @@ class LogWriter:
     ) -> None:
         self.directory = directory
         self.log_id = log_id
-        self.segments_max = max(3, size_max // segment_size)
+        self.segments_max = min(SEGMENTS_MAX, max(3, size_max // segment_size))
         self.segment_size = segment_size
         self.sync = sync
         self.number = number
         self.synced_to = synced_to
+        self.recorded = synced_to
+        self.may_grow = True
+        self._growing = threading.Lock()
         self._use = use
         self._in_use = deque(in_use or [])
         self._free = deque(free or [])
@@ -99,7 +105,7 @@ class LogWriter:
     @property
     def needs_spare(self) -> bool:
         """Whether no segment is free and the log may still grow."""
-        return not self._free and self.segments < self.segments_max
+        return not self._free and self.may_grow and self.segments < self.segments_max
 
     def ends_segment(self, length: int) -> bool:
         """Whether a batch of `length` bytes needs another segment than the present one."""
@@ -119,7 +125,7 @@ class LogWriter:
         """Whether a batch of `length` bytes can be appended without recycling first."""
         if not self.ends_segment(length):
             return True
-        return bool(self._free) or self.segments < self.segments_max
+        return bool(self._free) or (self.may_grow and self.segments < self.segments_max)
 
     def append(self, buffer: memoryview, puts: int, deletes: int, notes: int) -> int:
         """Appends the batch whose payload lies in `buffer` (page-aligned) behind the header's place; returns its number.
@@ -139,19 +145,31 @@ class LogWriter:
             os.fdatasync(self._current.fd)
         self._offset += end
         self._current.last_batch = self.number
+        self.recorded = header.synced_to
         return self.number
 
     def recycle(self, synced_to: int) -> None:
         """The packs hold every batch up to `synced_to` durably: segments with nothing later are free again."""
         assert self.synced_to <= synced_to <= self.number
         self.synced_to = synced_to
-        while self._in_use and self._in_use[0].last_batch <= synced_to and self._in_use[0] is not self._current:
+        while self._in_use and self._in_use[0].last_batch <= synced_to:
+            if self._in_use[0] is self._current:
+                if self._free or self.may_grow:
+                    break
+                # There is no other one and will be none: this one starts anew.
+                self._current, self._offset = None, self.segment_size
             self._free.append(self._in_use.popleft())
 
     def make_spare(self) -> None:
-        """Makes a segment ahead of its need, if the log may grow and none is free."""
-        if self.needs_spare:
-            self._free.append(self._make_segment())
+        """Makes a segment ahead of its need, if the log may grow and none is free. An OSError leaves the log as it was,
+        but for `may_grow`: it goes on in the segments that it has."""
+        with self._growing:
+            if self.needs_spare:
+                try:
+                    self._free.append(self._make_segment())
+                except OSError:
+                    self.may_grow = False
+                    raise
 
     def close(self) -> None:
         for segment in (*self._in_use, *self._free):
@@ -160,22 +178,26 @@ class LogWriter:
         self._free.clear()
 
     def _next_segment(self) -> None:
-        segment = self._free.popleft() if self._free else self._make_segment()
+        with self._growing:
+            segment = self._free.popleft() if self._free else self._make_segment()
         self._in_use.append(segment)
         self._current = segment
         self._use += 1
         self._seed = secrets.randbits(64)
         header = SegmentHeader(self.log_id, self._use, self.number + 1, self._seed, self.synced_to)
         self._head[:] = header.serialize()
-        # Not synced by itself: the sync of the segment's first batch covers it, and until then nothing relies on it.
         write_all(segment.fd, memoryview(self._head), 0)
+        if self.sync:
+            # Before anything is written behind it: a new batch under the old header would look like damage to the old
+            # batches, and it is this header that says that nobody needs them any more.
+            os.fdatasync(segment.fd)
         self._offset = BLOCK_SIZE
         segment.last_batch = self.number + 1
 
     def _make_segment(self) -> Segment:
         """A new segment, its blocks written and durable. A half-made one from a crash is made again under its name."""
         taken = {segment.path.name for segment in (*self._in_use, *self._free)}
-        index = next(i for i in range(self.segments_max + 1) if f"{i:04d}.log" not in taken)
+        index = next(i for i in range(SEGMENTS_MAX) if f"{i:04d}.log" not in taken)
         path = self.directory / f"{index:04d}.log"
         fd = open_segment(path)
         try:
@@ -183,6 +205,7 @@ class LogWriter:
             sync_directory(self.directory)
         except OSError:
             os.close(fd)
+            os.unlink(path)  # on a full disk the rest of the server needs what it took
             raise
         return Segment(path, fd)
 

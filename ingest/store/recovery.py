@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def recover(
     Raises CorruptionError where durable batches are missing or bad, OSError from the disk.
     """
     reader = LogReader(wal_dir, log_id, segment_size)
-    replay = Replay(packs, put_keys)
+    replay = Replay(packs, put_keys, lambda: logged_puts(wal_dir, log_id, segment_size))
     batches = 0
     last: Batch | None = None
     for batch in reader.batches():
@@ -102,11 +103,16 @@ def _keep_unused(segment: Segment, segment_size: int, free: list[Segment]) -> No
 
 
 class Replay:
-    """Does batches again, on packs. A pack whose header is lost gets a new one from its slots first."""
+    """Does batches again, on packs. A pack whose header is lost gets a new one from its slots first.
 
-    def __init__(self, packs: PackTable, put_keys: list[bytes]) -> None:
+    `logged` gives the index of the ticket of every put that is to be done again, for that case.
+    """
+
+    def __init__(self, packs: PackTable, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
         self.packs = packs
         self.put_keys = put_keys
+        self.logged = logged
+        self.rebuilt: set[int] = set()
         self.frames = 0
         self.deletes = 0
 
@@ -116,13 +122,18 @@ class Replay:
                 self._batch(batch)
                 break
             except LostHeaderError as error:
-                path = sharding.pack_path(error.pack)
-                log.warning("%s: the header is lost; rebuilding it from the slots", path)
-                slots = sharding.pack_slots(error.pack)
-                bits = rebuild_bits(self.packs.data_fd, path, slots, error.pack, self.put_keys)
-                self.packs.install_header(error.pack, bits)
+                if error.pack in self.rebuilt:
+                    raise  # the disk does not keep what we write
+                self.rebuilt.add(error.pack)
+                self._rebuild(error.pack)
         self.frames += batch.header.puts
         self.deletes += batch.header.deletes
+
+    def _rebuild(self, pack: int) -> None:
+        log.warning("%s: the header is lost; rebuilding it from the slots and the log", sharding.pack_path(pack))
+        # Whatever the log holds a put of was free, and is not lost if the slot is: the put is still to be done again.
+        free = {sharding.ticket_slot(index) for index in self.logged() if sharding.ticket_pack(index) == pack}
+        self.packs.install_header(pack, rebuild_bits(self.packs, pack, self.put_keys, free))
 
     def _batch(self, batch: Batch) -> None:
         header, payload = batch.header, batch.payload
@@ -147,24 +158,35 @@ class Replay:
             count -= some
 
 
-def rebuild_bits(data_fd: int, path: str, slots: int, pack: int, put_keys: list[bytes]) -> bytes:
+def logged_puts(wal_dir: Path, log_id: bytes, segment_size: int) -> Iterator[int]:
+    """The index of the ticket of every put frame that the packs may lack."""
+    reader = LogReader(wal_dir, log_id, segment_size)
+    try:
+        for batch in reader.batches():
+            payload = batch.payload
+            for offset in range(0, batch.header.puts * limits.FRAME_SIZE, limits.FRAME_SIZE):
+                yield ticket.index_from_wire(payload[offset : offset + limits.TICKET_SIZE])
+    finally:
+        reader.close()
+
+
+def rebuild_bits(packs: PackTable, pack: int, put_keys: list[bytes], free: set[int]) -> bytes:
     """The present and deleted bitmaps (168 bytes each) of a pack whose header is lost, from its slots.
 
-    Contract A4: a slot with a valid frame is present, every other one counts as deleted. A header that is all zeros was
-    never written (the power went before it reached the disk): then what is not valid was never acknowledged, and stays free.
+    Contract A4: a slot with a valid frame is present, every other one counts as deleted, but for those in `free`. A header
+    that is all zeros was never written (the power went before it reached the disk): then what is not valid was never
+    acknowledged, and stays free.
     """
     present, deleted = bytearray(HEADER_BITS), bytearray(HEADER_BITS)
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=data_fd)
-    try:
-        never_written = not any(os.pread(fd, 512, 0))
-        for slot in range(slots):
-            frame = os.pread(fd, limits.FRAME_SIZE, sharding.slot_offset(slot))
-            if len(frame) == limits.FRAME_SIZE and _belongs(frame, pack, slot, put_keys):
-                present[slot // 8] |= 1 << slot % 8
-            elif not never_written:
-                deleted[slot // 8] |= 1 << slot % 8
-    finally:
-        os.close(fd)
+    content = packs.read(pack)
+    never_written = not any(content[:512])
+    for slot in range(sharding.pack_slots(pack)):
+        offset = sharding.slot_offset(slot)
+        frame = content[offset : offset + limits.FRAME_SIZE]
+        if len(frame) == limits.FRAME_SIZE and _belongs(frame, pack, slot, put_keys):
+            present[slot // 8] |= 1 << slot % 8
+        elif not never_written and slot not in free:
+            deleted[slot // 8] |= 1 << slot % 8
     return bytes(present + deleted)
 
 

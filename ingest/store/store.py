@@ -61,7 +61,9 @@ class Store:
         try:
             data_fd, lock_fd = _open_and_lock(data_dir)
         except OSError as error:
-            raise DiskError(f"{data_dir}: {error.strerror}; the data directory must be a directory that we may write") from error
+            raise DiskError(
+                f"{data_dir}: {error.strerror}; the data directory must be a directory that we may write"
+            ) from error
         try:
             return cls._open_locked(data_dir, wal_dir, layout, data_fd, lock_fd)
         except BaseException:
@@ -75,8 +77,7 @@ class Store:
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
         if not path.exists():
             _refuse_foreign_files(data_dir)
-            _make_log_directory(wal)
-            log_id = _read_log_id(wal) or _write_log_id(wal)
+            log_id = _make_log_directory(wal, data_dir)
             write_json(
                 path,
                 {
@@ -94,7 +95,9 @@ class Store:
         found = _read_log_id(wal) if wal.is_dir() else None
         if found != record["log_id"]:
             there = "holds no log" if found is None else "holds the log of another store"
-            raise ConfigError(f"the log of {data_dir} is not in {wal}, which {there}: start with the --wal-dir that it was made with")
+            raise ConfigError(
+                f"the log of {data_dir} is not in {wal}, which {there}: start with the --wal-dir that it was made with"
+            )
         return cls(
             data_dir,
             wal,
@@ -156,9 +159,9 @@ class Space:
 
 
 def _open_and_lock(data_dir: Path) -> tuple[int, int]:
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_directory(data_dir)
     meta = data_dir / META
-    meta.mkdir(mode=0o700, exist_ok=True)
+    make_directory(meta)
     if meta.is_symlink():
         raise OSError(errno.ELOOP, f"{meta} is a symbolic link")
     data_fd = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -202,9 +205,9 @@ def read_store_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
         version = record["format"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreFormatError(f"{path} is not readable as a store's description: {error}") from error
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise StoreFormatError(f"{path}: format version {version!r}; this program knows {FORMAT_VERSION}")
     ok = (
         isinstance(record.get("layout"), str)
@@ -235,21 +238,39 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     sync_directory(path.parent)
 
 
-def _make_log_directory(wal: Path) -> None:
-    wal.mkdir(mode=0o700, parents=True, exist_ok=True)
+def make_directory(path: Path) -> None:
+    """Makes a directory (0700) and those above it that are missing, durably."""
+    if path.is_dir():
+        return
+    if not path.parent.exists():
+        make_directory(path.parent)
+    path.mkdir(mode=0o700, exist_ok=True)
+    sync_directory(path.parent)
+
+
+def _make_log_directory(wal: Path, data_dir: Path) -> str:
+    """The id of the log of a new store on `data_dir`. One that a start which was cut short has made is taken over."""
+    make_directory(wal)
+    owner = str(data_dir.resolve())
     if any(wal.glob("*.log")):
         raise ConfigError(f"{wal} holds the log of another store: give each store its own --wal-dir")
+    log_id = _read_log_id(wal)
+    if log_id is None:
+        log_id = secrets.token_hex(16)
+        write_json(wal / LOG_ID_FILE, {"log_id": log_id, "made_for": owner})
+    elif _read_log_record(wal).get("made_for") != owner:
+        raise ConfigError(f"{wal} was made for another store, see {LOG_ID_FILE} there: give each store its own --wal-dir")
+    return log_id
+
+
+def _read_log_record(wal: Path) -> dict[str, Any]:
+    try:
+        record = json.loads((wal / LOG_ID_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _read_log_id(wal: Path) -> str | None:
-    try:
-        log_id = json.loads((wal / LOG_ID_FILE).read_bytes())["log_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    log_id = _read_log_record(wal).get("log_id")
     return log_id if isinstance(log_id, str) and _HEX_ID.fullmatch(log_id) else None
-
-
-def _write_log_id(wal: Path) -> str:
-    log_id = secrets.token_hex(16)
-    write_json(wal / LOG_ID_FILE, {"log_id": log_id})
-    return log_id
