@@ -236,12 +236,6 @@ cdef class Queue:
         cdef queue_ring *ring = self._checked(worker)
         word_add_above_zero(&ring.put_connections if put else &ring.get_connections, change)
 
-    def set_connections(self, int worker, uint32_t put, uint32_t get):
-        """What a worker really has: a message on the way to a worker that died is counted nowhere."""
-        cdef queue_ring *ring = self._checked(worker)
-        word_store(&ring.put_connections, put)
-        word_store(&ring.get_connections, get)
-
     def is_live(self, int worker):
         """Whether connections may be passed to this worker: its arena isn't being taken back."""
         return word_load(&self._checked(worker).retire) == RING_LIVE

@@ -149,6 +149,8 @@ class AsyncClient:
         Returns what ``put_many`` returns.
         """
         view = memoryview(data).cast("B")
+        if not len(view):
+            return await self.put_many([])
         tickets = TicketRange(first, frame.frames_needed(len(view)))
         batch = self.new_batch(window)
         step = SIGN_FRAMES * limits.DATA_SIZE

@@ -81,6 +81,7 @@ class Port:
     server: FrameServer
     refused_counter: int
     out_of_descriptors: bool = False
+    drift: int = 0  # connections that were served and not counted, at the last look
 
     @property
     def is_put(self) -> bool:
@@ -159,12 +160,23 @@ class Worker:
         if self._draining:
             self._look_whether_drained()
         else:
-            # Siblings go by these counts, which drift when a worker dies with messages on their way to it.
             self._take_messages()
-            self._queue.set_connections(
-                self._slot, self._put.server.connections, self._get.server.connections
-            )
+            for port in self._ports.values():
+                self._correct_count(port)
         self._loop.call_later(limits.TICK_INTERVAL_S, self._tick)
+
+    def _correct_count(self, port: Port) -> None:
+        """Siblings go by this worker's count, which is wrong after one died with messages on their way to it.
+
+        A connection on its way here is counted and not yet served, for a moment: only a difference that
+        stays from one look to the next is an error, and is taken off as such, so that nothing counted meanwhile is lost.
+        """
+        counted = self._queue.connections(self._slot)[0 if port.is_put else 1]
+        drift = port.server.connections - counted
+        if drift != 0 and drift == port.drift:
+            self._queue.count_connection(self._slot, port.is_put, drift)
+            drift = 0
+        port.drift = drift
 
     def _look_whether_drained(self) -> None:
         if all(port.server.drained for port in self._ports.values()):
@@ -204,9 +216,14 @@ class Worker:
         if self._bad_peers.refused(address[0], time.monotonic()):
             self._refuse(port, connection)
             return
+        self._queue.count_connection(self._slot, port.is_put, 1)
+        self._keep_or_pass_on(port, connection, address)
+
+    def _keep_or_pass_on(self, port: Port, connection: socket.socket, address: Any) -> None:
+        """What becomes of a connection that is counted as this worker's. One that was passed here may be passed on too:
+        two workers that decide in the same moment do not see what the other one does."""
         sibling = self._sibling_with_room(port)
         if sibling is None or not self._pass_on(port, connection, sibling):
-            self._queue.count_connection(self._slot, port.is_put, 1)
             self._adopt(port, connection, address)
 
     def _refuse(self, port: Port, connection: socket.socket) -> None:
@@ -232,18 +249,18 @@ class Worker:
     # --- siblings
 
     def _sibling_with_room(self, port: Port) -> int | None:
-        """The sibling with the fewest connections of this kind, if it has two fewer than this worker would have."""
+        """The sibling with the fewest connections of this kind, if it has two fewer than this one with it."""
         if self._queue.flags & _queue.DRAINING:
             return None
         which = 0 if port.is_put else 1
-        would_have = self._queue.connections(self._slot)[which] + 1
+        own = self._queue.connections(self._slot)[which]
         counts = [
             (self._queue.connections(slot)[which], slot)
             for slot in range(self._queue.workers)
             if slot != self._slot and self._queue.is_live(slot)
         ]
-        fewest, sibling = min(counts, default=(would_have, self._slot))
-        return sibling if fewest + 2 <= would_have else None
+        fewest, sibling = min(counts, default=(own, self._slot))
+        return sibling if fewest + 2 <= own else None
 
     def _pass_on(self, port: Port, connection: socket.socket, sibling: int) -> bool:
         self._queue.count_connection(sibling, port.is_put, 1)
@@ -254,6 +271,7 @@ class Worker:
             log.debug("worker-%d takes no connection: %s", sibling, error.strerror)
             self._queue.count_connection(sibling, port.is_put, -1)
             return False
+        self._uncount(port)
         connection.close()
         if port.is_put:
             self._counters[_queue.PUT_PASSED] += 1
@@ -288,7 +306,7 @@ class Worker:
             self._uncount(port)
             connection.close()
             return
-        self._adopt(port, connection, address)
+        self._keep_or_pass_on(port, connection, address)
 
     # --- what is worth a line
 

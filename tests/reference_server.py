@@ -153,23 +153,26 @@ class Faults:
     extra_ack: bytes = b""  # sent once after the first acks
     gate: threading.Event | None = None  # acks wait until it is set, once ``gate_after`` frames were acked
     gate_after: int = 0
+    hold: tuple[int, int] | None = (
+        None  # (n, total): an ack leaves only when n frames wait for theirs, or all came
+    )
 
 
 class ReferenceServer:
     """``with ReferenceServer([key]) as server``: both ports on 127.0.0.1 (``put_address``, ``get_address``)."""
 
-    def __init__(self, keys: list[bytes], faults: Faults | None = None) -> None:
+    def __init__(self, keys: list[bytes], faults: Faults | None = None, put_port: int = 0) -> None:
         self.model = Model(keys)
         self.faults = faults or Faults()
         self.put_connections = 0  # ever accepted
         self.get_connections = 0
         self.replies = 0
         self.frames_received = 0
-        self.in_flight_max = 0  # most frames that one read brought together with those not acked yet
+        self.in_flight_max = 0  # most frames of a connection that were received and not acked
         self.stalled = threading.Event()  # set when acks begin to wait for the gate
         self._seen: dict[int, int] = {}
         self._loop = asyncio.new_event_loop()
-        self._put_socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self._put_socket = socket.create_server(("127.0.0.1", put_port), backlog=2048)
         self._get_socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
         self.put_address = ("127.0.0.1", self._put_socket.getsockname()[1])
         self.get_address = ("127.0.0.1", self._get_socket.getsockname()[1])
@@ -274,11 +277,11 @@ class PutTalk:
         self.server, self.acks_left = server, acks_left
         self.open, self.cut, self.waits = True, False, False
         self.bad = 0
+        self.held: list[bytes] = []
 
     def answer(self, frames: list[bytes]) -> bytes:
         server, faults = self.server, self.server.faults
         acks: list[bytes] = []
-        server.in_flight_max = max(server.in_flight_max, len(frames))
         for frame in frames:
             status = self._status(frame)
             server.frames_received += 1
@@ -290,6 +293,12 @@ class PutTalk:
         self.waits = faults.gate is not None and server.frames_received > faults.gate_after
         if faults.reorder:
             faults.reorder.shuffle(acks)
+        self.held += acks
+        server.in_flight_max = max(server.in_flight_max, len(self.held))
+        keep = 0
+        if faults.hold is not None and server.frames_received < faults.hold[1]:
+            keep = min(len(self.held), faults.hold[0] - 1)
+        acks, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         if self.acks_left is not None:
             self.cut = len(acks) > self.acks_left
             acks = acks[: self.acks_left]

@@ -103,8 +103,7 @@ static size_t portable_some_frames(const uint8_t *key, const uint8_t *frames, si
         return portable_row_frame(key, frames, tags), 1;
     if (n == 2)
         return portable4_chunks(key, frames, n, tags), n;
-    n = n < 4 ? n : 4;
-    return portable4_frames(key, frames, n, tags), n;
+    return portable4_frames(key, frames, n, tags), n < 4 ? n : 4;
 }
 
 static size_t portable_some_requests(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags)
@@ -181,8 +180,7 @@ static size_t avx2_some_frames(const uint8_t *key, const uint8_t *frames, size_t
         return avx2_row_frame(key, frames, tags), 1;
     if (n <= 4)
         return avx2x8_chunks(key, frames, n, tags), n;
-    n = n < 8 ? n : 8;
-    return avx2x8_frames(key, frames, n, tags), n;
+    return avx2x8_frames(key, frames, n, tags), n < 8 ? n : 8;
 }
 
 static size_t avx2_some_requests(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags)
@@ -259,8 +257,7 @@ static size_t avx512_some_frames(const uint8_t *key, const uint8_t *frames, size
         return avx512x8_chunks(key, frames, n, tags), n;
     if (n <= 8)
         return avx512x16_chunks(key, frames, n, tags), n;
-    n = n < 16 ? n : 16;
-    return avx512x16_frames(key, frames, n, tags), n;
+    return avx512x16_frames(key, frames, n, tags), n < 16 ? n : 16;
 }
 
 static size_t avx512_some_requests(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags)

@@ -1,0 +1,609 @@
+import asyncio
+import random
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from reference_server import (
+    BAD_CHECKSUM,
+    BUSY,
+    CONFLICT,
+    DATA,
+    ERROR,
+    MISSING,
+    NO_SPACE,
+    Faults,
+    Model,
+    ReferenceServer,
+    build_frame,
+    build_request,
+    index_of,
+    ticket_of,
+)
+
+from ingest import AsyncClient, Client, limits, mac, ticket
+from ingest.client import Run
+from ingest.errors import (
+    ConnectionLostError,
+    CorruptFrameError,
+    KeyFileError,
+    ProtocolError,
+    RefusedError,
+    TicketError,
+    UsageError,
+)
+from ingest.status import Status
+
+KEY = bytes(range(32))
+OTHER = bytes(range(1, 33))
+T = TypeVar("T")
+
+
+def padded(data: bytes) -> bytes:
+    return data.ljust(DATA, b"\0")
+
+
+def items(n: int, first: str = "AAAA") -> list[tuple[str, bytes]]:
+    start = ticket.parse(first)
+    return [(ticket.format(start + i), b"chunk %d" % i) for i in range(n)]
+
+
+def stored(server: ReferenceServer) -> dict[str, bytes]:
+    return {ticket.format(index): frame[16:].rstrip(b"\0") for index, frame in server.model.frames.items()}
+
+
+def connect(server: ReferenceServer, key: Any = KEY, timeout: float = 5, retry_for: float = 20) -> Client:
+    return Client.connect(server.put_address, server.get_address, key, timeout=timeout, retry_for=retry_for)
+
+
+@pytest.fixture
+def server() -> Iterator[ReferenceServer]:
+    with ReferenceServer([KEY]) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: ReferenceServer) -> Iterator[Client]:
+    with connect(server) as connected:
+        yield connected
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+class TestTheReferenceItself:
+    """The model agrees with the golden values and with our own codecs, so that both can be held against it."""
+
+    def test_tickets(self, contract: dict[str, Any]) -> None:
+        for entry in contract["tickets"]:
+            wire = entry["ticket"].encode().ljust(8, b"\0")
+            assert ticket_of(entry["index"]) == wire
+            assert index_of(wire) == entry["index"]
+        assert index_of(b"a\0\0\0\0\0\0\0") is None
+        assert index_of(b"A\0B\0\0\0\0\0") is None
+        assert index_of(bytes(8)) is None
+
+    def test_frames_and_requests(self) -> None:
+        keys = mac.derive(KEY)
+        assert build_frame(KEY, 36, b"x") == mac.build_frame(keys.put, ticket.to_wire("00"), b"x")
+        assert build_request(KEY, 36, 7) == mac.build_request(keys.get, ticket.to_wire("00"), 7)
+
+    def test_model(self) -> None:
+        model = Model([KEY])
+        put = build_frame(KEY, 5, b"a")
+        assert model.frame(put) == model.frame(put) == Status.SAVED
+        assert model.frame(build_frame(KEY, 5, b"b")) == CONFLICT
+        assert model.frame(put[:-1] + b"\1") == BAD_CHECKSUM
+        assert model.frame(build_frame(KEY, 5, (2).to_bytes(8, "big"), "delete frame")) == Status.DELETED
+        assert model.frame(put) == model.frame(build_frame(KEY, 6, b"")) == Status.DELETED
+        for count in (0, 65_537):
+            data = count.to_bytes(8, "big")
+            assert model.frame(build_frame(KEY, 5, data, "delete frame")) == Status.BAD_TICKET
+        assert list(model.runs(4, 4)) == [(4, MISSING, 1), (5, Status.DELETED, 2), (7, MISSING, 1)]
+
+
+class TestPut:
+    def test_one(self, server: ReferenceServer, client: Client) -> None:
+        client.put("AB12", b"data")
+        assert stored(server) == {"AB12": b"data"}
+        client.put("AB12", b"data")
+
+    @pytest.mark.parametrize("size", [0, 1, 1457, 1458])
+    def test_sizes(self, client: Client, size: int) -> None:
+        data = bytes(range(1, 200)) * 8
+        client.put("S", memoryview(data)[:size])
+        assert client.get("S") == padded(data[:size])
+
+    def test_too_long(self, server: ReferenceServer, client: Client) -> None:
+        with pytest.raises(UsageError, match="1458"):
+            client.put("A", bytes(1459))
+        with pytest.raises(UsageError, match="1458"):
+            client.put_many([("A", b""), ("B", bytes(1459))])
+        assert not stored(server)
+
+    @pytest.mark.parametrize("name", ["", "a", "AAAAAAAAA", "A/B", "..", "A\0", "Ä"])
+    def test_no_ticket(self, client: Client, name: str) -> None:
+        with pytest.raises(TicketError):
+            client.put(name, b"")
+        with pytest.raises(TicketError):
+            client.get(name)
+
+    def test_conflict_and_deleted(self, server: ReferenceServer, client: Client) -> None:
+        client.put("A", b"one")
+        with pytest.raises(RefusedError) as conflict:
+            client.put("A", b"two")
+        assert (conflict.value.ticket, conflict.value.status) == ("A", Status.CONFLICT)
+        client.delete("A")
+        with pytest.raises(RefusedError) as deleted:
+            client.put("A", b"one")
+        assert deleted.value.status is Status.DELETED
+        assert not stored(server)
+
+    def test_many(self, server: ReferenceServer, client: Client) -> None:
+        everything = items(1000)
+        assert client.put_many(everything, window=100) == {}
+        assert stored(server) == dict(everything)
+
+    def test_many_tells_what_was_refused(self, server: ReferenceServer, client: Client) -> None:
+        client.put("AAAB", b"other")
+        client.delete("AAAD")
+        refused = client.put_many(items(200))
+        assert refused == {"AAAB": Status.CONFLICT, "AAAD": Status.DELETED}
+        assert len(stored(server)) == 199
+
+    def test_none_at_all(self, client: Client) -> None:
+        assert client.put_many([]) == {}
+        assert client.put_range("A", b"") == {}
+
+    def test_same_ticket_twice_in_one_call(self, server: ReferenceServer, client: Client) -> None:
+        refused = client.put_many([("A", b"one"), ("A", b"one"), ("B", b"x"), ("A", b"two")])
+        assert refused == {"A": Status.CONFLICT}
+        assert stored(server) == {"A": b"one", "B": b"x"}
+
+    def test_range_over_a_buffer(self, server: ReferenceServer, client: Client) -> None:
+        data = random.Random(1).randbytes(200 * DATA - 5)
+        assert client.put_range("ZZ", data) == {}  # crosses from two characters to three
+        back = b"".join(chunk for _, _, chunk in client.get_range("ZZ", 200))
+        assert back == padded(data[-1453:]).join([data[:-1453], b""])
+        with pytest.raises(TicketError):
+            client.put_range("ZZZZZZZZ", bytes(DATA + 1))
+
+    def test_an_iterator_may_use_the_client(self, client: Client) -> None:
+        client.put_many(items(600))
+        copied = (("B" + name, data) for name, _, data in client.get_range("AAAA", 600))
+        assert client.put_many(copied, window=10) == {}
+        assert client.get("BAAAA") == padded(b"chunk 0")
+
+    def test_an_iterator_that_fails(self, client: Client) -> None:
+        def broken() -> Iterator[tuple[str, bytes]]:
+            yield from items(600)
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            client.put_many(broken())
+        client.put("Z", b"still works")
+
+    def test_async_iterable(self, server: ReferenceServer) -> None:
+        async def produce() -> AsyncIterator[tuple[str, bytes]]:
+            for item in items(50):
+                yield item
+
+        async def work() -> dict[str, Status]:
+            async with await AsyncClient.connect(server.put_address, None, KEY) as client:
+                return await client.put_many(produce(), window=3)
+
+        assert run(work()) == {}
+        assert stored(server) == dict(items(50))
+
+    def test_acks_in_any_order(self) -> None:
+        with ReferenceServer([KEY], Faults(reorder=random.Random(7))) as server, connect(server) as client:
+            assert client.put_many(items(2000), window=500) == {}
+            assert stored(server) == dict(items(2000))
+
+    @pytest.mark.parametrize("window", [1, 7, 300])
+    def test_window_bounds_what_is_in_flight(self, window: int) -> None:
+        """The server keeps every ack back that it can without stopping a client that uses its whole window."""
+        with ReferenceServer([KEY], Faults(hold=(window, 1000))) as server, connect(server) as client:
+            assert client.put_many(items(1000), window) == {}
+            assert server.in_flight_max == window
+            assert stored(server) == dict(items(1000))
+
+    @pytest.mark.parametrize("window", [0, -1, 65_537])
+    def test_bad_window(self, client: Client, window: int) -> None:
+        with pytest.raises(UsageError, match="window"):
+            client.put_many(items(1), window)
+
+    def test_calls_may_overlap(self, server: ReferenceServer) -> None:
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await asyncio.gather(*(client.put(name, data) for name, data in items(300)))
+                got = await asyncio.gather(*(client.get(name) for name, _ in items(300)))
+                assert got == [padded(data) for _, data in items(300)]
+                # The same ticket at the same time: one is saved, the other told so.
+                both = await asyncio.gather(
+                    client.put("Q", b"1"), client.put("Q", b"2"), return_exceptions=True
+                )
+                assert [type(result) for result in both] == [type(None), RefusedError]
+
+        run(work())
+
+
+class TestRetry:
+    @pytest.mark.parametrize("seed", range(8))
+    def test_cuts_at_random_points(self, seed: int) -> None:
+        """However often the connection breaks, each frame is stored once and the call says so."""
+        chance = random.Random(seed)
+        cuts = [chance.randrange(1, 120) for _ in range(8)]
+        faults = Faults(cut_put_after=list(cuts), reorder=chance if seed % 2 else None)
+        with ReferenceServer([KEY], faults) as server, connect(server) as client:
+            assert client.put_many(items(700), window=chance.choice([1, 5, 200])) == {}
+            assert stored(server) == dict(items(700))
+            assert server.put_connections >= 2
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_replies_cut_at_random_points(self, seed: int) -> None:
+        chance = random.Random(seed)
+        faults = Faults(cut_get_after=[chance.choice([0, 5, 16, 17, 1490, 900_000]) for _ in range(6)])
+        with ReferenceServer([KEY], faults) as server, connect(server) as client:
+            client.put_many(items(1500))
+            got = list(client.get_range("AAAA", 1502))
+            assert [(name, data) for name, status, data in got if status is Status.SAVED] == [
+                (name, padded(data)) for name, data in items(1500)
+            ]
+            assert [status for _, status, _ in got[-2:]] == [Status.MISSING] * 2
+
+    def test_idle_connections_are_opened_again(self, server: ReferenceServer, client: Client) -> None:
+        client.put("A", b"1")
+        for _ in range(3):
+            server.drop_connections()
+            client.put("B", b"2")
+            assert client.get("A") == padded(b"1")
+
+    @pytest.mark.parametrize("status", [BUSY, ERROR])
+    def test_busy_and_error_are_tried_again(self, status: int) -> None:
+        faults = Faults(answer=lambda index, seen: status if seen <= index % 4 else None)
+        with ReferenceServer([KEY], faults) as server, connect(server) as client:
+            assert client.put_many(items(100), window=30) == {}
+            assert stored(server) == dict(items(100))
+            assert server.frames_received == sum(ticket.parse(name) % 4 + 1 for name, _ in items(100))
+
+    @pytest.mark.parametrize("status", [BUSY, ERROR])
+    def test_not_for_ever(self, status: int) -> None:
+        with (
+            ReferenceServer([KEY], Faults(answer=lambda index, seen: status)) as server,
+            connect(server, retry_for=0.2) as client,
+        ):
+            with pytest.raises(RefusedError) as refused:
+                client.put("A", b"")
+            assert refused.value.status == status
+            assert server.frames_received > 1
+            assert client.put_many(items(5)) == {name: Status(status) for name, _ in items(5)}
+
+    @pytest.mark.parametrize("status", [CONFLICT, NO_SPACE, Status.DELETED])
+    def test_final_answers_are_not_tried_again(self, status: int) -> None:
+        with (
+            ReferenceServer([KEY], Faults(answer=lambda index, seen: status)) as server,
+            connect(server) as client,
+        ):
+            assert client.put_many(items(5)) == {name: Status(status) for name, _ in items(5)}
+            assert server.frames_received == 5
+
+    def test_a_wrong_key_is_told_at_once(self, server: ReferenceServer) -> None:
+        with connect(server, OTHER) as client:
+            with pytest.raises(RefusedError) as refused:
+                client.put("A", b"")
+            assert refused.value.status is Status.BAD_CHECKSUM
+            assert set(client.put_many(items(500)).values()) == {Status.BAD_CHECKSUM}
+            assert server.put_connections <= 3
+            with pytest.raises(RefusedError) as refused:
+                client.get("A")
+            assert refused.value.status is Status.BAD_CHECKSUM
+
+    def test_a_server_that_comes_back(self) -> None:
+        with ReferenceServer([KEY]) as first:
+            address = first.put_address
+            client = Client.connect(address, None, KEY, timeout=5, retry_for=20)
+            client.put("A", b"1")
+        done: list[object] = []
+        putting = threading.Thread(target=lambda: done.append(client.put_many(items(10))))
+        putting.start()
+        with ReferenceServer([KEY], put_port=address[1]) as second:
+            putting.join()
+            assert done == [{}]
+            assert stored(second) == dict(items(10))
+            client.close()
+
+    def test_a_server_that_never_comes_back(self) -> None:
+        with ReferenceServer([KEY]) as server:
+            client = connect(server, retry_for=0.2)
+        with client:
+            with pytest.raises(ConnectionLostError, match=str(server.put_address[1])):
+                client.put_many(items(10))
+            with pytest.raises(ConnectionLostError, match=str(server.get_address[1])):
+                client.get("A")
+
+    def test_a_server_that_never_answers(self) -> None:
+        with (
+            ReferenceServer([KEY], Faults(silent=True)) as server,
+            connect(server, timeout=0.2, retry_for=0.3) as client,
+        ):
+            with pytest.raises(ConnectionLostError, match=r"no answer for 0\.2 s"):
+                client.put("A", b"")
+            with pytest.raises(ConnectionLostError, match=r"no answer for 0\.2 s"):
+                client.get("A")
+            assert server.put_connections > 1
+
+    def test_a_cancelled_call_leaves_the_client_usable(self) -> None:
+        gate = threading.Event()
+
+        async def work(server: ReferenceServer) -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                putting = asyncio.create_task(client.put("A", b"1"))
+                await asyncio.to_thread(server.stalled.wait)
+                putting.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await putting
+                gate.set()
+                await client.put("A", b"1")
+                assert await client.get("A") == padded(b"1")
+
+        with ReferenceServer([KEY], Faults(gate=gate)) as server:
+            run(work(server))
+
+
+class TestProtocolErrors:
+    @pytest.mark.parametrize(
+        ("ack", "what"),
+        [
+            (b"ZZZ\0\0\0\0\0\1", "ZZZ"),  # never sent
+            (b"AAAA\0\0\0\0\1", "AAAA"),  # acked before
+            (b"\0" * 9, "not sent"),
+        ],
+    )
+    def test_wrong_ack(self, ack: bytes, what: str) -> None:
+        with ReferenceServer([KEY], Faults(extra_ack=ack)) as server, connect(server) as client:
+            with pytest.raises(ProtocolError, match=what):
+                client.put_many(items(100), window=1)
+            assert client.put_many(items(100)) == {}
+
+    @pytest.mark.parametrize("status", [0, MISSING, 10, 255])
+    def test_wrong_status(self, status: int) -> None:
+        with (
+            ReferenceServer([KEY], Faults(answer=lambda index, seen: status)) as server,
+            connect(server) as client,
+            pytest.raises(ProtocolError, match=f"status {status}"),
+        ):
+            client.put("A", b"")
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            b"B".ljust(8, b"\0") + b"\x08\0\0\0" + (1).to_bytes(4, "big"),  # another ticket
+            b"A".ljust(8, b"\0") + b"\x08\0\0\0" + (2).to_bytes(4, "big"),  # more than asked for
+            b"A".ljust(8, b"\0") + b"\x08\0\1\0" + (1).to_bytes(4, "big"),  # no zeros
+            b"A".ljust(8, b"\0") + b"\x0b\0\0\0" + (1).to_bytes(4, "big"),  # no status
+            b"a".ljust(8, b"\0") + b"\x08\0\0\0" + (1).to_bytes(4, "big"),  # no ticket
+            b"a".ljust(8, b"\0") + b"\x04\0\0\0" + (0).to_bytes(4, "big"),  # refuses something else
+        ],
+    )
+    def test_wrong_reply(self, reply: bytes) -> None:
+        with ReferenceServer([KEY]) as server, connect(server) as client:
+            server.model.request = lambda request: (reply, True)  # type: ignore[method-assign]
+            with pytest.raises(ProtocolError):
+                client.get("A")
+
+    def test_a_reply_that_nobody_asked_for_ends_the_connection(self) -> None:
+        with ReferenceServer([KEY]) as server, connect(server) as client:
+            real = server.model.request
+            server.model.request = lambda request: (real(request)[0] * 2, True)  # type: ignore[method-assign]
+            assert_missing(client)
+            server.model.request = real  # type: ignore[method-assign]
+            assert_missing(client)
+            assert server.get_connections == 2
+
+
+def assert_missing(client: Client) -> None:
+    with pytest.raises(RefusedError) as missing:
+        client.get("A")
+    assert missing.value.status is Status.MISSING
+
+
+class TestGet:
+    def test_missing_and_deleted(self, client: Client) -> None:
+        assert_missing(client)
+        client.delete("A")
+        with pytest.raises(RefusedError) as deleted:
+            client.get("A")
+        assert deleted.value.status is Status.DELETED
+
+    @pytest.mark.parametrize("count", [1, 511, 512, 513, 1300])
+    def test_range(self, client: Client, count: int) -> None:
+        client.put_many([item for i, item in enumerate(items(1300)) if i % 3])
+        expected = [
+            (name, Status.SAVED, padded(data)) if i % 3 else (name, Status.MISSING, b"")
+            for i, (name, data) in enumerate(items(1300))
+        ]
+        assert list(client.get_range("AAAA", count)) == expected[:count]
+
+    @pytest.mark.parametrize(("first", "count"), [("A", 0), ("A", -1), ("ZZZZZZZZ", 2), ("a", 1)])
+    def test_bad_ranges(self, client: Client, first: str, count: int) -> None:
+        with pytest.raises(TicketError):
+            list(client.get_range(first, count))
+        with pytest.raises(TicketError):
+            client.inventory(first, count)
+        with pytest.raises(TicketError):
+            client.delete(first, count)
+
+    def test_stopping_early(self, client: Client) -> None:
+        client.put_many(items(1200))
+        for name, _, _ in client.get_range("AAAA", 1200):
+            assert name == "AAAA"
+            break
+        assert client.get("AAAB") == padded(b"chunk 1")
+
+    def test_a_bad_frame_is_asked_for_once_more(self) -> None:
+        with ReferenceServer([KEY], Faults(corrupt=[0])) as server, connect(server) as client:
+            client.put("A", b"1")
+            assert client.get("A") == padded(b"1")
+            assert server.replies == 2
+
+    def test_a_frame_that_stays_bad(self) -> None:
+        with ReferenceServer([KEY], Faults(corrupt_always=True)) as server, connect(server) as client:
+            client.put_many(items(3))
+            with pytest.raises(CorruptFrameError, match="AAAC"):
+                list(client.get_range("AAAA", 3))
+            assert server.replies == 2
+
+    def test_a_bad_frame_that_was_just_deleted(self, server: ReferenceServer, client: Client) -> None:
+        client.put("A", b"1")
+        real = server.model.request
+
+        def torn(request: bytes) -> tuple[bytes, bool]:
+            reply, stays_open = real(request)
+            if index_of(b"A".ljust(8, b"\0")) not in server.model.deleted:
+                server.model.frame(build_frame(KEY, 10, (1).to_bytes(8, "big"), "delete frame"))
+                return reply[:16] + bytes(1474), stays_open
+            return reply, stays_open
+
+        server.model.request = torn  # type: ignore[method-assign]
+        with pytest.raises(RefusedError) as deleted:
+            client.get("A")
+        assert deleted.value.status is Status.DELETED
+
+    def test_another_frame_with_a_right_checksum_is_bad_too(
+        self, server: ReferenceServer, client: Client
+    ) -> None:
+        server.model.frames[10] = build_frame(KEY, 11, b"of B")
+        with pytest.raises(CorruptFrameError):
+            client.get("A")
+
+    def test_errors_of_the_server_are_tried_again(self, server: ReferenceServer, client: Client) -> None:
+        client.put("A", b"1")
+        real, answers = server.model.request, [ERROR, BUSY]
+
+        def failing(request: bytes) -> tuple[bytes, bool]:
+            if answers:
+                return request[:8] + bytes([answers.pop(), 0, 0, 0]) + (1).to_bytes(4, "big"), True
+            return real(request)
+
+        server.model.request = failing  # type: ignore[method-assign]
+        assert client.get("A") == padded(b"1")
+
+    def test_an_error_that_lasts(self, server: ReferenceServer) -> None:
+        server.model.request = (
+            lambda request: (  # type: ignore[method-assign]
+                request[:8] + bytes([ERROR, 0, 0, 0]) + (1).to_bytes(4, "big"),
+                True,
+            )
+        )
+        with connect(server, retry_for=0.1) as client, pytest.raises(RefusedError) as refused:
+            client.get("A")
+        assert refused.value.status is Status.ERROR
+
+    def test_frames_of_older_keys(self, server: ReferenceServer) -> None:
+        server.model.frames[10] = build_frame(OTHER, 10, b"old")
+        with connect(server, [KEY, OTHER]) as client:
+            client.put("B", b"new")
+            assert [data for _, _, data in client.get_range("A", 2)] == [padded(b"old"), padded(b"new")]
+        with connect(server, [KEY]) as client, pytest.raises(CorruptFrameError):
+            client.get("A")
+
+
+class TestDeleteAndInventory:
+    def test_delete_a_range(self, server: ReferenceServer, client: Client) -> None:
+        client.put_many(items(10))
+        client.delete("AAAC", 3)
+        assert client.inventory("AAAA", 12) == [
+            Run("AAAA", Status.SAVED, 2),
+            Run("AAAC", Status.DELETED, 3),
+            Run("AAAF", Status.SAVED, 5),
+            Run("AAAK", Status.MISSING, 2),
+        ]
+        assert len(stored(server)) == 7
+
+    def test_more_than_one_request_carries(self, server: ReferenceServer, client: Client) -> None:
+        client.delete("A000", limits.RANGE_COUNT_MAX + 5)
+        assert server.frames_received == 2
+        assert client.inventory("A000", limits.RANGE_COUNT_MAX + 6) == [
+            Run("A000", Status.DELETED, limits.RANGE_COUNT_MAX + 5),
+            Run(ticket.format(ticket.parse("A000") + limits.RANGE_COUNT_MAX + 5), Status.MISSING, 1),
+        ]
+
+
+class TestConnecting:
+    def test_addresses_and_key_files(self, server: ReferenceServer, tmp_path: Path) -> None:
+        path = tmp_path / "key"
+        path.write_text(KEY.hex() + "\n")
+        path.chmod(0o600)
+        put, get = (f"127.0.0.1:{address[1]}" for address in (server.put_address, server.get_address))
+        with Client.connect(put, get, path) as client:
+            client.put("A", b"1")
+        with Client.connect(None, get, str(path)) as client:
+            assert client.get("A") == padded(b"1")
+            with pytest.raises(UsageError, match="put port"):
+                client.put("A", b"1")
+        with Client.connect(put, None, path) as client, pytest.raises(UsageError, match="get port"):
+            client.get("A")
+
+    def test_bad_arguments(self, server: ReferenceServer, tmp_path: Path) -> None:
+        with pytest.raises(UsageError):
+            Client.connect(None, None, KEY)
+        with pytest.raises(UsageError):
+            Client.connect("nowhere", None, KEY)
+        with pytest.raises(UsageError, match="32 bytes"):
+            Client.connect(server.put_address, None, KEY[:31])
+        with pytest.raises(UsageError):
+            Client.connect(server.put_address, None, [])
+        with pytest.raises(UsageError):
+            Client.connect(server.put_address, None, KEY, timeout=0)
+        with pytest.raises(KeyFileError):
+            Client.connect(server.put_address, None, tmp_path / "missing")
+
+    def test_nobody_there(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            address = listener.getsockname()[:2]
+        with pytest.raises(ConnectionLostError, match=str(address[1])):
+            Client.connect(address, None, KEY)
+
+    def test_after_close(self, server: ReferenceServer) -> None:
+        client = connect(server)
+        client.close()
+        client.close()
+        for call in (
+            lambda: client.put("A", b""),
+            lambda: client.get("A"),
+            lambda: list(client.get_range("A", 1)),
+        ):
+            with pytest.raises(ConnectionLostError, match="closed"):
+                call()
+
+    def test_close_ends_calls_of_other_threads(self) -> None:
+        gate = threading.Event()
+        with ReferenceServer([KEY], Faults(gate=gate)) as server:
+            client = connect(server)
+            errors: list[BaseException] = []
+
+            def put() -> None:
+                try:
+                    client.put("A", b"")
+                except ConnectionLostError as error:
+                    errors.append(error)
+
+            putting = threading.Thread(target=put)
+            putting.start()
+            server.stalled.wait()
+            client.close()
+            putting.join()
+            assert len(errors) == 1
+
+    def test_importing_ingest_is_cheap(self) -> None:
+        code = "import sys, ingest; assert not {'asyncio', 'ingest._hmac'} & set(sys.modules); ingest.Client"
+        subprocess.run([sys.executable, "-c", code], check=True)
+        with pytest.raises(AttributeError, match="nothing"):
+            __import__("ingest").nothing  # noqa: B018
