@@ -46,10 +46,10 @@ def measure(scratch: Scratch, sizes: Sizes) -> list[Row]:
 
     scratch.warm_page_cache(sizes.warm_size)
     limits = disk_limit.Limit(scratch.directory / "limit", sizes.log_segments)
-    way, rates = limits.best_way(sizes.calibration)
+    way, rates = limits.best_way(sizes.calibration, frames)
     disk.notes = {
         "limit": str(way),
-        "limit_frames_per_s_by_way": {str(tried): round(rate) for tried, rate in rates.items()},
+        "limit_frames_per_s_by_way": rates,
         "limit_log_only_frames_per_s": round(limits.rate(sizes.calibration, way, packs=False)),
         "limit_packs_only_frames_per_s": round(limits.rate(sizes.calibration, way, log=False)),
         "clock": "from the first connection until the server exited with 0 after TERM",

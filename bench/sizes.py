@@ -46,7 +46,7 @@ FULL = Sizes(
     get=1_000_000,
     random_gets=500_000,
     packs=1_000_000,
-    random_s=20.0,
+    random_s=15.0,
     restart_s=4.0,
 )
 
