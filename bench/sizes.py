@@ -24,6 +24,7 @@ class Sizes:
     crowd_connections: int
     crowd_s: float
     get: int
+    get_passes: int  # over them in each round, in turns with the source
     random_gets: int
     packs: int  # that tickets in random order fall into
     random_s: float
@@ -34,7 +35,7 @@ FULL = Sizes(
     rounds=3,
     warm_size=4 << 30,
     verify_frames=704,
-    verify_s=0.5,
+    verify_s=0.1,
     sustained=5_000_000,
     calibration=500_000,
     log_segments=disk_limit.SEGMENTS,
@@ -44,6 +45,7 @@ FULL = Sizes(
     crowd_connections=1000,
     crowd_s=6.0,
     get=1_000_000,
+    get_passes=4,
     random_gets=500_000,
     packs=1_000_000,
     random_s=15.0,
@@ -64,6 +66,7 @@ TINY = Sizes(
     crowd_connections=20,
     crowd_s=0.3,
     get=6_000,
+    get_passes=2,
     random_gets=2_000,
     packs=5_000,
     random_s=0.5,
