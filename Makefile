@@ -57,10 +57,9 @@ format: dev
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-# The results say of which machine, commit and command they are.
+# ROWS=verify,restart takes some; RESULTS=FILE says where the JSON goes; INGEST_BENCH_DIR is on the disk that is measured.
 bench: dev
-	@mkdir -p bench/results/local
-	@$(RUN) -m pytest bench --timeout=0 --benchmark-json=bench/results/local/$$(git rev-parse --short HEAD).json
+	@$(RUN) -m pytest bench --timeout=0 -s --benchmark-quiet --rows='$(ROWS)' $(if $(RESULTS),--results='$(RESULTS)')
 
 soak: dev
 	@$(RUN) -m pytest -m soak --timeout=0 tests

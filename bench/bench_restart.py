@@ -36,6 +36,7 @@ def measure(scratch: Scratch, sizes: Sizes) -> list[Row]:
 
 def _kill_and_start(directory: Path, sizes: Sizes) -> Round:
     killing = threading.Event()
+    begun = threading.Event()  # something was acked, or nothing will be
     failures: list[BaseException] = []
     acked = 0
 
@@ -45,6 +46,8 @@ def _kill_and_start(directory: Path, sizes: Sizes) -> Round:
         def note(progress: loopback.Progress) -> None:
             nonlocal acked
             acked = progress.done
+            if acked:
+                begun.set()
 
         try:
             loopback.run(how, note)
@@ -53,6 +56,8 @@ def _kill_and_start(directory: Path, sizes: Sizes) -> Round:
                 failures.append(error)
         except BaseException as error:
             failures.append(error)
+        finally:
+            begun.set()
 
     with Server(directory / "data") as server:
         how = load.options(
@@ -65,6 +70,7 @@ def _kill_and_start(directory: Path, sizes: Sizes) -> Round:
         generator = threading.Thread(target=work, args=(how,))
         generator.start()
         generator.join(sizes.restart_s)
+        begun.wait()
         log_used = server.metric("ingest_log_used_bytes")
         killing.set()
         server.kill()

@@ -15,7 +15,7 @@ from typing import Any
 from bench import disk_limit, load
 from bench.conftest import Take
 from bench.report import RATIO, Round, Row
-from bench.scratch import Scratch
+from bench.scratch import Scratch, sync
 from bench.server import MemoryWatch, Peak, Server
 from bench.sizes import Sizes
 
@@ -45,22 +45,20 @@ def measure(scratch: Scratch, sizes: Sizes) -> list[Row]:
     workers = len(os.sched_getaffinity(0))
 
     scratch.warm_page_cache(sizes.warm_size)
-    way, rates = disk_limit.best_way(scratch.directory / "limit", sizes.calibration)
+    limits = disk_limit.Limit(scratch.directory / "limit", sizes.log_segments)
+    way, rates = limits.best_way(sizes.calibration, frames)
     disk.notes = {
         "limit": str(way),
-        "limit_frames_per_s_by_way": {name: round(rate) for name, rate in rates.items()},
-        "limit_log_only_frames_per_s": round(
-            disk_limit.measure(scratch.directory / "limit", sizes.calibration, way, packs=False)
-        ),
-        "limit_packs_only_frames_per_s": round(
-            disk_limit.measure(scratch.directory / "limit", sizes.calibration, way, log=False)
-        ),
+        "limit_frames_per_s_by_way": rates,
+        "limit_log_only_frames_per_s": round(limits.rate(sizes.calibration, way, packs=False)),
+        "limit_packs_only_frames_per_s": round(limits.rate(sizes.calibration, way, log=False)),
         "clock": "from the first connection until the server exited with 0 after TERM",
         "page_cache": f"warmed with {sizes.warm_size >> 20} MiB before each side",
     }
     for _ in range(sizes.rounds):
         scratch.warm_page_cache(sizes.warm_size)
-        limit = disk_limit.measure(scratch.directory / "limit", frames, way)
+        limit = limits.rate(frames, way)
+        sync(scratch.directory)
         scratch.warm_page_cache(sizes.warm_size)
         with scratch.round() as directory:
             ours, details, peaks = _serve(directory, sizes)

@@ -38,7 +38,9 @@ class RandomTickets:
         self._next = 0
         self._lock = threading.Lock()
         self._ending = False
+        self._open = connections
         self._done = threading.Event()
+        self._begun = threading.Event()  # something was acked, or nothing will be
         self._failures: list[BaseException] = []
         self._acked: list[list[int]] = [[] for _ in range(connections)]
         self._sockets = [socket.create_connection(address) for _ in range(connections)]
@@ -49,8 +51,9 @@ class RandomTickets:
             thread.start()
 
     def wait(self, seconds: float) -> None:
-        """Returns after so long, or earlier when a connection has nothing left to do or failed."""
+        """Returns after so long and at least one ack, or earlier when every frame was acked or a connection failed."""
         self._done.wait(seconds)
+        self._begun.wait()
 
     @property
     def acked(self) -> int:
@@ -98,7 +101,11 @@ class RandomTickets:
         except BaseException as error:
             self._failures.append(error)
         finally:
-            self._done.set()
+            with self._lock:
+                self._open -= 1
+                if self._open == 0 or self._failures:
+                    self._done.set()
+                    self._begun.set()
 
     def _put(self, sock: socket.socket, acked: list[int]) -> None:
         waiting: dict[bytes, int] = {}
@@ -119,6 +126,7 @@ class RandomTickets:
             for at in range(0, whole, limits.ACK_SIZE):
                 assert rest[at + 8] == Status.SAVED, f"{rest[at : at + 8]!r}: {Status(rest[at + 8]).name}"
                 acked.append(waiting.pop(rest[at : at + 8]))
+            self._begun.set()
             rest = rest[whole:]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bench import disk_limit
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -15,12 +17,14 @@ class Sizes:
     verify_s: float  # at least, of each side in each round
     sustained: int
     calibration: int  # for each way to write to the disk, of which the fastest is the limit
+    log_segments: int  # of the limit's log
     window: int
     closed_connections: int
     closed_s: float
     crowd_connections: int
     crowd_s: float
     get: int
+    get_passes: int  # over them in each round, in turns with the source
     random_gets: int
     packs: int  # that tickets in random order fall into
     random_s: float
@@ -31,18 +35,20 @@ FULL = Sizes(
     rounds=3,
     warm_size=4 << 30,
     verify_frames=704,
-    verify_s=0.5,
+    verify_s=0.1,
     sustained=5_000_000,
     calibration=500_000,
+    log_segments=disk_limit.SEGMENTS,
     window=16_384,
     closed_connections=64,
     closed_s=4.0,
     crowd_connections=1000,
     crowd_s=6.0,
     get=1_000_000,
+    get_passes=4,
     random_gets=500_000,
     packs=1_000_000,
-    random_s=20.0,
+    random_s=15.0,
     restart_s=4.0,
 )
 
@@ -53,14 +59,16 @@ TINY = Sizes(
     verify_s=0.0,
     sustained=20_000,
     calibration=6_000,
+    log_segments=2,
     window=512,
     closed_connections=8,
     closed_s=0.2,
     crowd_connections=20,
     crowd_s=0.3,
     get=6_000,
+    get_passes=2,
     random_gets=2_000,
-    packs=1_000,
+    packs=5_000,
     random_s=0.5,
     restart_s=0.3,
 )

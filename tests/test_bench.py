@@ -41,7 +41,7 @@ BENCHMARKS = {
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(tmp_path):
     """Any file system will do for what is tiny."""
     return scratch.Scratch(tmp_path)
 
@@ -118,8 +118,9 @@ def test_disk_limit_says_what_failed(tmp_path):
 
 
 def test_log_and_packs_alone_write_nothing_else(tmp_path):
-    assert disk_limit.measure(tmp_path / "a", 3000, Way(1, True), packs=False) > 0
-    assert disk_limit.measure(tmp_path / "b", 3000, Way(1, True), log=False) > 0
+    limit = disk_limit.Limit(tmp_path / "limit", segments=2)
+    assert limit.rate(3000, Way(1, True), packs=False) > 0
+    assert limit.rate(3000, Way(1, True), log=False) > 0
     assert list(tmp_path.iterdir()) == []
 
 
