@@ -20,7 +20,9 @@ PACK_HEADER_SIZE = 4096  # bytes, disk: one page before the slots, so that slots
 CONNECTIONS_MAX = 8192  # of one worker and port: each may hold one partial frame and its acks
 UNREAD_ACKS_MAX = 1 << 20  # bytes, contract A2: past this a connection is not read
 UNREAD_ACKS_TIMEOUT_S = 60.0  # contract A2: without progress for so long it is closed
-IDLE_TIMEOUT_S = 600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
+IDLE_TIMEOUT_S = (
+    600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
+)
 PARTIAL_FRAME_TIMEOUT_S = 60.0  # half a frame that does not grow: a sender that died without a FIN
 BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
 LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
@@ -46,7 +48,9 @@ LOG_SEGMENT_SIZE = 32 << 20  # bytes: 16 of them make the default log; one is wr
 LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
 LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
 LOG_GROW_RETRY_S = 5.0  # after a disk without room for a segment: each try writes up to one of them in vain
-BATCH_FRAMES_MAX = 4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
+BATCH_FRAMES_MAX = (
+    4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
+)
 DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of a recovery
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
@@ -59,10 +63,14 @@ BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow 
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
 
 # --- reading ---------------------------------------------------------------------------------------
-READ_PACKS_MAX = 1024  # packs that one reader keeps open, 0.6 MB; at most an eighth of the process's descriptors
+READ_PACKS_MAX = (
+    1024  # packs that one reader keeps open, 0.6 MB; at most an eighth of the process's descriptors
+)
 HEADER_READS_MAX = 5  # of a header that fails its check: it may be read while it is being written
 HEADER_READ_PAUSE_US = 50  # between them: longer than any write of 512 bytes whose writer kept its processor
-GET_COLLECT_SIZE = 128 << 10  # bytes of replies collected for one send, of one worker: they stay in its core's cache
+GET_COLLECT_SIZE = (
+    128 << 10
+)  # bytes of replies collected for one send, of one worker: they stay in its core's cache
 GET_TURN_BYTES_MAX = 2 << 20  # sent on one connection before the others have their turn
 GET_TURN_LOOKS_MAX = 512  # runs looked up for one connection before the others have their turn
 GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one worker
@@ -74,7 +82,9 @@ DRAIN_TIMEOUT_S = 10.0  # default of --drain-timeout
 RESTART_DELAY_MIN_S = 0.05  # back-off of a process that died: first …
 RESTART_DELAY_MAX_S = 5.0  # … and last
 RESTART_FORGET_S = 30.0  # a process that lived so long starts with the first delay again
-SUPERVISION_INTERVAL_S = 0.01  # how often the parent looks for what only shared memory tells, while it waits for that
+SUPERVISION_INTERVAL_S = (
+    0.01  # how often the parent looks for what only shared memory tells, while it waits for that
+)
 
 # --- the operator's side -------------------------------------------------------------------------
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
@@ -84,7 +94,9 @@ ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may fi
 RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
 RETRY_DELAY_MAX_S = 2.0  # … and last
 CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered
-CLIENT_RETRY_S = 60.0  # a client gives up what could not be settled for so long: longer than a restart with recovery
+CLIENT_RETRY_S = (
+    60.0  # a client gives up what could not be settled for so long: longer than a restart with recovery
+)
 SEND_FRAMES = 176  # frames of one send, 253 KiB: whole lanes of the checksum kernel
 GET_FRAMES = 512  # frames of one get request of the client, 755 KB: what it holds in memory of a range
 GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies that wait for their readers

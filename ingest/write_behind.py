@@ -45,7 +45,9 @@ EX_CONFIG = 78
 EX_SYNC_FAILED = 74  # the disk failed us: the pool starts a new committer, through recovery
 
 BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZE + 1024 * NOTE_SIZE
-SPACE_CHECK_INTERVAL_S = 0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
+SPACE_CHECK_INTERVAL_S = (
+    0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
+)
 NO_SPACE_FLAG = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,7 +77,9 @@ class WriteBehind:
             node.store.data_fd, node.store.store_id, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2))
         )
         self.put_keys = [keys.put for keys in node.keys.all]
-        self.core = Committer(node.queue, self.packs, self.put_keys, bulk_jobs=limits.BULK_JOBS, sync=self.sync)
+        self.core = Committer(
+            node.queue, self.packs, self.put_keys, bulk_jobs=limits.BULK_JOBS, sync=self.sync
+        )
         self.space = Space(node.store.data_fd, node.store.wal_dir, node.config.reserve)
         self.threads = ThreadPoolExecutor(limits.BULK_JOBS + 2, thread_name_prefix="committer")
         self.stopping = False

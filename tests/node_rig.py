@@ -51,7 +51,16 @@ class NodeRig:
         if lock.exists():
             os.truncate(lock, 0)  # so that what is read there is this server's
         ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen")]
-        command = [*self.wrapper, sys.executable, "-m", "ingest", "server", f"--data-dir={self.data_dir}", *ports, *self.flags]
+        command = [
+            *self.wrapper,
+            sys.executable,
+            "-m",
+            "ingest",
+            "server",
+            f"--data-dir={self.data_dir}",
+            *ports,
+            *self.flags,
+        ]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(command, stderr=log, stdout=log)
         if wait:
@@ -68,7 +77,8 @@ class NodeRig:
                 record = json.loads((self.data_dir / ".ingest" / "lock").read_text())
                 self.pid = record["pid"]
                 self.put_address, self.get_address, self.admin_address = (
-                    (record[name].rsplit(":", 1)[0], int(record[name].rsplit(":", 1)[1])) for name in ("put", "get", "admin")
+                    (record[name].rsplit(":", 1)[0], int(record[name].rsplit(":", 1)[1]))
+                    for name in ("put", "get", "admin")
                 )
                 socket.create_connection(self.get_address, 5).close()
                 socket.create_connection(self.put_address, 5).close()
@@ -162,7 +172,9 @@ def data_of(index: int, version: int = 0) -> bytes:
 
 def put_frames(keys: mac.SubKeys, indices: Iterable[int], version: int = 0) -> bytearray:
     """Signed put frames, back to back."""
-    frames = bytearray(b"".join(ticket.index_to_wire(index) + bytes(8) + data_of(index, version) for index in indices))
+    frames = bytearray(
+        b"".join(ticket.index_to_wire(index) + bytes(8) + data_of(index, version) for index in indices)
+    )
     sign(keys.put, frames)
     return frames
 
@@ -194,7 +206,9 @@ def get_range(sock: socket.socket, keys: mac.SubKeys, first: int, count: int) ->
     return [(status, one[16:]) for status, one, _ in found]
 
 
-def get_frames(sock: socket.socket, keys: mac.SubKeys, first: int, count: int) -> list[tuple[Status, bytes, bool]]:
+def get_frames(
+    sock: socket.socket, keys: mac.SubKeys, first: int, count: int
+) -> list[tuple[Status, bytes, bool]]:
     """Status, frame, and whether the frame is that ticket's and verifies, of each ticket of a range."""
     head = ticket.index_to_wire(first) + struct.pack(">Q", count)
     sock.sendall(head + mac.blake3(head, key=keys.get).digest(8))

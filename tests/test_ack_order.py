@@ -55,7 +55,9 @@ def calls(path: Path) -> list[Call]:
     for line in path.read_text().splitlines():
         if match := LINE.fullmatch(line):
             process, began, name, arguments, result, took = match.groups()
-            found.append(Call(int(process), name, float(began), float(began) + float(took), arguments, int(result)))
+            found.append(
+                Call(int(process), name, float(began), float(began) + float(took), arguments, int(result))
+            )
         elif match := UNFINISHED.fullmatch(line):
             open_[int(match[1])] = (float(match[2]), match[4])
         elif match := RESUMED.fullmatch(line):
@@ -98,7 +100,11 @@ def check_order(found: list[Call], key_of: dict[bytes, bytes]) -> int:
             write = logged[name]
             assert received[name] <= write.began, f"{name!r} was logged before it was received"
             covered = [
-                sync for sync in syncs if sync.descriptor == write.descriptor and write.ended <= sync.began and sync.ended <= call.began
+                sync
+                for sync in syncs
+                if sync.descriptor == write.descriptor
+                and write.ended <= sync.began
+                and sync.ended <= call.began
             ]
             assert covered, f"{name!r} was acked before its log was synced"
             acks += 1

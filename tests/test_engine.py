@@ -50,7 +50,9 @@ def statuses(found: list[tuple[Status, bytes]]) -> list[Status]:
 
 def http(rig: NodeRig, path: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(f"http://{rig.admin_address[0]}:{rig.admin_address[1]}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"http://{rig.admin_address[0]}:{rig.admin_address[1]}{path}", timeout=10
+        ) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -123,7 +125,7 @@ def test_any_flipped_bit_is_refused_and_stores_nothing(tmp_path: Path) -> None:
                     assert status in (Status.BAD_CHECKSUM, Status.BAD_TICKET), f"byte {byte}"
             assert rig.get(index, 1) == [(Status.MISSING, b"")]
             assert connection.put([index]) == {index: Status.SAVED}
-        assert [path for path in rig.data_dir.rglob("obj")] == [rig.data_dir / "FL" / "IP" / "P" / "obj"]
+        assert list(rig.data_dir.rglob("obj")) == [rig.data_dir / "FL" / "IP" / "P" / "obj"]
         assert rig.stop() == 0
 
 
@@ -173,7 +175,9 @@ def test_rivals_at_the_same_moment(node: NodeRig, own: int, count: int) -> None:
             frames = put_frames(node.keys, range(own, own + count), version)
             start.wait()
             connection.send(frames)
-            answers[version] = {ticket.index_from_wire(name): status for name, status in connection.acks(count)}
+            answers[version] = {
+                ticket.index_from_wire(name): status for name, status in connection.acks(count)
+            }
 
     rivals = [threading.Thread(target=put, args=(version,)) for version in range(4)]
     for rival in rivals:
@@ -203,7 +207,10 @@ def test_deletes_stay(node: NodeRig, own: int) -> None:
         assert connection.delete(own + 100, 1) is Status.DELETED
         found = statuses(node.get(own, 3000))
         assert found == [Status.SAVED] * 100 + [Status.DELETED] * 2500 + [Status.SAVED] * 400
-        assert connection.put([own + 100, own + 101]) == {own + 100: Status.DELETED, own + 101: Status.DELETED}
+        assert connection.put([own + 100, own + 101]) == {
+            own + 100: Status.DELETED,
+            own + 101: Status.DELETED,
+        }
         assert connection.delete(own + 5 * PACK_SLOTS, 10) is Status.DELETED  # never stored
         assert connection.put([own + 5 * PACK_SLOTS]) == {own + 5 * PACK_SLOTS: Status.DELETED}
 
@@ -256,7 +263,9 @@ def test_a_client_that_never_reads_does_not_hinder_others(node: NodeRig, own: in
 def test_four_connections_on_two_workers_are_two_and_two(node: NodeRig) -> None:
     held = [node.connect() for _ in range(4)]
     try:
-        for i, connection in enumerate(held):  # a put that is answered: the connection has arrived where it stays
+        for i, connection in enumerate(
+            held
+        ):  # a put that is answered: the connection has arrived where it stays
             connection.put([FIRST - 1 - i])
         text = http(node, "/metrics")[1].decode()
         counts = [
@@ -294,7 +303,9 @@ def test_below_the_reserve_nothing_new_is_stored(tmp_path: Path) -> None:
 def attach_strace(pid: int, *arguments: str) -> subprocess.Popen[bytes]:
     """strace on a running process; returns when it is attached."""
     assert STRACE
-    tracer = subprocess.Popen([STRACE, "-f", "-p", str(pid), "-o", "/dev/null", *arguments], stderr=subprocess.PIPE)
+    tracer = subprocess.Popen(
+        [STRACE, "-f", "-p", str(pid), "-o", "/dev/null", *arguments], stderr=subprocess.PIPE
+    )
     assert tracer.stderr is not None
     line = tracer.stderr.readline()
     if b"attached" not in line:
@@ -374,7 +385,9 @@ def test_all_processes_end_with_their_parent(tmp_path: Path) -> None:
         children = rig.children()
         assert len(children) >= 3  # admin, committer, and the worker that answered
         os.kill(rig.pid, signal.SIGKILL)
-        deadline = time.monotonic() + 1.0 + 4.0  # the contract's second, and time for a loaded machine to show it
+        deadline = (
+            time.monotonic() + 1.0 + 4.0
+        )  # the contract's second, and time for a loaded machine to show it
         while True:
             alive = [pid for pid in children if is_alive(pid)]
             if not alive:
@@ -403,7 +416,9 @@ def test_drain_acks_what_was_received(tmp_path: Path) -> None:
             while part := busy.sock.recv(1 << 16):
                 rest += part
             assert len(rest) % 9 == 0
-            saved = [name for name, _ in acks] + [bytes(rest[i : i + 8]) for i in range(0, len(rest), 9) if rest[i + 8] == 1]
+            saved = [name for name, _ in acks] + [
+                bytes(rest[i : i + 8]) for i in range(0, len(rest), 9) if rest[i + 8] == 1
+            ]
             assert idle.sock.recv(1) == b""
         assert rig.process is not None and rig.process.wait(20) == 0, rig.log()
         rig.start()
@@ -422,7 +437,9 @@ def refused(data_dir: Path, *flags: str, environment: dict[str, str] | None = No
     given = [flag.partition("=")[0] for flag in flags]
     command = [sys.executable, "-m", "ingest", "server", f"--data-dir={data_dir}"]
     command += [port for port in ports if port.partition("=")[0] not in given] + list(flags)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={**os.environ, **(environment or {})}
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("ingest: ")]
     assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
     return done.returncode, errors[0]
@@ -513,7 +530,9 @@ def test_a_delete_frame_is_not_a_put(node: NodeRig, own: int) -> None:
         assert connection.put([own]) == {own: Status.DELETED}
 
 
-def test_connections_are_accepted_by_a_stranger_without_a_key_but_nothing_is_stored(node: NodeRig, own: int) -> None:
+def test_connections_are_accepted_by_a_stranger_without_a_key_but_nothing_is_stored(
+    node: NodeRig, own: int
+) -> None:
     from ingest import mac
 
     stranger = mac.derive(bytes(31) + b"\x01")

@@ -75,7 +75,9 @@ class Writer(threading.Thread):
         answers = connection.put(indices)
         assert set(answers) == set(indices)
         for index, status in answers.items():
-            assert status in (Status.SAVED, Status.ERROR, Status.BUSY), f"{ticket.format(index)}: {status.name}"
+            assert status in (Status.SAVED, Status.ERROR, Status.BUSY), (
+                f"{ticket.format(index)}: {status.name}"
+            )
             if status is Status.SAVED:
                 self.saved.add(index)
         if all(status is Status.SAVED for status in answers.values()):
@@ -89,7 +91,9 @@ class Writer(threading.Thread):
         (status,) = connection.put([index], version).values()
         if index in self.maybe_deleted and index not in self.deleted:
             return
-        assert status in (expected, Status.ERROR, Status.BUSY), f"{ticket.format(index)}: {status.name}, not {expected.name}"
+        assert status in (expected, Status.ERROR, Status.BUSY), (
+            f"{ticket.format(index)}: {status.name}, not {expected.name}"
+        )
 
     def delete(self, connection: Connection) -> None:
         index = self.random.choice(self.recent)
@@ -118,9 +122,13 @@ def check(rig: NodeRig, writers: list[Writer], since: list[int]) -> int:
                     index = wanted[position]
                     status, data = found[index - start]
                     if index in deleted:
-                        assert status is Status.DELETED, f"{ticket.format(index)} was deleted and is {status.name}"
+                        assert status is Status.DELETED, (
+                            f"{ticket.format(index)} was deleted and is {status.name}"
+                        )
                     elif not (index in writer.maybe_deleted and status is Status.DELETED):
-                        assert status is Status.SAVED, f"{ticket.format(index)} was acked and is {status.name}"
+                        assert status is Status.SAVED, (
+                            f"{ticket.format(index)} was acked and is {status.name}"
+                        )
                         assert data == data_of(index), f"{ticket.format(index)} was acked and has changed"
                     position += 1
                     seen += 1
@@ -178,7 +186,9 @@ def cycles(data_dir: Path, count: int, seed: int, *flags: str) -> None:
         assert check(rig, writers, [0] * WRITERS) == seen
         assert rig.stop() == 0
         deletes = sum(len(writer.deleted) for writer in writers)
-        print(f"{count} kills, seed {seed}: {seen} acknowledged chunks and {deletes} deletes, all as they were acknowledged")
+        print(
+            f"{count} kills, seed {seed}: {seen} acknowledged chunks and {deletes} deletes, all as they were acknowledged"
+        )
     finally:
         for writer in writers:
             writer.ended.set()
@@ -191,7 +201,9 @@ def test_nothing_acknowledged_is_lost_in_a_few_kills(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(0)
-def test_nothing_acknowledged_is_lost_in_many_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_acknowledged_is_lost_in_many_kills(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     seed = int(os.environ.get("SOAK_SEED", str(random.randrange(1 << 30))))
     with capsys.disabled():
         print(f"\nSOAK_SEED={seed}")

@@ -74,7 +74,9 @@ class SegmentHeader:
         if magic != SEGMENT_MAGIC:
             raise CorruptionError(f"the segment starts with {magic!r}, not {SEGMENT_MAGIC!r}")
         if version != SEGMENT_VERSION:
-            raise StoreFormatError(f"log segment of format version {version}; this program knows {SEGMENT_VERSION}")
+            raise StoreFormatError(
+                f"log segment of format version {version}; this program knows {SEGMENT_VERSION}"
+            )
         return cls(log_id, use, first_batch, seed, synced_to)
 
 

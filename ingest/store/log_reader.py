@@ -92,7 +92,9 @@ class LogReader:
                 raise CorruptionError(
                     f"{path}: a segment in use has {size} bytes instead of {self.segment_size}; `ingest fsck` tells more"
                 )
-        self.used = sorted((s for s in self.segments if s.header), key=lambda s: s.header.use if s.header else 0)
+        self.used = sorted(
+            (s for s in self.segments if s.header), key=lambda s: s.header.use if s.header else 0
+        )
 
     def _header(self, segment: Segment) -> SegmentHeader | None:
         with mmap.mmap(-1, BLOCK_SIZE) as block:
@@ -110,7 +112,9 @@ class LogReader:
         for earlier, later in zip(self.used, self.used[1:], strict=False):
             assert earlier.header and later.header
             if earlier.header.use == later.header.use:
-                raise CorruptionError(f"{earlier.segment.path} and {later.segment.path} claim the same use of the log")
+                raise CorruptionError(
+                    f"{earlier.segment.path} and {later.segment.path} claim the same use of the log"
+                )
         self.synced_to = max((s.header.synced_to for s in self.used if s.header), default=0)
         self.use = self.used[-1].header.use if self.used and self.used[-1].header else 0
         following: SegmentHeader | None = None
@@ -178,7 +182,9 @@ class LogReader:
             got = os.preadv(segment.fd, [part], offset)
             part.release()
             if got != min(READ_SIZE, self.segment_size - offset):
-                raise CorruptionError(f"{segment.path}: read {got} bytes at {offset}, fewer than its size promises")
+                raise CorruptionError(
+                    f"{segment.path}: read {got} bytes at {offset}, fewer than its size promises"
+                )
 
     def _refuse_later(self, entry: ReadSegment, view: memoryview, offset: int, expected: int) -> None:
         """A whole batch of this use behind a bad place means that the bad one had been synced: corruption."""

@@ -130,7 +130,9 @@ class Replay:
         self.deletes += batch.header.deletes
 
     def _rebuild(self, pack: int) -> None:
-        log.warning("%s: the header is lost; rebuilding it from the slots and the log", sharding.pack_path(pack))
+        log.warning(
+            "%s: the header is lost; rebuilding it from the slots and the log", sharding.pack_path(pack)
+        )
         # Whatever the log holds a put of was free, and is not lost if the slot is: the put is still to be done again.
         free = {sharding.ticket_slot(index) for index in self.logged() if sharding.ticket_pack(index) == pack}
         self.packs.install_header(pack, rebuild_bits(self.packs, pack, self.put_keys, free))
@@ -198,4 +200,3 @@ def _belongs(frame: bytes, pack: int, slot: int, put_keys: list[bytes]) -> bool:
     if sharding.ticket_pack(index) != pack or sharding.ticket_slot(index) != slot:
         return False
     return any(verify(key, frame) == b"\x01" for key in put_keys)
-

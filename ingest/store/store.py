@@ -1,11 +1,11 @@
 """A data directory: its identity, its lock, its space. `docs/format.md`, "The data directory".
 
-    DATA/AA/BB/CC/obj      packs
-    DATA/.ingest/          everything else, 0700
-        store.json         what the store is; written once, then only to add keys
-        lock               held (flock) by the parent and, inherited, by all its processes
-        key                the shared keys, unless they are elsewhere
-        wal/               the log, unless it is elsewhere
+DATA/AA/BB/CC/obj      packs
+DATA/.ingest/          everything else, 0700
+    store.json         what the store is; written once, then only to add keys
+    lock               held (flock) by the parent and, inherited, by all its processes
+    key                the shared keys, unless they are elsewhere
+    wal/               the log, unless it is elsewhere
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class Store:
             raise
 
     @classmethod
-    def _open_locked(cls, data_dir: Path, wal_dir: Path | None, layout: str, data_fd: int, lock_fd: int) -> Store:
+    def _open_locked(
+        cls, data_dir: Path, wal_dir: Path | None, layout: str, data_fd: int, lock_fd: int
+    ) -> Store:
         path = data_dir / META / "store.json"
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
         if not path.exists():
@@ -91,7 +93,9 @@ class Store:
             sync_directory(data_dir)
         record = read_store_json(path)
         if record["layout"] != layout:
-            raise ConfigError(f"{path}: this store has layout {record['layout']!r}, not {layout!r}; it is fixed for good")
+            raise ConfigError(
+                f"{path}: this store has layout {record['layout']!r}, not {layout!r}; it is fixed for good"
+            )
         found = _read_log_id(wal) if wal.is_dir() else None
         if found != record["log_id"]:
             there = "holds no log" if found is None else "holds the log of another store"
@@ -194,7 +198,9 @@ def _holder(lock_fd: int) -> str:
 
 def _refuse_foreign_files(data_dir: Path) -> None:
     """A new store is made in a directory with nothing else in it, so that nobody's files get among the packs."""
-    others = sorted(entry.name for entry in data_dir.iterdir() if entry.name != META and not entry.name.startswith("."))
+    others = sorted(
+        entry.name for entry in data_dir.iterdir() if entry.name != META and not entry.name.startswith(".")
+    )
     packs = [name for name in others if name == "obj" or re.fullmatch(r"[0-9A-Z]{1,2}", name)]
     if packs:
         raise StoreFormatError(
@@ -221,7 +227,9 @@ def read_store_json(path: Path) -> dict[str, Any]:
         and all(isinstance(key, str) and _HEX_KEY_ID.fullmatch(key) for key in record["keys"])
     )
     if not ok:
-        raise StoreFormatError(f"{path}: expected layout, store_id, log_id (32 hex digits) and keys (16 hex digits each)")
+        raise StoreFormatError(
+            f"{path}: expected layout, store_id, log_id (32 hex digits) and keys (16 hex digits each)"
+        )
     return dict(record)
 
 
@@ -261,7 +269,9 @@ def _make_log_directory(wal: Path, data_dir: Path) -> str:
         log_id = secrets.token_hex(16)
         write_json(wal / LOG_ID_FILE, {"log_id": log_id, "made_for": owner})
     elif _read_log_record(wal).get("made_for") != owner:
-        raise ConfigError(f"{wal} was made for another store, see {LOG_ID_FILE} there: give each store its own --wal-dir")
+        raise ConfigError(
+            f"{wal} was made for another store, see {LOG_ID_FILE} there: give each store its own --wal-dir"
+        )
     return log_id
 
 
