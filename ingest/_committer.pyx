@@ -616,5 +616,5 @@ cdef class Committer:
         """What the admin port shows of the committer's state."""
         self.counters[C_PACKS_CREATED] += self.packs.created
         self.packs.created = 0
-        word_store(&self.queue.header.dirty_packs, self.packs.dirty_count)
+        word_store(&self.queue.header.dirty_packs, self.packs.dirty_count + self.packs.flushing_count)
         ring_store(&self.queue.header.log_used, log_used)

@@ -363,6 +363,8 @@ def worker_main(
     parent replaces it: its connections break, and clients send again what was not acked.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # uvloop loses a signal that comes after add_signal_handler and before the loop runs: TERM waits until it does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     loop = uvloop.new_event_loop()
     failures: list[BaseException] = []
 
@@ -375,6 +377,7 @@ def worker_main(
     try:
         loop.add_signal_handler(signal.SIGTERM, worker.drain)
         worker.start()
+        loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
         loop.run_forever()
     finally:
         worker.close()

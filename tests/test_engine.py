@@ -396,6 +396,16 @@ def test_all_processes_end_with_their_parent(tmp_path: Path) -> None:
             time.sleep(0.01)
 
 
+def test_a_server_that_is_told_to_end_while_it_starts_ends_cleanly(tmp_path: Path) -> None:
+    rig = NodeRig(tmp_path / "data")
+    try:
+        for _ in range(10):
+            rig.start()  # the ports answer; the workers may just have been forked
+            assert rig.stop() == 0, rig.log()
+    finally:
+        rig.close()
+
+
 def is_alive(pid: int) -> bool:
     """A zombie has ended."""
     try:

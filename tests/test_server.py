@@ -230,7 +230,14 @@ def test_an_unknown_format_version(config: ServerConfig) -> None:
 @pytest.mark.parametrize("victim", ["ingest-admin", "ingest-committe", "ingest-worker-1"])
 def test_it_serves_on_when_one_process_is_killed(server: Server, victim: str) -> None:
     def pids() -> dict[str, int]:
-        return {child.name(): child.pid for child in psutil.Process(server.pid).children()}
+        """The children by their names, once each has taken its own: a moment after it was forked."""
+        deadline = time.monotonic() + 30
+        while True:
+            found = {child.name(): child.pid for child in psutil.Process(server.pid).children()}
+            if len(found) == 4 and all(name.startswith("ingest-") for name in found):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.01)
 
     name = {"ingest-committe": "committer"}.get(victim, victim.removeprefix("ingest-"))
     before = pids()

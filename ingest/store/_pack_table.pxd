@@ -45,6 +45,7 @@ cdef class PackTable:
     cdef readonly uint64_t flushes_started   # syncfs calls; a pack that was opened before a finished one …
     cdef readonly uint64_t flushes_done      # … began has its directories on disk
     cdef readonly int dirty_count            # packs written to since the last flush began
+    cdef readonly int flushing_count         # packs that the flush under way is to make durable
     cdef readonly uint64_t created
     cdef readonly int64_t claimed            # slots, of all packs
     cdef public bint may_create              # else a pack that is not there is ENOSPC

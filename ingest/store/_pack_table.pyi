@@ -12,6 +12,7 @@ class PackTable:
     flushes_started: int
     flushes_done: int
     dirty_count: int
+    flushing_count: int
     created: int
     claimed: int
     may_create: bool

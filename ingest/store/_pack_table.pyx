@@ -236,12 +236,14 @@ cdef class PackTable:
     def flush_begins(self):
         """A syncfs is about to start: what is dirty now is what it makes durable."""
         self.flushes_started += 1
+        self.flushing_count = self.dirty_count
         self._dirty = set()
         self.dirty_count = 0
 
     def flush_done(self):
         """The syncfs that was started last returned 0."""
         self.flushes_done = self.flushes_started
+        self.flushing_count = 0
 
     # --- for recovery and tests, where speed does not matter ------------------------------------
 
