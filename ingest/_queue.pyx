@@ -183,13 +183,18 @@ cdef class Queue:
 
     # --- the worker's half, one entry at a time: what a worker does, for workers in Python and tests.
 
-    def attend(self, int worker):
-        """Serves the committer of the present epoch: takes and drops what is left of the last one in both rings. A
-        worker then submits again what it has no outcome for. Returns the epoch; while it is odd nobody takes."""
+    def empty_rings(self, int worker):
+        """Drops what is left of the last committer in both rings: the first half of serving a new one. Between this and
+        `attend` nobody takes; there a worker submits again what it has no outcome for."""
         cdef queue_ring *ring = self._checked(worker)
         ring_publish(&ring.outcome_head, ring_load(&ring.outcome_tail))
         ring_publish(&ring.run_head, ring_load(&ring.run_tail))
+
+    def attend(self, int worker):
+        """Serves the committer of the present epoch from now on. Returns the epoch; while it is odd nobody takes."""
+        cdef queue_ring *ring = self._checked(worker)
         ring_store(&ring.worker_epoch, ring_load(&self.header.epoch))
+        self.wake_committer()
         return ring_load(&ring.worker_epoch)
 
     def submit(self, int worker, int64_t first, uint32_t place, uint32_t count, uint32_t kind, uint64_t cookie):

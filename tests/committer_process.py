@@ -90,7 +90,7 @@ class CommitterProcess:
         while self.queue.epoch % 2:
             self._sleep()
         self._collect()  # what the last one said is true
-        self.queue.attend(0)
+        self.queue.empty_rings(0)
         for cookie, (first, place, _, kind) in self.runs.items():
             answers = self.answers[cookie]
             at = 0
@@ -101,6 +101,7 @@ class CommitterProcess:
                 if count:
                     self.queue.submit(0, first + at, place + at, count, kind, cookie)
                 at += count + 1
+        self.queue.attend(0)
 
     def _sleep(self) -> None:
         doorbell = self.queue.worker_doorbells[0]

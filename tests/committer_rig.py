@@ -70,6 +70,7 @@ class CommitterRig:
         self.log = self.recovered.writer
         self.queue.committer_ready()
         for worker in range(self.workers):
+            self.queue.empty_rings(worker)
             self.queue.attend(worker)
         self.next_place = [0] * self.workers
         self.outstanding = [0] * self.workers

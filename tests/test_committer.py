@@ -722,6 +722,7 @@ class TestWorkers:
         rig.plan()
         assert rig.core.batch_empty
         rig.outstanding[1] = 0
+        rig.queue.empty_rings(1)
         rig.queue.attend(1)
         cookie = rig.put(FIRST, b"new", worker=1)
         rig.commit()
@@ -734,6 +735,7 @@ class TestWorkers:
         assert core.take() == 0, "it submitted that to another one"
         rig.queue.committer_ready()
         assert core.take() == 0
+        rig.queue.empty_rings(0)
         rig.queue.attend(0)
         rig.queue.submit(0, FIRST, 0, 1, PUT, cookie)
         assert core.take() == 1

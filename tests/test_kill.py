@@ -20,6 +20,7 @@ from ingest.status import Status
 
 FIRST = ticket.parse("KILL000")
 WRITERS = 4
+RANGE = 1296 * 5_000_000  # tickets of one writer: no soak gets that far
 RECONNECT_TIMEOUT_S = 30.0
 
 
@@ -33,13 +34,15 @@ class Writer(threading.Thread):
         super().__init__(name=f"writer-{number}", daemon=True)
         self.rig = rig
         self.random = random.Random(seed * 1000 + number)
-        self.next = FIRST + number * 1296 * 5000
+        self.next = FIRST + number * RANGE
         self.saved: set[int] = set()
         self.recent: list[int] = []  # a few of `saved`, to come back to
         self.deleted: set[int] = set()
         self.maybe_deleted: set[int] = set()  # a delete was sent and not yet answered
         self.wrong: list[str] = []
         self.ended = threading.Event()
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
         self.breaks = 0
 
     def run(self) -> None:
@@ -47,6 +50,7 @@ class Writer(threading.Thread):
             try:
                 with Connection(self.rig.put_address, self.rig.keys) as connection:
                     while not self.ended.is_set():
+                        self.may_go_on.wait()
                         self.step(connection)
             except (OSError, ValueError):
                 self.breaks += 1
@@ -175,7 +179,11 @@ def cycles(data_dir: Path, count: int, seed: int, *flags: str) -> None:
                         rig.wait_gone()
                     rig.start(wait=False)
                 rig.wait_until_ready()
+            for writer in writers:
+                writer.may_go_on.clear()  # or they would fill the disk while their work is read back
             check(rig, writers, since)
+            for writer in writers:
+                writer.may_go_on.set()
         for writer in writers:
             writer.ended.set()
         for writer in writers:
@@ -192,6 +200,7 @@ def cycles(data_dir: Path, count: int, seed: int, *flags: str) -> None:
     finally:
         for writer in writers:
             writer.ended.set()
+            writer.may_go_on.set()
         rig.close()
 
 
