@@ -58,8 +58,9 @@ class TestLife:
 
     def test_long_runs(self, data):
         with CommitterProcess(data) as committer:
-            committer.start()
-            assert committer.wait(*(committer.put(FIRST + 1296 * i, 1296) for i in range(5))) == [{S}] * 5
+            cookies = [committer.put(FIRST + 1296 * i, 1296) for i in range(5)]
+            committer.start()  # after the puts: so it finds them all at once
+            assert committer.wait(*cookies) == [{S}] * 5
             assert committer.queue.counter_row(1)[metrics.INDEX["BULK_FRAMES"]] > 0
             committer.kill()
             committer.start()

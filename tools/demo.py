@@ -83,7 +83,7 @@ class Server:
         assert self.process is not None
         try:
             said = json.loads((self.data / ".ingest" / "lock").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):  # not yet, or being written
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):  # not yet, or being written
             return False
         if said["pid"] != self.process.pid:  # left by the one before
             return False
