@@ -446,6 +446,8 @@ cdef class Committer:
                     self.packs.release(job.sequences[i].pack, job.sequences[i].slot, job.sequences[i].count)
                     self.packs.set_present(job.sequences[i].pack, job.sequences[i].slot, job.sequences[i].count)
             for i in range(job.sequence_count):
+                if job.sequences[i].error:
+                    continue  # released by bulk_done: its pack may be closed by now
                 error = self.packs.write_header(job.sequences[i].pack)
                 if error:
                     return error

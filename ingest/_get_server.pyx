@@ -493,12 +493,13 @@ cdef class GetServer:
             if c == NULL:
                 continue
             what = self.events[i].events
-            if what & (EPOLLHUP | EPOLLERR):
+            if what & EPOLLERR:
                 self._drop(c)
                 continue
-            if what & EPOLLRDHUP:
+            # HUP alone says that both sides have ended: what the peer sent before is still read, or closing would reset.
+            if what & (EPOLLRDHUP | EPOLLHUP):
                 c.at_end = 1
-            if what & (EPOLLIN | EPOLLRDHUP):
+            if what & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
                 c.readable = 1
                 self._queue_reading(c)
             if what & EPOLLOUT:

@@ -374,12 +374,13 @@ cdef class PutServer:
             if c == NULL:
                 continue
             what = self.events[i].events
-            if what & (EPOLLHUP | EPOLLERR):
+            if what & EPOLLERR:
                 self._drop(c)
                 continue
-            if what & EPOLLRDHUP:
+            # HUP alone says that both sides have ended: what the peer sent before is still read, or closing would reset.
+            if what & (EPOLLRDHUP | EPOLLHUP):
                 c.at_end = 1
-            if what & (EPOLLIN | EPOLLRDHUP):
+            if what & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
                 c.readable = 1
                 self._queue_reading(c)
             if what & EPOLLOUT and not c.writable:
@@ -741,6 +742,7 @@ cdef class PutServer:
 
     cdef void _check_deadlines(self, connection *c, double now) noexcept nogil:
         cdef int kind = -1
+        cdef double moved
         if c.state == CONNECTION_LINGERING:
             if c.linger_since < 0:
                 c.linger_since = now
@@ -750,7 +752,9 @@ cdef class PutServer:
         if c.readable and c.state == CONNECTION_OPEN:
             c.received_at = now  # it is we who do not read: the peer is not late
         if connection_unsent(c):
-            if now - c.sent_at >= UNREAD_ACKS_TIMEOUT:
+            # Up to the limit a client may send on and read later: it is late only when nothing moves either way.
+            moved = c.sent_at if connection_unsent(c) > self.unread_acks_max else max(c.received_at, c.sent_at)
+            if now - moved >= UNREAD_ACKS_TIMEOUT:
                 kind = CLOSED_UNREAD_ACKS
         elif c.state == CONNECTION_OPEN and c.carry_size:
             if now - c.received_at >= PARTIAL_FRAME_TIMEOUT:

@@ -45,7 +45,6 @@ cdef extern from "csrc/queue.h" nogil:
         atomic_u64 epoch
         atomic_u32 committer_sleeping
         atomic_u32 flags
-        atomic_u32 log_level
         atomic_u32 dirty_packs
         atomic_u64 log_used
     uint64_t ring_load(const atomic_u64 *p)
@@ -53,7 +52,6 @@ cdef extern from "csrc/queue.h" nogil:
     void ring_publish(atomic_u64 *p, uint64_t v)
     uint32_t word_load(const atomic_u32 *p)
     void word_store(atomic_u32 *p, uint32_t v)
-    uint32_t word_add(atomic_u32 *p, int v)
     void word_or(atomic_u32 *p, uint32_t v)
     void word_clear(atomic_u32 *p, uint32_t v)
     void full_fence()

@@ -78,6 +78,7 @@ class Place:
     delay: float = 0.0  # of the last restart
     due: float = 0.0  # RETIRING, RESTING: not started again before
     told_to_end: bool = False
+    exit_code: int = 0  # of the last one that ended; the negative number of a signal
 
     def back_off(self, now: float) -> None:
         """Sets ``due``: the first delay, then twice the last one each time, until one lived long enough."""
@@ -204,7 +205,7 @@ class Pool:
     # --- deaths ----------------------------------------------------------------------------------
 
     def _ended(self, place: Place) -> None:
-        code = self._reap(place)
+        code = place.exit_code = self._reap(place)
         place.state = State.RESTING
         place.back_off(time.monotonic())
         expected = self._draining and code in (0, -signal.SIGTERM)
@@ -261,6 +262,8 @@ class Pool:
             ([self._committer], self._admin),
         ):
             if all(other.state is State.DONE for other in before) and not place.told_to_end:
+                if place is self._committer and place.state is not State.RUNNING and place.exit_code != 0:
+                    self._clean = False  # nobody is there to flush: the log has it, the packs may not
                 self._tell_to_end(place)
         late = [place.name for place in self._places if place.state is not State.DONE]
         if now >= self._deadline and late:

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ingest import limits, sharding
+from ingest import _queue, limits, sharding
 from ingest._bulk import BulkJob
 from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
@@ -41,14 +41,12 @@ from ingest.store.store import Space
 log = logging.getLogger(__name__)
 
 EX_CORRUPT = 65  # durable bytes are not what they were: a new committer would find the same, the server stops
-EX_CONFIG = 78
 EX_SYNC_FAILED = 74  # the disk failed us: the pool starts a new committer, through recovery
 
 BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZE + 1024 * NOTE_SIZE
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
-NO_SPACE_FLAG = 2
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -91,6 +89,7 @@ class WriteBehind:
         self._spare: Future[None] | None = None
         self._grow_again_at = 0.0  # when a full disk did not let the log grow
         self._has_space = True
+        self.queue.clear_flag(_queue.NO_SPACE)  # the last committer's: this one looks for itself
         self._space_checked_at = 0.0
         self._poll = select.poll()
         self._poll.register(self.queue.committer_doorbell, select.POLLIN)
@@ -175,7 +174,8 @@ class WriteBehind:
         if failed_job:
             core.wake()
             raise SyncFailedError("a sync of packs failed")
-        jobs = core.plan(self._has_space and not self._out_of_space())
+        pending = core.pending_frames
+        jobs = core.plan(not self._out_of_space())
         for job in jobs:
             future = self._submit(job.run)
             self._jobs[future] = job
@@ -184,7 +184,7 @@ class WriteBehind:
             core.answer()
             if core.stalled:
                 self._begin_flush()
-            return bool(jobs)
+            return bool(jobs) or core.pending_frames < pending  # duplicates, for one, need no batch
         self._write_batch(taken_at)
         if core.stalled:
             self._begin_flush()
@@ -263,10 +263,10 @@ class WriteBehind:
             if (reason is None) != self._has_space:
                 self._has_space = reason is None
                 if reason is None:
-                    self.queue.clear_flag(NO_SPACE_FLAG)
+                    self.queue.clear_flag(_queue.NO_SPACE)
                     log.warning("%s: there is room again", self.store.data_dir)
                 else:
-                    self.queue.set_flag(NO_SPACE_FLAG)
+                    self.queue.set_flag(_queue.NO_SPACE)
                     log.error("%s: no space: %s", self.store.data_dir, reason)
         return not self._has_space
 

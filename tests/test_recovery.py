@@ -57,6 +57,26 @@ def remove_packs(rig: CommitterRig) -> None:
 
 
 class TestSteps:
+    @pytest.mark.parametrize("kind", ["put", "delete"])
+    def test_nothing_of_the_last_batch_is_readable_before_it_is_durable(self, rig, monkeypatch, kind):
+        """Its sync may have failed, or never begun: workers serve gets while recovery runs."""
+        rig.put(FIRST)
+        rig.commit()
+        rig.put(FIRST + 1) if kind == "put" else rig.delete(FIRST, 1)
+        log_batch(rig)
+        before = path_of(rig).read_bytes()
+
+        def fails(*_: object) -> None:
+            raise OSError(errno.EIO, "the disk")
+
+        monkeypatch.setattr(recovery, "_settle", fails)
+        rig.recovered.writer.close()
+        with pytest.raises(OSError, match="the disk"):
+            recover(rig.packs, rig.wal, LOG_ID, [KEYS.put], segment_size=SEGMENT_SIZE)
+        after = path_of(rig).read_bytes()
+        assert before[64:400] == after[64:400]  # the bits
+        assert before[sharding.slot_offset(0) :][:FRAME_SIZE] == after[sharding.slot_offset(0) :][:FRAME_SIZE]
+
     def test_planned_only(self, rig):
         rig.put(FIRST)
         rig.plan()

@@ -132,6 +132,13 @@ class TestOpen:
             Store.open(data)
         assert not (tmp_path / "victim").exists()
 
+    @pytest.mark.parametrize("name", ["store.json", "wal"])
+    def test_a_symbolic_link_for_what_is_ours(self, tmp_path, data, name):
+        (data / ".ingest" / name).rename(tmp_path / "elsewhere")
+        (data / ".ingest" / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ConfigError, match="symbolic link"):
+            Store.open(data)
+
     def test_an_unknown_layout(self, tmp_path):
         with pytest.raises(ConfigError, match="layout 'tree' is not in this version"):
             Store.open(tmp_path, layout="tree")

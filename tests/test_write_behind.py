@@ -14,7 +14,7 @@ import pytest
 from committer_process import FIRST, CommitterProcess
 from put_rig import frame
 
-from ingest import limits, metrics, sharding
+from ingest import _queue, limits, metrics, sharding
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.log_reader import LogReader
@@ -330,6 +330,39 @@ with CommitterProcess(Path({data!r})) as committer:
     committer.wait(*cookies)
     print(json.dumps([committer.wait_end(), [status.name for cookie in cookies for status in committer.answers[cookie]]]))
 """
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_new_pack_s_header_is_written_back_before_its_slots_go_past_the_page_cache(data, tmp_path):
+    """Or a power cut could keep the size that the slots give the file, and not the header."""
+    script = BULK_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data)).replace(
+        "wait_end()", "stop()"
+    )
+    trace = tmp_path / "strace.log"
+    subprocess.run(
+        ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=pwrite64,sync_file_range", "-s", "8",
+         sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        check=True, timeout=120, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    last: dict[str, str] = {}  # the call before, of each thread
+    direct = 0
+    for line in trace.read_text().splitlines():
+        thread, call = line.split(maxsplit=1)
+        if call.startswith("pwrite64") and ", 1908736, 4096) = " in call:
+            direct += 1
+            assert last[thread].startswith("sync_file_range") and ", 0, 4096, " in last[thread], last[thread]
+            assert last[thread].endswith("= 0")
+        last[thread] = call
+    assert direct == 2
+
+
+def test_a_new_committer_looks_for_space_itself(data):
+    with CommitterProcess(data) as committer:
+        committer.queue.set_flag(_queue.NO_SPACE)  # as the one before left it
+        committer.start()
+        assert committer.wait(committer.put(FIRST, 1)) == [{S}]
+        assert not committer.queue.flags & _queue.NO_SPACE
 
 
 def test_syncfs_says_what_failed():

@@ -34,7 +34,6 @@ typedef struct {
     int slots;
     int claimed_count;   /* slots claimed: while there are any, the pack stays in the table */
     int touched;         /* header changed in this commit and not written yet */
-    uint64_t opened;     /* flushes begun by then: a later one that ended makes its directories durable */
     uint8_t header[PACK_SECTOR];
     uint8_t claimed[PACK_BITMAP];
 } pack_state;

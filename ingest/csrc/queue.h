@@ -62,16 +62,9 @@ typedef struct {
     _Alignas(64) _Atomic uint64_t epoch;
     _Alignas(64) _Atomic uint32_t committer_sleeping; /* committer: ring the doorbell after a run */
     _Atomic uint32_t flags;                           /* node_flag */
-    _Atomic uint32_t log_level;                       /* of the parent's last HUP */
     _Atomic uint32_t dirty_packs;                     /* packs that the log still covers */
     _Atomic uint64_t log_used;                        /* bytes */
 } queue_header;
-
-static inline uint32_t queue_pending(const queue_ring *r)
-{
-    return (uint32_t)(atomic_load_explicit(&r->run_tail, memory_order_acquire) -
-                      atomic_load_explicit(&r->run_head, memory_order_relaxed));
-}
 
 /* The producer's half: write entry [tail & mask], then publish. */
 static inline void ring_publish(_Atomic uint64_t *tail, uint64_t value)
@@ -83,7 +76,6 @@ static inline uint64_t ring_load(const _Atomic uint64_t *p) { return atomic_load
 static inline void ring_store(_Atomic uint64_t *p, uint64_t v) { atomic_store_explicit(p, v, memory_order_release); }
 static inline uint32_t word_load(const _Atomic uint32_t *p) { return atomic_load_explicit(p, memory_order_seq_cst); }
 static inline void word_store(_Atomic uint32_t *p, uint32_t v) { atomic_store_explicit(p, v, memory_order_seq_cst); }
-static inline uint32_t word_add(_Atomic uint32_t *p, int32_t v) { return atomic_fetch_add(p, (uint32_t)v) + (uint32_t)v; }
 /* The same, but a count never goes below 0: a ring that was emptied forgot those that came before. */
 static inline void word_add_above_zero(_Atomic uint32_t *p, int32_t v)
 {

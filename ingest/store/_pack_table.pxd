@@ -18,7 +18,6 @@ cdef extern from "csrc/pack_table.h" nogil:
         int slots
         int claimed_count
         int touched
-        uint64_t opened
         uint8_t *header
         uint8_t *claimed
     ctypedef struct pack_table:
@@ -42,8 +41,6 @@ cdef class PackTable:
     cdef pack_table table
     cdef readonly int data_fd
     cdef readonly bytes store_id
-    cdef readonly uint64_t flushes_started   # syncfs calls; a pack that was opened before a finished one …
-    cdef readonly uint64_t flushes_done      # … began has its directories on disk
     cdef readonly int dirty_count            # packs written to since the last flush began
     cdef readonly int flushing_count         # packs that the flush under way is to make durable
     cdef readonly uint64_t created

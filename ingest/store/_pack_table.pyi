@@ -9,8 +9,6 @@ class LostHeaderError(CorruptionError):
 class PackTable:
     data_fd: int
     store_id: bytes
-    flushes_started: int
-    flushes_done: int
     dirty_count: int
     flushing_count: int
     created: int

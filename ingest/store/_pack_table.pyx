@@ -126,7 +126,6 @@ cdef class PackTable:
             return NULL
         p.id = pack
         p.slots = ROOT_PACK_SLOTS if pack == 0 else PACK_SLOTS
-        p.opened = self.flushes_started
         error[0] = self._open(p)
         if error[0] == EMFILE or error[0] == ENFILE:
             # Others used up the descriptors that we counted on: make do with fewer.
@@ -235,14 +234,12 @@ cdef class PackTable:
 
     def flush_begins(self):
         """A syncfs is about to start: what is dirty now is what it makes durable."""
-        self.flushes_started += 1
         self.flushing_count = self.dirty_count
         self._dirty = set()
         self.dirty_count = 0
 
     def flush_done(self):
         """The syncfs that was started last returned 0."""
-        self.flushes_done = self.flushes_started
         self.flushing_count = 0
 
     # --- for recovery and tests, where speed does not matter ------------------------------------

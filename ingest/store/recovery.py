@@ -53,14 +53,11 @@ def recover(
     reader = LogReader(wal_dir, log_id, segment_size)
     replay = Replay(packs, put_keys, lambda: logged_puts(wal_dir, log_id, segment_size))
     batches = 0
-    last: Batch | None = None
     for batch in reader.batches():
+        if batch.header.number == reader.number:
+            _settle(batch, sync)  # before anything of it can be read: workers serve gets meanwhile
         replay.batch(batch)
         batches += 1
-        last = batch
-        if batch.header.number == reader.number:
-            _settle(batch, sync)
-    del last
     packs.write_headers()
     in_use: list[Segment] = []
     free: list[Segment] = []

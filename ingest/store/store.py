@@ -77,6 +77,11 @@ class Store:
     ) -> Store:
         path = data_dir / META / "store.json"
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
+        for inside in (path, data_dir / META / "wal"):
+            if inside.is_symlink():
+                raise ConfigError(
+                    f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
+                )
         if not path.exists():
             _refuse_foreign_files(data_dir)
             log_id = _make_log_directory(wal, data_dir)
