@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import independent_client
 import pytest
 from node_rig import Connection, NodeRig, data_of, delete_frame, put_frames, read_exactly, running_node
 
@@ -104,6 +105,15 @@ def test_half_a_frame_at_the_end_is_dropped(node: NodeRig, own: int) -> None:
         assert [status for _, status in connection.acks(1)] == [Status.SAVED]
         assert connection.sock.recv(1) == b""
     assert statuses(node.get(own, 2)) == [Status.SAVED, Status.MISSING]
+
+
+def test_a_client_written_from_the_document_alone(node: NodeRig, own: int) -> None:
+    shared_key = bytes.fromhex((node.data_dir / ".ingest" / "key").read_text().split()[0])
+    client = independent_client.Client(node.put_address, node.get_address, shared_key)
+    name = ticket.format(own)
+    assert client.put(name, data_of(own)) == Status.SAVED
+    assert client.get(name) == (Status.SAVED, data_of(own))
+    assert client.put(name, data_of(own, 1)) == Status.CONFLICT
 
 
 # --- bad frames -------------------------------------------------------------------------------------
