@@ -458,7 +458,6 @@ cdef class Committer:
     cdef int _apply_puts(self) noexcept nogil:
         cdef int i = 0, j, error, frames
         cdef placed *b
-        cdef placed *next_
         while i < self.batch_count:
             b = &self.batch[i]
             frames = b.it.count

@@ -161,7 +161,7 @@ static inline void pack_path(int64_t id, char *path)
     memcpy(path + at, "obj", 4);
 }
 
-/* Whether no slot that shares the block of byte `offset` with others, from slot `from` to before `to`, is alive. */
+/* Whether no slot from `from` to before `to` is alive: neither present nor claimed. Slots that don't exist are dead. */
 static int slots_dead(const pack_state *p, int from, int to)
 {
     if (from < 0)

@@ -7,7 +7,7 @@ A batch is written only after the sync of the one before it returned, so only th
     nothing, or bytes that do not check          | the end; a torn batch was never acked
     bytes that do not check, then a whole batch  | corruption: refuse to start
     with a later number                          |
-    a gap in the uses of segments                | corruption: refuse to start
+    a batch that the packs lack is not there     | corruption: refuse to start
 """
 
 from __future__ import annotations
