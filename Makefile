@@ -5,12 +5,13 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
 
-.PHONY: help venv build dev demo test lint format bench soak clean
+.PHONY: help venv build dev demo test lint format bench soak faults clean
 
 help:
 	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way"
 	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
 	@echo "make bench   all benchmarks     make soak    the long kill test   make clean   as after the clone"
+	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
 	@echo "make build   only build, into $(VENV)"
 
 # Stamps: each step runs again only when what it depends on is newer.
@@ -63,6 +64,10 @@ bench: dev
 
 soak: dev
 	@$(RUN) -m pytest -m soak --timeout=0 tests
+
+# PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
+faults: dev
+	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)')
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

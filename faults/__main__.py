@@ -1,0 +1,104 @@
+"""`python -m faults --part N`: one part in its long form; its result goes to `faults/results/` and into `docs/faults.md`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import random
+import tempfile
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+
+from bench import report
+from bench.scratch import file_system
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+DOCUMENT = HERE.parent / "docs" / "faults.md"
+PARTS = ("kill", "steps", "power_cut", "call_order", "failing_calls", "corruption", "wire")  # part 1 first
+BEGIN, END = "<!-- results: written by python -m faults -->\n", "<!-- end of results -->\n"
+
+
+def part(number: int) -> ModuleType:
+    """The module of part `number`."""
+    return importlib.import_module(f"faults.{PARTS[number - 1]}")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The results as a table in Markdown."""
+    lines = [
+        "| part | what | cases | losses | seconds | seed | what was really tested | date, commit, machine |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in result["counts"].items())
+        losses = f"NOT RUN: {result['not_run']}" if result["not_run"] else str(len(result["losses"]))
+        machine = result["machine"]
+        lines.append(
+            f"| {result['part']} | {result['title']} | {result['cases']:,} | {losses} | {result['seconds']:.0f} "
+            f"| {result['seed']} | {counts} | {result['date']}, {result['commit']}, {machine['cpu']}, "
+            f"{machine['cores']} cores, {machine['file_system']}, Linux {machine['kernel']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_document() -> None:
+    """Puts the table of all committed results into `docs/faults.md`, between its two marks."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("part-*.json"))]
+    before, _, rest = DOCUMENT.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    DOCUMENT.write_text(before + BEGIN + table(results) + END + after)
+
+
+@click.command()
+@click.option(
+    "--part", "number", type=click.IntRange(1, len(PARTS)), required=True, help="Which part, 1 to 7."
+)
+@click.option("--seed", type=int, help="Repeat a run; by default one is drawn and printed.")
+@click.option("--cases", type=click.IntRange(min=1), help="How many, instead of the long run's number.")
+@click.option("--directory", type=click.Path(path_type=Path, file_okay=False), help="Where the data go.")
+def main(number: int, seed: int | None, cases: int | None, directory: Path | None) -> None:
+    """Runs one part of the proof. Exits with 1 on a loss, and when the part could not run."""
+    module = part(number)
+    long_run = cases is None
+    seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
+    click.echo(f"part {number}, {module.TITLE}: seed {seed}, {cases or module.CASES} cases")
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(dir=directory, prefix="ingest-faults-") as place:
+        about = report.machine(Path(place), file_system(Path(place)))
+        outcome = module.run(seed, cases or module.CASES, Path(place))
+    seconds = time.monotonic() - began
+    for loss in outcome.losses:
+        click.echo(f"LOSS: {loss}")
+    if outcome.not_run:
+        click.echo(f"NOT RUN: {outcome.not_run}")
+    counts = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in outcome.counts.items())
+    click.echo(
+        f"part {number}: {outcome.cases} cases in {seconds:.0f} s, {len(outcome.losses)} losses ({counts}), seed {seed}"
+    )
+    if long_run and not outcome.not_run:
+        result = {
+            "part": number,
+            "title": module.TITLE,
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "commit": report.commit(),
+            "command": f"make faults PART={number} SEED={seed}",
+            "machine": about,
+            "seconds": round(seconds, 1),
+            "seed": seed,
+            "cases": outcome.cases,
+            "losses": outcome.losses,
+            "counts": outcome.counts,
+            "not_run": outcome.not_run,
+        }
+        report.write(RESULTS / f"part-{number}.json", result)
+        write_document()
+    raise SystemExit(0 if outcome.passed else 1)
+
+
+if __name__ == "__main__":
+    main()
