@@ -19,6 +19,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ingest._bulk cimport BulkJob, BulkPath, sequence
+from ingest._failpoints cimport (
+    STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_LOG, failpoint_passed, failpoints_armed,
+)
 from ingest._pending cimport Pending, item
 from ingest._queue cimport (
     RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring, ring_load,
@@ -457,6 +460,7 @@ cdef class Committer:
 
     cdef int _apply_puts(self) noexcept nogil:
         cdef int i = 0, j, error, frames
+        cdef int armed = failpoints_armed
         cdef placed *b
         while i < self.batch_count:
             b = &self.batch[i]
@@ -470,6 +474,8 @@ cdef class Committer:
             error = pwrite_all(b.pack.fd, self._staged(b.staged), <size_t>frames * FRAME, slot_offset(b.it.slot))
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_LOG)
             self.packs.release(b.pack, b.it.slot, frames)
             self.packs.set_present(b.pack, b.it.slot, frames)
             if j == self.batch_count or self.batch[j].pack != b.pack:
@@ -481,6 +487,7 @@ cdef class Committer:
 
     cdef int _apply_deletes(self) noexcept nogil:
         cdef int i, error
+        cdef int armed = failpoints_armed
         cdef delete_range *r
         for i in range(self.range_count):
             r = &self.ranges[i]
@@ -489,6 +496,8 @@ cdef class Committer:
             error = self.packs.write_header(r.pack)
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_LOG)
             # Only now: who reads zeros finds the deleted bit when it looks again.
             error = pack_zero_slots(r.pack, r.slot, r.count)
             if error:

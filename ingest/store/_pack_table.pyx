@@ -12,6 +12,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
 
+from ingest._failpoints cimport (
+    STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
+)
 from ingest._hmac cimport hmac_digest504
 
 import os
@@ -314,6 +317,8 @@ cdef class PackTable:
                     done += alike
             if error:
                 raise OSError(error, os.strerror(error), f"pack {p.id}")
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_RECOVERY)
             self.mark_dirty(p)
             self._replayed.add(p.id)
             i += count
@@ -324,6 +329,8 @@ cdef class PackTable:
         """Writes the headers of all packs that were replayed to, changed or not."""
         for pack in self._replayed:
             self.rewrite_header(pack)
+            if failpoints_armed:
+                failpoint_passed(STEP_BITS_SET, WAY_RECOVERY)
         self._replayed.clear()
 
     def replay_note(self, int64_t pack, int slot, int count):
@@ -348,6 +355,8 @@ cdef class PackTable:
             raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
         self.set_deleted(p, slot, count)
         error = self.write_header(p)
+        if failpoints_armed and error == 0:
+            failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY)
         if error == 0:
             error = pack_zero_slots(p, slot, count)
         if error:
