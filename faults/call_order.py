@@ -114,7 +114,9 @@ class Checker:
     # --- the log
 
     def check_log(self) -> None:
-        partial: dict[str, tuple[Written, int, int]] = {}  # by path: a batch whose rest is still to be written
+        partial: dict[
+            str, tuple[Written, int, int]
+        ] = {}  # by path: a batch whose rest is still to be written
         header_synced: dict[str, int] = {}
         previous: Written | None = None
         for call in self.calls:
@@ -132,7 +134,9 @@ class Checker:
                 )  # fmt: skip
                 self.claims(call, written.synced_to)
                 if header_synced.get(call.path, -1) > call.began:
-                    self.lose(call.began, f"batch {written.number} behind a segment header that was not synced")
+                    self.lose(
+                        call.began, f"batch {written.number} behind a segment header that was not synced"
+                    )
                 if previous is not None and previous.synced > call.began:
                     self.lose(call.began, f"batch {written.number} before batch {previous.number} was synced")
                 if call.result < call.size:
@@ -267,20 +271,22 @@ class Checker:
                     if call.ended < written.began and call.thread != written.thread and call.offset
                 ]
                 if not direct:
-                    self.lose(written.began, f"batch {number} notes slot {slot} of {path}, which nobody wrote")
+                    self.lose(
+                        written.began, f"batch {number} notes slot {slot} of {path}, which nobody wrote"
+                    )
                 elif self.synced_after(path, max(direct)) > written.began:
                     self.lose(written.began, f"batch {number} notes {path} before it was synced")
                 self.check_directories(number, written, path, made)
 
-    def check_directories(
-        self, number: int, written: Written, path: str, made: dict[str, list[int]]
-    ) -> None:
+    def check_directories(self, number: int, written: Written, path: str, made: dict[str, list[int]]) -> None:
         directory = path.rpartition("/")[0]
         while len(directory) >= len(self.data):
             entries = [line for line in made[directory] if line < written.began]
             # Of entries that others make meanwhile nothing is known: only those on the way to this pack count.
             if entries and self.synced_after(directory, min(entries)) > written.began:
-                self.lose(written.began, f"batch {number} notes {path} before its directory {directory} was synced")
+                self.lose(
+                    written.began, f"batch {number} notes {path} before its directory {directory} was synced"
+                )
             self.counts["directories"] += 1
             directory = directory.rpartition("/")[0]
 
@@ -298,7 +304,11 @@ class Checker:
         ]
         for written, after in zip(order, [*order[1:], None], strict=True):
             end = after.began if after is not None else FAR
-            mine = [call.ended for call in stores if call.thread == written.thread and written.ended < call.began < end]
+            mine = [
+                call.ended
+                for call in stores
+                if call.thread == written.thread and written.ended < call.began < end
+            ]
             applied.append((written.number, max(mine, default=written.ended)))
         for synced_to, line in sorted(self.claimed.items()):
             needed = max((end for number, end in applied if number <= synced_to), default=-1)
@@ -306,7 +316,9 @@ class Checker:
                 continue
             self.counts["recycled"] += 1
             if self.synced_after("syncfs", needed) > line:
-                self.lose(line, f"the log says that the packs hold batch {synced_to} durably: no syncfs says so")
+                self.lose(
+                    line, f"the log says that the packs hold batch {synced_to} durably: no syncfs says so"
+                )
 
 
 # --- the run ---------------------------------------------------------------------------------------

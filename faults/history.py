@@ -92,7 +92,9 @@ def check(rig: NodeRig, acked: Acked, maybe_deleted: set[int]) -> list[str]:
         position = 0
         while position < len(wanted):
             first = wanted[position]
-            count = 1  # up to the last one that a get of this one reaches, so that gaps are not read beyond it
+            count = (
+                1  # up to the last one that a get of this one reaches, so that gaps are not read beyond it
+            )
             while position + count < len(wanted) and wanted[position + count] < first + READ_COUNT:
                 count += 1
             found = get_range(sock, rig.keys, first, wanted[position + count - 1] - first + 1)

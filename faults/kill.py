@@ -54,7 +54,9 @@ def start_again(rig: NodeRig, chance: random.Random) -> int:
     return kills
 
 
-def stage(layout: str, cycles: int, chance: random.Random, directory: Path, counts: dict[str, int]) -> list[str]:
+def stage(
+    layout: str, cycles: int, chance: random.Random, directory: Path, counts: dict[str, int]
+) -> list[str]:
     """`cycles` cycles on one new store. Returns the losses, after which it ends."""
     rig = NodeRig(directory / "data", f"--layout={layout}", "--reserve=0")
     load: Load | None = None
@@ -109,6 +111,8 @@ def run(seed: int, cases: int, directory: Path) -> Outcome:
             losses = [f"{type(error).__name__}: {error}"]
         done, number = done + cycles, number + 1
         if losses:
-            return Outcome(seed, done, [f"stage {number}, layout {layout}: {loss}" for loss in losses[:20]], counts)
+            return Outcome(
+                seed, done, [f"stage {number}, layout {layout}: {loss}" for loss in losses[:20]], counts
+            )
         shutil.rmtree(home)
     return Outcome(seed, done, [], counts)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import random
 import re
 import shutil
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 

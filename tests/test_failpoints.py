@@ -118,7 +118,9 @@ def test_the_whole_server_dies(rig: NodeRig, action: str, way: str) -> None:
     assert rig.stop() == 0
 
 
-@pytest.mark.parametrize("step", ["log_written", "log_synced", "slots_written", "bits_set", "tombstone_written"])
+@pytest.mark.parametrize(
+    "step", ["log_written", "log_synced", "slots_written", "bits_set", "tombstone_written"]
+)
 def test_recovery_passes_its_steps(rig: NodeRig, step: str) -> None:
     rig.start()
     with Connection(rig.put_address, rig.keys) as connection:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from faults import call_order, strace
 from faults.call_order import Checker, LoggedBatch, Session
 from faults.strace import Call
-
 from ingest import ticket
 from ingest.limits import FRAME_SIZE
 from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
@@ -159,9 +159,7 @@ def test_what_is_right_passes() -> None:
         (lambda calls: moved(calls, "flushed", "note's bits"), "the log says that the packs hold batch 2 durably"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_seen(
-    change: Callable[[dict[str, Call]], dict[str, Call]], loss: str
-) -> None:
+def test_what_is_wrong_is_seen(change: Callable[[dict[str, Call]], dict[str, Call]], loss: str) -> None:
     found = losses(change(good()))
     assert any(line.startswith(loss) for line in found), found
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from faults import kill
-from faults.history import Acked, History, check
 from node_rig import data_of, put_frames, running_node
 
+from faults import kill
+from faults.history import Acked, History, check
 from ingest import ticket
 
 A = ticket.parse("HISTORY")
