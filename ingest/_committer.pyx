@@ -117,6 +117,7 @@ cdef class Committer:
     cdef uint8_t *staging
     cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
     cdef uint8_t *touched_workers
+    cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
     cdef readonly list disk_errors     # (pack, errno) met while opening packs, for the log
@@ -195,9 +196,10 @@ cdef class Committer:
 
     # --- plan ---------------------------------------------------------------------------------
 
-    def plan(self, bint space):
+    def plan(self, bint space, int log_errno=0):
         """Fills the batch from `pending`; returns the BulkJobs to be run now. Without `space` nothing new is stored.
 
+        With `log_errno`, the reason why there is no log at all, the batch stays empty: deletes are refused too.
         What can't be decided now stays pending: slots claimed by others, a full batch, too many dirty packs.
         """
         cdef list jobs = []
@@ -210,6 +212,7 @@ cdef class Committer:
             return jobs
         # A refused frame must not make a pack, or refusing would use up what the reserve keeps.
         self.packs.may_create = space
+        self.log_errno = log_errno
         while space and pending.frames >= BULK_PENDING:
             job = self.bulk.plan(pending)
             if job is None:
@@ -269,7 +272,7 @@ cdef class Committer:
                     part.count = alike
                 self._place(&part, p)
             elif state == SLOT_FREE:
-                self._answer_item(&part, NO_SPACE)
+                self._answer_item(&part, self._refusal(self.log_errno or ENOSPC))
             elif state == SLOT_DELETED:
                 self._answer_item(&part, DELETED)
             elif state == SLOT_PRESENT:
@@ -286,11 +289,15 @@ cdef class Committer:
 
     cdef int _refuse(self, item *it, int64_t pack, int error) except -1:
         """Answers an item whose pack can't be opened."""
-        if len(self.disk_errors) < 16:
+        cdef bint refused = error == ENOSPC and not self.packs.may_create    # there is none, and we make none
+        if not refused and len(self.disk_errors) < 16:
             self.disk_errors.append((pack, error))
-        self._answer_item(it, NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR)
+        self._answer_item(it, self._refusal(self.log_errno if refused and self.log_errno else error))
         self.pending.drop(it)
         return 0
+
+    cdef int _refusal(self, int error) noexcept nogil:
+        return NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR
 
     cdef int _place(self, item *it, pack_state *p) except -1:
         """Claims the slots of an item and copies its frames to the log's buffer."""
@@ -339,6 +346,10 @@ cdef class Committer:
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
+        if self.log_errno:
+            self._answer_item(it, self._refusal(self.log_errno))
+            self.pending.drop(it)
+            return 0
         if self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
             return 0
         if not 1 <= count <= 65536 or index + <int64_t>count - 1 > TICKET_INDEX_LAST:
@@ -402,7 +413,7 @@ cdef class Committer:
                 for j in range(s.item, s.item + s.items):
                     it = &job.items[j]
                     self.in_progress[it.worker] -= it.count
-                    self._answer_item(it, NO_SPACE if not job.error and s.error in (ENOSPC, EDQUOT) else ERROR)
+                    self._answer_item(it, ERROR if job.error else self._refusal(s.error))
                 if len(self.disk_errors) < 16:
                     self.disk_errors.append((s.pack.id, job.error or s.error))
         if not job.error:
