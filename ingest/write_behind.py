@@ -137,13 +137,14 @@ class WriteBehind:
         except OSError as error:
             raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {error}") from error
         self.log = recovered.writer
-        self.core.count_recovery(recovered.frames)
+        seconds = time.monotonic() - began
+        self.core.count_recovery(recovered.frames, int(seconds * 1e9))
         log.info(
             "recovered %d frames and %d deletes of %d batches in %.3f s%s",
             recovered.frames,
             recovered.deletes,
             recovered.batches,
-            time.monotonic() - began,
+            seconds,
             f"; the log ends torn ({recovered.torn})" if recovered.torn.startswith("batch") else "",
         )
 
@@ -205,12 +206,12 @@ class WriteBehind:
         except OSError as error:
             core.answer(failed=True)
             raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
-        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
         failure = core.apply()
         if failure:
             core.answer(failed=True)
             raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(failure)}")
         core.answer()
+        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         """Runs `work` in a thread and rings when the future is done (not before: it would be looked at in vain)."""
@@ -265,7 +266,7 @@ class WriteBehind:
         for pack, error in self.core.disk_errors:
             log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
         self.core.disk_errors.clear()
-        self.core.publish_gauges(self.log.used)
+        self.core.publish_gauges(self.log.used, self.log.allocated)
 
     def _end_spare(self, wait: bool = False) -> None:
         if self._spare is None or not (wait or self._spare.done()):
@@ -341,8 +342,8 @@ class WriteBehind:
             timeout = 1.0
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
-            if not self._has_space:
-                self._out_of_space()
+            # Also while nothing is put: whoever watches the node wants to know before the next put fails.
+            if self._out_of_space():
                 timeout = min(timeout, 0.25)
             if not self.log.segments and self._growth_errno:
                 timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
