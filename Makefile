@@ -50,9 +50,9 @@ demo: build
 test: dev
 	@$(RUN) -m pytest
 
-# Is it alive? The tests that are marked so.
+# Is it alive?
 smoke: dev
-	@$(RUN) -m pytest -m smoke tests
+	@$(RUN) -m pytest tests/test_smoke.py
 
 lint: dev
 	@$(RUN) -m ruff check .

@@ -58,6 +58,7 @@ def flip_frames(target: Target, frame: bytes, bits: Sequence[int]) -> None:
         index = target.take()
         with target.talk() as talk:
             talk.send(b"".join(bad) + target.put_frame(index))
+            talk.end()
             if target.strict and len(bad) == limit:
                 wanted(split(talk.rest()), answers(bad), "acks of flipped frames up to the limit")
             else:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from node_rig import data_of
+
+from ingest import ticket
 
 from faults import wire
 from faults.wire_client import Target, well_formed
@@ -47,6 +51,27 @@ def test_each_round_of_these(target: Target, kind: str) -> None:
     (found,) = (one for one in wire.KINDS if one.name == kind)
     found.run(target, found.cases[:20])
     assert target.look() == []
+
+
+def test_flipped_bits_of_a_ticket(target: Target) -> None:
+    wire.flip_put(target, range(64))
+    wire.flip_delete(target, range(64))
+    assert target.look() == []
+
+
+def test_http_shows_nothing_that_fails_its_checksum(target: Target) -> None:
+    index = target.take()
+    wire.put(target, index)
+    host, port = target.rig.admin_address
+    url = f"http://{host}:{port}/{ticket.tree_path(ticket.format(index))}"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        assert answer.read() == data_of(index)
+    for path in target.rig.data_dir.rglob("obj"):
+        content = bytearray(path.read_bytes())
+        content[content.index(data_of(index)) + 700] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(urllib.error.HTTPError, match="500"):
+        urllib.request.urlopen(url, timeout=30)
 
 
 def test_the_limit_of_bad_frames(target: Target) -> None:
