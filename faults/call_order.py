@@ -4,10 +4,10 @@ The rules (docs/architecture.md, "Guarantees, and what they rest on"):
 
     ack         SAVED or DELETED is sent after an fdatasync of the segment that has the frame's batch returned 0; it began
                 after the batch was written whole, and that began after the frame was received
-    log         a batch is written after the sync of the one before it; the first one of a segment after the sync of its header
+    log         a batch is written after the sync of the one before it; the first one of a segment after that of its header
     bit         a pack's header shows a slot present or deleted only after the sync of the batch that says so
-    bulk        a note is written after its pack's fdatasync, which began after the last direct write; and after each directory
-                in which something was made on the way to the pack was synced
+    bulk        a note is written after its pack's fdatasync, which began after the last direct write; and after each
+                directory in which something was made on the way to the pack was synced
     recycle     the log says "synced to N" only after a syncfs that began when the packs had all of the batches up to N
 
 What the log holds is read from its segments, what went through the sockets is known to the client.
@@ -160,7 +160,7 @@ class Checker:
     # --- acks
 
     def check_acks(self) -> None:
-        where = {}
+        where: dict[bytes, int] = {}
         for number, batch in sorted(self.batches.items()):
             for index in (*batch.puts, *batch.deletes):
                 where.setdefault(ticket.index_to_wire(index), number)

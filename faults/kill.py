@@ -1,7 +1,7 @@
 """Part 1: kill -9 of a random worker, the committer, the parent, or all, under load, and again during recovery.
 
-A cycle: so many acks, a kill, the server is there again without a hand (a parent that died is started again by us, in a third
-of the cases after a second kill in the middle of the start), everything acknowledged in the cycle is read back. After
+A cycle: so many acks, a kill, the server is there again without a hand (a parent that died is started again by us, in a
+third of the cases after a second kill in the middle of the start), everything acknowledged in the cycle is read back. After
 `STAGE` cycles everything of the history is read back, before and after a clean restart, and a new store begins.
 """
 

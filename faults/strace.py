@@ -29,7 +29,7 @@ _SIZE_AND_OFFSET = re.compile(r", (\d+), (\d+)$")
 
 
 def command(log: Path) -> list[str]:
-    """To be put before the command that is traced. With its filter the kernel stops only for the calls that are asked for."""
+    """To be put before the command that is traced. Its filter has the kernel stop only for the calls that are asked for."""
     return ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", str(STRING_MAX), "-e", "signal=none",
             "-e", f"trace={NAMES}", "-o", str(log)]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Part 7: the wire. Every record broken in every way against real servers, and after it the store holds what was acknowledged.
+"""Part 7: the wire. Every record, broken in every way, against real servers; the store then holds what was acknowledged.
 
 Each kind of case is a list of parameters and a function that takes some of them at once; a case counts when its answers
 are exactly those of docs/protocol.md. One server has the default limit of bad frames, which ends a connection at the third,

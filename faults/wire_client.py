@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from blake3 import blake3
 from node_rig import NodeRig, data_of, get_range, read_exactly
 
-from ingest import mac, sharding, ticket
+from ingest import sharding, ticket
 from ingest._hmac import sign
 from ingest.limits import ACK_SIZE, FRAME_SIZE, RUN_HEADER_SIZE
 from ingest.status import Status
@@ -38,7 +39,7 @@ def frame_of(name: bytes, data: bytes, key: bytes) -> bytes:
 def request_of(name: bytes, count: int, key: bytes) -> bytes:
     """A signed get or inventory request for any 8 bytes of ticket and any count below 2^64."""
     head = name + struct.pack(">Q", count)
-    return head + mac.blake3(head, key=key).digest(8)
+    return head + blake3(head, key=key).digest(8)
 
 
 def flipped(record: bytes, bit: int) -> bytes:

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from node_rig import data_of
 
-from ingest import ticket
-
 from faults import wire
 from faults.wire_client import Target, well_formed
+from ingest import ticket
 
 
 def test_the_store_holds_what_was_acknowledged_whatever_came(tmp_path: Path) -> None:

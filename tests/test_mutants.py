@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from mutants.catalogue import CONTROL, MUTANTS, Edit, Mutant
 from mutants.scratch import ROOT, read_report
 
