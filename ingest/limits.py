@@ -52,6 +52,10 @@ BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
 )
 DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of a recovery
+DIRTY_FILES_MAX = 65_536  # of layout tree, the same: a recovery makes about 15,000 of them in a second
+BATCH_ERASED_FILES_MAX = (
+    512  # of layout tree at once, about 30 ms: a delete of 65,536 tickets leaves others a turn
+)
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories

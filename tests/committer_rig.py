@@ -39,7 +39,6 @@ class CommitterRig:
         open_max: int = 256,
         put_keys: list[bytes] | None = None,
         sync: bool = True,
-        bulk_jobs: int = limits.BULK_JOBS,
         log_size: int = 4 * SEGMENT_SIZE,
     ) -> None:
         self.data = root / "data"
@@ -48,7 +47,7 @@ class CommitterRig:
         self.wal.mkdir(exist_ok=True)
         self.workers, self.places, self.open_max, self.sync = workers, places, open_max, sync
         self.put_keys = put_keys or [KEYS.put]
-        self.bulk_jobs, self.log_size = bulk_jobs, log_size
+        self.log_size = log_size
         self.cookie = 0
         self.open()
 
@@ -57,7 +56,7 @@ class CommitterRig:
         self.queue = Queue(self.workers, self.places)
         self.queue.committer_gone()
         self.packs = PackTable(self.data_fd, STORE_ID, self.open_max)
-        self.core = Committer(self.queue, self.packs, self.put_keys, bulk_jobs=self.bulk_jobs, sync=self.sync)
+        self.core = Committer(self.queue, self.packs, self.put_keys, sync=self.sync)
         self.recovered: Recovered = recover(
             self.packs,
             self.wal,

@@ -1,6 +1,6 @@
 """A data directory: its identity, its lock, its space. `docs/format.md`, "The data directory".
 
-DATA/AA/BB/CC/obj      packs
+DATA/AA/BB/CC/obj      packs, or in layout tree a chunk each
 DATA/.ingest/          everything else, 0700
     store.json         what the store is; written once, then only to add keys
     lock               held (flock) by the parent and, inherited, by all its processes
@@ -23,11 +23,12 @@ from typing import Any
 from ingest import limits
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
+from ingest.store import tree
+from ingest.store.layout import LAYOUTS
 from ingest.store.log_writer import sync_directory
 
 FORMAT_VERSION = 1
 META = ".ingest"
-LAYOUTS = ("pack",)
 LOG_ID_FILE = "log.json"
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _HEX_KEY_ID = re.compile(r"[0-9a-f]{16}")
@@ -84,6 +85,8 @@ class Store:
                 )
         if not path.exists():
             _refuse_foreign_files(data_dir)
+            if layout == "tree":
+                tree.check_file_system(data_dir / META)
             log_id = _make_log_directory(wal, data_dir)
             write_json(
                 path,
