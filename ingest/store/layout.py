@@ -5,11 +5,9 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterable
 from typing import Protocol
 
-from ingest import limits
 from ingest.mac import SubKeys
 from ingest.store._pack_reader import PackReader
 from ingest.store._pack_table import PackTable
