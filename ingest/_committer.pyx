@@ -343,7 +343,7 @@ cdef class Committer:
         """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
         cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
         cdef uint64_t count = get_be(frame + DATA, 8)
-        cdef int64_t index = it.first
+        cdef int64_t index = it.first, made, room = self.packs.room if self.packs.may_create else 0
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
@@ -360,9 +360,11 @@ cdef class Committer:
             p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), 0, &error)
             if p == NULL:
                 break
-            error = self.packs.admit_tombstones(p, ticket_slot(index), most)
-            if error:
+            made = self.packs.admit_tombstones(p, ticket_slot(index), most, room)
+            if made < 0:
+                error = <int>-made
                 break
+            room -= made
             i = 0
             while i < most:
                 i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
@@ -388,6 +390,7 @@ cdef class Committer:
             elif error:
                 self._refuse(it, ticket_pack(index), error)
             return 0
+        self.packs.room = room
         for i in range(first_range, self.range_count):
             self.packs.mark_dirty(self.ranges[i].pack, self.ranges[i].count)
             self.delete_tickets += self.ranges[i].count

@@ -59,6 +59,12 @@ BATCH_ERASED_FILES_MAX = (
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
+RESERVE_INODES_TREE = (
+    12_288  # kept free in layout tree: a file and a directory for each frame of a batch, and half as much
+)
+TREE_FILE_SIZE = (
+    8192  # bytes that a file and its directory take on most file systems: what a tombstone may need
+)
 OPEN_PACKS_MAX = 8192  # descriptors of the committer: the dirty packs of two flushes
 BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: below, the log answers sooner
 BULK_JOB_FRAMES_MAX = 8 * PACK_SLOTS  # frames of one bulk job, 15 MB: about 8 ms of a fast disk

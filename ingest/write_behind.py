@@ -74,7 +74,9 @@ class WriteBehind:
         self.packs = layout.make_table(node.store, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2)))
         self.put_keys = [keys.put for keys in node.keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
-        self.space = Space(node.store.data_fd, node.store.wal_dir, node.config.reserve)
+        self.space = Space(
+            node.store.data_fd, node.store.wal_dir, node.config.reserve, self.packs.inodes_reserve
+        )
         self.threads = ThreadPoolExecutor(limits.BULK_JOBS + 2, thread_name_prefix="committer")
         self.stopping = False
         self._jobs: dict[Future[None], BulkJob] = {}
@@ -264,6 +266,7 @@ class WriteBehind:
         if now - self._space_checked_at >= SPACE_CHECK_INTERVAL_S:
             self._space_checked_at = now
             reason = self.space.check(self.log.unallocated)
+            self.packs.room = self.space.tombstones
             if (reason is None) != self._has_space:
                 self._has_space = reason is None
                 if reason is None:

@@ -99,6 +99,7 @@ cdef class PackTable(SlotTable):
         self._dirty_last = -1
         self.dirty_max = DIRTY_MAX
         self.bulk_jobs = limits.BULK_JOBS
+        self.inodes_reserve = limits.RESERVE_INODES
         self.erase_max = 0x7fffffff      # a pack's worth takes two system calls
 
     # --- layout pack

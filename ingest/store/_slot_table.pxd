@@ -39,7 +39,9 @@ cdef class SlotTable:
     cdef readonly int erase_max              # tickets that one step of a delete may erase: others wait for it
     cdef readonly uint64_t created           # packs made
     cdef readonly int64_t claimed            # slots, of all packs
-    cdef public bint may_create              # else a pack that is not there is ENOSPC
+    cdef readonly int inodes_reserve         # to be kept free, so that what is logged can be applied
+    cdef public bint may_create              # else what would have to make a file is ENOSPC
+    cdef public int64_t room                 # tombstones that may take a file of their own now
     cdef set _dirty
 
     # --- what a layout does, in the order in which a commit calls it
@@ -49,8 +51,8 @@ cdef class SlotTable:
     cdef int _open(self, pack_state *p) noexcept
     # Has the states of some slots in `p`: 0 or an errno.
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil
-    # Whether there is space for tombstones of these slots: 0 or an errno.
-    cdef int admit_tombstones(self, pack_state *p, int slot, int count) noexcept nogil
+    # How many files tombstones of these slots may have to make, or a negative errno: -ENOSPC when that is more than `room`.
+    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil
     # Counts what these slots make dirty, once they are in the batch.
     cdef int mark_dirty(self, pack_state *p, int count) except -1
     # Writes frames into free slots: 0 or an errno. Their bits are set then, and `publish` called.

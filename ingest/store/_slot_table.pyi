@@ -9,7 +9,9 @@ class SlotTable:
     erase_max: int
     created: int
     claimed: int
+    inodes_reserve: int
     may_create: bool
+    room: int
     def __init__(self, data_fd: int, store_id: bytes, open_max: int) -> None: ...
     def __len__(self) -> int: ...
     @property

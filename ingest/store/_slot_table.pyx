@@ -7,7 +7,9 @@ both it is the unit in which claims, states and descriptors are kept here. `Pack
 
 from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc
+
+from ingest import limits
 
 
 cdef extern from "csrc/frame.h" nogil:
@@ -38,6 +40,7 @@ cdef class SlotTable:
         self.data_fd = data_fd
         self._dirty = set()
         self.may_create = True
+        self.room = limits.RANGE_COUNT_MAX
 
     def __dealloc__(self):
         pack_table_free(&self.table)
@@ -59,7 +62,7 @@ cdef class SlotTable:
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0
 
-    cdef int admit_tombstones(self, pack_state *p, int slot, int count) noexcept nogil:
+    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil:
         return 0
 
     cdef int mark_dirty(self, pack_state *p, int count) except -1:

@@ -6,6 +6,4 @@ from ingest.store._slot_table cimport SlotTable, pack_state
 
 
 cdef class TreeTable(SlotTable):
-    cdef public int64_t room                 # files that may be made for tombstones now
-
     cdef pack_state *_must(self, int64_t pack, int slot, int count) except NULL

@@ -45,7 +45,7 @@ cdef class TreeTable(SlotTable):
         self.dirty_max = DIRTY_MAX
         self.bulk_jobs = 0
         self.erase_max = limits.BATCH_ERASED_FILES_MAX
-        self.room = 1 << 62
+        self.inodes_reserve = limits.RESERVE_INODES_TREE
 
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0 if tree_knows(p, slot, count) else tree_do(self.data_fd, p, slot, count, TREE_KNOW, NULL)
@@ -54,19 +54,16 @@ cdef class TreeTable(SlotTable):
         self.dirty_count += count
         return 0
 
-    cdef int admit_tombstones(self, pack_state *p, int slot, int count) noexcept nogil:
+    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil:
         cdef int error, i, made = count
-        if count > self.room:
-            # Where something is stored a tombstone takes nothing. To know that costs as much as the tombstones do.
+        if made > room:
+            # Where something is stored a tombstone takes nothing; but to know that takes as long as to make it.
             error = self._know(p, slot, count)
             if error:
-                return error
+                return -error
             for i in range(slot, slot + count):
                 made -= bit_get(p.header + PACK_PRESENT, i) or bit_get(p.header + PACK_DELETED, i)
-        if made > self.room:
-            return ENOSPC
-        self.room -= made
-        return 0
+        return made if made <= room else -ENOSPC
 
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
         return tree_do(self.data_fd, p, slot, count, TREE_WRITE, frames)    # of known slots: who claimed them knew
