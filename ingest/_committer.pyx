@@ -20,6 +20,9 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ingest._bulk cimport BulkJob, BulkPath, sequence
+from ingest._failpoints cimport (
+    STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_LOG, failpoint_passed, failpoints_armed,
+)
 from ingest._pending cimport Pending, item
 from ingest._queue cimport (
     RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring, ring_load,
@@ -496,6 +499,7 @@ cdef class Committer:
 
     cdef int _apply_puts(self) noexcept nogil:
         cdef int i = 0, j, error, frames
+        cdef int armed = failpoints_armed
         cdef placed *b
         while i < self.batch_count:
             b = &self.batch[i]
@@ -509,6 +513,8 @@ cdef class Committer:
             error = self.packs.write(b.pack, b.it.slot, frames, self._staged(b.staged))
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_LOG)
             self.packs.release(b.pack, b.it.slot, frames)
             self.packs.set_present(b.pack, b.it.slot, frames)
             if j == self.batch_count or self.batch[j].pack != b.pack:
@@ -528,6 +534,7 @@ cdef class Committer:
     cdef int _erase(self) noexcept nogil:
         """Takes one step: others wait for it."""
         cdef int error, count, slot, left = self.packs.erase_max
+        cdef int armed = failpoints_armed
         cdef int64_t before
         cdef delete_range *r
         while self.range_erased < self.range_count and left > 0:
@@ -542,6 +549,8 @@ cdef class Committer:
             error = self.packs.publish(r.pack)
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_LOG)
             # Only now: who reads zeros finds the deleted bit when it looks again.
             error = self.packs.erase(r.pack, r.slot, count)
             if error:

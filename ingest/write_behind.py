@@ -29,7 +29,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ingest import _queue, limits, sharding
+from ingest import _failpoints, _queue, limits, sharding
 from ingest._bulk import BulkJob
 from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
@@ -185,6 +185,8 @@ class WriteBehind:
             raise SyncFailedError("a sync of packs failed")
         pending = core.pending_frames
         jobs = core.plan(not self._out_of_space())
+        if jobs or core.puts or core.delete_frames:
+            _failpoints.passed(_failpoints.CLAIMED, _failpoints.BULK if jobs else _failpoints.LOG)
         for job in jobs:
             future = self._submit(job.run)
             self._jobs[future] = job
@@ -210,7 +212,10 @@ class WriteBehind:
         except OSError as error:
             core.answer(failed=True)
             raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
-        self._settle(core.apply())
+        failure = core.apply()
+        if not failure:
+            _failpoints.passed(_failpoints.BITS_SET, _failpoints.BULK if notes else _failpoints.LOG)
+        self._settle(failure)
         core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
 
     def _settle(self, failure: int) -> None:
@@ -340,10 +345,12 @@ class WriteBehind:
             raise SyncFailedError(
                 f"syncing the packs of {self.store.data_dir} failed: {error}; the log keeps them"
             ) from error
+        _failpoints.passed(_failpoints.PACKS_SYNCED)
         self._flush = None
         self._flushed_at = time.monotonic()
         self.packs.flush_done()
         self.log.recycle(self._flush_note)
+        _failpoints.passed(_failpoints.LOG_RECYCLED)
         self.core.count_flush(time.monotonic_ns() - self._flush_began)
 
     def _sleep(self) -> None:

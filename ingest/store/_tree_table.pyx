@@ -8,6 +8,9 @@ writer, so that stays true.
 from libc.errno cimport EMFILE, ENFILE, ENOSPC
 from libc.stdint cimport int64_t, uint8_t
 
+from ingest._failpoints cimport (
+    STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
+)
 from ingest.store._slot_table cimport (
     PACK_DELETED, PACK_PRESENT, SLOT_DELETED, SlotTable, bit_get, bits_fill, pack_state, slots_alike,
 )
@@ -131,6 +134,9 @@ cdef class TreeTable(SlotTable):
                 self.publish(p)
             if error:
                 raise OSError(error, os.strerror(error), _below(p.id))
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_RECOVERY)
+                failpoint_passed(STEP_BITS_SET, WAY_RECOVERY)
             self.mark_dirty(p, count)
             i += count
 
@@ -148,6 +154,8 @@ cdef class TreeTable(SlotTable):
             self.publish(p)
         if error:
             raise OSError(error, os.strerror(error), _below(pack))
+        if failpoints_armed:
+            failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY)
         self.mark_dirty(p, count)
 
     def write_headers(self):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest import limits, sharding, ticket
+from ingest import _failpoints, limits, sharding, ticket
 from ingest._hmac import verify
 from ingest.store._pack_table import LostHeaderError, PackTable
 from ingest.store._slot_table import SlotTable
@@ -88,7 +88,9 @@ def _settle(batch: Batch, sync: bool) -> None:
     """Writes the last whole batch once more and syncs it: if its sync had failed, only the drive's cache may have it."""
     if sync:
         write_all(batch.segment.fd, batch.body, batch.offset)
+        _failpoints.passed(_failpoints.LOG_WRITTEN, _failpoints.RECOVERY)
         os.fdatasync(batch.segment.fd)
+        _failpoints.passed(_failpoints.LOG_SYNCED, _failpoints.RECOVERY)
 
 
 def _keep_unused(segment: Segment, segment_size: int, free: list[Segment]) -> None:
