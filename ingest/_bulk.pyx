@@ -12,7 +12,7 @@ from ingest._failpoints cimport (
     STEP_PACKS_SYNCED, STEP_SLOTS_WRITTEN, WAY_BULK, failpoint_passed, failpoints_armed,
 )
 from ingest._queue cimport RUN_PUT, Queue
-from ingest.store._pack_table cimport SLOT_FREE, PackTable, pack_state, slots_alike
+from ingest.store._slot_table cimport SLOT_FREE, SlotTable, pack_state, slots_alike
 
 import mmap
 
@@ -93,7 +93,7 @@ cdef class BulkJob:
 cdef class BulkPath:
     """Which runs skip the log, in at most `jobs` jobs at a time."""
 
-    def __cinit__(self, Queue queue, PackTable packs, int jobs, bint sync):
+    def __cinit__(self, Queue queue, SlotTable packs, int jobs, bint sync):
         self.queue = queue
         self.packs = packs
         self.sync = sync
@@ -139,7 +139,7 @@ cdef class BulkPath:
                 if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != (pass_ == 0):
                     continue
                 error = 0
-                p = self.packs.get_to_write(sorted_[first].pack, &error)
+                p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
                 if p == NULL:
                     continue        # the way through the log will answer it
                 if slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE:
