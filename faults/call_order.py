@@ -246,12 +246,9 @@ class Checker:
             header = PackHeader.parse(call.data)
             pack = sharding.pack_id(header.prefix)
             return {(pack, slot) for bits in (header.present, header.deleted) for slot in bits_of(bits)}
-        if (
-            call.name == "fsetxattr"
-            and call.path.startswith(self.data)
-            and call.data.startswith(b"user.ingest.")
-        ):
-            index = ticket.parse(ticket.from_tree_path(call.path[len(self.data) + 1 :]))
+        path = call.path
+        if call.name == "fsetxattr" and path.startswith(self.data) and path.endswith("/obj"):
+            index = ticket.parse(ticket.from_tree_path(path[len(self.data) + 1 :]))
             return {(sharding.ticket_pack(index), sharding.ticket_slot(index))}
         return set()
 

@@ -21,7 +21,7 @@ from faults.layouts import LAYOUTS
 from faults.outcome import Outcome
 
 NUMBER, TITLE, CASES = 1, "kill -9 under load and in recovery", 500
-STAGE = 25  # cycles of one store: bounds the disk that a run takes
+STAGE = 25  # cycles of one store at most: bounds the disk that a run takes
 ACKS_MAX = {"pack": 20_000, "tree": 3_000}  # of one cycle: in layout tree each is a file
 
 
@@ -102,7 +102,7 @@ def run(seed: int, cases: int, directory: Path) -> Outcome:
     done = number = 0
     while done < cases:
         layout = LAYOUTS[number % len(LAYOUTS)]
-        cycles = min(STAGE, cases - done)
+        cycles = min(STAGE, cases - done, max(1, cases // len(LAYOUTS)))
         home = directory / f"stage-{number}"
         home.mkdir()
         try:

@@ -6,10 +6,10 @@ from faults import steps
 
 
 def test_nothing_acknowledged_is_lost_at_a_few_steps(tmp_path: Path) -> None:
-    outcome = steps.run(5, 6, tmp_path)
+    outcome = steps.run(5, 4, tmp_path)
     assert outcome.passed, outcome
     counts = outcome.counts
-    assert counts["struck_log"] + counts["struck_bulk"] + counts["struck_recovery"] == 6
+    assert counts["struck_log"] + counts["struck_bulk"] + counts["struck_recovery"] == 4
 
 
 def test_the_long_run_has_each_step_so_many_times() -> None:
