@@ -13,8 +13,9 @@ from pathlib import Path
 from mutants.catalogue import Mutant
 
 ROOT = Path(__file__).parent.parent
+# `build` is: setuptools compares with what lies there, and without it would compile everything.
 NOT_COPIED = shutil.ignore_patterns(
-    ".git", ".venv", "build", "results", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", ".benchmarks"
+    ".git", ".venv", "results", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", ".benchmarks"
 )
 TIMEOUT_S = 900
 ASSERTIONS = ("AssertionError", "assert ", "Failed: DID NOT RAISE")
