@@ -55,3 +55,15 @@ def test_a_closed_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Gone())
     logs.start("info")
     logging.getLogger("ingest.x").error("nobody reads this")
+
+
+def test_lines_about_peers_have_a_limit() -> None:
+    budget = logs.LineBudget(lines=3, interval=10.0)
+    assert [budget.take(100.0) for _ in range(5)] == [True, True, True, False, False]
+    assert budget.lapsed(109.9) == 0
+    assert not budget.take(109.9)
+    assert budget.lapsed(110.0) == 3
+    assert budget.lapsed(110.0) == 0
+    assert [budget.take(115.0) for _ in range(4)] == [True, True, True, False]
+    assert budget.lapsed(124.0) == 0
+    assert budget.lapsed(125.0) == 1
