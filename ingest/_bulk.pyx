@@ -9,7 +9,7 @@ from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t
 
 from ingest._queue cimport RUN_PUT, Queue
-from ingest.store._pack_table cimport SLOT_FREE, PackTable, pack_state, slots_alike
+from ingest.store._slot_table cimport SLOT_FREE, SlotTable, pack_state, slots_alike
 
 import mmap
 
@@ -86,7 +86,7 @@ cdef class BulkJob:
 cdef class BulkPath:
     """Which runs skip the log, in at most `jobs` jobs at a time."""
 
-    def __cinit__(self, Queue queue, PackTable packs, int jobs, bint sync):
+    def __cinit__(self, Queue queue, SlotTable packs, int jobs, bint sync):
         self.queue = queue
         self.packs = packs
         self.sync = sync
@@ -132,7 +132,7 @@ cdef class BulkPath:
                 if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != (pass_ == 0):
                     continue
                 error = 0
-                p = self.packs.get_to_write(sorted_[first].pack, &error)
+                p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
                 if p == NULL:
                     continue        # the way through the log will answer it
                 if slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE:
