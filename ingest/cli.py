@@ -16,6 +16,7 @@ from ingest import config as configuration
 from ingest import logs
 from ingest.errors import IngestError
 from ingest.listeners import Address, parse_address
+from ingest.store_commands import fsck, inspect
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -177,6 +178,10 @@ def version(as_json: bool) -> None:
       ingest version --json
     """
     _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
+
+
+cli.add_command(fsck)
+cli.add_command(inspect)
 
 
 def _print(content: dict[str, Any], text: str, as_json: bool) -> None:

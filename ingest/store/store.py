@@ -180,7 +180,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
         lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = _holder(lock_fd)
+        holder = lock_holder(lock_fd)
         os.close(lock_fd)
         os.close(data_fd)
         raise StoreLockedError(f"{data_dir} is in use by another ingest server{holder}") from error
@@ -192,7 +192,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
     return data_fd, lock_fd
 
 
-def _holder(lock_fd: int) -> str:
+def lock_holder(lock_fd: int) -> str:
     """Who holds the lock, from what it wrote there; empty when that is not readable."""
     try:
         record = json.loads(os.pread(lock_fd, 4096, 0))

@@ -1,0 +1,361 @@
+"""Is a pack what it should be, and if not, what would it have to be: `docs/format.md`, "Packs" and "Checking and repairing".
+
+Pure: the bytes of a pack and what the log says of it in, faults and mended bytes out. What a crash leaves behind is no
+fault: slots and bits that the log is still to bring, bytes in slots that nobody was told of.
+
+    present  deleted  the slot holds                       | verdict
+    -------------------------------------------------------|---------------------------------------------
+    0        0        anything, and the log knows nothing  | free
+    0        0        anything, and a log that the packs   | fault: the file is older than its log
+                      hold brought a frame
+    1        0        a frame that is that ticket's        | good
+    1        0        anything else                        | fault, unless recovery brings the frame
+    0        1        zero                                 | good
+    0        1        anything else                        | fault, unless recovery deletes it once more
+    1        1                                             | fault: deleted counts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from ingest import _hmac, sharding, ticket
+from ingest.errors import CorruptionError, StoreFormatError
+from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
+from ingest.store import pack as pack_file
+from ingest.store.log_survey import LoggedPack
+from ingest.store.pack import BITMAP_SIZE, DIGEST_OFFSET, SECTOR_SIZE, PackHeader
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass
+class Fault:
+    """One thing that is wrong. ``slot`` is -1 when it is the file's; ``offset`` and ``size`` say which bytes are to be kept aside.
+
+    ``lost``: mending does not bring the chunk back.
+    """
+
+    kind: str
+    detail: str
+    repair: str
+    slot: int = -1
+    offset: int = 0
+    size: int = 0
+    lost: bool = False
+
+
+class PackState:
+    """The pack ``pack`` as its file holds it (``content``, any length).
+
+    ``header`` is None when it is lost or another pack's; ``present``, ``deleted``, ``good`` (the slot holds a frame that is that ticket's
+    under one of ``put_keys``): one bool a slot.
+    """
+
+    def __init__(
+        self, pack: int, content: bytes | bytearray | memoryview, store_id: bytes, put_keys: Iterable[bytes]
+    ) -> None:
+        self.pack = pack
+        self.store_id = store_id
+        self.slots = sharding.pack_slots(pack)
+        self.length = len(content)
+        self.put_keys = list(put_keys)
+        whole = np.zeros(pack_file.file_size(self.slots), np.uint8)
+        have = np.frombuffer(content, np.uint8)[: len(whole)]
+        whole[: len(have)] = have
+        self.head = bytes(whole[:PACK_HEADER_SIZE])
+        self.frames = whole[PACK_HEADER_SIZE:].reshape(self.slots, FRAME_SIZE)
+        self.header_fault = ""
+        self.header = self._parse_header()
+        if self.header is not None:
+            self.present = _bools(self.header.present, self.slots)
+            self.deleted = _bools(self.header.deleted, self.slots)
+        else:
+            self.present = np.zeros(self.slots, bool)
+            self.deleted = np.zeros(self.slots, bool)
+        self.good = self._verify()
+
+    @property
+    def never_written(self) -> bool:
+        """Whether the header may be one that a power cut kept from the disk: all zero."""
+        return not any(self.head[:SECTOR_SIZE])
+
+    def _parse_header(self) -> PackHeader | None:
+        try:
+            header = PackHeader.parse(self.head)
+        except CorruptionError as error:
+            known_version = self.head[8:12] == pack_file.VERSION.to_bytes(4, "big")
+            if not known_version and _hmac.digest504(self.head[:SECTOR_SIZE]) == self.head[DIGEST_OFFSET:SECTOR_SIZE]:
+                raise StoreFormatError(f"{sharding.pack_path(self.pack)}: {error}") from None
+            self.header_fault = str(error)
+            return None
+        if header.pack != self.pack:
+            self.header_fault = f"this is the pack {sharding.pack_path(header.pack)} in the place of another one"
+            return None
+        if header.store_id != self.store_id:
+            self.header_fault = f"this is a pack of another store ({header.store_id.hex()})"
+            return None
+        return header
+
+    def _verify(self) -> Bools:
+        """Which slots hold a frame of their own ticket that is authentic. Looks at slots that may hold one."""
+        good = np.zeros(self.slots, bool)
+        named = (self.frames[:, :8] == ticket_names(self.pack)).all(axis=1)
+        candidates = np.flatnonzero(named)
+        frames = self.frames
+        for key in self.put_keys:
+            if not len(candidates):
+                break
+            some = frames if len(candidates) == self.slots else frames[candidates]
+            passed = np.frombuffer(_hmac.verify(key, some.reshape(-1)), np.uint8).astype(bool)
+            good[candidates[passed]] = True
+            candidates = candidates[~passed]
+        return good
+
+
+@cache
+def _last_two() -> npt.NDArray[np.uint8]:
+    pairs = [x + y for x in ticket.ALPHABET for y in ticket.ALPHABET]
+    return np.frombuffer("".join(pairs).encode(), np.uint8).reshape(-1, 2)
+
+
+def ticket_names(pack: int) -> npt.NDArray[np.uint8]:
+    """The ticket of each slot of a pack as on the wire: (slots, 8) bytes."""
+    prefix = sharding.pack_prefix(pack).encode()
+    names = np.zeros((sharding.pack_slots(pack), 8), np.uint8)
+    names[:1296, : len(prefix)] = np.frombuffer(prefix, np.uint8)
+    names[:1296, len(prefix) : len(prefix) + 2] = _last_two()
+    if pack == sharding.ROOT:
+        names[1296:, 0] = np.frombuffer(ticket.ALPHABET.encode(), np.uint8)
+    return names
+
+
+def _bools(bitmap: bytes | bytearray, slots: int) -> Bools:
+    return np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")[:slots].astype(bool)
+
+
+def mask_bools(mask: int, slots: int) -> Bools:
+    """A bitmap that is an integer, as one bool a slot."""
+    return _bools(mask.to_bytes(BITMAP_SIZE, "little"), slots)
+
+
+def _bitmap(bools: Bools) -> bytearray:
+    packed = np.packbits(bools, bitorder="little").tobytes()
+    return bytearray(packed.ljust(BITMAP_SIZE, b"\0"))
+
+
+def check_pack(state: PackState, logged: LoggedPack, frame_at: Callable[[tuple[int, int]], bytes]) -> list[Fault]:
+    """What is wrong with a pack. ``frame_at`` reads a frame of the log at a place of ``logged.puts``."""
+    faults = _check_file(state, logged)
+    if state.header is None:
+        return faults + (_lost_slots(state, logged) if faults else [])
+    here = {kind: mask_bools(mask, state.slots) for kind, mask in _masks(logged).items()}
+    both = state.present & state.deleted
+    for slot in np.flatnonzero(both):
+        faults.append(_fault(state, "both_bits", slot, "is marked present and deleted", "deleted counts"))
+    faults += _check_present(state, logged, here)
+    faults += _check_deleted(state, here)
+    faults += _check_against_log(state, logged, here, frame_at)
+    return faults
+
+
+def _masks(logged: LoggedPack) -> dict[str, int]:
+    return {
+        "put": sum(1 << slot for slot in logged.puts),
+        "noted": logged.noted,
+        "deleted": logged.deleted,
+        "pending_puts": logged.pending_puts,
+        "pending_noted": logged.pending_noted,
+        "pending_deleted": logged.pending_deleted,
+    }
+
+
+def _check_file(state: PackState, logged: LoggedPack) -> list[Fault]:
+    faults = []
+    if state.header is None and not header_may_be_unwritten(state, logged):
+        repair = "built again from the slots; a slot without a valid frame counts as deleted"
+        faults.append(Fault("header", state.header_fault, repair, size=PACK_HEADER_SIZE))
+    elif any(state.head[SECTOR_SIZE:]):
+        detail = f"bytes {SECTOR_SIZE} to {PACK_HEADER_SIZE - 1} of the header are not zero"
+        faults.append(Fault("header_tail", detail, "zeroed", size=PACK_HEADER_SIZE))
+    most = pack_file.file_size(state.slots)
+    if state.length > most:
+        detail = f"the file has {state.length} bytes, the most is {most}"
+        faults.append(Fault("length", detail, "cut there", offset=most, size=state.length - most))
+    return faults
+
+
+def header_may_be_unwritten(state: PackState, logged: LoggedPack) -> bool:
+    """Whether a pack without a header is what a power cut leaves of a new one: the log still has all that lies in it."""
+    if state.length == 0:
+        return True
+    put = mask_bools(logged.pending_puts, state.slots)
+    return state.never_written and bool(logged.pending) and not bool((state.good & ~put).any())
+
+
+def _lost_slots(state: PackState, logged: LoggedPack) -> list[Fault]:
+    """Under a lost header nothing says which slots were in use: those with bytes that are no frame are named."""
+    known = mask_bools(_masks(logged)["put"], state.slots)
+    filled = (state.frames[:, :16] != 0).any(axis=1)
+    return [
+        _fault(state, "slot", slot, _what_fails(state, slot), "marked deleted: no copy is left", lost=True)
+        for slot in np.flatnonzero(filled & ~state.good & ~known)
+    ]
+
+
+def _check_present(state: PackState, logged: LoggedPack, here: dict[str, Bools]) -> list[Fault]:
+    bad = state.present & ~state.deleted & ~state.good & ~here["pending_puts"] & ~here["pending_deleted"]
+    faults = []
+    for slot in np.flatnonzero(bad):
+        copy = int(slot) in logged.puts
+        moved = not copy and misplaced(state, int(slot)) is not None
+        repair = (
+            "written again from the log"
+            if copy
+            else "written again from another slot of this pack, which holds its frame"
+            if moved
+            else "marked deleted: no copy is left"
+        )
+        faults.append(_fault(state, "slot", slot, _what_fails(state, slot), repair, lost=not (copy or moved)))
+    return faults
+
+
+def _check_deleted(state: PackState, here: dict[str, Bools]) -> list[Fault]:
+    dead = np.flatnonzero(state.deleted & ~state.present & ~here["pending_deleted"] & ~here["pending_puts"])
+    filled = dead[state.frames[dead].any(axis=1)]
+    return [_fault(state, "deleted_bytes", slot, "is deleted and not zero", "zeroed") for slot in filled]
+
+
+def _check_against_log(
+    state: PackState, logged: LoggedPack, here: dict[str, Bools], frame_at: Callable[[tuple[int, int]], bytes]
+) -> list[Fault]:
+    faults = []
+    undeleted = here["deleted"] & ~here["pending_deleted"] & ~state.deleted
+    for slot in np.flatnonzero(undeleted):
+        faults.append(
+            _fault(state, "stale", slot, "was deleted, the log says, and is not marked so", "marked deleted")
+        )
+    free = ~state.present & ~state.deleted & ~here["deleted"]
+    for slot in np.flatnonzero(free & here["put"] & ~here["pending_puts"]):
+        text = "is free, and the log brought a frame that the pack must hold"
+        faults.append(_fault(state, "stale", slot, text, "written again from the log"))
+    noted = here["noted"] & ~here["put"] & free
+    for slot in np.flatnonzero(noted & ~state.good):
+        text = "is free and holds no valid frame, and the log says that one was written"
+        faults.append(_fault(state, "stale", slot, text, "marked deleted: no copy is left", lost=True))
+    for slot in np.flatnonzero(noted & state.good & ~here["pending_noted"]):
+        text = "holds a frame that the log knows of, and is not marked present"
+        faults.append(_fault(state, "stale", slot, text, "marked present"))
+    # Not of pending ones: a slot may still hold what an earlier, unanswered put left in it.
+    alive = state.present & ~state.deleted & state.good & here["put"] & ~here["pending_puts"]
+    for slot in np.flatnonzero(alive):
+        if frame_at(logged.puts[int(slot)])[16:] != state.frames[slot, 16:].tobytes():
+            faults.append(
+                _fault(state, "contradiction", slot, "holds other data than the log", "written again from the log")
+            )
+    return faults
+
+
+def _fault(
+    state: PackState, kind: str, slot: int | np.intp, detail: str, repair: str, lost: bool = False
+) -> Fault:
+    return Fault(kind, detail, repair, int(slot), sharding.slot_offset(int(slot)), FRAME_SIZE, lost)
+
+
+def _what_fails(state: PackState, slot: int | np.intp) -> str:
+    frame = state.frames[slot]
+    if not frame.any():
+        return "is marked present and holds zeros" if state.header else "holds zeros"
+    name = frame[:8].tobytes()
+    if name != ticket_names(state.pack)[slot].tobytes():
+        try:
+            return f"holds a frame of ticket {ticket.from_wire(name)}"
+        except ValueError:
+            return "holds no frame: its ticket is malformed"
+    return "holds a frame that fails its checksum under every key"
+
+
+def misplaced(state: PackState, slot: int) -> int | None:
+    """Another slot of this pack that holds an authentic frame of the ticket of ``slot``."""
+    name = ticket_names(state.pack)[slot]
+    for other in np.flatnonzero((state.frames[:, :8] == name).all(axis=1)):
+        frame = state.frames[other].tobytes()
+        if int(other) != slot and any(_hmac.verify(key, frame) == b"\1" for key in state.put_keys):
+            return int(other)
+    return None
+
+
+@dataclass
+class Extra:
+    """What else is known when the log itself is damaged, and will be gone afterwards.
+
+    ``frames``: {slot: frame} found by themselves; ``deleted`` slots; ``doomed`` slots, used by a frame that is lost; ``adopt``: notes may be
+    lost, so that a valid frame in a free slot counts as stored.
+    """
+
+    frames: dict[int, bytes]
+    deleted: int = 0
+    doomed: int = 0
+    adopt: bool = False
+
+
+def mend_pack(
+    state: PackState,
+    logged: LoggedPack,
+    frame_at: Callable[[tuple[int, int]], bytes],
+    extra: Extra | None = None,
+) -> bytes:
+    """The bytes of the pack as it should be: all that the log says is in it, no slot present without its frame.
+
+    A ticket that may have been used does not become free: where its frame is lost, it is marked deleted. To mend what was mended
+    changes nothing but the generation.
+    """
+    extra = extra or Extra({})
+    here = {kind: mask_bools(mask, state.slots) for kind, mask in _masks(logged).items()}
+    frames = state.frames.copy()
+    good = state.good.copy()
+    present, deleted = state.present & ~state.deleted, state.deleted.copy()
+    if state.header is None:
+        present = good.copy()
+        unwritten = header_may_be_unwritten(state, logged)
+        known = here["put"] | mask_bools(sum(1 << slot for slot in extra.frames), state.slots)
+        deleted = ~present & ~known if not unwritten else deleted
+    deleted |= here["deleted"] | mask_bools(extra.deleted, state.slots)
+    for slot, place in logged.puts.items():
+        if not deleted[slot]:
+            _install(state, frames, slot, frame_at(place), present, good)
+    for slot, frame in extra.frames.items():
+        if not deleted[slot] and not (present[slot] and good[slot]):
+            _install(state, frames, slot, frame, present, good)
+    for slot in np.flatnonzero(present & ~good & ~deleted):
+        other = misplaced(state, int(slot))
+        if other is not None:
+            _install(state, frames, int(slot), state.frames[other].tobytes(), present, good)
+    used = present | here["noted"]
+    if extra.adopt:
+        used |= good
+    present = used & good & ~deleted
+    deleted |= used & ~good
+    deleted |= mask_bools(extra.doomed, state.slots) & ~present
+    frames[deleted] = 0
+    generation = state.header.generation + 1 if state.header else 1
+    header = PackHeader(
+        state.slots, sharding.pack_prefix(state.pack), state.store_id, generation, _bitmap(present), _bitmap(deleted)
+    )
+    alive = np.flatnonzero(present)
+    kept = frames[: alive[-1] + 1].tobytes() if len(alive) else b""
+    return header.serialize() + kept
+
+
+def _install(
+    state: PackState, frames: npt.NDArray[np.uint8], slot: int, frame: bytes, present: Bools, good: Bools
+) -> None:
+    """A copy that is to lie in a slot: present from now on, good only if it is authentic."""
+    frames[slot] = np.frombuffer(frame, np.uint8)
+    present[slot] = True
+    good[slot] = any(_hmac.verify(key, frame) == b"\1" for key in state.put_keys)
