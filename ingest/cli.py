@@ -16,7 +16,7 @@ from ingest import config as configuration
 from ingest import logs
 from ingest.errors import IngestError
 from ingest.listeners import Address, parse_address
-from ingest.store_commands import fsck, inspect
+from ingest.store_commands import export, fsck, inspect
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -180,8 +180,8 @@ def version(as_json: bool) -> None:
     _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
 
 
-cli.add_command(fsck)
-cli.add_command(inspect)
+for _command in (fsck, inspect, export):
+    cli.add_command(_command)
 
 
 def _print(content: dict[str, Any], text: str, as_json: bool) -> None:

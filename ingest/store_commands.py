@@ -147,3 +147,42 @@ def _ranges(ranges: list[list[str]]) -> str:
     shown = [first if first == last else f"{first}…{last}" for first, last in ranges[:RANGES_SHOWN]]
     more = f" and {len(ranges) - RANGES_SHOWN} more ranges (--json shows all)" if len(ranges) > RANGES_SHOWN else ""
     return " ".join(shown) + more
+
+
+@click.command()
+@click.argument("directory", metavar="DIR", type=PATH)
+@click.argument("target", metavar="DEST", type=PATH)
+@click.option("--layout", type=click.Choice(["pack", "tree"]), required=True, help="Of the new store.")
+@click.option("--key-file", metavar="FILE", type=PATH, help="[default: DIR/.ingest/key]")
+@click.option("--wal-dir", metavar="DIR", type=PATH, help="The log of DIR. [default: DIR/.ingest/wal]")
+@AS_JSON
+def export(
+    directory: Path, target: Path, layout: str, key_file: Path | None, wal_dir: Path | None, as_json: bool
+) -> None:
+    """Copies the store in DIR, on which no server may run, into a new one in DEST, which must not exist or be empty.
+
+    Every chunk is verified before it is written; one that fails is named and left out, and the exit code is 1. Deleted
+    tickets stay deleted. The key file is copied if it is DIR/.ingest/key.
+
+    \b
+    Example:
+      ingest export /var/lib/ingest /var/lib/ingest-tree --layout tree
+    """
+    from ingest.store import export as exporter
+
+    with progress_bar() as progress:
+        result = exporter.export(
+            directory, target, layout, key_file=key_file, wal_dir=wal_dir, progress=progress
+        )
+    if as_json:
+        click.echo(json.dumps(result.as_json()))
+    else:
+        for problem in result.problems:
+            click.echo(problem)
+        click.echo(
+            f"{target}: layout {layout}, {result.chunks:,} chunks ({result.bytes:,} bytes), {result.deleted:,} deleted tickets"
+            + (f", {len(result.problems)} problems: `ingest fsck {directory}` tells more" if result.problems else "")
+        )
+        if not result.key_copied:
+            click.echo(f"the key file was not copied: start the server with --key-file {key_file or 'FILE'}")
+    sys.exit(1 if result.problems else 0)

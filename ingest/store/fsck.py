@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,11 +19,23 @@ from pathlib import Path
 from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError, DiskError, StoreLockedError
 from ingest.store import pack as pack_file
+from ingest.store.chunk_file import read_chunk_file, read_chunks, write_chunk_file
 from ingest.store.findings import Problem, Progress, Report, no_progress
 from ingest.store.identity import STORE_JSON, Identity, identify
 from ingest.store.log_survey import LoggedPack, LogSurvey
 from ingest.store.log_writer import sync_directory
-from ingest.store.pack_check import Extra, Fault, PackState, check_pack, mend_pack
+from ingest.store.pack_check import (
+    Extra,
+    Fault,
+    PackState,
+    Resolved,
+    SlotState,
+    check_pack,
+    check_slots,
+    mask_bools,
+    mend_pack,
+    resolve,
+)
 from ingest.store.quarantine import Piece, Quarantine, replace_file
 from ingest.store.store import LOG_ID_FILE, META, lock_holder, write_json
 from ingest.store.walk import Walk, walk
@@ -103,11 +116,14 @@ class Fsck:
         self._places()
         self._log_problems()
         extras = self._salvage()
-        names = self._names()
-        for i, pack in enumerate(sorted(names)):
-            self.progress("checking", i, len(names))
-            self._one_pack(pack, names[pack], extras.get(pack))
-        self.progress("checking", len(names), len(names))
+        groups = self._groups()
+        for i, pack in enumerate(sorted(groups)):
+            self.progress("checking", i, len(groups))
+            if self.identity.layout == "pack":
+                self._one_pack(pack, extras.get(pack))
+            else:
+                self._chunks(pack, groups[pack], extras.get(pack))
+        self.progress("checking", len(groups), len(groups))
         self._identity()
         if self.repair:
             self._mend_log()
@@ -142,19 +158,26 @@ class Fsck:
                 problem.copy = self.quarantine.take(problem.path, path, problem.kind, problem.detail)
             problem.repaired = True
 
-    def _names(self) -> dict[int, str]:
-        """The packs that exist or that the log names, and their paths."""
-        names = {sharding.pack_of_path(path): path for path in self.walk.objects}
+    def _groups(self) -> dict[int, list[int]]:
+        """The packs that exist or that the log names; in layout tree with the slots that have a file."""
+        groups: dict[int, list[int]] = defaultdict(list)
+        for path in self.walk.objects:
+            if self.identity.layout == "pack":
+                groups[sharding.pack_of_path(path)] = []
+            else:
+                index = ticket.parse(ticket.from_tree_path(path))
+                groups[sharding.ticket_pack(index)].append(sharding.ticket_slot(index))
         named = [*self.survey.packs]
         if self._full_replay():
             named += [sharding.ticket_pack(index) for index, _ in self.survey.salvaged]
         for pack in named:
-            names.setdefault(pack, sharding.pack_path(pack))
-        return names
+            groups.setdefault(pack, [])
+        return groups
 
     # --- packs
 
-    def _one_pack(self, pack: int, path: str, extra: Extra | None) -> None:
+    def _one_pack(self, pack: int, extra: Extra | None) -> None:
+        path = sharding.pack_path(pack)
         file = self.data_dir / path
         logged = self.survey.packs.get(pack) or LoggedPack()
         try:
@@ -163,22 +186,24 @@ class Fsck:
             self._missing_pack(pack, path, logged, extra)
             return
         state = PackState(pack, content, self.identity.store_id, self.put_keys)
-        faults = check_pack(state, logged, self.survey.frame)
-        self.report.files += 1
-        self.report.bytes += len(content)
-        self.report.chunks += int((state.present & ~state.deleted).sum())
-        self.report.deleted += int(state.deleted.sum())
-        if self._blind:
-            judged = [fault for fault in faults if fault.kind not in ("slot", "stale", "header")]
-            bad = int((state.present & ~state.deleted & ~state.good).sum())
-            self._unverified += bad + (state.header is None)
-            if bad or len(judged) != len(faults):
-                self._tell(path, pack, judged)
-                return
-            faults = judged
+        self._count(state, 1, len(content))
+        faults = self._judged(state, check_pack(state, logged, self.survey.frame))
         problems = self._tell(path, pack, faults)
         if self.repair and not self._blind and (faults or self._full_replay()):
             self._mend(state, logged, extra, path, content, faults, problems)
+
+    def _count(self, state: SlotState, files: int, size: int) -> None:
+        self.report.files += files
+        self.report.bytes += size
+        self.report.chunks += int((state.present & ~state.deleted).sum())
+        self.report.deleted += int(state.deleted.sum())
+
+    def _judged(self, state: SlotState, faults: list[Fault]) -> list[Fault]:
+        """Without all keys nobody can say which frames are bad: they are only counted."""
+        if not self._blind:
+            return faults
+        self._unverified += int((state.present & ~state.deleted & ~state.good).sum()) + state.header_lost
+        return [fault for fault in faults if fault.kind not in ("slot", "stale", "header")]
 
     def _tell(self, path: str, pack: int, faults: list[Fault]) -> list[Problem]:
         problems = []
@@ -230,6 +255,45 @@ class Fsck:
             for problem in problems:
                 problem.copy = copy
         replace_file(self.data_dir / path, mended, self.quarantine.staging())
+        for problem in problems:
+            problem.repaired = True
+
+    # --- chunks of layout tree
+
+    def _chunks(self, pack: int, slots: list[int], extra: Extra | None) -> None:
+        logged = self.survey.packs.get(pack) or LoggedPack()
+        state = read_chunks(self.data_dir, pack, slots, self.put_keys)
+        self._count(state, len(slots), int(state.present.sum()) * limits.DATA_SIZE)
+        problems: dict[int, list[Problem]] = defaultdict(list)
+        for fault in self._judged(state, check_slots(state, logged, self.survey.frame)):
+            name = ticket.format(sharding.slot_ticket(pack, fault.slot))
+            detail, repair = fault.detail.replace("this pack", "these tickets"), fault.repair
+            problem = Problem(fault.kind, ticket.tree_path(name), detail, repair, None, name, fault.lost)
+            problems[fault.slot].append(problem)
+            self.report.problems.append(problem)
+        if not self.repair or self._blind or not (problems or self._full_replay()):
+            return
+        found = resolve(state, logged, self.survey.frame, extra)
+        gone = found.deleted | found.lost
+        pending = mask_bools(logged.pending, state.slots)
+        for slot in range(state.slots):
+            same = state.deleted[slot] == gone[slot] and state.present[slot] == found.present[slot]
+            if slot in problems or (self._full_replay() and (pending[slot] or not same)):
+                self._write_chunk(pack, slot, found, bool(gone[slot]), problems[slot])
+
+    def _write_chunk(self, pack: int, slot: int, found: Resolved, gone: bool, problems: list[Problem]) -> None:
+        if not gone and not found.present[slot]:
+            return  # free, as it was
+        path = ticket.tree_path(ticket.format(sharding.slot_ticket(pack, slot)))
+        file = self.data_dir / path
+        if problems and os.path.lexists(file):
+            old = read_chunk_file(file)
+            piece = Piece(0, old.data, problems[0].kind, problems[0].detail, None, problems[0].ticket)
+            copy = self.quarantine.keep(path, [piece], attributes=old.attributes)
+            for problem in problems:
+                problem.copy = copy
+        frame = None if gone else found.frames[slot].tobytes()
+        write_chunk_file(file, frame, self.quarantine.staging())
         for problem in problems:
             problem.repaired = True
 

@@ -19,8 +19,8 @@ from ingest.store.findings import Problem
 from ingest.store.key_file import read_keys
 from ingest.store.log_survey import segment_log_ids
 from ingest.store.pack import SECTOR_SIZE, PackHeader
-from ingest.store.store import FORMAT_VERSION, LAYOUTS, LOG_ID_FILE, META, read_store_json
-from ingest.store.walk import is_object
+from ingest.store.store import FORMAT_VERSION, LOG_ID_FILE, META, read_store_json
+from ingest.store.walk import DEPTHS, is_object
 
 HEADERS_ASKED = 256  # packs that are asked for the store's id: enough to know whose they are
 
@@ -83,7 +83,7 @@ def identify(data_dir: Path, wal_dir: Path | None = None, key_file: Path | None 
             "keys": [keys.id for keys in identity.keys],
         }
         identity.mend_record(damage)
-    elif identity.layout not in LAYOUTS:
+    elif identity.layout not in DEPTHS:
         _judge_layout(identity)
     _judge_store_id(identity)
     _judge_log_id(identity)

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ingest import limits, sharding, ticket
 from ingest.errors import CorruptionError, DiskError, IngestError, StoreFormatError, UsageError
 from ingest.mac import derive, parse_keys
 from ingest.store import pack as pack_file
+from ingest.store.chunk_file import CHECKSUM_ATTRIBUTE, DELETED_ATTRIBUTE
 from ingest.store.key_file import read_keys
 from ingest.store.log_format import (
     BATCH_MAGIC,
@@ -28,9 +30,6 @@ from ingest.store.log_format import (
     parse_batch,
 )
 from ingest.store.pack import PackHeader, bits_of
-
-CHECKSUM_ATTRIBUTE = "user.ingest.checksum"
-DELETED_ATTRIBUTE = "user.ingest.deleted"
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -103,10 +102,17 @@ def _json(head: bytes) -> Any:
 
 
 def _pack(path: Path, head: bytes) -> dict[str, Any]:
-    try:
-        header = PackHeader.parse(head)
-    except CorruptionError as error:
-        return {"problem": str(error)}
+    for attempt in range(limits.HEADER_READS_MAX):
+        try:
+            header = PackHeader.parse(head)
+            break
+        except CorruptionError as error:
+            problem = str(error)
+        if attempt:
+            time.sleep(limits.HEADER_READ_PAUSE_US / 1e6)
+        head = path.read_bytes()[: pack_file.SECTOR_SIZE]  # it may have been read while it was being written
+    else:
+        return {"problem": problem}
     present, deleted = list(bits_of(header.present)), list(bits_of(header.deleted))
     found: dict[str, Any] = {
         "prefix": header.prefix,
@@ -179,13 +185,14 @@ def _segment(path: Path, head: bytes) -> dict[str, Any]:
         return {"problem": str(error)}
     if header is None:
         return {"used": False}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
-        view = memoryview(mapped)
-        batches = list(_batches(view, header))
-        end = batches[-1]["offset"] + padded(batches[-1]["length"]) if batches else BLOCK_SIZE
-        reason = parse_batch(view[end:], header.seed) if end < len(view) else "the segment is full"
-        later = _later_batch(view, end, header)
-        view.release()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+        for _ in range(2):  # a server may be writing: what looks bad is read once more
+            batches = list(_batches(view, header))
+            end = batches[-1]["offset"] + padded(batches[-1]["length"]) if batches else BLOCK_SIZE
+            reason = parse_batch(view[end:], header.seed) if end < len(view) else "the segment is full"
+            later = _later_batch(view, end, header)
+            if later is None:
+                break
     found: dict[str, Any] = {
         "used": True,
         "log_id": header.log_id.hex(),

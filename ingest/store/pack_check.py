@@ -50,40 +50,60 @@ class Fault:
     lost: bool = False
 
 
-class PackState:
-    """The pack ``pack`` as its file holds it (``content``, any length).
+class SlotState:
+    """What the disk holds of the tickets of one pack, in whichever layout.
 
-    ``header`` is None when it is lost or another pack's; ``present``, ``deleted``, ``good`` (the slot holds a frame that is that ticket's
-    under one of ``put_keys``): one bool a slot.
+    ``frames``: (slots, 1474) bytes; ``present``, ``deleted``, ``good`` (holds a frame that is that ticket's under one of ``put_keys``):
+    one bool a slot.
     """
+
+    header_lost = False
+    never_written = False
+
+    def __init__(self, pack: int, frames: npt.NDArray[np.uint8], put_keys: Iterable[bytes]) -> None:
+        self.pack = pack
+        self.slots = sharding.pack_slots(pack)
+        self.put_keys = list(put_keys)
+        self.frames = frames
+        self.present = np.zeros(self.slots, bool)
+        self.deleted = np.zeros(self.slots, bool)
+        self.good = self._verify()
+
+    def _verify(self) -> Bools:
+        """Which slots hold a frame of their own ticket that is authentic. Looks at slots that may hold one."""
+        good = np.zeros(self.slots, bool)
+        named = (self.frames[:, :8] == ticket_names(self.pack)).all(axis=1)
+        candidates = np.flatnonzero(named)
+        for key in self.put_keys:
+            if not len(candidates):
+                break
+            some = self.frames if len(candidates) == self.slots else self.frames[candidates]
+            passed = np.frombuffer(_hmac.verify(key, some.reshape(-1)), np.uint8).astype(bool)
+            good[candidates[passed]] = True
+            candidates = candidates[~passed]
+        return good
+
+
+class PackState(SlotState):
+    """The pack ``pack`` as its file holds it: ``content``, of any length. ``header`` is None when it is lost or another pack's."""
 
     def __init__(
         self, pack: int, content: bytes | bytearray | memoryview, store_id: bytes, put_keys: Iterable[bytes]
     ) -> None:
-        self.pack = pack
         self.store_id = store_id
-        self.slots = sharding.pack_slots(pack)
         self.length = len(content)
-        self.put_keys = list(put_keys)
-        whole = np.zeros(pack_file.file_size(self.slots), np.uint8)
+        whole = np.zeros(pack_file.file_size(sharding.pack_slots(pack)), np.uint8)
         have = np.frombuffer(content, np.uint8)[: len(whole)]
         whole[: len(have)] = have
         self.head = bytes(whole[:PACK_HEADER_SIZE])
-        self.frames = whole[PACK_HEADER_SIZE:].reshape(self.slots, FRAME_SIZE)
+        super().__init__(pack, whole[PACK_HEADER_SIZE:].reshape(-1, FRAME_SIZE), put_keys)
+        self.never_written = not any(self.head[:SECTOR_SIZE])  # maybe: a power cut may have kept it from the disk
         self.header_fault = ""
         self.header = self._parse_header()
+        self.header_lost = self.header is None
         if self.header is not None:
             self.present = _bools(self.header.present, self.slots)
             self.deleted = _bools(self.header.deleted, self.slots)
-        else:
-            self.present = np.zeros(self.slots, bool)
-            self.deleted = np.zeros(self.slots, bool)
-        self.good = self._verify()
-
-    @property
-    def never_written(self) -> bool:
-        """Whether the header may be one that a power cut kept from the disk: all zero."""
-        return not any(self.head[:SECTOR_SIZE])
 
     def _parse_header(self) -> PackHeader | None:
         try:
@@ -101,21 +121,6 @@ class PackState:
             self.header_fault = f"this is a pack of another store ({header.store_id.hex()})"
             return None
         return header
-
-    def _verify(self) -> Bools:
-        """Which slots hold a frame of their own ticket that is authentic. Looks at slots that may hold one."""
-        good = np.zeros(self.slots, bool)
-        named = (self.frames[:, :8] == ticket_names(self.pack)).all(axis=1)
-        candidates = np.flatnonzero(named)
-        frames = self.frames
-        for key in self.put_keys:
-            if not len(candidates):
-                break
-            some = frames if len(candidates) == self.slots else frames[candidates]
-            passed = np.frombuffer(_hmac.verify(key, some.reshape(-1)), np.uint8).astype(bool)
-            good[candidates[passed]] = True
-            candidates = candidates[~passed]
-        return good
 
 
 @cache
@@ -149,19 +154,27 @@ def _bitmap(bools: Bools) -> bytearray:
     return bytearray(packed.ljust(BITMAP_SIZE, b"\0"))
 
 
-def check_pack(state: PackState, logged: LoggedPack, frame_at: Callable[[tuple[int, int]], bytes]) -> list[Fault]:
-    """What is wrong with a pack. ``frame_at`` reads a frame of the log at a place of ``logged.puts``."""
+FrameAt = Callable[[tuple[int, int]], bytes]  # reads a frame of the log at a place of ``LoggedPack.puts``
+
+
+def check_pack(state: PackState, logged: LoggedPack, frame_at: FrameAt) -> list[Fault]:
+    """What is wrong with a pack."""
     faults = _check_file(state, logged)
-    if state.header is None:
+    if state.header_lost:
         return faults + (_lost_slots(state, logged) if faults else [])
+    return faults + check_slots(state, logged, frame_at)
+
+
+def check_slots(state: SlotState, logged: LoggedPack, frame_at: FrameAt) -> list[Fault]:
+    """What is wrong with the slots of a pack, or with the chunks of layout tree."""
     here = {kind: mask_bools(mask, state.slots) for kind, mask in _masks(logged).items()}
-    both = state.present & state.deleted
-    for slot in np.flatnonzero(both):
-        faults.append(_fault(state, "both_bits", slot, "is marked present and deleted", "deleted counts"))
+    faults = [
+        _fault(state, "both_bits", slot, "is marked present and deleted", "deleted counts")
+        for slot in np.flatnonzero(state.present & state.deleted)
+    ]
     faults += _check_present(state, logged, here)
     faults += _check_deleted(state, here)
-    faults += _check_against_log(state, logged, here, frame_at)
-    return faults
+    return faults + _check_against_log(state, logged, here, frame_at)
 
 
 def _masks(logged: LoggedPack) -> dict[str, int]:
@@ -177,7 +190,7 @@ def _masks(logged: LoggedPack) -> dict[str, int]:
 
 def _check_file(state: PackState, logged: LoggedPack) -> list[Fault]:
     faults = []
-    if state.header is None and not header_may_be_unwritten(state, logged):
+    if state.header_lost and not header_may_be_unwritten(state, logged):
         repair = "built again from the slots; a slot without a valid frame counts as deleted"
         faults.append(Fault("header", state.header_fault, repair, size=PACK_HEADER_SIZE))
     elif any(state.head[SECTOR_SIZE:]):
@@ -190,15 +203,15 @@ def _check_file(state: PackState, logged: LoggedPack) -> list[Fault]:
     return faults
 
 
-def header_may_be_unwritten(state: PackState, logged: LoggedPack) -> bool:
+def header_may_be_unwritten(state: SlotState, logged: LoggedPack) -> bool:
     """Whether a pack without a header is what a power cut leaves of a new one: the log still has all that lies in it."""
-    if state.length == 0:
+    if isinstance(state, PackState) and state.length == 0:
         return True
     put = mask_bools(logged.pending_puts, state.slots)
     return state.never_written and bool(logged.pending) and not bool((state.good & ~put).any())
 
 
-def _lost_slots(state: PackState, logged: LoggedPack) -> list[Fault]:
+def _lost_slots(state: SlotState, logged: LoggedPack) -> list[Fault]:
     """Under a lost header nothing says which slots were in use: those with bytes that are no frame are named."""
     known = mask_bools(_masks(logged)["put"], state.slots)
     filled = (state.frames[:, :16] != 0).any(axis=1)
@@ -208,7 +221,7 @@ def _lost_slots(state: PackState, logged: LoggedPack) -> list[Fault]:
     ]
 
 
-def _check_present(state: PackState, logged: LoggedPack, here: dict[str, Bools]) -> list[Fault]:
+def _check_present(state: SlotState, logged: LoggedPack, here: dict[str, Bools]) -> list[Fault]:
     bad = state.present & ~state.deleted & ~state.good & ~here["pending_puts"] & ~here["pending_deleted"]
     faults = []
     for slot in np.flatnonzero(bad):
@@ -225,14 +238,14 @@ def _check_present(state: PackState, logged: LoggedPack, here: dict[str, Bools])
     return faults
 
 
-def _check_deleted(state: PackState, here: dict[str, Bools]) -> list[Fault]:
+def _check_deleted(state: SlotState, here: dict[str, Bools]) -> list[Fault]:
     dead = np.flatnonzero(state.deleted & ~state.present & ~here["pending_deleted"] & ~here["pending_puts"])
     filled = dead[state.frames[dead].any(axis=1)]
     return [_fault(state, "deleted_bytes", slot, "is deleted and not zero", "zeroed") for slot in filled]
 
 
 def _check_against_log(
-    state: PackState, logged: LoggedPack, here: dict[str, Bools], frame_at: Callable[[tuple[int, int]], bytes]
+    state: SlotState, logged: LoggedPack, here: dict[str, Bools], frame_at: FrameAt
 ) -> list[Fault]:
     faults = []
     undeleted = here["deleted"] & ~here["pending_deleted"] & ~state.deleted
@@ -262,15 +275,15 @@ def _check_against_log(
 
 
 def _fault(
-    state: PackState, kind: str, slot: int | np.intp, detail: str, repair: str, lost: bool = False
+    state: SlotState, kind: str, slot: int | np.intp, detail: str, repair: str, lost: bool = False
 ) -> Fault:
     return Fault(kind, detail, repair, int(slot), sharding.slot_offset(int(slot)), FRAME_SIZE, lost)
 
 
-def _what_fails(state: PackState, slot: int | np.intp) -> str:
+def _what_fails(state: SlotState, slot: int | np.intp) -> str:
     frame = state.frames[slot]
     if not frame.any():
-        return "is marked present and holds zeros" if state.header else "holds zeros"
+        return "is marked present and holds zeros" if not state.header_lost else "holds zeros"
     name = frame[:8].tobytes()
     if name != ticket_names(state.pack)[slot].tobytes():
         try:
@@ -280,7 +293,7 @@ def _what_fails(state: PackState, slot: int | np.intp) -> str:
     return "holds a frame that fails its checksum under every key"
 
 
-def misplaced(state: PackState, slot: int) -> int | None:
+def misplaced(state: SlotState, slot: int) -> int | None:
     """Another slot of this pack that holds an authentic frame of the ticket of ``slot``."""
     name = ticket_names(state.pack)[slot]
     for other in np.flatnonzero((state.frames[:, :8] == name).all(axis=1)):
@@ -304,58 +317,84 @@ class Extra:
     adopt: bool = False
 
 
-def mend_pack(
-    state: PackState,
-    logged: LoggedPack,
-    frame_at: Callable[[tuple[int, int]], bytes],
-    extra: Extra | None = None,
-) -> bytes:
-    """The bytes of the pack as it should be: all that the log says is in it, no slot present without its frame.
+@dataclass
+class Resolved:
+    """What a pack and a log together hold: one bool a slot. ``lost``: used, and no frame is left of it."""
 
-    A ticket that may have been used does not become free: where its frame is lost, it is marked deleted. To mend what was mended
-    changes nothing but the generation.
+    frames: npt.NDArray[np.uint8]
+    present: Bools
+    deleted: Bools
+    lost: Bools
+
+
+def resolve(
+    state: SlotState,
+    logged: LoggedPack,
+    frame_at: FrameAt,
+    extra: Extra | None = None,
+) -> Resolved:
+    """The pack as it would be after a recovery, every bad slot replaced from a copy that verifies, where there is one.
+
+    Under a lost header every slot without a frame counts as used.
     """
     extra = extra or Extra({})
     here = {kind: mask_bools(mask, state.slots) for kind, mask in _masks(logged).items()}
     frames = state.frames.copy()
     good = state.good.copy()
-    present, deleted = state.present & ~state.deleted, state.deleted.copy()
-    if state.header is None:
-        present = good.copy()
-        unwritten = header_may_be_unwritten(state, logged)
-        known = here["put"] | mask_bools(sum(1 << slot for slot in extra.frames), state.slots)
-        deleted = ~present & ~known if not unwritten else deleted
+    used, deleted = state.present & ~state.deleted, state.deleted.copy()
+    if state.header_lost:
+        used = good.copy() if header_may_be_unwritten(state, logged) else np.ones(state.slots, bool)
     deleted |= here["deleted"] | mask_bools(extra.deleted, state.slots)
     for slot, place in logged.puts.items():
         if not deleted[slot]:
-            _install(state, frames, slot, frame_at(place), present, good)
+            _install(state, frames, slot, frame_at(place), used, good)
     for slot, frame in extra.frames.items():
-        if not deleted[slot] and not (present[slot] and good[slot]):
-            _install(state, frames, slot, frame, present, good)
-    for slot in np.flatnonzero(present & ~good & ~deleted):
+        if not deleted[slot] and not (used[slot] and good[slot]):
+            _install(state, frames, slot, frame, used, good)
+    for slot in np.flatnonzero(state.present & ~good & ~deleted):
         other = misplaced(state, int(slot))
         if other is not None:
-            _install(state, frames, int(slot), state.frames[other].tobytes(), present, good)
-    used = present | here["noted"]
+            _install(state, frames, int(slot), state.frames[other].tobytes(), used, good)
+    used |= here["noted"] | mask_bools(extra.doomed, state.slots)
     if extra.adopt:
         used |= good
-    present = used & good & ~deleted
-    deleted |= used & ~good
-    deleted |= mask_bools(extra.doomed, state.slots) & ~present
-    frames[deleted] = 0
+    return Resolved(frames, used & good & ~deleted, deleted, used & ~good & ~deleted)
+
+
+def mend_pack(
+    state: PackState,
+    logged: LoggedPack,
+    frame_at: FrameAt,
+    extra: Extra | None = None,
+) -> bytes:
+    """The bytes of the pack as it should be: all that the log says is in it, no slot present without its frame.
+
+    A ticket that was used does not become free: where its frame is lost, it is marked deleted. To mend what was mended
+    changes nothing but the generation.
+    """
+    found = resolve(state, logged, frame_at, extra)
     generation = state.header.generation + 1 if state.header else 1
-    header = PackHeader(
-        state.slots, sharding.pack_prefix(state.pack), state.store_id, generation, _bitmap(present), _bitmap(deleted)
-    )
+    return pack_bytes(state.pack, state.store_id, generation, found.frames, found.present, found.deleted | found.lost)
+
+
+def pack_bytes(
+    pack: int, store_id: bytes, generation: int, frames: npt.NDArray[np.uint8], present: Bools, deleted: Bools
+) -> bytes:
+    """A pack's file up to its last chunk. ``frames`` is (slots, 1474); deleted slots become zero."""
+    slots = sharding.pack_slots(pack)
+    prefix = sharding.pack_prefix(pack)
+    header = PackHeader(slots, prefix, store_id, generation, _bitmap(present), _bitmap(deleted))
     alive = np.flatnonzero(present)
-    kept = frames[: alive[-1] + 1].tobytes() if len(alive) else b""
-    return header.serialize() + kept
+    kept = frames[: alive[-1] + 1].copy() if len(alive) else frames[:0]
+    kept[deleted[: len(kept)]] = 0
+    return header.serialize() + kept.tobytes()
 
 
 def _install(
-    state: PackState, frames: npt.NDArray[np.uint8], slot: int, frame: bytes, present: Bools, good: Bools
+    state: SlotState, frames: npt.NDArray[np.uint8], slot: int, frame: bytes, used: Bools, good: Bools
 ) -> None:
-    """A copy that is to lie in a slot: present from now on, good only if it is authentic."""
-    frames[slot] = np.frombuffer(frame, np.uint8)
-    present[slot] = True
-    good[slot] = any(_hmac.verify(key, frame) == b"\1" for key in state.put_keys)
+    """Takes a copy for a slot, if it is authentic; the slot was used in any case."""
+    used[slot] = True
+    if any(_hmac.verify(key, frame) == b"\1" for key in state.put_keys):
+        frames[slot] = np.frombuffer(frame, np.uint8)
+        good[slot] = True

@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 META = ".ingest"
 LAYOUTS = ("pack",)
 LOG_ID_FILE = "log.json"
+EXPORT_MARK = "export.json"  # in META while `ingest export` makes a store
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _HEX_KEY_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -82,6 +83,8 @@ class Store:
                 raise ConfigError(
                     f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
                 )
+        if (data_dir / META / EXPORT_MARK).exists():
+            raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
         if not path.exists():
             _refuse_foreign_files(data_dir)
             log_id = _make_log_directory(wal, data_dir)

@@ -15,7 +15,7 @@ from ingest.store.findings import Problem
 from ingest.store.store import META
 
 _PIECE = re.compile(r"[0-9A-Z]{1,2}")
-_DEPTH_MAX = {"pack": 3, "tree": 4}  # directories above an obj
+DEPTHS = {"pack": 3, "tree": 4}  # directories above an obj
 _META_DIRECTORIES = ("wal", "quarantine")
 _META_LINKS_REFUSED = ("store.json", "lock", "key", *_META_DIRECTORIES)
 
@@ -73,7 +73,7 @@ def _directory(found: Walk, data_dir: Path, inside: str, layout: str) -> None:
 def _may_be_directory(path: str, layout: str) -> bool:
     pieces = path.split("/")
     whole = all(len(piece) == 2 for piece in pieces[:-1]) and bool(_PIECE.fullmatch(pieces[-1]))
-    return whole and len(pieces) <= _DEPTH_MAX[layout]
+    return whole and len(pieces) <= DEPTHS[layout]
 
 
 def _unexpected(entry: os.DirEntry[str], path: str) -> Problem:
