@@ -183,6 +183,8 @@ class Fsck:
         try:
             content = read_whole(file)
         except FileNotFoundError:
+            content = b""
+        if not content:  # made, and never written to
             self._missing_pack(pack, path, logged, extra)
             return
         state = PackState(pack, content, self.identity.store_id, self.put_keys)
