@@ -1,12 +1,15 @@
 """Part 6: bytes that decay. A copy of a small store is damaged in one file, and three things must hold.
 
-1. Nothing wrong is ever served: whatever a server that starts on it shows, and a client that checks takes, is what was stored.
-2. `fsck` finds it, unless the bytes are ones that nobody interprets, or ones that nobody can tell from a crash.
-3. After `fsck --repair` the store is clean, a server starts, and all that was not damaged is there; no ticket that was used is free.
+1. Nothing wrong is ever served: whatever a server that starts on it shows, and a client that checks takes, is what
+was stored. 2. `fsck` finds it, unless nobody interprets the bytes, or nobody can tell them from those of a crash. 3.
+After `fsck --repair` the store is clean, a server starts, and all that was not damaged is there; no ticket that was
+used is free.
 
-Bytes that nobody interprets, counted as harmless: free slots of a pack; of a segment what lies behind its last batch, the padding
-of batches and the header block behind its digest; what the lock says; white space and the case of digits in the key file and
-the JSON files, and the path in log.json. Like a crash: the last batch of the log, which is cut if it does not check.
+Bytes that nobody interprets, counted as harmless: free slots of a pack; of a segment what lies behind its last batch,
+the padding of batches and the header block behind its digest; what the lock says; white space and the case of digits
+in the key file and the JSON files, and the path in log.json. Like a crash: the last batch of the log, which is cut if
+it does not check. Slots that the next start writes anew from the log, which need not be looked at, are counted apart
+too.
 """
 
 from __future__ import annotations
@@ -135,11 +138,22 @@ def swap_slots(random_: random.Random, content: bytearray) -> str:
     """Whole slots of a pack change places: each is authentic, and in the wrong one."""
     slots = (len(content) - PACK_HEADER_SIZE) // FRAME_SIZE
     a, b = (sharding.slot_offset(random_.randrange(slots)) for _ in range(2))
-    content[a : a + FRAME_SIZE], content[b : b + FRAME_SIZE] = content[b : b + FRAME_SIZE], content[a : a + FRAME_SIZE]
+    content[a : a + FRAME_SIZE], content[b : b + FRAME_SIZE] = (
+        content[b : b + FRAME_SIZE],
+        content[a : a + FRAME_SIZE],
+    )
     return f"the slots at {a} and {b} swapped"
 
 
-FAULTS: tuple[Callable[[random.Random, bytearray], str], ...] = (flip, flip, zero, noise, swap, duplicate, truncate)
+FAULTS: tuple[Callable[[random.Random, bytearray], str], ...] = (
+    flip,
+    flip,
+    zero,
+    noise,
+    swap,
+    duplicate,
+    truncate,
+)
 
 
 def targets(template: Template) -> dict[str, list[Path]]:
@@ -150,7 +164,9 @@ def targets(template: Template) -> dict[str, list[Path]]:
         "pack header": objects if template.layout == "pack" else [],
         "pack": objects if template.layout == "pack" else [],
         "chunk": objects if template.layout == "tree" else [],
-        "attribute": sorted(p.relative_to(root) for p in root.rglob("obj")) if template.layout == "tree" else [],
+        "attribute": sorted(p.relative_to(root) for p in root.rglob("obj"))
+        if template.layout == "tree"
+        else [],
         "stale pack": [Path(name) for name in sorted(template.stale)],
         "segment": sorted(p.relative_to(root) for p in root.glob(f"{META}/wal/*.log")),
         "batch": sorted({batch.segment for batch in template.batches}),
@@ -239,7 +255,9 @@ def damage_attribute(random_: random.Random, path: Path, directory: Path) -> Dam
     already = how == "deleted set" and name == "user.ingest.deleted"
     same_meaning = name == "user.ingest.deleted" and how in ("flipped", "cut") and before != b""
     changed = not already and not same_meaning and (how in ("removed", "deleted set") or before != after)
-    return Damage("attribute", path, f"{name} {how}", before, after, changed or (how == "flipped" and not before))
+    return Damage(
+        "attribute", path, f"{name} {how}", before, after, changed or (how == "flipped" and not before)
+    )
 
 
 # --- what a change may do
@@ -277,7 +295,9 @@ def harmless(template: Template, damaged: Damage) -> bool:
             spaces += [(sharding.slot_offset(s), sharding.slot_offset(s + 1)) for s in dead]
         return within(damaged.changed, spaces)
     if damaged.kind in ("segment", "batch"):
-        return len(damaged.after) == len(damaged.before) and within(damaged.changed, free_of_segment(template, damaged))
+        return len(damaged.after) == len(damaged.before) and within(
+            damaged.changed, free_of_segment(template, damaged)
+        )
     return False
 
 
@@ -299,6 +319,29 @@ def within(changed: list[tuple[int, int]], spaces: list[tuple[int, int]]) -> boo
         else:
             merged.append([start, end])
     return all(any(start <= a and b <= end for start, end in merged) for a, b in changed)
+
+
+def recovery_rewrites(template: Template, damaged: Damage) -> bool:
+    """Whether only slots changed that the next start writes anew from the log, whatever lies in them."""
+    if damaged.kind not in ("pack", "chunk", "attribute"):
+        return False
+    pending = {
+        index
+        for batch in template.batches
+        if batch.number > template.settled
+        for indices in batch.frames.values()
+        for index in indices
+    }
+    if damaged.kind != "pack":
+        return ticket.parse(ticket.from_tree_path(str(damaged.path))) in pending
+    pack = sharding.pack_of_path(str(damaged.path))
+    header = PackHeader.parse(damaged.before)
+    spaces = []
+    for slot in range(header.slots):
+        free = not bit(header.present, slot) and not bit(header.deleted, slot)
+        if free or sharding.slot_ticket(pack, slot) in pending:
+            spaces.append((sharding.slot_offset(slot), sharding.slot_offset(slot + 1)))
+    return within(damaged.changed, spaces)
 
 
 def like_a_crash(template: Template, damaged: Damage) -> bool:
@@ -361,7 +404,13 @@ def served_wrong(template: Template, damaged: Damage, read: Read, repaired: bool
             continue
         if index in lost and template.truth.get(index) is None and template.former.get(index) == data:
             continue
-        truth = "nothing" if index not in template.truth else "a tombstone" if template.truth[index] is None else "other bytes"
+        truth = (
+            "nothing"
+            if index not in template.truth
+            else "a tombstone"
+            if template.truth[index] is None
+            else "other bytes"
+        )
         wrong.append(f"ticket {ticket.format(index)}: expected {truth}, found bytes that verify")
     return wrong
 
@@ -377,7 +426,11 @@ def not_there(template: Template, damaged: Damage, read: Read) -> list[str]:
         if data is None:
             right = status is Status.DELETED or (index in may_be_lost and log_only)
         elif index in may_be_lost:
-            right = (status is Status.SAVED and found == data) or status is Status.DELETED or (log_only and status is Status.MISSING)
+            right = (
+                (status is Status.SAVED and found == data)
+                or status is Status.DELETED
+                or (log_only and status is Status.MISSING)
+            )
         else:
             right = status is Status.SAVED and found == data
         if not right:
@@ -386,8 +439,11 @@ def not_there(template: Template, damaged: Damage, read: Read) -> list[str]:
     return wrong
 
 
-def one_case(templates: list[Template], seed: int, number: int, directory: Path, through_server: bool) -> Case:
-    """Damages, serves, checks, mends, checks, serves. ``templates``: the last one has segments of the real size, for the server."""
+def one_case(
+    templates: list[Template], seed: int, number: int, directory: Path, through_server: bool
+) -> Case:
+    """Damages, serves, checks, mends, checks, serves. ``templates``: the last one has segments of the real size, for
+    the server."""
     random_ = random.Random(f"{seed} {number}")
     case = Case()
     template = templates[-1] if through_server else random_.choice(templates[:-1])
@@ -407,7 +463,13 @@ def one_case(templates: list[Template], seed: int, number: int, directory: Path,
 
 
 def _case(
-    case: Case, template: Template, damaged: Damage, copy: Path, keys: SubKeys, through_server: bool, directory: Path
+    case: Case,
+    template: Template,
+    damaged: Damage,
+    copy: Path,
+    keys: SubKeys,
+    through_server: bool,
+    directory: Path,
 ) -> list[str]:
     losses: list[str] = []
     read = serve(template, copy, keys, directory, through_server)
@@ -424,6 +486,8 @@ def _case(
         case.counts["harmless"] += 1
     elif like_a_crash(template, damaged):
         case.counts["like_a_crash"] += 1
+    elif recovery_rewrites(template, damaged):
+        case.counts["rewritten_from_the_log"] += 1
     else:
         losses.append("fsck found nothing")
     mended = check(copy, template.segment_size, repair=True)
@@ -465,7 +529,9 @@ def check(directory: Path, segment_size: int, repair: bool) -> list[str]:
     return [("" if problem.repair else "operator: ") + str(problem) for problem in report.problems]
 
 
-def serve(template: Template, directory: Path, keys: SubKeys, scratch: Path, through_server: bool) -> Read | None:
+def serve(
+    template: Template, directory: Path, keys: SubKeys, scratch: Path, through_server: bool
+) -> Read | None:
     """What a server shows of every ticket; None when none starts."""
     if through_server:
         return serve_for_real(directory, keys)

@@ -1,6 +1,8 @@
-"""Small stores that a crash could have left, and what has to be in them: the templates that `faults.corruption` damages copies of.
+"""Small stores that a crash could have left, and what has to be in them: the templates that `faults.corruption`
+damages copies of.
 
-Each is written by the engine's own code (log writer, packs, recovery), with segments small enough to be copied ten thousand times.
+Each is written by the engine's own code (log writer, packs, recovery), with segments small enough to be copied ten
+thousand times.
 """
 
 from __future__ import annotations
@@ -42,13 +44,15 @@ class Batch:
     segment: Path
     offset: int
     length: int
-    frames: dict[int, list[int]] = field(default_factory=dict)  # place: indices of the tickets that it is about
+    frames: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # place: indices of the tickets that it is about
 
 
 @dataclass
 class Template:
-    """A store at rest. ``truth``: {index: data, or None for deleted}; ``former``: what those that are deleted held. ``settled``: the number
-    of the last batch that the packs hold durably.
+    """A store at rest. ``truth``: {index: data, or None for deleted}; ``former``: what those that are deleted held.
+    ``settled``: the number of the last batch that the packs hold durably.
 
     ``stale``: {pack path: an older content}, each a state that the pack really had, before batches that the log still has.
     """
@@ -178,8 +182,8 @@ def open_table(store: Store) -> PackTable:
 
 
 def build(directory: Path, layout: str, end: str, seed: int, segment_size: int = SMALL_SEGMENT) -> Template:
-    """A store that ends with ``end``: "clean" (stopped), "killed" (the packs have all, and do not know it), "cut" (the power went: the
-    packs lack the end of the log)."""
+    """A store that ends with ``end``: "clean" (stopped), "killed" (the packs have all, and do not know it), "cut"
+    (the power went: the packs lack the end of the log)."""
     random_ = random.Random(f"{seed} {layout} {end} {segment_size}")
     builder = Builder(directory, layout, random_, segment_size)
     try:

@@ -1,4 +1,5 @@
-"""What a server would start with, where each value comes from, and what would keep it from starting. Starts and makes nothing."""
+"""What a server would start with, where each value comes from, and what would keep it from starting. Starts and makes
+nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +19,11 @@ from ingest.mac import KeyRing
 from ingest.store.key_file import read_keys
 from ingest.store.store import META, Store, lock_holder
 
-ADDRESSES = {"listen": "put", "read_listen": "get", "admin_listen": "admin"}  # and what the lock file calls them
+ADDRESSES = {
+    "listen": "put",
+    "read_listen": "get",
+    "admin_listen": "admin",
+}  # and what the lock file calls them
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Problem:
 
 @dataclass
 class CheckedConfig:
-    """``settings``: {name: (value as text, source)}; a source is `flag`, `variable NAME`, `file PATH` or `default`."""
+    """``settings``: {name: (value as text, source)}; a source is a flag, a variable, the path of the file, or `default`."""
 
     settings: dict[str, tuple[str, str]]
     problems: list[Problem] = field(default_factory=list)
@@ -39,12 +44,15 @@ class CheckedConfig:
 
     @property
     def exit_code(self) -> int:
-        """That of the first problem which the operator has to change something for, else of one that passes by itself; else 0."""
+        """That of the first problem which the operator has to change something for, else of one that passes by
+        itself; else 0."""
         codes = [problem.exit_code for problem in self.problems]
         return max(codes, default=0)
 
     def as_json(self) -> dict[str, Any]:
-        settings = {name: {"value": value, "source": source} for name, (value, source) in self.settings.items()}
+        settings = {
+            name: {"value": value, "source": source} for name, (value, source) in self.settings.items()
+        }
         problems = [asdict(problem) for problem in self.problems]
         return {"ok": not self.problems, "settings": settings, "problems": problems, "notes": self.notes}
 
@@ -55,7 +63,7 @@ def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | Non
     ConfigError or UsageError, as from a start, for values that can't be read at all.
     """
     config, sources = resolve(flags, environ, file)
-    checked = CheckedConfig({name: (_text(getattr(config, name)), source) for name, source in sources.items()})
+    checked = CheckedConfig({name: (_text(config, name), source) for name, source in sources.items()})
     for step in (_data_dir, _store, _keys, _addresses):
         try:
             step(config, checked)
@@ -66,9 +74,13 @@ def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | Non
     return checked
 
 
-def _text(value: Any) -> str:
+def _text(config: ServerConfig, name: str) -> str:
+    value = getattr(config, name)
     if value is None:
-        return "-"
+        default = {"key_file": "key", "wal_dir": "wal"}.get(name)
+        return str(config.data_dir / META / default) if default else "-"
+    if name in ("wal_size", "reserve") and value % (1 << 20) == 0:
+        return f"{value >> 20}MiB"
     return format_address(value) if isinstance(value, tuple) else str(value)
 
 
@@ -86,7 +98,9 @@ def _data_dir(config: ServerConfig, checked: CheckedConfig) -> None:
 
 def _store(config: ServerConfig, checked: CheckedConfig) -> None:
     if not (config.data_dir / META / "store.json").exists():
-        checked.notes.append(f"{config.data_dir} holds no store yet: one with layout {config.layout} will be made")
+        checked.notes.append(
+            f"{config.data_dir} holds no store yet: one with layout {config.layout} will be made"
+        )
         return
     Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     holder = _server_on(config.data_dir)

@@ -52,8 +52,8 @@ def progress_bar() -> Iterator[Progress]:
 def fsck(directory: Path, repair: bool, key_file: Path | None, wal_dir: Path | None, as_json: bool) -> None:
     """Checks every byte of the store in DIR, on which no server may run. Exits with 0 when it is clean, else with 1.
 
-    With --repair the bad parts are copied to DIR/.ingest/quarantine, then mended: from a copy that verifies, or marked deleted where there
-    is none, because a ticket that was used must not become free.
+    With --repair the bad parts are copied to DIR/.ingest/quarantine, then mended: from a copy that verifies, or
+    marked deleted where there is none, because a ticket that was used must not become free.
 
     \b
     Example:
@@ -63,9 +63,7 @@ def fsck(directory: Path, repair: bool, key_file: Path | None, wal_dir: Path | N
     from ingest.store import fsck as checker
 
     with progress_bar() as progress:
-        report = checker.fsck(
-            directory, repair=repair, key_file=key_file, wal_dir=wal_dir, progress=progress
-        )
+        report = checker.fsck(directory, repair=repair, key_file=key_file, wal_dir=wal_dir, progress=progress)
     click.echo(json.dumps(report.as_json()) if as_json else fsck_text(report))
     sys.exit(0 if report.clean else 1)
 
@@ -76,8 +74,9 @@ def fsck_text(report: Report) -> str:
     lines += [f"note: {note}" for note in report.notes]
     objects = "packs" if report.layout == "pack" else "files"
     lines.append(
-        f"{report.data_dir}: layout {report.layout}, {report.files:,} {objects}, {report.chunks:,} chunks, {report.deleted:,} deleted, "
-        f"{report.bytes:,} bytes, {report.log_segments} log segments, read in {report.seconds:.2f} s ({report.mb_per_s:,.0f} MB/s)"
+        f"{report.data_dir}: layout {report.layout}, {report.files:,} {objects}, {report.chunks:,} chunks, "
+        f"{report.deleted:,} deleted, {report.bytes:,} bytes, {report.log_segments} log segments, "
+        f"read in {report.seconds:.2f} s ({report.mb_per_s:,.0f} MB/s)"
     )
     lines.append(verdict(report))
     return "\n".join(lines)
@@ -94,18 +93,24 @@ def verdict(report: Report) -> str:
         text += f", {lost} chunk{'s' if lost > 1 else ''} without a copy"
     if not report.repaired:
         mendable = sum(bool(problem.repair) for problem in report.problems)
-        return text + (f"; `ingest fsck {report.data_dir} --repair` mends {mendable} of them" if mendable else "")
+        return text + (
+            f"; `ingest fsck {report.data_dir} --repair` mends {mendable} of them" if mendable else ""
+        )
     left = sum(not problem.repaired for problem in report.problems)
-    return text + (f", {left} not repaired" if left else ", all repaired; the copies are in .ingest/quarantine")
+    return text + (
+        f", {left} not repaired" if left else ", all repaired; the copies are in .ingest/quarantine"
+    )
 
 
 @click.command()
 @click.argument("file", metavar="FILE", type=PATH)
 @AS_JSON
 def inspect(file: Path, as_json: bool) -> None:
-    """Says what FILE of a store is and what stands in it: a pack, a chunk, a log segment, store.json, log.json, lock or key file.
+    """Says what FILE of a store is and what stands in it: a pack, a chunk, a log segment, store.json, log.json, lock
+    or key file.
 
-    Reads only, so a server may run. Of keys it shows the identifiers, never the bytes. Exits with 1 when the file is damaged.
+    Reads only, so a server may run. Of keys it shows the identifiers, never the bytes. Exits with 1 when the file is
+    damaged.
 
     \b
     Example:
@@ -136,7 +141,9 @@ def inspection_text(found: dict[str, Any]) -> str:
     console.print(table)
     for name, rows in lists.items():
         if rows and isinstance(rows[0], dict):
-            many = Table(*(column.replace("_", " ") for column in rows[0]), box=None, pad_edge=False, title=name)
+            many = Table(
+                *(column.replace("_", " ") for column in rows[0]), box=None, pad_edge=False, title=name
+            )
             for row in rows:
                 many.add_row(*(f"{value:,}" if type(value) is int else str(value) for value in row.values()))
             console.print(many)
@@ -145,7 +152,11 @@ def inspection_text(found: dict[str, Any]) -> str:
 
 def _ranges(ranges: list[list[str]]) -> str:
     shown = [first if first == last else f"{first}…{last}" for first, last in ranges[:RANGES_SHOWN]]
-    more = f" and {len(ranges) - RANGES_SHOWN} more ranges (--json shows all)" if len(ranges) > RANGES_SHOWN else ""
+    more = (
+        f" and {len(ranges) - RANGES_SHOWN} more ranges (--json shows all)"
+        if len(ranges) > RANGES_SHOWN
+        else ""
+    )
     return " ".join(shown) + more
 
 
@@ -180,8 +191,13 @@ def export(
         for problem in result.problems:
             click.echo(problem)
         click.echo(
-            f"{target}: layout {layout}, {result.chunks:,} chunks ({result.bytes:,} bytes), {result.deleted:,} deleted tickets"
-            + (f", {len(result.problems)} problems: `ingest fsck {directory}` tells more" if result.problems else "")
+            f"{target}: layout {layout}, {result.chunks:,} chunks ({result.bytes:,} bytes), "
+            f"{result.deleted:,} deleted tickets"
+            + (
+                f", {len(result.problems)} problems: `ingest fsck {directory}` tells more"
+                if result.problems
+                else ""
+            )
         )
         if not result.key_copied:
             click.echo(f"the key file was not copied: start the server with --key-file {key_file or 'FILE'}")

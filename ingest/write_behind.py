@@ -53,6 +53,7 @@ SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
 
+
 class SyncFailedError(IngestError):
     """The disk failed a write or sync that durability needs: only recovery can tell what is stored."""
 

@@ -25,7 +25,8 @@ DELETED_ATTRIBUTE = "user.ingest.deleted"
 
 @dataclass(frozen=True)
 class ChunkFile:
-    """What a file holds, whatever that is. ``checksum`` and ``deleted``: the values of the attributes, None where there are none."""
+    """What a file holds, whatever that is. ``checksum`` and ``deleted``: the values of the attributes, None where
+    there are none."""
 
     data: bytes
     checksum: bytes | None
@@ -54,7 +55,9 @@ def read_chunk_file(path: Path) -> ChunkFile:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(fd, "rb", buffering=0) as file:
         return ChunkFile(
-            file.read(2 * DATA_SIZE) or b"", _attribute(fd, CHECKSUM_ATTRIBUTE), _attribute(fd, DELETED_ATTRIBUTE)
+            file.read(2 * DATA_SIZE) or b"",
+            _attribute(fd, CHECKSUM_ATTRIBUTE),
+            _attribute(fd, DELETED_ATTRIBUTE),
         )
 
 
@@ -70,7 +73,8 @@ def _attribute(fd: int, name: str) -> bytes | None:
 def read_chunks(data_dir: Path, pack: int, slots: Iterable[int], put_keys: Iterable[bytes]) -> SlotState:
     """The chunks of one pack's tickets, from their files. ``slots``: those that have one."""
     frames = np.zeros((sharding.pack_slots(pack), FRAME_SIZE), np.uint8)
-    present, deleted = [], []
+    present: list[int] = []
+    deleted: list[int] = []
     for slot in slots:
         index = sharding.slot_ticket(pack, slot)
         file = read_chunk_file(data_dir / ticket.tree_path(ticket.format(index)))
@@ -87,7 +91,7 @@ def write_chunk_file(path: Path, frame: bytes | None, staging: Path, *, sync: bo
     fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         if frame is None:
-            os.setxattr(fd, DELETED_ATTRIBUTE, b"")
+            os.setxattr(fd, DELETED_ATTRIBUTE, b"1")
         else:
             os.setxattr(fd, CHECKSUM_ATTRIBUTE, frame[TICKET_SIZE : TICKET_SIZE + CHECKSUM_SIZE])
             data = memoryview(frame)[TICKET_SIZE + CHECKSUM_SIZE :]

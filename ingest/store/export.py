@@ -1,7 +1,7 @@
 """Copies a store that no server runs on into a new one, of either layout. Every frame is verified before it is written.
 
-What the log has and the packs may lack is copied too. Until all of it is durable the new store holds a mark with which no server
-starts on it.
+What the log has and the packs may lack is copied too. Until all of it is durable the new store holds a mark with
+which no server starts on it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from ingest.store.fsck import locked, read_whole
 from ingest.store.identity import Identity, identify
 from ingest.store.log_survey import LoggedPack, LogSurvey
 from ingest.store.log_writer import sync_directory, syncfs
-from ingest.store.pack_check import PackState, Resolved, SlotState, header_may_be_unwritten, pack_bytes, resolve
+from ingest.store.pack_check import (
+    PackState,
+    Resolved,
+    SlotState,
+    header_may_be_unwritten,
+    pack_bytes,
+    resolve,
+)
 from ingest.store.quarantine import write_sparse
 from ingest.store.store import EXPORT_MARK, FORMAT_VERSION, LOG_ID_FILE, META, make_directory, write_json
 from ingest.store.walk import walk
@@ -61,8 +68,8 @@ def export(
 ) -> Exported:
     """Copies the store in ``source`` to ``target``, which must not exist or be empty.
 
-    Returned means durable. Raises ConfigError (no store, the target is not empty, damage that only fsck mends), KeyFileError (a key is
-    missing), StoreLockedError, OSError; what was begun stays, marked.
+    Returned means durable. Raises ConfigError (no store, the target is not empty, damage that only fsck mends),
+    KeyFileError (a key is missing), StoreLockedError, OSError; what was begun stays, marked.
     """
     with locked(source):
         identity = identify(source, wal_dir, key_file)
@@ -85,7 +92,9 @@ def export(
 def _check_source(identity: Identity) -> None:
     if identity.problems:
         problem = identity.problems[0]
-        raise ConfigError(f"{problem.path} {problem.detail}: run `ingest fsck {identity.data_dir}` before the export")
+        raise ConfigError(
+            f"{problem.path} {problem.detail}: run `ingest fsck {identity.data_dir}` before the export"
+        )
     if identity.key_problem:
         raise KeyFileError(identity.key_problem)
     if identity.missing:
@@ -108,7 +117,9 @@ def _copy(identity: Identity, survey: LogSurvey, target: _Target, progress: Prog
             lost = lost & (state.frames[:, :8] != 0).any(axis=1)
         for slot in np.flatnonzero(lost):
             name = ticket.format(sharding.slot_ticket(pack, int(slot)))
-            target.result.problems.append(f"{sharding.pack_path(pack)}, slot {slot}, ticket {name}: no valid frame, not copied")
+            target.result.problems.append(
+                f"{sharding.pack_path(pack)}, slot {slot}, ticket {name}: no valid frame, not copied"
+            )
         target.write(pack, found)
     progress("copying", len(groups), len(groups))
 
@@ -148,7 +159,9 @@ class _Target:
         self.store_id = secrets.token_bytes(16)
         self.result = Exported(str(source_dir), str(path), layout, self.store_id.hex())
         make_directory(path)
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # before the first write: it reports errors
+        self.fd = os.open(
+            path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        )  # before the first write: it reports errors
         make_directory(self.meta)
         write_json(self.meta / EXPORT_MARK, {"source": str(source_dir.resolve()), "layout": layout})
         if layout == "tree":

@@ -11,9 +11,9 @@ from typing import Any
 class Problem:
     """One thing that is wrong in a store.
 
-    ``kind`` is a word of the list in `docs/operations.md`; ``path`` is named from DATA on. ``repair`` says what ``--repair`` does about it
-    (empty: nothing, only the operator can). ``lost``: what was stored there does not come back. ``copy``: where the bytes were
-    put aside, from DATA on; with ``repaired`` it is set once that is done.
+    ``kind`` is a word of the list in `docs/operations.md`; ``path`` is named from DATA on. ``repair`` says what
+    ``--repair`` does about it (empty: nothing, only the operator can). ``lost``: what was stored there does not come
+    back. ``copy``: where the bytes were put aside, from DATA on; with ``repaired`` it is set once that is done.
     """
 
     kind: str
@@ -65,7 +65,11 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         record = asdict(self)
-        return record | {"clean": self.clean, "seconds": round(self.seconds, 3), "mb_per_s": round(self.mb_per_s, 1)}
+        return record | {
+            "clean": self.clean,
+            "seconds": round(self.seconds, 3),
+            "mb_per_s": round(self.mb_per_s, 1),
+        }
 
 
 # (what is being done, how much of it, of how much or 0 when that is not known yet)

@@ -1,9 +1,9 @@
 """Checks a store that no server runs on, every byte that means something, and mends it: `docs/operations.md`.
 
-First everything is looked at, then, with ``repair``, each thing is put aside (`quarantine`), durably, and mended in place. A pack is
-replaced whole by a rename. So a repair that is cut off at any point leaves a store that another one finishes. The log comes last of
-what holds chunks: when it is damaged, all that can be read of it is brought into the packs first, durably, and only then are its
-segments moved away.
+First everything is looked at, then, with ``repair``, each thing is put aside (`quarantine`), durably, and mended in
+place. A pack is replaced whole by a rename. So a repair that is cut off at any point leaves a store that another one
+finishes. The log comes last of what holds chunks: when it is damaged, all that can be read of it is brought into the
+packs first, durably, and only then are its segments moved away.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ from ingest.store.quarantine import Piece, Quarantine, replace_file
 from ingest.store.store import LOG_ID_FILE, META, lock_holder, write_json
 from ingest.store.walk import Walk, walk
 
-PACK_READ_MAX = sharding.slot_offset(limits.ROOT_PACK_SLOTS) + limits.PACK_HEADER_SIZE  # a longer file is cut anyway
+PACK_READ_MAX = (
+    sharding.slot_offset(limits.ROOT_PACK_SLOTS) + limits.PACK_HEADER_SIZE
+)  # a longer file is cut anyway
 
 
 @contextmanager
@@ -96,7 +98,9 @@ def fsck(
 class Fsck:
     """One check, and repair. ``report`` grows while ``run`` goes on."""
 
-    def __init__(self, identity: Identity, survey: LogSurvey, found: Walk, repair: bool, progress: Progress) -> None:
+    def __init__(
+        self, identity: Identity, survey: LogSurvey, found: Walk, repair: bool, progress: Progress
+    ) -> None:
         self.identity = identity
         self.survey = survey
         self.walk = found
@@ -133,7 +137,9 @@ class Fsck:
                 f"the packs may lack {self.survey.batches_pending} batches of the log: the next start brings them in"
             )
         if self.survey.torn:
-            report.notes.append(f"the log ends with bytes that are no batch ({self.survey.torn}): never acknowledged")
+            report.notes.append(
+                f"the log ends with bytes that are no batch ({self.survey.torn}): never acknowledged"
+            )
 
     @property
     def _blind(self) -> bool:
@@ -222,7 +228,14 @@ class Fsck:
         problems: list[Problem] = []
         if logged.settled or logged.noted:
             detail = "is missing, and the log says that it holds chunks"
-            problems = [Problem("missing", path, detail, "made again from the log; what that does not hold is marked deleted")]
+            problems = [
+                Problem(
+                    "missing",
+                    path,
+                    detail,
+                    "made again from the log; what that does not hold is marked deleted",
+                )
+            ]
             self.report.problems += problems
         if self.repair and not self._blind and (problems or self._full_replay()):
             self._mend(state, logged, extra, path, b"", [], problems)
@@ -283,7 +296,9 @@ class Fsck:
             if slot in problems or (self._full_replay() and (pending[slot] or not same)):
                 self._write_chunk(pack, slot, found, bool(gone[slot]), problems[slot])
 
-    def _write_chunk(self, pack: int, slot: int, found: Resolved, gone: bool, problems: list[Problem]) -> None:
+    def _write_chunk(
+        self, pack: int, slot: int, found: Resolved, gone: bool, problems: list[Problem]
+    ) -> None:
         if not gone and not found.present[slot]:
             return  # free, as it was
         path = ticket.tree_path(ticket.format(sharding.slot_ticket(pack, slot)))
@@ -308,14 +323,18 @@ class Fsck:
                 first, last = fault.batches
                 numbers = f"batch {first}" if first == last else f"batches {first} to {last}"
                 needed = last > self.survey.synced_to
-                detail += f"; {numbers} lost" + (", which the packs may lack" if needed else ", which the packs hold")
+                detail += f"; {numbers} lost" + (
+                    ", which the packs may lack" if needed else ", which the packs hold"
+                )
             repair = "the log is put aside when the packs hold all that can be read of it"
             self.report.problems.append(Problem("log", self._log_path(fault.path), detail, repair))
         for index in self.survey.doomed if self._full_replay() else ():
             name = ticket.format(index)
             path = sharding.pack_path(sharding.ticket_pack(index))
             detail = "a frame of it is in a bad batch of the log and fails its checksum"
-            problem = Problem("log_frame", path, detail, "marked deleted, unless the pack holds it", None, name, True)
+            problem = Problem(
+                "log_frame", path, detail, "marked deleted, unless the pack holds it", None, name, True
+            )
             problem.repaired = self.repair and not self._blind
             self.report.problems.append(problem)
 
@@ -367,8 +386,8 @@ class Fsck:
         elif identity.missing and self._unverified:
             self._operator(
                 key_path,
-                f"lacks the key {', '.join(identity.missing)} that signed here: {self._unverified} frames or headers can't be "
-                "judged; put it back behind the others",
+                f"lacks the key {', '.join(identity.missing)} that signed here: {self._unverified} frames or headers "
+                "can't be judged; put it back behind the others",
             )
         elif identity.missing:
             lacking = ", ".join(identity.missing)
@@ -376,7 +395,9 @@ class Fsck:
             identity.record["keys"] += [
                 keys.id for keys in identity.keys[:2] if keys.id not in identity.record["keys"]
             ]
-            identity.mend_record(f"names the key {lacking}, which is not in the key file and signed nothing that is here")
+            identity.mend_record(
+                f"names the key {lacking}, which is not in the key file and signed nothing that is here"
+            )
         self.report.problems += identity.problems
 
     def _operator(self, path: str, detail: str) -> None:

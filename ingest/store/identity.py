@@ -31,9 +31,9 @@ STORE_JSON = f"{META}/store.json"
 class Identity:
     """What the store is, as far as that can be known. ``record`` is what store.json should hold.
 
-    ``keys``: of the key file, empty when there is none to be had. ``missing``: identifiers in store.json whose keys are not in the key
-    file; as long as any is, a frame that fails its checksum may be one of theirs. ``write_record``, ``write_log_id``: what is to be
-    written by a repair.
+    ``keys``: of the key file, empty when there is none to be had. ``missing``: identifiers in store.json whose keys
+    are not in the key file; as long as any is, a frame that fails its checksum may be one of theirs.
+    ``write_record``, ``write_log_id``: what is to be written by a repair.
     """
 
     data_dir: Path
@@ -87,7 +87,9 @@ def identify(data_dir: Path, wal_dir: Path | None = None, key_file: Path | None 
         _judge_layout(identity)
     _judge_store_id(identity)
     _judge_log_id(identity)
-    identity.missing = [key for key in identity.record["keys"] if key not in {keys.id for keys in identity.keys}]
+    identity.missing = [
+        key for key in identity.record["keys"] if key not in {keys.id for keys in identity.keys}
+    ]
     return identity
 
 
@@ -138,7 +140,9 @@ def _guess_layout(data_dir: Path) -> str:
 
 def _judge_layout(identity: Identity) -> None:
     layout = _guess_layout(identity.data_dir)
-    identity.mend_record(f"says layout {identity.layout!r}, which there is not; the files are those of layout {layout!r}")
+    identity.mend_record(
+        f"says layout {identity.layout!r}, which there is not; the files are those of layout {layout!r}"
+    )
     identity.record["layout"] = layout
 
 
@@ -163,7 +167,12 @@ def _pack_store_ids(data_dir: Path) -> Iterable[str]:
         if asked >= HEADERS_ASKED:
             return
         inside = str(path.relative_to(data_dir))
-        if inside.startswith(META) or path.is_symlink() or not path.is_file() or not is_object(inside, "pack"):
+        if (
+            inside.startswith(META)
+            or path.is_symlink()
+            or not path.is_file()
+            or not is_object(inside, "pack")
+        ):
             continue
         asked += 1
         try:
@@ -174,7 +183,8 @@ def _pack_store_ids(data_dir: Path) -> Iterable[str]:
 
 
 def _judge_log_id(identity: Identity) -> None:
-    """store.json, log.json and the segments name one id. Two of three are believed; the log's directory must be the right one."""
+    """store.json, log.json and the segments name one id. Two of three are believed; the log's directory must be the
+    right one."""
     wal, own = identity.wal_dir, identity.record["log_id"]
     in_segments = Counter(log_id.hex() for log_id in segment_log_ids(wal)) if wal.is_dir() else Counter()
     in_file = _log_json(wal)
@@ -185,7 +195,9 @@ def _judge_log_id(identity: Identity) -> None:
             raise ConfigError(
                 f"the log of {identity.data_dir} is not in {wal}: name the --wal-dir that it was made with"
             )
-        raise ConfigError(f"{identity.data_dir}: store.json is lost, and no log is in {wal}: name the --wal-dir")
+        raise ConfigError(
+            f"{identity.data_dir}: store.json is lost, and no log is in {wal}: name the --wal-dir"
+        )
     belongs = default_place or (in_file or {}).get("made_for") == str(identity.data_dir.resolve())
     most = in_segments.most_common(1)[0][0] if in_segments else ""
     believed = own
@@ -204,7 +216,9 @@ def _judge_log_id(identity: Identity) -> None:
         identity.write_log_id = True
         detail = "is not readable as the log's description" if written is None else f"names the log {written}"
         where = f"{META}/wal/{LOG_ID_FILE}" if default_place else str(wal / LOG_ID_FILE)
-        identity.problems.append(Problem("log_json", where, detail, f"written again with the log id {believed}"))
+        identity.problems.append(
+            Problem("log_json", where, detail, f"written again with the log id {believed}")
+        )
 
 
 def _log_json(wal: Path) -> dict[str, Any] | None:
@@ -213,4 +227,8 @@ def _log_json(wal: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     ok = isinstance(record, dict) and isinstance(record.get("log_id"), str)
-    return record if ok and len(record["log_id"]) == 32 and set(record["log_id"]) <= set("0123456789abcdef") else None
+    return (
+        record
+        if ok and len(record["log_id"]) == 32 and set(record["log_id"]) <= set("0123456789abcdef")
+        else None
+    )

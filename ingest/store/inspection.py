@@ -33,8 +33,8 @@ from ingest.store.pack import PackHeader, bits_of
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What ``path`` is: ``kind`` (pack, chunk, tombstone, segment, store, log, lock, key, quarantine) and its fields; ``problem`` says
-    what is wrong with it. UsageError for a file of no kind, DiskError when it can't be read."""
+    """What ``path`` is: ``kind`` (pack, chunk, tombstone, segment, store, log, lock, key, quarantine) and its fields;
+    ``problem`` says what is wrong with it. UsageError for a file of no kind, DiskError when it can't be read."""
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
@@ -44,7 +44,12 @@ def inspect(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}") from error
     kind = _kind(path, head, status.st_size)
-    common = {"file": str(path), "kind": kind, "size": status.st_size, "mode": f"{stat.S_IMODE(status.st_mode):04o}"}
+    common = {
+        "file": str(path),
+        "kind": kind,
+        "size": status.st_size,
+        "mode": f"{stat.S_IMODE(status.st_mode):04o}",
+    }
     return common | _KINDS[kind](path, head)
 
 
@@ -86,8 +91,8 @@ def _kind(path: Path, head: bytes, size: int) -> str:
     if path.name == "obj":
         return "chunk" if size == limits.DATA_SIZE else "pack"
     raise UsageError(
-        f"{path} is no file that ingest writes: packs and chunks (…/obj), log segments (0000.log), store.json, log.json, lock and "
-        "key files are"
+        f"{path} is no file that ingest writes: packs and chunks (…/obj), log segments (0000.log), "
+        "store.json, log.json, lock and key files are"
     )
 
 
@@ -185,7 +190,11 @@ def _segment(path: Path, head: bytes) -> dict[str, Any]:
         return {"problem": str(error)}
     if header is None:
         return {"used": False}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as view:
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped,
+        memoryview(mapped) as view,
+    ):
         for _ in range(2):  # a server may be writing: what looks bad is read once more
             batches = list(_batches(view, header))
             end = batches[-1]["offset"] + padded(batches[-1]["length"]) if batches else BLOCK_SIZE

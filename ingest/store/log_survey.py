@@ -47,8 +47,9 @@ SEGMENT_NAMES = "[0-9][0-9][0-9][0-9].log"
 class LoggedPack:
     """What the whole batches of a log say of one pack. Bitmaps are integers: slot i is 1 << i.
 
-    ``puts``: {slot: (segment, offset of the frame in it)}. ``noted``: slots whose frames lay in the pack, synced, before the log said
-    so. ``deleted``. Those of ``pending_…`` come from batches that the packs may lack: recovery does them again.
+    ``puts``: {slot: (segment, offset of the frame in it)}. ``noted``: slots whose frames lay in the pack, synced,
+    before the log said so. ``deleted``. Those of ``pending_…`` come from batches that the packs may lack: recovery
+    does them again.
     """
 
     puts: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -93,9 +94,10 @@ class SurveyedSegment:
 class LogSurvey:
     """The batches of all segments of ``directory``, for as long as it is open (``close``).
 
-    ``packs``: {pack id: LoggedPack}. ``faults``: empty when a server starts on this log. ``salvaged``: frames that were found by
-    themselves where a batch is bad, authentic, in the order of the log; ``doomed``: tickets of frames there that are
-    not (so that they were used, and what they held is lost). ``refusal``: what a server that starts here says.
+    ``packs``: {pack id: LoggedPack}. ``faults``: empty when a server starts on this log. ``salvaged``: frames that
+    were found by themselves where a batch is bad, authentic, in the order of the log; ``doomed``: tickets of frames
+    there that are not (so that they were used, and what they held is lost). ``refusal``: what a server that starts
+    here says.
     """
 
     def __init__(
@@ -182,7 +184,8 @@ class LogSurvey:
             self._damage(segment, f"it has {len(view)} bytes instead of {self.segment_size}")
 
     def _guess_header(self, view: memoryview) -> SegmentHeader | None:
-        """The header that a bad one was, if its seed still fits the batch behind it: only then anything of it is believed."""
+        """The header that a bad one was, if its seed still fits the batch behind it: only then anything of it is
+        believed."""
         _, _, _, use, _, seed, _ = SEGMENT_HEADER.unpack_from(view)
         first = parse_batch(view[BLOCK_SIZE:], seed)
         if isinstance(first, str):
@@ -245,18 +248,26 @@ class LogSurvey:
             at_the_end = end == len(segment.view) and expected == segment.next_batch
             if not at_the_end:
                 found = next(batch.number for offset, batch in segment.batches if offset == end)
-                self._lost(segment, start, end, (expected, found - 1), f"{why}, but batch {found} at {end} is whole")
+                self._lost(
+                    segment, start, end, (expected, found - 1), f"{why}, but batch {found} at {end} is whole"
+                )
             elif following is None:
                 # Bytes of earlier uses lie behind every end: only a header of this use says that a batch was begun.
                 head = parse_batch_head(segment.view[start:], header.seed)
                 self.torn = why if isinstance(head, BatchHeader) else ""
             elif following.use == header.use + 1 and following.first_batch > expected:
                 lost = (expected, following.first_batch - 1)
-                self._lost(segment, start, end, lost, f"{why}, but the next segment goes on with {lost[1] + 1}")
+                self._lost(
+                    segment, start, end, lost, f"{why}, but the next segment goes on with {lost[1] + 1}"
+                )
         if following is not None and following.use == header.use:
-            self.faults.append(LogFault(segment.path, f"another segment claims the same use {header.use} of the log"))
+            self.faults.append(
+                LogFault(segment.path, f"another segment claims the same use {header.use} of the log")
+            )
 
-    def _lost(self, segment: SurveyedSegment, start: int, end: int, batches: tuple[int, int], why: str) -> None:
+    def _lost(
+        self, segment: SurveyedSegment, start: int, end: int, batches: tuple[int, int], why: str
+    ) -> None:
         segment.damaged = True
         self.faults.append(LogFault(segment.path, why, start, batches))
         self._salvage(segment.view, start, end, segment.header.seed if segment.header else None)
@@ -395,7 +406,8 @@ def _deleted_slots(frame: memoryview) -> Iterator[tuple[int, int]]:
 
 
 def _batch_starts(view: memoryview, start: int, end: int) -> Iterator[int]:
-    """Blocks of a stretch that begin with the magic of a batch. The first one counts whatever it begins with, if it is no header."""
+    """Blocks of a stretch that begin with the magic of a batch. The first one counts whatever it begins with, if it
+    is no header."""
     first = max(start, BLOCK_SIZE)
     for block in range(-(-first // BLOCK_SIZE) * BLOCK_SIZE, end, BLOCK_SIZE):
         if block == start or view[block : block + len(BATCH_MAGIC)] == BATCH_MAGIC:

@@ -58,7 +58,8 @@ def sync_directory(path: Path) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last synced so, failed."""
+    """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last
+    synced so, failed."""
     if _libc.syncfs(fd) != 0:
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))

@@ -36,7 +36,8 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass
 class Fault:
-    """One thing that is wrong. ``slot`` is -1 when it is the file's; ``offset`` and ``size`` say which bytes are to be kept aside.
+    """One thing that is wrong. ``slot`` is -1 when it is the file's; ``offset`` and ``size`` say which bytes are to
+    be kept aside.
 
     ``lost``: mending does not bring the chunk back.
     """
@@ -53,8 +54,8 @@ class Fault:
 class SlotState:
     """What the disk holds of the tickets of one pack, in whichever layout.
 
-    ``frames``: (slots, 1474) bytes; ``present``, ``deleted``, ``good`` (holds a frame that is that ticket's under one of ``put_keys``):
-    one bool a slot.
+    ``frames``: (slots, 1474) bytes; ``present``, ``deleted``, ``good`` (holds a frame that is that ticket's under one
+    of ``put_keys``): one bool a slot.
     """
 
     header_lost = False
@@ -78,14 +79,15 @@ class SlotState:
             if not len(candidates):
                 break
             some = self.frames if len(candidates) == self.slots else self.frames[candidates]
-            passed = np.frombuffer(_hmac.verify(key, some.reshape(-1)), np.uint8).astype(bool)
+            passed = np.frombuffer(_hmac.verify(key, some.data.cast("B")), np.uint8).astype(bool)
             good[candidates[passed]] = True
             candidates = candidates[~passed]
         return good
 
 
 class PackState(SlotState):
-    """The pack ``pack`` as its file holds it: ``content``, of any length. ``header`` is None when it is lost or another pack's."""
+    """The pack ``pack`` as its file holds it: ``content``, of any length. ``header`` is None when it is lost or
+    another pack's."""
 
     def __init__(
         self, pack: int, content: bytes | bytearray | memoryview, store_id: bytes, put_keys: Iterable[bytes]
@@ -97,7 +99,9 @@ class PackState(SlotState):
         whole[: len(have)] = have
         self.head = bytes(whole[:PACK_HEADER_SIZE])
         super().__init__(pack, whole[PACK_HEADER_SIZE:].reshape(-1, FRAME_SIZE), put_keys)
-        self.never_written = not any(self.head[:SECTOR_SIZE])  # maybe: a power cut may have kept it from the disk
+        self.never_written = not any(
+            self.head[:SECTOR_SIZE]
+        )  # maybe: a power cut may have kept it from the disk
         self.header_fault = ""
         self.header = self._parse_header()
         self.header_lost = self.header is None
@@ -110,12 +114,17 @@ class PackState(SlotState):
             header = PackHeader.parse(self.head)
         except CorruptionError as error:
             known_version = self.head[8:12] == pack_file.VERSION.to_bytes(4, "big")
-            if not known_version and _hmac.digest504(self.head[:SECTOR_SIZE]) == self.head[DIGEST_OFFSET:SECTOR_SIZE]:
+            if (
+                not known_version
+                and _hmac.digest504(self.head[:SECTOR_SIZE]) == self.head[DIGEST_OFFSET:SECTOR_SIZE]
+            ):
                 raise StoreFormatError(f"{sharding.pack_path(self.pack)}: {error}") from None
             self.header_fault = str(error)
             return None
         if header.pack != self.pack:
-            self.header_fault = f"this is the pack {sharding.pack_path(header.pack)} in the place of another one"
+            self.header_fault = (
+                f"this is the pack {sharding.pack_path(header.pack)} in the place of another one"
+            )
             return None
         if header.store_id != self.store_id:
             self.header_fault = f"this is a pack of another store ({header.store_id.hex()})"
@@ -269,7 +278,13 @@ def _check_against_log(
     for slot in np.flatnonzero(alive):
         if frame_at(logged.puts[int(slot)])[16:] != state.frames[slot, 16:].tobytes():
             faults.append(
-                _fault(state, "contradiction", slot, "holds other data than the log", "written again from the log")
+                _fault(
+                    state,
+                    "contradiction",
+                    slot,
+                    "holds other data than the log",
+                    "written again from the log",
+                )
             )
     return faults
 
@@ -307,8 +322,8 @@ def misplaced(state: SlotState, slot: int) -> int | None:
 class Extra:
     """What else is known when the log itself is damaged, and will be gone afterwards.
 
-    ``frames``: {slot: frame} found by themselves; ``deleted`` slots; ``doomed`` slots, used by a frame that is lost; ``adopt``: notes may be
-    lost, so that a valid frame in a free slot counts as stored.
+    ``frames``: {slot: frame} found by themselves; ``deleted`` slots; ``doomed`` slots, used by a frame that is lost;
+    ``adopt``: notes may be lost, so that a valid frame in a free slot counts as stored.
     """
 
     frames: dict[int, bytes]
@@ -351,10 +366,10 @@ def resolve(
     for slot, frame in extra.frames.items():
         if not deleted[slot] and not (used[slot] and good[slot]):
             _install(state, frames, slot, frame, used, good)
-    for slot in np.flatnonzero(state.present & ~good & ~deleted):
-        other = misplaced(state, int(slot))
+    for bad in np.flatnonzero(state.present & ~good & ~deleted):
+        other = misplaced(state, int(bad))
         if other is not None:
-            _install(state, frames, int(slot), state.frames[other].tobytes(), used, good)
+            _install(state, frames, int(bad), state.frames[other].tobytes(), used, good)
     used |= here["noted"] | mask_bools(extra.doomed, state.slots)
     if extra.adopt:
         used |= good
@@ -374,7 +389,9 @@ def mend_pack(
     """
     found = resolve(state, logged, frame_at, extra)
     generation = state.header.generation + 1 if state.header else 1
-    return pack_bytes(state.pack, state.store_id, generation, found.frames, found.present, found.deleted | found.lost)
+    return pack_bytes(
+        state.pack, state.store_id, generation, found.frames, found.present, found.deleted | found.lost
+    )
 
 
 def pack_bytes(

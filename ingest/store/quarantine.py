@@ -1,8 +1,8 @@
 """Copies of what a repair is about to change: `docs/format.md`, "Quarantine". Durable before anything is changed.
 
-    DATA/.ingest/quarantine/2026-11-21T15-02-11Z/
-        0001.copy       the bytes, piece after piece
-        0001.json       where each piece came from
+DATA/.ingest/quarantine/2026-11-21T15-02-11Z/
+    0001.copy       the bytes, piece after piece
+    0001.json       where each piece came from
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ class Quarantine:
         with open(fd, "wb") as file:
             for piece in pieces:
                 file.write(piece.data)
-                entry = {name: value for name, value in asdict(piece).items() if name != "data" and value is not None}
+                entry = {
+                    name: value
+                    for name, value in asdict(piece).items()
+                    if name != "data" and value is not None
+                }
                 record.append(entry | {"size": len(piece.data), "at": at})
                 at += len(piece.data)
             file.flush()
@@ -85,7 +89,8 @@ class Quarantine:
         return self._describe(base, source, pieces=[piece])
 
     def take(self, source: str, path: Path, kind: str, detail: str) -> str:
-        """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file is copied and removed."""
+        """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file is copied
+        and removed."""
         if path.is_file() and not path.is_symlink() and path.stat().st_dev != self.directory.stat().st_dev:
             copy = self.keep_file(source, path, kind, detail)
             os.unlink(path)

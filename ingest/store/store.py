@@ -78,11 +78,7 @@ class Store:
     ) -> Store:
         path = data_dir / META / "store.json"
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
-        for inside in (path, data_dir / META / "wal"):
-            if inside.is_symlink():
-                raise ConfigError(
-                    f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
-                )
+        _refuse_links(data_dir)
         if (data_dir / META / EXPORT_MARK).exists():
             raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
         if not path.exists():
@@ -99,6 +95,20 @@ class Store:
                 },
             )
             sync_directory(data_dir)
+        return cls._read(data_dir, wal, layout, data_fd, lock_fd)
+
+    @classmethod
+    def read(cls, data_dir: Path, *, wal_dir: Path | None = None, layout: str = "pack") -> Store:
+        """As `open`, of a store that exists, but without its lock, and without changing anything: for looking only."""
+        _refuse_links(data_dir)
+        if (data_dir / META / EXPORT_MARK).exists():
+            raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
+        wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
+        return cls._read(data_dir, wal, layout, -1, -1)
+
+    @classmethod
+    def _read(cls, data_dir: Path, wal: Path, layout: str, data_fd: int, lock_fd: int) -> Store:
+        path = data_dir / META / "store.json"
         record = read_store_json(path)
         if record["layout"] != layout:
             raise ConfigError(
@@ -126,12 +136,7 @@ class Store:
 
         Raises KeyFileError when one lacks: what it signed could not be verified any more.
         """
-        missing = [key_id for key_id in self.key_ids if key_id not in keys.ids]
-        if missing:
-            raise KeyFileError(
-                f"the key file lacks the key {', '.join(missing)} that signed what is stored in {self.data_dir}: "
-                "add it behind the others"
-            )
+        self.require_keys(keys)
         accepted = [subkeys.id for subkeys in keys.accepted if subkeys.id not in self.key_ids]
         if accepted:
             path = self.data_dir / META / "store.json"
@@ -139,6 +144,15 @@ class Store:
             record["keys"] = [*self.key_ids, *accepted]
             write_json(path, record)
             self.key_ids = record["keys"]
+
+    def require_keys(self, keys: KeyRing) -> None:
+        """KeyFileError when a key that ever signed here is not among `keys`."""
+        missing = [key_id for key_id in self.key_ids if key_id not in keys.ids]
+        if missing:
+            raise KeyFileError(
+                f"the key file lacks the key {', '.join(missing)} that signed what is stored in {self.data_dir}: "
+                "add it behind the others"
+            )
 
     def close(self) -> None:
         """Gives up the lock, if no child holds it."""
@@ -168,6 +182,14 @@ class Space:
         if stat.f_files and stat.f_favail < limits.RESERVE_INODES:
             return f"{stat.f_favail} inodes are free, the reserve is {limits.RESERVE_INODES}"
         return None
+
+
+def _refuse_links(data_dir: Path) -> None:
+    for inside in (data_dir / META / "store.json", data_dir / META / "wal"):
+        if inside.is_symlink():
+            raise ConfigError(
+                f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
+            )
 
 
 def _open_and_lock(data_dir: Path) -> tuple[int, int]:
