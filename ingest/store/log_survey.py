@@ -341,13 +341,16 @@ class LogSurvey:
 
     def _salvage(self, view: memoryview, start: int, end: int, seed: int | None = None) -> None:
         """Frames in a bad stretch, each judged by its own checksum; batches start at multiples of a block."""
-        for block in _batch_starts(view, start, end):
+        blocks = set(_batch_starts(view, start, end))
+        if start >= BLOCK_SIZE:
+            blocks.add(start)  # one was expected here, whatever it begins with
+        for block in sorted(blocks):
             at = block + BATCH_HEADER_SIZE
             header = parse_batch_head(view[block:end], seed) if seed is not None else ""
             if isinstance(header, BatchHeader):
                 limit = at + (header.puts + header.deletes) * FRAME_SIZE
             else:
-                limit = next(_batch_starts(view, block + BLOCK_SIZE, end), end)
+                limit = min((later for later in blocks if later > block), default=end)
             while at + FRAME_SIZE <= limit:
                 # Without a header that counts them, what fails its checksum need not be a frame at all.
                 self._salvage_frame(bytes(view[at : at + FRAME_SIZE]), isinstance(header, BatchHeader))
@@ -406,16 +409,15 @@ def _deleted_slots(frame: memoryview) -> Iterator[tuple[int, int]]:
 
 
 def _batch_starts(view: memoryview, start: int, end: int) -> Iterator[int]:
-    """Blocks of a stretch that begin with the magic of a batch. The first one counts whatever it begins with, if it
-    is no header."""
+    """Blocks of a stretch that begin with the magic of a batch."""
     first = max(start, BLOCK_SIZE)
     for block in range(-(-first // BLOCK_SIZE) * BLOCK_SIZE, end, BLOCK_SIZE):
-        if block == start or view[block : block + len(BATCH_MAGIC)] == BATCH_MAGIC:
+        if view[block : block + len(BATCH_MAGIC)] == BATCH_MAGIC:
             yield block
 
 
 def _find_batch(view: memoryview, start: int) -> int:
-    return next((at for at in _batch_starts(view, start, len(view)) if view[at : at + 8] == BATCH_MAGIC), -1)
+    return next(_batch_starts(view, start, len(view)), -1)
 
 
 def _next_batch(view: memoryview, start: int, seed: int, after: int) -> tuple[int, int] | None:
