@@ -100,7 +100,9 @@ def test_the_command(tmp_path):
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["data_dir", str(tmp_path / "data"), "--data-dir"]
     assert lines[-1] == "a server would start"
-    result = run("check-config", "--json", "--admin-listen", "192.0.2.1:1", "--data-dir", str(tmp_path / "data"))
+    result = run(
+        "check-config", "--json", "--admin-listen", "192.0.2.1:1", "--data-dir", str(tmp_path / "data")
+    )
     found = json.loads(result.stdout)
     assert result.returncode == 78 and not found["ok"]
     assert any("192.0.2.1" in problem["what"] for problem in found["problems"])

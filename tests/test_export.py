@@ -144,7 +144,9 @@ class TestCommand:
         with running_node(tmp_path / "new", "--workers=1", "--reserve=0") as rig:
             answers = rig.get(36, 300)
             rig.stop()
-        assert [status for status, _ in answers[3:8]] == [Status.SAVED] + [Status.DELETED] * 3 + [Status.SAVED]
+        assert [status for status, _ in answers[3:8]] == [Status.SAVED] + [Status.DELETED] * 3 + [
+            Status.SAVED
+        ]
         again = run("export", str(tmp_path / "data"), str(tmp_path / "new"), "--layout", "pack")
         complains(again, 78, "not empty")
 
