@@ -113,7 +113,7 @@ def check_order(found: list[Call], key_of: dict[bytes, bytes]) -> int:
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.timeout(300)
-def test_no_ack_before_the_sync_of_its_frame(tmp_path: Path) -> None:
+def test_no_ack_before_the_sync_of_its_frame(tmp_path: Path, layout: str) -> None:
     trace = tmp_path / "strace.log"
     assert STRACE
     probe = subprocess.run([STRACE, "-o", "/dev/null", "true"], capture_output=True, text=True)
@@ -121,7 +121,7 @@ def test_no_ack_before_the_sync_of_its_frame(tmp_path: Path) -> None:
         pytest.skip(f"strace cannot trace here: {probe.stderr.strip()}")
     names = "recvfrom,recvmsg,read,sendto,sendmsg,write,pwrite64,fdatasync"
     wrapper = [STRACE, "-f", "-ttt", "-T", "-xx", "-s", "8000000", "-e", f"trace={names}", "-o", str(trace)]
-    rig = NodeRig(tmp_path / "data", wrapper=wrapper)
+    rig = NodeRig(tmp_path / "data", f"--layout={layout}", wrapper=wrapper)
     first = ticket.parse("ORDER00")
     try:
         rig.start()
