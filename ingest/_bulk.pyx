@@ -8,6 +8,9 @@ committer notes them in its next batch.
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t
 
+from ingest._failpoints cimport (
+    STEP_PACKS_SYNCED, STEP_SLOTS_WRITTEN, WAY_BULK, failpoint_passed, failpoints_armed,
+)
 from ingest._queue cimport RUN_PUT, Queue
 from ingest.store._slot_table cimport SLOT_FREE, SlotTable, pack_state, slots_alike
 
@@ -62,6 +65,8 @@ cdef class BulkJob:
             for i in range(self.sequence_count):
                 s = &self.sequences[i]
                 s.error = bulk_write(self.data_fd, s.pack, s.slot, self.parts + s.item, s.items, self.image, 0)
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_BULK)
             if self.sync:
                 for i in range(self.sequence_count):
                     s = &self.sequences[i]
@@ -74,6 +79,8 @@ cdef class BulkJob:
                     if error:
                         self.error = error
                         break
+            if failpoints_armed and self.error == 0:
+                failpoint_passed(STEP_PACKS_SYNCED, WAY_BULK)
 
     cdef bint item_failed(self, int i) noexcept nogil:
         cdef int s

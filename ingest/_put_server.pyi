@@ -7,6 +7,8 @@ BAD_FRAMES: str
 UNREAD_ACKS: str
 PARTIAL_FRAME: str
 IDLE: str
+SPEAKS_HTTP: str
+SPEAKS_TLS: str
 STRAY_OUTCOME: str
 
 class _FrameKeys(Protocol):
@@ -28,6 +30,7 @@ class PutServer:
         connections_max: int = ...,
         block_places: int = ...,
         unread_acks_max: int = ...,
+        unread_acks_total_max: int = ...,
     ) -> None: ...
     def set_keys(self, keys: Iterable[_FrameKeys]) -> None: ...
     def fileno(self) -> int: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -26,6 +27,47 @@ def name_process(name: str) -> None:
     """What the lines of this process call it from now on."""
     global _process
     _process = name
+
+
+@dataclass
+class _Interval:
+    until: float
+    left: int
+    left_out: int = 0
+
+
+class LineBudget:
+    """At most ``lines`` log lines of a kind in each ``interval`` (seconds) about what strangers can cause at will.
+
+    Kinds are words of ours, few of them: one has its own budget, so that a flood of one hides no other. Times are of a clock
+    that the caller reads.
+    """
+
+    def __init__(self, lines: int, interval: float) -> None:
+        self._lines = lines
+        self._interval = interval
+        self._kinds: dict[str, _Interval] = {}
+
+    def take(self, kind: str, now: float) -> bool:
+        """Whether there may be a line now. If not, it counts as left out."""
+        current = self._kinds.get(kind)
+        if current is None or now >= current.until:
+            left_out = current.left_out if current else 0
+            current = self._kinds[kind] = _Interval(now + self._interval, self._lines, left_out)
+        if current.left == 0:
+            current.left_out += 1
+            return False
+        current.left -= 1
+        return True
+
+    def lapsed(self, now: float) -> list[tuple[str, int]]:
+        """The kinds of which lines were left out in an interval that is over by now, and how many; told once."""
+        over = [
+            (kind, one.left_out) for kind, one in self._kinds.items() if now >= one.until and one.left_out
+        ]
+        for kind, _ in over:
+            self._kinds[kind].left_out = 0
+        return over
 
 
 class _Formatter(logging.Formatter):

@@ -11,6 +11,9 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
 
+from ingest._failpoints cimport (
+    STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
+)
 from ingest._hmac cimport hmac_digest504
 from ingest.store._slot_table cimport (
     PACK_DELETED, PACK_PRESENT, PACK_SECTOR, SLOT_DELETED, SlotTable, pack_state, slots_alike,
@@ -37,6 +40,7 @@ cdef extern from "csrc/pack_table.h" nogil:
     int pack_zero_slots(pack_state *p, int slot, int count)
     void pack_path(int64_t id, char *path)
     int64_t file_size(int fd)
+    int64_t file_allocated(int fd)
     int open_beneath(int root, const char *path, int flags, unsigned mode)
     uint64_t get_be(const uint8_t *p, int n)
     int directory_beneath(int root, const char *path, int make, const char **name)
@@ -126,6 +130,9 @@ cdef class PackTable(SlotTable):
 
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
         return pack_zero_slots(p, slot, count)
+
+    cdef int64_t allocated(self, pack_state *p) noexcept nogil:
+        return file_allocated(p.fd)
 
     cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil:
         return pread_all(p.fd, frames, <size_t>count * 1474, slot_offset(slot))
@@ -244,6 +251,8 @@ cdef class PackTable(SlotTable):
                     done += alike
             if error:
                 raise OSError(error, os.strerror(error), f"pack {p.id}")
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_RECOVERY)
             self.mark_dirty(p, 1)
             self._replayed.add(p.id)
             i += count
@@ -254,6 +263,8 @@ cdef class PackTable(SlotTable):
         """Writes the headers of all packs that were replayed to, changed or not."""
         for pack in self._replayed:
             self.rewrite_header(pack)
+            if failpoints_armed:
+                failpoint_passed(STEP_BITS_SET, WAY_RECOVERY)
         self._replayed.clear()
 
     def replay_note(self, int64_t pack, int slot, int count):
@@ -278,6 +289,8 @@ cdef class PackTable(SlotTable):
             raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
         self.set_deleted(p, slot, count)
         error = self._write_header(p)
+        if failpoints_armed and error == 0:
+            failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY)
         if error == 0:
             error = pack_zero_slots(p, slot, count)
         if error:

@@ -62,6 +62,8 @@ cdef class SlotTable:
     cdef int publish(self, pack_state *p) noexcept nogil
     # Leaves nothing but tombstones of slots whose deleted bits are set and published: 0 or an errno.
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil
+    # Bytes that what is stored in `p` takes on the disk, 0 when that is not to be had.
+    cdef int64_t allocated(self, pack_state *p) noexcept nogil
     # Reads stored frames: 0 or an errno. What is not there reads as zeros.
     cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil
 

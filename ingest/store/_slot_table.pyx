@@ -77,6 +77,9 @@ cdef class SlotTable:
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0
 
+    cdef int64_t allocated(self, pack_state *p) noexcept nogil:
+        return 0
+
     cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil:
         return 0
 
@@ -108,6 +111,11 @@ cdef class SlotTable:
             return NULL
         pack_table_insert(&self.table, p)
         return p
+
+    def give_back(self, int count):
+        """Forgets up to `count` packs that nothing is under way for: somebody else needs their descriptors."""
+        while count and pack_table_evict(&self.table) == 0:
+            count -= 1
 
     cdef bint _may_get_dirty(self, int64_t pack) noexcept:
         return self.dirty_count < self.dirty_max

@@ -8,6 +8,9 @@ writer, so that stays true.
 from libc.errno cimport EMFILE, ENFILE
 from libc.stdint cimport int64_t, uint8_t
 
+from ingest._failpoints cimport (
+    STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
+)
 from ingest.store._slot_table cimport (
     PACK_DELETED, PACK_PRESENT, SLOT_DELETED, SlotTable, bit_get, pack_state, slots_alike,
 )
@@ -73,6 +76,12 @@ cdef class TreeTable(SlotTable):
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
         return tree_do(self.data_fd, p, slot, count, TREE_ERASE, NULL)
 
+    cdef int64_t allocated(self, pack_state *p) noexcept nogil:
+        cdef int i, stored = 0
+        for i in range(p.slots):
+            stored += bit_get(p.header + PACK_PRESENT, i)
+        return stored * 1474        # a deleted ticket's file gives all of it back
+
     cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil:
         cdef int i, error
         for i in range(count):
@@ -122,6 +131,9 @@ cdef class TreeTable(SlotTable):
                 self.publish(p)
             if error:
                 raise OSError(error, os.strerror(error), _below(p.id))
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_RECOVERY)
+                failpoint_passed(STEP_BITS_SET, WAY_RECOVERY)
             self.mark_dirty(p, count)
             i += count
 
@@ -139,6 +151,8 @@ cdef class TreeTable(SlotTable):
             self.publish(p)
         if error:
             raise OSError(error, os.strerror(error), _below(pack))
+        if failpoints_armed:
+            failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY)
         self.mark_dirty(p, count)
 
     def write_headers(self):
