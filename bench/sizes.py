@@ -29,6 +29,8 @@ class Sizes:
     packs: int  # that tickets in random order fall into
     random_s: float
     restart_s: float
+    tree: int
+    tree_rounds: int
 
 
 FULL = Sizes(
@@ -50,6 +52,8 @@ FULL = Sizes(
     packs=1_000_000,
     random_s=15.0,
     restart_s=4.0,
+    tree=50_000,
+    tree_rounds=5,
 )
 
 TINY = Sizes(
@@ -71,4 +75,6 @@ TINY = Sizes(
     packs=5_000,
     random_s=0.5,
     restart_s=0.3,
+    tree=600,
+    tree_rounds=1,
 )

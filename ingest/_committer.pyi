@@ -6,6 +6,7 @@ class Committer:
     puts: int
     notes: int
     stalled: bool
+    looking: bool
     corrupt: list[tuple[int, int]]
     disk_errors: list[tuple[int, int]]
     def __init__(

@@ -96,6 +96,7 @@ cdef int BULK_PENDING = limits.BULK_PENDING_MIN
 cdef int HOLD_MIN = limits.BULK_HOLD_MIN
 cdef int DELETES_MAX = 64                          # of one batch: each touches up to 53 packs
 cdef int NOTES_MAX = 1024
+cdef int LOOKS_MAX = limits.DELETE_LOOKS_MAX
 
 
 cdef struct placed:     # an item in the batch; its frames lie at `staged` in the log's buffer
@@ -134,6 +135,7 @@ cdef class Committer:
     cdef uint8_t *staging
     cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
     cdef uint8_t *touched_workers
+    cdef readonly bint looking         # it left a delete behind because too many slots had to be looked up
     cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
@@ -229,7 +231,8 @@ cdef class Committer:
         cdef Pending pending = self.pending
         cdef item *it
         assert self.puts == 0 and self.delete_count == 0, "the last batch was not answered"
-        self.stalled = False
+        self.stalled = self.looking = False
+        self.packs.looked = 0
         if pending.count == 0:
             return jobs
         # A refused frame must not make a pack, or refusing would use up what the reserve keeps.
@@ -364,7 +367,7 @@ cdef class Committer:
         """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
         cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
         cdef uint64_t count = get_be(frame + DATA, 8)
-        cdef int64_t index = it.first, made, room = self.packs.room if self.packs.may_create else 0
+        cdef int64_t index = it.first, room = self.packs.room if self.packs.may_create else 0
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
@@ -382,14 +385,17 @@ cdef class Committer:
             most = ticket_run_max(index)
             if <uint64_t>most > count:
                 most = count
-            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), 0, &error)
+            if self.packs.looked > LOOKS_MAX:
+                # What it has learnt so far is kept: it goes on from there.
+                self.looking = True
+                break
+            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), most, &error)
             if p == NULL:
                 break
-            made = self.packs.admit_tombstones(p, ticket_slot(index), most, room)
-            if made < 0:
-                error = <int>-made
+            room -= self.packs.new_tombstones(p, ticket_slot(index), most)
+            if room < 0:
+                error = ENOSPC
                 break
-            room -= made
             i = 0
             while i < most:
                 i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
@@ -493,9 +499,11 @@ cdef class Committer:
                 error = self.packs.publish(job.sequences[i].pack)
                 if error:
                     return error
-        self.erasing_count += self.delete_count
+        if self.delete_count == 0:
+            return 0
+        self.erasing_count = self.delete_count
         self.delete_count = 0
-        return self.erase() if self.range_count and self.range_erased == 0 else 0
+        return self.erase()
 
     cdef int _apply_puts(self) noexcept nogil:
         cdef int i = 0, j, error, frames

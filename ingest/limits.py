@@ -64,6 +64,9 @@ DIRTY_FILES_MAX = 65_536  # of layout tree, the same: a recovery makes about 15,
 BATCH_ERASED_FILES_MAX = (
     512  # of layout tree at once, about 30 ms: a delete of 65,536 tickets leaves others a turn
 )
+DELETE_LOOKS_MAX = (
+    4096  # of layout tree: files that deletes look at in one commit, about 20 ms when they are cached
+)
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories

@@ -186,7 +186,8 @@ class WriteBehind:
             core.answer()
             if core.stalled:
                 self._begin_flush()
-            return bool(jobs) or core.pending_frames < pending  # duplicates, for one, need no batch
+            # Duplicates, for one, need no batch.
+            return bool(jobs) or core.looking or core.pending_frames < pending
         self._write_batch(taken_at)
         if core.stalled:
             self._begin_flush()

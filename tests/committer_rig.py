@@ -198,7 +198,7 @@ class CommitterRig:
 
     def settle(self, space: bool = True) -> None:
         """Commits until every frame is answered."""
-        for _ in range(64):
+        for _ in range(128):
             self.commit(space)
             if not any(self.outstanding):
                 return

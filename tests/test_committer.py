@@ -283,7 +283,7 @@ class TestDeletes:
             rig.put(index)
         rig.commit()
         gone = rig.delete(first, count)
-        rig.commit()
+        rig.settle()
         assert rig.answers[gone] == [D]
         assert [rig.stored(index) for index in inside] == [D] * 3
         assert [rig.stored(index) for index in outside] == [frame(index, b"data") for index in outside]

@@ -62,7 +62,7 @@ cdef class SlotTable:
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0
 
-    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil:
+    cdef int new_tombstones(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0
 
     cdef int mark_dirty(self, pack_state *p, int count) except -1:
