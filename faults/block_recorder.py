@@ -1,8 +1,8 @@
 """A disk that remembers: one FUSE file (`mfusepy`), under a loop device, that records every write and every flush in order.
 
-What is written goes into an overlay over a base image, which is never changed; `reset` is the base again. The file is opened
-with direct I/O, so that nothing of it is in a page cache of its own, and is served by one thread, so that there is one order. A
-loop device passes a flush on as fsync. Needs root, /dev/fuse, loop devices and libfuse (Debian: libfuse2 or libfuse3-3).
+What is written goes into an overlay over a base image, which this never changes; `reset` is the base again. The file is opened
+with direct I/O, so that it has no page cache of its own, and is served by one thread, so that there is one order. A loop
+device passes a flush on as fsync. Needs root, /dev/fuse, loop devices and libfuse (Debian: libfuse2 or libfuse3-3).
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _counter(directory: Path, create: bool = False) -> mmap.mmap:
 
 
 class RecordedDisk:
-    """The file, served by a process of its own while this is open. `file` is what to mount; `count` is how many entries there are.
+    """The file, served by a process of its own while this is open: `file` is what to mount.
 
     `directory` is empty and stays this one's. Make it after `isolate`.
     """

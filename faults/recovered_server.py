@@ -1,4 +1,4 @@
-"""A real server in a process that is forked and not started anew, so that thousands of starts are cheap; and reading it back."""
+"""A real server in a fork of this process, so that thousands of starts are cheap; and how to read it back."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+from blake3 import blake3
 from node_rig import START_TIMEOUT_S, NodeRig, data_of, get_range
 
+from faults.ack_history import NO_VERSION, VERSIONS, Contents
 from faults.block_recorder import end_with_parent
-from ingest import cli, limits
+from ingest import admin, cli, limits, mac, server, ticket, workers, write_behind
+from ingest._hmac import verify
 from ingest.status import Status
+
+IMPORTED = (admin, server, workers, write_behind)  # before the fork, so that no start does it again
 
 
 class RecoveredServer(NodeRig):  # type: ignore[misc]
@@ -66,7 +71,7 @@ class RecoveredServer(NodeRig):  # type: ignore[misc]
                     return
             except (OSError, ValueError, KeyError, TypeError):
                 pass
-            time.sleep(0.002)
+            time.sleep(0.005)
         raise AssertionError(f"the server is not ready after {START_TIMEOUT_S} s: {self.log()[-1500:]}")
 
     def _ended(self) -> bool:
@@ -100,21 +105,55 @@ class RecoveredServer(NodeRig):  # type: ignore[misc]
         if self.pid:
             self.kill_all()
 
-    def read_packs(self, indices: Iterable[int]) -> dict[int, tuple[Status, int | None]]:
-        """Every ticket of every pack that one of `indices` lies in: its status, and the version of its data (None: of none).
+    def show(self, indices: np.ndarray, names: np.ndarray) -> Contents:
+        """What the server shows of `indices`, which are in order; `names` are the same on the wire, a row of 8 bytes each.
 
-        AssertionError where the server shows a frame that fails its check.
+        AssertionError where a frame fails its check, twice.
         """
-        found: dict[int, tuple[Status, int | None]] = {}
-        packs = sorted({(index - 36) // limits.PACK_SLOTS for index in indices})
-        with socket.create_connection(self.get_address, 30) as sock:
-            for pack in packs:
-                first = 36 + pack * limits.PACK_SLOTS
-                for index, (status, data) in enumerate(
-                    get_range(sock, self.keys, first, limits.PACK_SLOTS), first
-                ):
-                    found[index] = status, version_of(index, data) if status is Status.SAVED else None
-        return found
+        statuses = np.zeros(len(indices), np.uint8)
+        versions = np.full(len(indices), NO_VERSION, np.int16)
+        breaks = np.flatnonzero(np.diff(indices) != 1) + 1
+        self.put_key, keys = self.keys.put, self.keys
+        with socket.create_connection(self.get_address, 30) as sock, sock.makefile("rb", 1 << 20) as stream:
+            for start, end in zip([0, *breaks], [*breaks, len(indices)], strict=True):
+                for at in range(start, end, limits.RANGE_COUNT_MAX):
+                    count = min(limits.RANGE_COUNT_MAX, end - at)
+                    first = int(indices[at])
+                    head = ticket.index_to_wire(first) + struct.pack(">Q", count)
+                    sock.sendall(head + blake3(head, key=keys.get).digest(8))
+                    done = 0
+                    while done < count:
+                        name, status, n = struct.unpack(">8sB3xI", stream.read(limits.RUN_HEADER_SIZE))
+                        assert name == ticket.index_to_wire(first + done) and 0 < n <= count - done, (
+                            "runs in order"
+                        )
+                        here = slice(at + done, at + done + n)
+                        statuses[here] = Status(status)
+                        if status == Status.SAVED:
+                            frames = stream.read(n * limits.FRAME_SIZE)
+                            versions[here] = self._versions(first + done, names[here], frames)
+                        done += n
+        return Contents(indices, statuses, versions)
+
+    def _versions(self, first: int, names: np.ndarray, raw: bytes) -> np.ndarray:
+        """Which version (`node_rig.data_of`) each of consecutive frames holds; NO_VERSION for anything else."""
+        good = np.frombuffer(verify(self.put_key, raw), np.uint8) != 0
+        frames = np.frombuffer(raw, np.uint8).reshape(-1, limits.FRAME_SIZE)
+        good &= (frames[:, :8] == names).all(axis=1)
+        for i in np.flatnonzero(~good):
+            get_one(self.get_address, self.keys, first + int(i))  # a second look, which may show it deleted
+        data = frames[:, limits.TICKET_SIZE + limits.CHECKSUM_SIZE :]
+        versions = data[:, 8:16].copy().view(">u8").reshape(-1).astype(np.int64)
+        right = (data[:, 16:] == data[:, :-16]).all(axis=1) & (versions >= 0) & (versions < VERSIONS)
+        for i in np.flatnonzero(right):
+            right[i] = data_of(first + int(i), int(versions[i]))[:8] == data[i, :8].tobytes()
+        return np.where(right & good, versions, NO_VERSION).astype(np.int16)
+
+
+def get_one(address: tuple[str, int], keys: mac.SubKeys, index: int) -> None:
+    """AssertionError when the ticket's frame is shown and fails its check, twice."""
+    with socket.create_connection(address, 30) as sock:
+        get_range(sock, keys, index, 1)
 
 
 def version_of(index: int, data: bytes) -> int | None:
