@@ -1,7 +1,7 @@
-"""A disk that remembers: one FUSE file (`mfusepy`), under a loop device, that records every write and every flush in order.
+"""A disk that remembers: one FUSE file (`mfusepy`), under a loop device, that records each write and each flush in order.
 
-What is written goes into an overlay over a base image, which this never changes; `reset` is the base again. The file is opened
-with direct I/O, so that it has no page cache of its own, and is served by one thread, so that there is one order. A loop
+What is written goes into an overlay over a base image, which this never changes; `reset` is the base again. The file is
+opened with direct I/O, so that it has no page cache of its own, and is served by one thread, so that there is one order. A loop
 device passes a flush on as fsync. Needs root, /dev/fuse, loop devices and libfuse (Debian: libfuse2 or libfuse3-3).
 """
 
@@ -28,6 +28,7 @@ MOUNT_OPTIONS = {"ext4": "loop,noatime", "xfs": "loop,noatime,nouuid"}  # copies
 MAKE = {"ext4": ["-q", "-F", "-b", "4096", "-E", "nodiscard"], "xfs": ["-q", "-f", "-K"]}
 UNMOUNT_TIMEOUT_S = 30.0
 CLONE_NEWNS = 0x20000
+MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -222,6 +223,16 @@ def entries_of(record: mmap.mmap) -> list[Entry]:
         return parse_record(view)
 
 
+def _leave_mounts(point: Path) -> None:
+    """Gives this process mounts of its own once more, without the one at `point`.
+
+    The last process with some mounts unmounts them while it ends. If that was this one, a file system on its disk would wait
+    for its answers for ever.
+    """
+    if _libc.unshare(CLONE_NEWNS) != 0 or _libc.umount2(bytes(point), MNT_DETACH) != 0:
+        raise OSError(ctypes.get_errno(), "the block recorder can't leave the mounts that it serves")
+
+
 def _serve(recorder: Recorder, point: Path, ready: int) -> None:
     """Serves the file until it is unmounted. Only here is libfuse needed."""
     import mfusepy
@@ -230,6 +241,7 @@ def _serve(recorder: Recorder, point: Path, ready: int) -> None:
         use_ns = True
 
         def init(self, path: str) -> None:
+            _leave_mounts(point)
             os.write(ready, b"1")
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The load under which the power goes: connections that put, in all sizes, repeat, contradict, delete, read, and note it all."""
+"""The load under which the power goes: connections that put in all sizes, repeat, contradict, delete and read; all is noted."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ STEPS = (
 
 
 class Writer(threading.Thread):
-    """One connection. `count` gives the recorder's count of entries; `weights` says how often it does which of STEPS.
+    """One connection. `count` gives the recorder's count of entries; `weights`: how often it does which of STEPS.
 
-    Ends when `ended` is set, when its connection breaks, or after `frames_max` frames. `wrong`: what broke the contract at once.
+    Ends when `ended` is set, when its connection breaks, or after `frames_max` frames. `wrong`: what broke the contract.
     """
 
     def __init__(

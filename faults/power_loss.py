@@ -1,7 +1,7 @@
 """What a power cut leaves of a sequence of writes and flushes: a pure function of the sequence, the moment, and chance.
 
-A disk with a volatile cache keeps what it had when a flush was asked for, and of what came later anything: each write whole, in
-part, or not at all, and of two to one place either. A sector of 512 bytes is whole.
+A disk with a volatile cache keeps what it had when a flush was asked for, and of what came later anything: each write whole,
+in part, or not at all, and of two to one place either. A sector of 512 bytes is whole.
 """
 
 from __future__ import annotations
