@@ -1,8 +1,8 @@
 """A disk that remembers: one FUSE file (`mfusepy`), under a loop device, that records each write and each flush in order.
 
 What is written goes into an overlay over a base image, which this never changes; `reset` is the base again. The file is
-opened with direct I/O, so that it has no page cache of its own, and is served by one thread, so that there is one order. A loop
-device passes a flush on as fsync. Needs root, /dev/fuse, loop devices and libfuse (Debian: libfuse2 or libfuse3-3).
+opened with direct I/O, so that it has no page cache of its own, and is served by one thread, so that there is one order. A
+loop device passes a flush on as fsync. Needs root, /dev/fuse, loop devices and libfuse (Debian: libfuse2 or libfuse3-3).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from faults.power_loss import ENTRY, FLUSH, Entry, parse_record
 BLOCK = 4096  # bytes: what the overlay replaces
 FILE_NAME = "disk"
 MOUNT_OPTIONS = {"ext4": "loop,noatime", "xfs": "loop,noatime,nouuid"}  # copies of one image share its UUID
-MAKE = {"ext4": ["-q", "-F", "-b", "4096", "-E", "nodiscard"], "xfs": ["-q", "-f", "-K"]}
+MAKE = {"ext4": ["-q", "-F", "-b", "4096", "-i", "4096", "-E", "nodiscard"], "xfs": ["-q", "-f", "-K"]}
 UNMOUNT_TIMEOUT_S = 30.0
 CLONE_NEWNS = 0x20000
 MNT_DETACH = 2

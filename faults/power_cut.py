@@ -209,10 +209,13 @@ class Replay:
         """Until one writer has done its share; the others are then in the middle of something."""
         weights = [self.chance.choice((0, 1, 3)) for _ in STEPS]
         weights[STEPS.index("few")] += 1
-        frames = self.chance.choice((300, 2000, 8000))  # of a writer
-        if self.chance.random() < 0.15:  # enough, and past the bulk path, to make the log go round
+        # Of a writer. A ticket of layout tree is a file in a directory of its own, which takes its time and room.
+        frames = self.chance.choice((300, 600, 1500) if self.plan.layout == "tree" else (300, 2000, 8000))
+        if (
+            self.plan.layout == "pack" and self.chance.random() < 0.15
+        ):  # enough, and past the bulk path, to make the log go round
             frames = 20_000
-            weights = [{"many": 60, "bulk": 0, "packs": 0}.get(step, 1) for step in STEPS]
+            weights = [{"many": 60, "bulk": 0, "packs": 0, "rest": 0}.get(step, 1) for step in STEPS]
         writers = [
             Writer(
                 number,

@@ -1,4 +1,4 @@
-"""The load under which the power goes: connections that put in all sizes, repeat, contradict, delete and read; all is noted."""
+"""The load under which the power goes: connections that put in all sizes, repeat, contradict, delete and read."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ STEPS = (
     "read",
     "scatter",
     "rivals",
+    "rest",
 )
 
 
@@ -122,6 +123,10 @@ class Writer(threading.Thread):
         count = self.chance.choice((1, 5))
         self.put(connection, range(self.next_rival, self.next_rival + count), version=self.number)
         self.next_rival += count
+
+    def rest(self, connection: Connection) -> None:
+        """Lets the flusher come between: what it has synced is not in the log any more."""
+        self.ended.wait(self.chance.uniform(0.1, 0.5))
 
     def put_new(self, connection: Connection, count: int) -> None:
         self.put(connection, range(self.next, self.next + count))
