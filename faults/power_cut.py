@@ -207,32 +207,16 @@ class Replay:
 
     def _load(self, server: RecoveredServer, disk: RecordedDisk) -> None:
         """Until one writer has done its share; the others are then in the middle of something."""
-        weights = [self.chance.choice((0, 1, 3)) for _ in STEPS]
-        weights[STEPS.index("few")] += 1
-        # Of a writer. A ticket of layout tree is a file in a directory of its own, which takes its time and room.
-        frames = self.chance.choice((300, 600, 1500) if self.plan.layout == "tree" else (300, 2000, 8000))
-        if (
-            self.plan.layout == "pack" and self.chance.random() < 0.15
-        ):  # enough, and past the bulk path, to make the log go round
-            frames = 20_000
-            weights = [{"many": 60, "bulk": 0, "packs": 0, "rest": 0}.get(step, 1) for step in STEPS]
+        weights, frames = self._shape()
+        chances = [random.Random(self.chance.random()) for _ in range(WRITERS)]
         writers = [
-            Writer(
-                number,
-                server,
-                self.history,
-                lambda: disk.count,
-                random.Random(self.chance.random()),
-                weights,
-                frames,
-            )
-            for number in range(WRITERS)
+            Writer(number, server, self.history, lambda: disk.count, chance, weights, frames)
+            for number, chance in enumerate(chances)
         ]
         for writer in writers:
             writer.start()
         writers[0].join(LOAD_TIMEOUT_S)
-        server_ends = self.chance.random() < 0.7
-        if server_ends:
+        if self.chance.random() < 0.7:
             server.kill_all()
         for writer in writers:
             writer.ended.set()
@@ -241,6 +225,22 @@ class Replay:
             self.result.losses += [f"{self.plan}: {line}" for line in writer.wrong]
             if writer.is_alive():
                 self.result.losses.append(f"{self.plan}: {writer.name} waits for an ack for ever")
+
+    def _shape(self) -> tuple[list[int], int]:
+        """How often each of STEPS is done, and how many frames one writer puts."""
+        if self.plan.layout == "pack" and self.chance.random() < 0.15:
+            # Past the bulk path, and enough to make the log go round.
+            shape = {"many": 60, "bulk": 0, "packs": 0, "rest": 0}
+            return [shape.get(step, 1) for step in STEPS], 20_000
+        weights = {step: self.chance.choice((0, 1, 3)) for step in STEPS}
+        weights["few"] += 1
+        frames = self.chance.choice((300, 2000, 8000))
+        if (
+            self.plan.layout == "tree"
+        ):  # a ticket is a file in a directory of its own: that takes its time, and room
+            frames //= 5
+            weights["bulk"] = weights["packs"] = int(self.chance.random() < 0.2)
+        return list(weights.values()), frames
 
     def _log_is_recycled(self) -> bool:
         """Whether some segment of the log was used twice."""
