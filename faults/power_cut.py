@@ -54,7 +54,7 @@ IMAGE_SIZE = 448 << 20  # bytes: xfs wants 300 MiB
 STATES = 20  # of one recording
 PROCESSES = 2
 WRITERS = 3
-FLAGS = (f"--wal-size={limits.LOG_SIZE_MIN}", "--reserve=1MiB", "--workers=2")
+FLAGS = (f"--wal-size={limits.LOG_SIZE_MIN}", "--reserve=1MiB")
 PROBED = FIRST - limits.PACK_SLOTS  # the first ticket of a pack that no writer uses
 LOAD_TIMEOUT_S = 60.0
 
@@ -187,7 +187,7 @@ class Replay:
         with RecordedDisk(self.base, self.directory / "recorded") as disk:
             with mounted(disk.file, self.point, self.plan.file_system):
                 self.mounted_at = disk.count
-                with contextlib.closing(self.server(*self.plan.flags)) as server:
+                with contextlib.closing(self.server("--workers=2", *self.plan.flags)) as server:
                     server.start()
                     self.ready_at = disk.count
                     self._load(server, disk)
@@ -333,7 +333,7 @@ class Replay:
         try:
             with (
                 mounted(disk.file, self.point, self.plan.file_system),
-                contextlib.closing(self.server()) as server,
+                contextlib.closing(self.server("--workers=1")) as server,
             ):
                 server.start()
                 shown = server.show(self.indices, self.names)
