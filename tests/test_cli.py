@@ -44,7 +44,9 @@ def test_version() -> None:
     assert run("--version").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["server", "loopback", "keygen", "version"])
+@pytest.mark.parametrize(
+    "command", ["server", "loopback", "keygen", "version", "fsck", "inspect", "export", "check-config"]
+)
 def test_each_command_has_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0
@@ -105,7 +107,6 @@ def test_configuration_errors(tmp_path: Path) -> None:
         "unknown variable INGEST_WROKERS (did you mean INGEST_WORKERS?)",
     )
     complains(run("server", "--config", str(tmp_path / "absent")), 78, "No such file")
-    complains(run("server", "--layout", "tree"), 78, "not in this version")
 
 
 def test_results_into_a_closed_pipe_are_no_traceback() -> None:

@@ -9,6 +9,7 @@ or sync of the log, always.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -18,11 +19,13 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest import limits
+from ingest import _failpoints, limits
 from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, seal_batch
 
 ZEROS_SIZE = 4 << 20
 SEGMENTS_MAX = 10_000  # four digits name a segment
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_segment(path: Path) -> int:
@@ -52,6 +55,14 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def syncfs(fd: int) -> None:
+    """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last
+    synced so, failed."""
+    if _libc.syncfs(fd) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 @dataclass
@@ -153,9 +164,12 @@ class LogWriter:
         self.number += 1
         header = BatchHeader(self.number, length, puts, deletes, notes, self.synced_to)
         end = seal_batch(buffer, header, self._seed)
+        way = _failpoints.BULK if notes else _failpoints.LOG
         write_all(self._current.fd, buffer[:end], self._offset)
+        _failpoints.passed(_failpoints.LOG_WRITTEN, way)
         if self.sync:
             os.fdatasync(self._current.fd)
+        _failpoints.passed(_failpoints.LOG_SYNCED, way)
         self._offset += end
         self._current.last_batch = self.number
         self.recorded = header.synced_to
