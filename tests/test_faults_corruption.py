@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from faults import corruption
 from faults.corruption import Damage, differences, within
 
