@@ -265,7 +265,7 @@ class Seaweed(Peer):
             *(self._program(), "server", f"-dir={self.directory}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-master.port={self.master}", f"-master.port.grpc={master_grpc}", "-volume.max=16"),
             *(f"-volume.port={self.volume}", f"-volume.port.grpc={volume_grpc}"),
-            "-master.volumeSizeLimitMB=1024",
+            *("-master.volumeSizeLimitMB=1024", "-volume.preStopSeconds=0"),
         ]
 
     def ready(self) -> bool:
