@@ -1,11 +1,11 @@
-# distutils: depends = ingest/csrc/queue.h ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/ticket.h ingest/csrc/counters.h
+# distutils: depends = ingest/csrc/queue.h ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/ticket.h ingest/csrc/counters.h ingest/csrc/slot_writer.h
 """What the committer does with frames between taking them from the workers and answering them.
 
 The steps of one commit, in this order (`docs/architecture.md`, "Life of one put"); `write_behind` calls them:
 
     take      runs from the rings of all workers                           → pending
     plan      claim slots; duplicates, conflicts, tombstones are answered; → batch (copied to the log's buffer), bulk jobs
-    (the log is written and synced)
+    (the log is written and synced; meanwhile, between `begin_slots` and `apply`, a thread writes the slots)
     apply     slots written, then bits set
     answer    outcomes to the workers
 
@@ -48,6 +48,20 @@ cdef extern from "csrc/ticket.h" nogil:
 cdef extern from "csrc/pack_file.h" nogil:
     void put_be(uint8_t *p, uint64_t v, int n)
 
+cdef extern from "csrc/slot_writer.h" nogil:
+    ctypedef struct slot_write:
+        int fd
+        const uint8_t *frames
+        size_t size
+        int64_t offset
+    ctypedef struct slot_writer:
+        int started
+        int busy
+    int slot_writer_start(slot_writer *w, int (*write)(const slot_write *, int) noexcept nogil)
+    void slot_writer_begin(slot_writer *w, const slot_write *writes, int count)
+    int slot_writer_end(slot_writer *w)
+    void slot_writer_stop(slot_writer *w)
+
 cdef extern from "csrc/counters.h" nogil:
     enum: C_DUPLICATES
     enum: C_DELETED_TICKETS
@@ -82,6 +96,7 @@ cdef int BULK_PENDING = limits.BULK_PENDING_MIN
 cdef int HOLD_MIN = limits.BULK_HOLD_MIN
 cdef int DELETES_MAX = 64                          # of one batch: each touches up to 53 packs
 cdef int NOTES_MAX = 1024
+cdef int SLOT_WRITER_MIN = 8                       # frames worth waking a thread for
 
 
 cdef struct placed:     # an item in the batch; its frames lie at `staged` in the log's buffer
@@ -93,6 +108,15 @@ cdef struct delete_range:
     pack_state *pack
     int slot
     int count
+
+cdef int write_slots(const slot_write *writes, int count) noexcept nogil:
+    cdef int i, error
+    for i in range(count):
+        error = pwrite_all(writes[i].fd, writes[i].frames, writes[i].size, writes[i].offset)
+        if error:
+            return error
+    return 0
+
 
 cdef class Committer:
     """The state of the frames that one committer holds. Only its own thread calls it."""
@@ -106,7 +130,11 @@ cdef class Committer:
     cdef StoredFrames stored
     cdef placed *batch
     cdef int batch_count
+    cdef pack_state **batch_packs      # those whose bits are set
     cdef readonly int puts             # frames in the batch
+    cdef slot_write *writes            # of the batch, from `begin_slots` or `apply` on
+    cdef int write_count
+    cdef slot_writer writer
     cdef item *deletes
     cdef int delete_count
     cdef delete_range *ranges
@@ -131,11 +159,13 @@ cdef class Committer:
         self.bulk = BulkPath(queue, packs, bulk_jobs, sync)
         self.stored = StoredFrames(put_keys)
         self.batch = <placed *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(placed))
+        self.batch_packs = <pack_state **>PyMem_Malloc((BATCH_MAX + 1) * sizeof(pack_state *))
+        self.writes = <slot_write *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(slot_write))
         self.deletes = <item *>PyMem_Malloc(DELETES_MAX * sizeof(item))
         self.ranges = <delete_range *>PyMem_Malloc(DELETES_MAX * 64 * sizeof(delete_range))
         self.in_progress = <int64_t *>PyMem_Malloc(queue.workers * sizeof(int64_t))
         self.touched_workers = <uint8_t *>PyMem_Malloc(queue.workers)
-        if not (self.batch and self.deletes and self.ranges and self.in_progress and self.touched_workers):
+        if not (self.batch and self.batch_packs and self.writes and self.deletes and self.ranges and self.in_progress and self.touched_workers):
             raise MemoryError
         memset(self.in_progress, 0, queue.workers * sizeof(int64_t))
         memset(self.touched_workers, 0, queue.workers)
@@ -147,7 +177,10 @@ cdef class Committer:
         self.disk_errors = []
 
     def __dealloc__(self):
+        slot_writer_stop(&self.writer)
         PyMem_Free(self.batch)
+        PyMem_Free(self.batch_packs)
+        PyMem_Free(self.writes)
         PyMem_Free(self.deletes)
         PyMem_Free(self.ranges)
         PyMem_Free(self.in_progress)
@@ -431,13 +464,31 @@ cdef class Committer:
 
     # --- apply and answer -----------------------------------------------------------------------
 
+    def begin_slots(self):
+        """Has a thread write the batch's slots while the log is written and synced: `apply` and `answer` wait for it.
+
+        Their bits are not set before the log is synced, so nobody reads them, and a batch that is lost leaves bytes in
+        free slots. A batch of few frames is left to `apply`.
+        """
+        self._gather_slots()
+        # A thread that cannot be had is done without: `apply` writes what nobody began to.
+        if self.puts >= SLOT_WRITER_MIN and (
+                self.writer.started or slot_writer_start(&self.writer, &write_slots) == 0):
+            slot_writer_begin(&self.writer, self.writes, self.write_count)
+
     def apply(self):
         """Writes the batch's slots, then their packs' bits: the log is synced. Returns 0 or an errno; then what was
         claimed stays so and the caller answers ERROR and leaves the rest to recovery."""
         cdef int error, i
         cdef BulkJob job
         with nogil:
-            error = self._apply_puts()
+            if self.writer.busy:
+                error = slot_writer_end(&self.writer)
+            else:
+                self._gather_slots()
+                error = write_slots(self.writes, self.write_count)
+            if error == 0:
+                error = self._set_bits()
         if error:
             return error
         for job in self.noted:
@@ -455,29 +506,39 @@ cdef class Committer:
             error = self._apply_deletes()
         return error
 
-    cdef int _apply_puts(self) noexcept nogil:
-        cdef int i = 0, j, error, frames
+    cdef void _gather_slots(self) noexcept nogil:
+        """What is to be written of the batch. Neighbours in it that are neighbours in the pack too lie one behind the
+        other in the log's buffer: they are one write."""
+        cdef int i
         cdef placed *b
-        while i < self.batch_count:
+        cdef placed *previous
+        cdef slot_write *w
+        self.write_count = 0
+        for i in range(self.batch_count):
             b = &self.batch[i]
-            frames = b.it.count
-            j = i + 1
-            # Neighbours in the batch that are neighbours in the pack too lie one behind the other in the log's buffer.
-            while (j < self.batch_count and self.batch[j].pack == b.pack
-                   and self.batch[j].it.slot == b.it.slot + frames and self.batch[j].staged == b.staged + frames):
-                frames += self.batch[j].it.count
-                j += 1
-            error = pwrite_all(b.pack.fd, self._staged(b.staged), <size_t>frames * FRAME, slot_offset(b.it.slot))
-            if error:
-                return error
-            self.packs.release(b.pack, b.it.slot, frames)
-            self.packs.set_present(b.pack, b.it.slot, frames)
-            if j == self.batch_count or self.batch[j].pack != b.pack:
-                error = self.packs.write_header(b.pack)
-                if error:
-                    return error
-            i = j
-        return 0
+            if i > 0:
+                previous = &self.batch[i - 1]
+                if b.pack == previous.pack and b.it.slot == previous.it.slot + <int>previous.it.count:
+                    w.size += <size_t>b.it.count * FRAME
+                    continue
+            w = &self.writes[self.write_count]
+            self.write_count += 1
+            w.fd = b.pack.fd
+            w.frames = self._staged(b.staged)
+            w.size = <size_t>b.it.count * FRAME
+            w.offset = slot_offset(b.it.slot)
+
+    cdef int _set_bits(self) noexcept nogil:
+        cdef int i, packs = 0
+        cdef placed *b
+        for i in range(self.batch_count):
+            b = &self.batch[i]
+            self.packs.release(b.pack, b.it.slot, b.it.count)
+            self.packs.set_present(b.pack, b.it.slot, b.it.count)
+            if i == 0 or self.batch[i - 1].pack != b.pack:      # the batch is in the order of the packs
+                self.batch_packs[packs] = b.pack
+                packs += 1
+        return self.packs.write_headers_of(self.batch_packs, packs)
 
     cdef int _apply_deletes(self) noexcept nogil:
         cdef int i, error
@@ -501,6 +562,7 @@ cdef class Committer:
         cdef int i
         cdef item *it
         cdef BulkJob job
+        slot_writer_end(&self.writer)       # still busy only when the log failed
         for i in range(self.batch_count):
             it = &self.batch[i].it
             self.in_progress[it.worker] -= it.count

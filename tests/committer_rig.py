@@ -81,6 +81,7 @@ class CommitterRig:
     def close(self) -> None:
         """Ends as kill -9 does: nothing is flushed, nothing is said."""
         self.log.close()
+        del self.core  # its thread may still be writing into packs
         self.packs.close()
         self.queue.close()
         os.close(self.data_fd)
@@ -157,6 +158,7 @@ class CommitterRig:
         if not core.batch_empty:
             puts, deletes, notes = core.puts, core.delete_frames, core.notes
             assert self.log.has_room(BatchHeader.payload_size(puts, deletes, notes) + BATCH_HEADER_SIZE)
+            core.begin_slots()
             self.log.append(core.buffer, puts, deletes, notes)
             assert core.apply() == 0
         core.answer()

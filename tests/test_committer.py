@@ -70,6 +70,31 @@ class TestPuts:
         assert rig.answers[cookie] == [S]
         assert rig.stored(FIRST) == frame(FIRST, b"data")
 
+    def test_slots_may_be_written_before_the_log_is_synced_but_not_bits(self, rig):
+        cookie = rig.put_run(FIRST, 20)
+        rig.plan()
+        rig.core.begin_slots()
+        rig.log.append(rig.core.buffer, 20, 0, 0)
+        rig.collect()
+        assert rig.answers[cookie] == [None] * 20
+        assert rig.stored(FIRST) is Status.MISSING
+        assert rig.core.apply() == 0
+        rig.core.answer()
+        rig.collect()
+        assert rig.answers[cookie] == [S] * 20
+        assert [rig.stored(FIRST + i) for i in range(20)] == [frame(FIRST + i, b"data") for i in range(20)]
+
+    def test_slots_of_a_batch_that_the_log_never_got_stay_free(self, rig):
+        rig.put_run(FIRST, 20, b"lost")
+        rig.plan()
+        rig.core.begin_slots()
+        rig.crash()
+        assert rig.stored(FIRST + 3) is Status.MISSING
+        cookie = rig.put_run(FIRST, 20, b"kept")
+        rig.commit()
+        assert rig.answers[cookie] == [S] * 20
+        assert rig.stored(FIRST + 3) == frame(FIRST + 3, b"kept")
+
     def test_runs_of_several_workers_and_packs_are_one_batch(self, tmp_path):
         with CommitterRig(tmp_path, workers=3) as rig:
             cookies = [
@@ -643,18 +668,32 @@ class TestLimitsAndFailures:
         rig.collect()
         assert [rig.answers[cookie] for cookie in cookies] == [[E], [E]]
 
-    def test_packs_that_cannot_be_written_keep_the_log_that_has_them(self, failing_rig):
+    @pytest.mark.parametrize("count", [1, 20], ids=["in_apply", "beside_the_log"])
+    def test_packs_that_cannot_be_written_keep_the_log_that_has_them(self, failing_rig, count):
         rig = failing_rig
-        cookie = rig.put(FIRST + 100)
+        cookie = rig.put_run(FIRST + 100, count)
         rig.plan()
-        rig.log.append(rig.core.buffer, 1, 0, 0)
+        rig.log.append(rig.core.buffer, count, 0, 0)
         with no_growth():
+            rig.core.begin_slots()
             assert rig.core.apply() != 0
         rig.core.answer(failed=True)
         rig.collect()
-        assert rig.answers[cookie] == [E]
+        assert rig.answers[cookie] == [E] * count
         rig.crash()
         assert rig.stored(FIRST + 100) == frame(FIRST + 100, b"data"), "recovery does what the log says"
+
+    def test_a_log_that_fails_waits_for_the_slots_that_are_being_written(self, failing_rig):
+        rig = failing_rig
+        cookie = rig.put_run(FIRST + 100, 20)
+        rig.plan()
+        rig.log.append(rig.core.buffer, 0, 0, 0)
+        rig.core.begin_slots()
+        with no_growth(), pytest.raises(OSError):
+            rig.log.append(rig.core.buffer, 20, 0, 0)
+        rig.core.answer(failed=True)
+        rig.collect()
+        assert rig.answers[cookie] == [E] * 20
 
 
 class TestWorkers:
@@ -916,12 +955,14 @@ class Model(RuleBasedStateMachine):
     def flush(self) -> None:
         self.rig.flush()
 
-    @rule(applied=st.booleans(), logged=st.booleans(), ran=st.booleans())
-    def crash(self, applied: bool, logged: bool, ran: bool) -> None:
+    @rule(begun=st.booleans(), applied=st.booleans(), logged=st.booleans(), ran=st.booleans())
+    def crash(self, begun: bool, applied: bool, logged: bool, ran: bool) -> None:
         """Ends the committer in the middle of a commit. What was not answered may be there or not: ask the disk."""
         rig = self.rig
         rig.plan()
         rig.core.write_notes()
+        if begun:
+            rig.core.begin_slots()
         if logged and not rig.core.batch_empty:
             rig.log.append(rig.core.buffer, rig.core.puts, rig.core.delete_frames, rig.core.notes)
             if applied:

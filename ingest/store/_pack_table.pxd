@@ -64,4 +64,6 @@ cdef class PackTable:
     cdef void set_deleted(self, pack_state *p, int slot, int count) noexcept nogil
     # Writes the header if it changed: an errno or 0.
     cdef int write_header(self, pack_state *p) noexcept nogil
+    # The same for `n` packs, their digests side by side: an errno or 0.
+    cdef int write_headers_of(self, pack_state **packs, int n) noexcept nogil
     cdef int mark_dirty(self, pack_state *p) except -1

@@ -12,7 +12,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
 
-from ingest._hmac cimport hmac_digest504
+from ingest._hmac cimport hmac_digest504, hmac_digests504
 
 import os
 
@@ -53,6 +53,9 @@ cdef extern from "csrc/pack_table.h" nogil:
 
 cdef int DIRTY_MAX = limits.DIRTY_PACKS_MAX // 2   # half, because as many may be in the flush that is under way
 
+
+cdef enum:
+    HEADERS_AT_ONCE = 64                           # whose digests are computed before they are written
 
 cdef int REPLAYED_MAX = 1024                       # packs that recovery keeps open until their headers are written
 
@@ -226,6 +229,25 @@ cdef class PackTable:
         p.touched = 0
         self._seal(p)
         return pwrite_all(p.fd, p.header, PACK_SECTOR, 0)
+
+    cdef int write_headers_of(self, pack_state **packs, int n) noexcept nogil:
+        cdef const uint8_t *headers[HEADERS_AT_ONCE]
+        cdef uint8_t tags[HEADERS_AT_ONCE * 8]
+        cdef int i, first = 0, some, error
+        while first < n:
+            some = min(n - first, <int>HEADERS_AT_ONCE)
+            for i in range(some):
+                headers[i] = packs[first + i].header
+                put_be(packs[first + i].header + PACK_GENERATION, get_be(headers[i] + PACK_GENERATION, 8) + 1, 8)
+            hmac_digests504(headers, some, tags)
+            for i in range(some):
+                memcpy(packs[first + i].header + PACK_DIGEST, tags + 8 * i, 8)
+                packs[first + i].touched = 0
+                error = pwrite_all(packs[first + i].fd, packs[first + i].header, PACK_SECTOR, 0)
+                if error:
+                    return error
+            first += some
+        return 0
 
     cdef int mark_dirty(self, pack_state *p) except -1:
         self._dirty.add(p.id)
