@@ -1,16 +1,17 @@
-# distutils: depends = ingest/csrc/queue.h ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/ticket.h ingest/csrc/counters.h ingest/csrc/slot_writer.h
+# distutils: depends = ingest/csrc/queue.h ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/ticket.h ingest/csrc/counters.h
 """What the committer does with frames between taking them from the workers and answering them.
 
 The steps of one commit, in this order (`docs/architecture.md`, "Life of one put"); `write_behind` calls them:
 
     take      runs from the rings of all workers                           → pending
     plan      claim slots; duplicates, conflicts, tombstones are answered; → batch (copied to the log's buffer), bulk jobs
-    (the log is written and synced; meanwhile, between `begin_slots` and `apply`, a thread writes the slots)
-    apply     slots written, then bits set
+    (the log is written and synced; meanwhile, from `begin_slots` to `apply`, a thread may write the slots)
+    apply     slots written, then bits set; deleted slots erased
+    (erase    the rest of deletes that would take too long at once, between later commits)
     answer    outcomes to the workers
 
-A frame is in exactly one place at a time: a ring, `pending`, the batch, or a bulk job. Slots are claimed exactly for the
-frames in the batch and in bulk jobs (`check` counts). Only a commit that failed leaves claims behind: the process ends with it.
+A frame is in exactly one place at a time: a ring, `pending`, the batch, a bulk job, or the deletes being erased. Slots are
+claimed exactly for the frames in the last three (`check` counts). Only a commit that failed leaves claims behind: the process ends with it.
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -19,15 +20,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ingest._bulk cimport BulkJob, BulkPath, sequence
+from ingest._failpoints cimport (
+    STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_LOG, failpoint_passed, failpoints_armed,
+)
 from ingest._pending cimport Pending, item
 from ingest._queue cimport (
     RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring, ring_load,
     ring_publish, ring_store, word_load, word_store,
 )
 from ingest._stored cimport StoredFrames
-from ingest.store._pack_table cimport (
-    SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, get_be, pack_state, pack_zero_slots, pwrite_all,
-    slot_offset, slots_alike,
+from ingest.store._slot_table cimport (
+    PACK_PRESENT, SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, SlotTable, bit_get, pack_state, slots_alike,
 )
 
 import mmap
@@ -47,24 +50,14 @@ cdef extern from "csrc/ticket.h" nogil:
 
 cdef extern from "csrc/pack_file.h" nogil:
     void put_be(uint8_t *p, uint64_t v, int n)
-
-cdef extern from "csrc/slot_writer.h" nogil:
-    ctypedef struct slot_write:
-        int fd
-        const uint8_t *frames
-        size_t size
-        int64_t offset
-    ctypedef struct slot_writer:
-        int started
-        int busy
-    int slot_writer_start(slot_writer *w, int (*write)(const slot_write *, int) noexcept nogil)
-    void slot_writer_begin(slot_writer *w, const slot_write *writes, int count)
-    int slot_writer_end(slot_writer *w)
-    void slot_writer_stop(slot_writer *w)
+    uint64_t get_be(const uint8_t *p, int n)
 
 cdef extern from "csrc/counters.h" nogil:
     enum: C_DUPLICATES
     enum: C_DELETED_TICKETS
+    enum: C_DELETED_BYTES
+    enum: C_RECLAIMED_BYTES
+    enum: C_BULK_JOBS
     enum: C_BULK_RUNS
     enum: C_BULK_FRAMES
     enum: C_COMMITS
@@ -76,11 +69,18 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_PACKS_CREATED
     enum: C_FLUSHES
     enum: C_FLUSH_NANOSECONDS
+    enum: C_FLUSH_LATENCY_BUCKET
     enum: C_SYNC_FAILURES
     enum: C_RECOVERIES
     enum: C_RECOVERED_FRAMES
+    enum: C_RECOVERY_NANOSECONDS
     enum: C_LOG_STALLS
-    int histogram_bucket(unsigned long long value, int buckets)
+    enum: C_PENDING_FRAMES
+    enum: C_BULK_RUNNING
+    enum: C_LOG_ALLOCATED
+    enum: SIZE_BUCKETS
+    int histogram_bucket(uint64_t value, int buckets)
+    int latency_bucket(uint64_t microseconds)
 
 cdef enum:
     SAVED = 1
@@ -94,9 +94,9 @@ cdef int DATA = 16          # offset of the data in a frame
 cdef int BATCH_MAX = limits.BATCH_FRAMES_MAX
 cdef int BULK_PENDING = limits.BULK_PENDING_MIN
 cdef int HOLD_MIN = limits.BULK_HOLD_MIN
+cdef int AHEAD_MIN = 8                             # frames worth waking a thread for
 cdef int DELETES_MAX = 64                          # of one batch: each touches up to 53 packs
 cdef int NOTES_MAX = 1024
-cdef int SLOT_WRITER_MIN = 8                       # frames worth waking a thread for
 
 
 cdef struct placed:     # an item in the batch; its frames lie at `staged` in the log's buffer
@@ -109,20 +109,11 @@ cdef struct delete_range:
     int slot
     int count
 
-cdef int write_slots(const slot_write *writes, int count) noexcept nogil:
-    cdef int i, error
-    for i in range(count):
-        error = pwrite_all(writes[i].fd, writes[i].frames, writes[i].size, writes[i].offset)
-        if error:
-            return error
-    return 0
-
-
 cdef class Committer:
     """The state of the frames that one committer holds. Only its own thread calls it."""
 
     cdef Queue queue
-    cdef PackTable packs
+    cdef SlotTable packs
     cdef uint64_t epoch
     cdef uint64_t *counters
     cdef Pending pending
@@ -130,42 +121,43 @@ cdef class Committer:
     cdef StoredFrames stored
     cdef placed *batch
     cdef int batch_count
-    cdef pack_state **batch_packs      # those whose bits are set
+    cdef pack_state **batch_packs      # those of the batch, each once
+    cdef bint slots_begun              # a thread writes the batch's slots
     cdef readonly int puts             # frames in the batch
-    cdef slot_write *writes            # of the batch, from `begin_slots` or `apply` on
-    cdef int write_count
-    cdef slot_writer writer
     cdef item *deletes
-    cdef int delete_count
-    cdef delete_range *ranges
+    cdef int delete_count              # in the batch
+    cdef int erasing_count             # of them that are logged, and not answered because their slots are being erased
+    cdef delete_range *ranges          # of these deletes; what is erased is taken off
     cdef int range_count
+    cdef int range_erased              # the first one that is not wholly erased
+    cdef int64_t delete_tickets        # in the batch
     cdef readonly int notes
     cdef list noted                    # bulk jobs whose notes are in the batch
     cdef object _buffer
     cdef uint8_t *staging
     cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
     cdef uint8_t *touched_workers
+    cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
     cdef readonly list disk_errors     # (pack, errno) met while opening packs, for the log
 
-    def __cinit__(self, Queue queue, PackTable packs, list put_keys, *, int bulk_jobs=2, bint sync=True):
+    def __cinit__(self, Queue queue, SlotTable packs, list put_keys, *, bint sync=True):
         cdef uint8_t[::1] view
         self.queue = queue
         self.packs = packs
         self.epoch = ring_load(&queue.header.epoch) + 1   # the one that committer_ready() announces
         self.counters = queue.counters(ROW_COMMITTER)
         self.pending = Pending(queue, self.epoch)
-        self.bulk = BulkPath(queue, packs, bulk_jobs, sync)
+        self.bulk = BulkPath(queue, packs, packs.bulk_jobs, sync)
         self.stored = StoredFrames(put_keys)
         self.batch = <placed *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(placed))
         self.batch_packs = <pack_state **>PyMem_Malloc((BATCH_MAX + 1) * sizeof(pack_state *))
-        self.writes = <slot_write *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(slot_write))
         self.deletes = <item *>PyMem_Malloc(DELETES_MAX * sizeof(item))
         self.ranges = <delete_range *>PyMem_Malloc(DELETES_MAX * 64 * sizeof(delete_range))
         self.in_progress = <int64_t *>PyMem_Malloc(queue.workers * sizeof(int64_t))
         self.touched_workers = <uint8_t *>PyMem_Malloc(queue.workers)
-        if not (self.batch and self.batch_packs and self.writes and self.deletes and self.ranges and self.in_progress and self.touched_workers):
+        if not (self.batch and self.batch_packs and self.deletes and self.ranges and self.in_progress and self.touched_workers):
             raise MemoryError
         memset(self.in_progress, 0, queue.workers * sizeof(int64_t))
         memset(self.touched_workers, 0, queue.workers)
@@ -177,10 +169,10 @@ cdef class Committer:
         self.disk_errors = []
 
     def __dealloc__(self):
-        slot_writer_stop(&self.writer)
+        if self.slots_begun and self.packs is not None:
+            self.packs.end_writes()         # they are in the buffer that goes with this object
         PyMem_Free(self.batch)
         PyMem_Free(self.batch_packs)
-        PyMem_Free(self.writes)
         PyMem_Free(self.deletes)
         PyMem_Free(self.ranges)
         PyMem_Free(self.in_progress)
@@ -194,6 +186,11 @@ cdef class Committer:
     @property
     def delete_frames(self):
         return self.delete_count
+
+    @property
+    def erasing(self):
+        """Whether deletes of an earlier batch are not wholly erased yet."""
+        return self.erasing_count > 0
 
     @property
     def batch_empty(self):
@@ -228,9 +225,10 @@ cdef class Committer:
 
     # --- plan ---------------------------------------------------------------------------------
 
-    def plan(self, bint space):
+    def plan(self, bint space, int log_errno=0):
         """Fills the batch from `pending`; returns the BulkJobs to be run now. Without `space` nothing new is stored.
 
+        With `log_errno`, the reason why there is no log at all, the batch stays empty: deletes are refused too.
         What can't be decided now stays pending: slots claimed by others, a full batch, too many dirty packs.
         """
         cdef list jobs = []
@@ -243,11 +241,13 @@ cdef class Committer:
             return jobs
         # A refused frame must not make a pack, or refusing would use up what the reserve keeps.
         self.packs.may_create = space
+        self.log_errno = log_errno
         while space and pending.frames >= BULK_PENDING:
             job = self.bulk.plan(pending)
             if job is None:
                 break
             self._count_in_progress(job, 1)
+            self.counters[C_BULK_JOBS] += 1
             jobs.append(job)
         for i in range(pending.count):
             it = &pending.items[i]
@@ -282,7 +282,7 @@ cdef class Committer:
     cdef int _plan_put(self, item *it, bint space) except -1:
         """Decides each slot of an item; what stays undecided is put back to pending as (up to) one shorter item."""
         cdef int error = 0, state = 0, alike
-        cdef pack_state *p = self.packs.get_to_write(it.pack, &error)
+        cdef pack_state *p = self.packs.get_to_write(it.pack, it.slot, it.count, &error)
         cdef item part
         if p == NULL:
             if error == EAGAIN:
@@ -302,7 +302,7 @@ cdef class Committer:
                     part.count = alike
                 self._place(&part, p)
             elif state == SLOT_FREE:
-                self._answer_item(&part, NO_SPACE)
+                self._answer_item(&part, self._refusal(self.log_errno or ENOSPC))
             elif state == SLOT_DELETED:
                 self._answer_item(&part, DELETED)
             elif state == SLOT_PRESENT:
@@ -319,11 +319,15 @@ cdef class Committer:
 
     cdef int _refuse(self, item *it, int64_t pack, int error) except -1:
         """Answers an item whose pack can't be opened."""
-        if len(self.disk_errors) < 16:
+        cdef bint refused = error == ENOSPC and not self.packs.may_create    # there is none, and we make none
+        if not refused and len(self.disk_errors) < 16:
             self.disk_errors.append((pack, error))
-        self._answer_item(it, NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR)
+        self._answer_item(it, self._refusal(self.log_errno if refused and self.log_errno else error))
         self.pending.drop(it)
         return 0
+
+    cdef int _refusal(self, int error) noexcept nogil:
+        return NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR
 
     cdef int _place(self, item *it, pack_state *p) except -1:
         """Claims the slots of an item and copies its frames to the log's buffer."""
@@ -335,8 +339,7 @@ cdef class Committer:
         with nogil:
             self.packs.claim(p, it.slot, it.count)
             memcpy(self._staged(self.puts), self.queue.arena(it.worker) + <size_t>it.place * FRAME, <size_t>it.count * FRAME)
-        if self.batch_count == 1 or self.batch[self.batch_count - 2].pack != p:
-            self.packs.mark_dirty(p)
+        self.packs.mark_dirty(p, it.count)
         self.puts += it.count
         self.in_progress[it.worker] += it.count
         return 0
@@ -349,7 +352,7 @@ cdef class Committer:
         cdef uint8_t statuses[1332]
         cdef int i = 0
         cdef item one = it[0]
-        self.stored.compare(p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses)
+        self.stored.compare(self.packs, p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses)
         while i < <int>it.count:
             one.place = it.place + i
             one.count = 1
@@ -368,11 +371,17 @@ cdef class Committer:
         """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
         cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
         cdef uint64_t count = get_be(frame + DATA, 8)
-        cdef int64_t index = it.first
+        cdef int64_t index = it.first, made, room = self.packs.room if self.packs.may_create else 0
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
-        if self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
+        if self.log_errno:
+            self._answer_item(it, self._refusal(self.log_errno))
+            self.pending.drop(it)
+            return 0
+        if self.erasing_count or self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
+            return 0
+        if self.delete_count and self.delete_tickets + <int64_t>count > max(<int64_t>65536, self.packs.erase_max):
             return 0
         if not 1 <= count <= 65536 or index + <int64_t>count - 1 > TICKET_INDEX_LAST:
             raise AssertionError(f"worker {it.worker} handed over a delete of {count} tickets from {index}")
@@ -380,9 +389,14 @@ cdef class Committer:
             most = ticket_run_max(index)
             if <uint64_t>most > count:
                 most = count
-            p = self.packs.get_to_write(ticket_pack(index), &error)
+            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), 0, &error)
             if p == NULL:
                 break
+            made = self.packs.admit_tombstones(p, ticket_slot(index), most, room)
+            if made < 0:
+                error = <int>-made
+                break
+            room -= made
             i = 0
             while i < most:
                 i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
@@ -408,8 +422,10 @@ cdef class Committer:
             elif error:
                 self._refuse(it, ticket_pack(index), error)
             return 0
+        self.packs.room = room
         for i in range(first_range, self.range_count):
-            self.packs.mark_dirty(self.ranges[i].pack)
+            self.packs.mark_dirty(self.ranges[i].pack, self.ranges[i].count)
+            self.delete_tickets += self.ranges[i].count
         memcpy(self._staged(self.puts + self.delete_count), frame, FRAME)
         self.deletes[self.delete_count] = it[0]
         self.delete_count += 1
@@ -435,7 +451,7 @@ cdef class Committer:
                 for j in range(s.item, s.item + s.items):
                     it = &job.items[j]
                     self.in_progress[it.worker] -= it.count
-                    self._answer_item(it, NO_SPACE if not job.error and s.error in (ENOSPC, EDQUOT) else ERROR)
+                    self._answer_item(it, ERROR if job.error else self._refusal(s.error))
                 if len(self.disk_errors) < 16:
                     self.disk_errors.append((s.pack.id, job.error or s.error))
         if not job.error:
@@ -460,21 +476,25 @@ cdef class Committer:
                 put_be(note + 12, 0, 4)
                 note += 16
                 self.notes += 1
-                self.packs.mark_dirty(s.pack)
+                self.packs.mark_dirty(s.pack, s.count)
 
     # --- apply and answer -----------------------------------------------------------------------
 
     def begin_slots(self):
         """Has a thread write the batch's slots while the log is written and synced: `apply` and `answer` wait for it.
 
-        Their bits are not set before the log is synced, so nobody reads them, and a batch that is lost leaves bytes in
-        free slots. A batch of few frames is left to `apply`.
+        Only in a layout where nobody sees a slot before its bit is published, which is after the sync, as ever: what a
+        batch that is lost leaves behind are bytes in free slots. A batch of few frames is left to `apply`.
         """
-        self._gather_slots()
-        # A thread that cannot be had is done without: `apply` writes what nobody began to.
-        if self.puts >= SLOT_WRITER_MIN and (
-                self.writer.started or slot_writer_start(&self.writer, &write_slots) == 0):
-            slot_writer_begin(&self.writer, self.writes, self.write_count)
+        cdef int i = 0, frames
+        cdef placed *b
+        if self.puts < AHEAD_MIN or not self.packs.hides_slots:
+            return
+        while i < self.batch_count:
+            b = &self.batch[i]
+            i = self._end_of_neighbours(i, &frames)
+            self.packs.write_later(b.pack, b.it.slot, frames, self._staged(b.staged))
+        self.slots_begun = self.packs.begin_writes()
 
     def apply(self):
         """Writes the batch's slots, then their packs' bits: the log is synced. Returns 0 or an errno; then what was
@@ -482,13 +502,7 @@ cdef class Committer:
         cdef int error, i
         cdef BulkJob job
         with nogil:
-            if self.writer.busy:
-                error = slot_writer_end(&self.writer)
-            else:
-                self._gather_slots()
-                error = write_slots(self.writes, self.write_count)
-            if error == 0:
-                error = self._set_bits()
+            error = self._apply_puts()
         if error:
             return error
         for job in self.noted:
@@ -499,38 +513,19 @@ cdef class Committer:
             for i in range(job.sequence_count):
                 if job.sequences[i].error:
                     continue  # released by bulk_done: its pack may be closed by now
-                error = self.packs.write_header(job.sequences[i].pack)
+                error = self.packs.publish(job.sequences[i].pack)
                 if error:
                     return error
-        with nogil:
-            error = self._apply_deletes()
-        return error
+        self.erasing_count += self.delete_count
+        self.delete_count = 0
+        return self.erase() if self.range_count and self.range_erased == 0 else 0
 
-    cdef void _gather_slots(self) noexcept nogil:
-        """What is to be written of the batch. Neighbours in it that are neighbours in the pack too lie one behind the
-        other in the log's buffer: they are one write."""
-        cdef int i
-        cdef placed *b
-        cdef placed *previous
-        cdef slot_write *w
-        self.write_count = 0
-        for i in range(self.batch_count):
-            b = &self.batch[i]
-            if i > 0:
-                previous = &self.batch[i - 1]
-                if b.pack == previous.pack and b.it.slot == previous.it.slot + <int>previous.it.count:
-                    w.size += <size_t>b.it.count * FRAME
-                    continue
-            w = &self.writes[self.write_count]
-            self.write_count += 1
-            w.fd = b.pack.fd
-            w.frames = self._staged(b.staged)
-            w.size = <size_t>b.it.count * FRAME
-            w.offset = slot_offset(b.it.slot)
-
-    cdef int _set_bits(self) noexcept nogil:
+    cdef int _apply_puts(self) noexcept nogil:
         cdef int i, packs = 0
         cdef placed *b
+        cdef int error = self._write_slots()
+        if error:
+            return error
         for i in range(self.batch_count):
             b = &self.batch[i]
             self.packs.release(b.pack, b.it.slot, b.it.count)
@@ -538,39 +533,97 @@ cdef class Committer:
             if i == 0 or self.batch[i - 1].pack != b.pack:      # the batch is in the order of the packs
                 self.batch_packs[packs] = b.pack
                 packs += 1
-        return self.packs.write_headers_of(self.batch_packs, packs)
+        return self.packs.publish_all(self.batch_packs, packs)
 
-    cdef int _apply_deletes(self) noexcept nogil:
-        cdef int i, error
+    cdef int _write_slots(self) noexcept nogil:
+        """Writes them, or waits for the thread that does."""
+        cdef int i = 0, frames, error = 0
+        cdef int armed = failpoints_armed
+        cdef bint begun = self.slots_begun
+        cdef placed *b
+        if begun:
+            self.slots_begun = False
+            error = self.packs.end_writes()
+        while i < self.batch_count and error == 0:
+            b = &self.batch[i]
+            i = self._end_of_neighbours(i, &frames)
+            if not begun:
+                error = self.packs.write(b.pack, b.it.slot, frames, self._staged(b.staged))
+            if armed and error == 0:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_LOG)
+        return error
+
+    cdef int _end_of_neighbours(self, int i, int *frames) noexcept nogil:
+        """Neighbours in the batch that are neighbours in the pack too lie one behind the other in the log's buffer: they are
+        one write. The first item behind those of item `i`, and how many frames they are."""
+        cdef placed *b = &self.batch[i]
+        frames[0] = b.it.count
+        i += 1
+        while (i < self.batch_count and self.batch[i].pack == b.pack
+               and self.batch[i].it.slot == b.it.slot + frames[0] and self.batch[i].staged == b.staged + frames[0]):
+            frames[0] += self.batch[i].it.count
+            i += 1
+        return i
+
+    def erase(self):
+        """Goes on with the deletes of an earlier batch. Returns 0 or an errno, like `apply`."""
+        cdef int error
+        with nogil:
+            error = self._erase()
+        return error
+
+    cdef int _erase(self) noexcept nogil:
+        """Takes one step: others wait for it."""
+        cdef int error, count, slot, left = self.packs.erase_max
+        cdef int armed = failpoints_armed
+        cdef int64_t before
         cdef delete_range *r
-        for i in range(self.range_count):
-            r = &self.ranges[i]
-            self.packs.release(r.pack, r.slot, r.count)
-            self.packs.set_deleted(r.pack, r.slot, r.count)
-            error = self.packs.write_header(r.pack)
+        while self.range_erased < self.range_count and left > 0:
+            r = &self.ranges[self.range_erased]
+            count = min(r.count, left)
+            for slot in range(r.slot, r.slot + count):
+                if bit_get(r.pack.header + PACK_PRESENT, slot):
+                    self.counters[C_DELETED_BYTES] += FRAME
+            before = self.packs.allocated(r.pack)
+            self.packs.release(r.pack, r.slot, count)
+            self.packs.set_deleted(r.pack, r.slot, count)
+            error = self.packs.publish(r.pack)
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_LOG)
             # Only now: who reads zeros finds the deleted bit when it looks again.
-            error = pack_zero_slots(r.pack, r.slot, r.count)
+            error = self.packs.erase(r.pack, r.slot, count)
             if error:
                 return error
-            self.counters[C_DELETED_TICKETS] += r.count
+            self.counters[C_DELETED_TICKETS] += count
+            self.counters[C_RECLAIMED_BYTES] += max(0, before - self.packs.allocated(r.pack))
+            r.slot += count
+            r.count -= count
+            left -= count
+            self.range_erased += r.count == 0
         return 0
 
     def answer(self, bint failed=False):
-        """Answers everything in the batch, SAVED or DELETED (ERROR if `failed`), and empties it. Wakes the workers."""
+        """Answers everything in the batch, SAVED or DELETED (ERROR if `failed`), and empties it. Deletes that are not wholly
+        erased stay, unless `failed`. Wakes the workers."""
         cdef int i
         cdef item *it
         cdef BulkJob job
-        slot_writer_end(&self.writer)       # still busy only when the log failed
+        if self.slots_begun:                # only when the log failed
+            self.slots_begun = False
+            self.packs.end_writes()
         for i in range(self.batch_count):
             it = &self.batch[i].it
             self.in_progress[it.worker] -= it.count
             self._answer_item(it, ERROR if failed else SAVED)
-        for i in range(self.delete_count):
-            it = &self.deletes[i]
-            self.in_progress[it.worker] -= 1
-            self._answer_item(it, ERROR if failed else DELETED)
+        if failed or self.range_erased == self.range_count:
+            for i in range(self.delete_count + self.erasing_count):
+                it = &self.deletes[i]
+                self.in_progress[it.worker] -= 1
+                self._answer_item(it, ERROR if failed else DELETED)
+            self.delete_count = self.erasing_count = self.range_count = self.range_erased = 0
+            self.delete_tickets = 0
         for job in self.noted:
             for i in range(job.item_count):
                 it = &job.items[i]
@@ -582,7 +635,7 @@ cdef class Committer:
                 self.counters[C_BULK_RUNS] += job.sequence_count
                 self.counters[C_BULK_FRAMES] += job.frames
         self.noted = []
-        self.batch_count = self.puts = self.delete_count = self.range_count = self.notes = 0
+        self.batch_count = self.puts = self.notes = 0
         self.wake()
 
     cdef int _answer_item(self, item *it, int status) except -1:
@@ -622,10 +675,10 @@ cdef class Committer:
     def check(self):
         """Asserts that every claim has its owner: slots claimed = frames in the batch, in its deletes, in bulk jobs."""
         cdef int64_t owned = self.puts
-        cdef int64_t frames = self.puts + self.delete_count
+        cdef int64_t frames = self.puts + self.delete_count + self.erasing_count
         cdef int i
         cdef BulkJob job
-        for i in range(self.range_count):
+        for i in range(self.range_erased, self.range_count):
             owned += self.ranges[i].count
         for job in (*self.bulk.running.values(), *self.noted):
             for i in range(job.sequence_count):
@@ -653,17 +706,18 @@ cdef class Committer:
     # --- what is counted --------------------------------------------------------------------------
 
     def count_commit(self, uint64_t frames, uint64_t size, uint64_t nanoseconds):
-        """One batch of `frames` and `size` bytes was synced, `nanoseconds` after it was taken."""
+        """One batch of `frames` and `size` bytes was synced and answered, `nanoseconds` after it was taken."""
         self.counters[C_COMMITS] += 1
         self.counters[C_COMMIT_FRAMES] += frames
         self.counters[C_COMMIT_BYTES] += size
         self.counters[C_COMMIT_NANOSECONDS] += nanoseconds
-        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, 16)] += 1
-        self.counters[C_COMMIT_LATENCY_BUCKET + histogram_bucket(nanoseconds // 1000, 24)] += 1
+        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, SIZE_BUCKETS)] += 1
+        self.counters[C_COMMIT_LATENCY_BUCKET + latency_bucket(nanoseconds // 1000)] += 1
 
     def count_flush(self, uint64_t nanoseconds):
         self.counters[C_FLUSHES] += 1
         self.counters[C_FLUSH_NANOSECONDS] += nanoseconds
+        self.counters[C_FLUSH_LATENCY_BUCKET + latency_bucket(nanoseconds // 1000)] += 1
 
     def count_sync_failure(self):
         self.counters[C_SYNC_FAILURES] += 1
@@ -671,13 +725,17 @@ cdef class Committer:
     def count_log_stall(self):
         self.counters[C_LOG_STALLS] += 1
 
-    def count_recovery(self, uint64_t frames):
+    def count_recovery(self, uint64_t frames, uint64_t nanoseconds):
         self.counters[C_RECOVERIES] += 1
         self.counters[C_RECOVERED_FRAMES] += frames
+        self.counters[C_RECOVERY_NANOSECONDS] += nanoseconds
 
-    def publish_gauges(self, uint64_t log_used):
+    def publish_gauges(self, uint64_t log_used, uint64_t log_allocated):
         """What the admin port shows of the committer's state."""
         self.counters[C_PACKS_CREATED] += self.packs.created
         self.packs.created = 0
         word_store(&self.queue.header.dirty_packs, self.packs.dirty_count + self.packs.flushing_count)
         ring_store(&self.queue.header.log_used, log_used)
+        self.counters[C_LOG_ALLOCATED] = log_allocated
+        self.counters[C_PENDING_FRAMES] = self.pending.frames
+        self.counters[C_BULK_RUNNING] = len(self.bulk.running)

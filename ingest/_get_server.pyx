@@ -1,5 +1,5 @@
-# distutils: depends = ingest/csrc/get_connection.h ingest/csrc/pack_cache.h ingest/csrc/frame.h ingest/csrc/queue.h
-"""The get port of one worker: requests in, runs of frames out, straight from the packs.
+# distutils: depends = ingest/csrc/get_connection.h ingest/csrc/frame.h ingest/csrc/queue.h
+"""The get port of one worker: requests in, runs of frames out, straight from the files.
 
 The same shape as `_put_server`: the connections live in an epoll of their own, nested in that of the event loop, which
 calls ``turn`` once for all that are ready; a turn does not hold the GIL.
@@ -13,7 +13,7 @@ gathers its bytes from scattered pages that no cache holds. What a socket does n
 connection remembers the run and how many bytes of it were sent, and reads the rest again later
 (`csrc/get_connection.h`).
 
-What N announces is delivered: when a pack shrinks or fails under a run that is on its way, zeros take the place of its
+What N announces is delivered: when a file shrinks or fails under a run that is on its way, zeros take the place of its
 frames, and the reader's own check finds them. Checksums are not verified here: every reader does that (contract A3),
 and it would cost as much as all the rest. That frames carry their tickets is looked at: it costs next to nothing, and
 tells slots that were deleted just now, or lost.
@@ -28,9 +28,7 @@ from libc.string cimport memcpy, memset
 
 from ingest._hmac cimport hmac_requests
 from ingest._queue cimport Queue, queue_ring, word_add_above_zero
-from ingest.store._pack_reader cimport (
-    PackReader, extent, open_pack, pread_all, slot_offset,
-)
+from ingest.store._slot_reader cimport SlotReader, extent
 
 from ingest import limits
 from ingest._queue import ROW_WORKER
@@ -64,7 +62,8 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "csrc/counters.h" nogil:
     enum: C_GET_ACCEPTED
     enum: C_GET_REFUSED
-    enum: C_GET_CLOSED_TIMEOUT
+    enum: C_GET_CLOSED_BAD
+    enum: C_FOREIGN_TLS
     enum: C_GET_REQUESTS
     enum: C_GET_REQUESTS_BAD
     enum: C_GET_FRAMES
@@ -76,6 +75,10 @@ cdef extern from "csrc/frame.h" nogil:
     int64_t TICKET_INDEX_LAST
     int64_t ticket_index(const uint8_t *ticket)
     void ticket_write(int64_t index, uint8_t *ticket)
+
+cdef extern from "csrc/foreign.h" nogil:
+    enum: FOREIGN_NONE
+    int foreign_protocol(const uint8_t *p, uint32_t size)
 
 cdef extern from "csrc/get_connection.h" nogil:
     enum: REQUEST_SIZE
@@ -98,20 +101,19 @@ cdef extern from "csrc/get_connection.h" nogil:
         uint8_t *ticket
     ctypedef struct get_run:
         uint8_t *header
-        int64_t pack
-        int32_t slot
+        int64_t first
         uint32_t frames
         uint8_t failed
     ctypedef struct get_connection:
         int fd
         uint32_t slot, generation
-        uint8_t state, readable, writable, at_end, sending, carry_size
+        uint8_t state, readable, writable, at_end, sending, foreign, carry_size
         uint8_t *carry
         get_request *requests
         uint32_t capacity, head, tail, answered
         get_run run
         uint64_t run_sent
-        double received_at, sent_at, linger_since
+        double received_at, partial_at, sent_at, linger_since
     ctypedef struct get_queue:
         get_connection *first
         uint32_t count
@@ -140,8 +142,6 @@ ctypedef struct piece:
     uint32_t start
     uint32_t n           # tickets
     uint32_t frames      # of them that follow the header
-    int32_t slot
-    int64_t pack
     int64_t first        # -1: the answer to a bad request
     uint32_t head, answered
     uint8_t status
@@ -157,12 +157,16 @@ cdef enum rare_kind:
     CLOSED_UNREAD_REPLIES
     CLOSED_PARTIAL_REQUEST
     CLOSED_IDLE
+    SPOKE_TLS
+    SPOKE_HTTP
 
 BAD_REQUEST = "bad request"
 UNREAD_REPLIES = "unread replies"
 PARTIAL_REQUEST = "partial request"
 IDLE = "idle"
-_EVENT_NAMES = (BAD_REQUEST, UNREAD_REPLIES, PARTIAL_REQUEST, IDLE)
+SPEAKS_TLS = "speaks TLS"
+SPEAKS_HTTP = "speaks HTTP"
+_EVENT_NAMES = (BAD_REQUEST, UNREAD_REPLIES, PARTIAL_REQUEST, IDLE, SPEAKS_TLS, SPEAKS_HTTP)
 
 cdef enum:
     KEY_SIZE = 32
@@ -196,7 +200,7 @@ cdef class GetServer:
     """
 
     cdef Queue queue
-    cdef PackReader reader
+    cdef SlotReader reader
     cdef queue_ring *ring
     cdef uint64_t *counters
     cdef get_connection *table
@@ -234,7 +238,7 @@ cdef class GetServer:
     def __cinit__(self):
         self.epoll_fd = self.doorbell_fd = -1
 
-    def __init__(self, Queue queue, int slot, PackReader reader not None, keys, *,
+    def __init__(self, Queue queue, int slot, SlotReader reader not None, keys, *,
                  int connections_max=limits.CONNECTIONS_MAX, int pipelined_max=limits.REQUESTS_PIPELINED_MAX,
                  int collect_size=limits.GET_COLLECT_SIZE, int turn_bytes_max=limits.GET_TURN_BYTES_MAX,
                  int turn_looks_max=limits.GET_TURN_LOOKS_MAX, int turn_requests_max=limits.GET_TURN_REQUESTS_MAX):
@@ -266,7 +270,7 @@ cdef class GetServer:
         # Pages that no connection ever used are never touched: the tables cost address space, not memory.
         self.table = <get_connection *>calloc(connections_max, sizeof(get_connection))
         self.closed = <uint32_t *>calloc(connections_max, sizeof(uint32_t))
-        self.rare = <rare_event *>calloc(2 * connections_max, sizeof(rare_event))
+        self.rare = <rare_event *>calloc(3 * connections_max, sizeof(rare_event))
         self.requests = <uint8_t *>malloc((self.requests_max + 1) * REQUEST_SIZE)
         self.tags = <uint8_t *>malloc(self.requests_max * 8)
         self.key_of = <uint8_t *>malloc(self.requests_max)
@@ -379,10 +383,10 @@ cdef class GetServer:
         c.slot = slot
         c.generation += 1
         c.state = GET_OPEN
-        c.readable = c.at_end = c.sending = c.carry_size = 0
+        c.readable = c.at_end = c.sending = c.foreign = c.carry_size = 0
         c.writable = 1
         c.head = c.tail = c.answered = 0
-        c.received_at = c.sent_at = self.now
+        c.received_at = c.partial_at = c.sent_at = self.now
         c.linger_since = -1
         try:
             self._watch(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, get_cookie(c))
@@ -415,7 +419,7 @@ cdef class GetServer:
             for i in range(self.slots_used):
                 if self.table[i].state != GET_FREE:
                     if not self.ticked:
-                        self.table[i].received_at = self.table[i].sent_at = now
+                        self.table[i].received_at = self.table[i].partial_at = self.table[i].sent_at = now
                     self._check_deadlines(&self.table[i], now)
             self.now = now
             self.ticked = True
@@ -552,6 +556,7 @@ cdef class GetServer:
         cdef ssize_t wanted = <ssize_t>room * REQUEST_SIZE - c.carry_size
         cdef ssize_t n
         cdef uint32_t whole
+        cdef uint8_t carried = c.carry_size
         memcpy(base, c.carry, c.carry_size)
         n = socket_receive(c.fd, base + c.carry_size, wanted)
         if n <= 0:
@@ -570,6 +575,9 @@ cdef class GetServer:
         whole = <uint32_t>(n / REQUEST_SIZE)
         c.carry_size = <uint8_t>(n % REQUEST_SIZE)
         memcpy(c.carry, base + <size_t>whole * REQUEST_SIZE, c.carry_size)
+        if c.carry_size and (whole or not carried):
+            c.partial_at = self.now
+            self._look_for_foreign(c, c.carry, c.carry_size)
         if whole:
             self.segments[self.segment_count].source = c
             self.segments[self.segment_count].start = self.request_count
@@ -578,6 +586,13 @@ cdef class GetServer:
             self.request_count += whole
         else:
             self._queue_reading(c)
+
+    cdef void _look_for_foreign(self, get_connection *c, const uint8_t *start, uint32_t size) noexcept nogil:
+        cdef int protocol = foreign_protocol(start, size)
+        if protocol != FOREIGN_NONE and not c.foreign:
+            c.foreign = 1
+            self.counters[<int>C_FOREIGN_TLS + protocol - 1] += 1
+            self._note(<rare_kind>(SPOKE_TLS + protocol - 1), c, 0)
 
     cdef void _stop_reading(self, get_connection *c, uint8_t state) noexcept nogil:
         """From OPEN to REFUSED or DRAINING: what else comes is dropped."""
@@ -664,6 +679,8 @@ cdef class GetServer:
             self.counters[<int>C_GET_REQUESTS] += 1
             if status:
                 self.counters[<int>C_GET_REQUESTS_BAD] += 1
+                self.counters[<int>C_GET_CLOSED_BAD] += 1
+                self._look_for_foreign(c, raw, REQUEST_SIZE)
                 self._note(CLOSED_BAD_REQUEST, c, status)
                 self._stop_reading(c, GET_REFUSED)
                 break
@@ -733,7 +750,7 @@ cdef class GetServer:
             first = request.first + c.answered
             self.reader.look(first, request.count - c.answered, &found)
             if looks[0] > 0:
-                looks[0] -= 1
+                looks[0] -= min(looks[0], <uint32_t>found.looks)
             if found.status == SAVED and request.kind == GET_FRAMES:
                 good = self._read_checked(first, &found, min(most, (room - RUN_HEADER_SIZE) / FRAME_SIZE))
                 if good:
@@ -747,7 +764,7 @@ cdef class GetServer:
                 if found.status == SAVED and not suspicious:
                     # Not its frame: deleted since the header was read, or corrupt. The header, read again, tells.
                     suspicious = True
-                    found.pack.fresh_at = 0
+                    self.reader.doubt(&found)
                     continue
                 found.status = ERROR
             suspicious = False
@@ -781,8 +798,6 @@ cdef class GetServer:
         p.frames = 0
         if found.status == SAVED and not inventory:
             p.frames = found.count
-            p.pack = found.pack.id
-            p.slot = found.slot
         elif found.status == ERROR:
             self.counters[<int>C_GET_ERRORS] += 1
         self._add_piece(c, first, found.count, found.status)
@@ -861,8 +876,7 @@ cdef class GetServer:
     cdef void _set_run(self, get_connection *c, const piece *p, uint64_t sent) noexcept nogil:
         memcpy(c.run.header, self.out + p.start, RUN_HEADER_SIZE)
         c.run.frames = p.frames
-        c.run.pack = p.pack
-        c.run.slot = p.slot
+        c.run.first = p.first
         c.run.failed = 0
         c.run_sent = sent
         c.sending = 1
@@ -894,9 +908,7 @@ cdef class GetServer:
 
     cdef void _read_again(self, get_connection *c, size_t wanted) noexcept nogil:
         """The next bytes of the run that is on its way, to the start of the buffer: zeros when they are lost."""
-        cdef open_pack *pack = self.reader.find(c.run.pack)
-        cdef int64_t offset = slot_offset(c.run.slot) + <int64_t>(c.run_sent - RUN_HEADER_SIZE)
-        if pack != NULL and pread_all(pack.fd, self.out, wanted, offset) == 0:
+        if self.reader.read_bytes(c.run.first, c.run_sent - RUN_HEADER_SIZE, wanted, self.out) == 0:
             return
         memset(self.out, 0, wanted)
         if not c.run.failed:
@@ -931,21 +943,22 @@ cdef class GetServer:
             elif now - c.sent_at >= UNREAD_TIMEOUT:
                 kind = CLOSED_UNREAD_REPLIES
         elif c.state == GET_OPEN and c.readable:
-            c.received_at = now
+            c.received_at = c.partial_at = now
         elif c.state == GET_OPEN and c.carry_size:
-            if now - c.received_at >= PARTIAL_TIMEOUT:
+            if now - c.partial_at >= PARTIAL_TIMEOUT:
                 kind = CLOSED_PARTIAL_REQUEST
         elif c.state == GET_OPEN and now - max(c.received_at, c.sent_at) >= IDLE_TIMEOUT:
             kind = CLOSED_IDLE
         if kind >= 0:
-            self.counters[<int>C_GET_CLOSED_TIMEOUT] += 1
+            self.counters[<int>C_GET_CLOSED_BAD + kind] += 1
             self._note(<rare_kind>kind, c, c.carry_size)
             self._drop(c)
         else:
             get_shrink(c)
 
     cdef void _note(self, rare_kind kind, get_connection *c, uint32_t value) noexcept nogil:
-        # Twice as many as connections: one may be refused and reach a deadline before Python hears of it.
+        # Three times as many as connections: one may speak another protocol, be refused, and reach a deadline before
+        # Python hears of it.
         self.rare[self.rare_count].kind = kind
         self.rare[self.rare_count].slot = c.slot
         self.rare[self.rare_count].value = value
