@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from bench.report import figure
+from ingest.limits import DATA_SIZE
 
 OURS, THEIRS = "#1b6ca8", "#b9c0c8"
 PANELS = (
@@ -79,12 +81,15 @@ def draw(results: dict[str, Any], to: Path) -> None:
     )
     for axes, (found, title) in zip(grid[:, 0], panels, strict=True):
         draw_panel(axes, found, title)
-    low, high = grid[0, 0].get_xlim()
-    grid[0, 0].set_xlim(low, high * 2.5)  # room for the last figure
-    grid[-1, 0].set_xlabel("records of 1458 bytes per second, 64 connections (logarithmic)", size=9)
+    lowest = min(bar[2] for found, _ in panels for bar in found)
+    highest = max(bar[3] for found, _ in panels for bar in found)
+    # Bars on a logarithmic axis start where we say: a decade below the shortest. The last figure needs room.
+    grid[0, 0].set_xlim(10 ** (math.floor(math.log10(lowest)) - 0.3), highest * 3.5)
+    grid[-1, 0].set_xlabel("records per second (logarithmic)", size=9)
     about = results["machine"]
     cpu = about["cpu"].replace("(R)", "")
     picture.suptitle(
+        f"records of {DATA_SIZE} bytes, 64 connections: ingest against peers\n"
         f"{cpu}, {about['cores']} cores shared with the client, {about['file_system']}, Linux {about['kernel']}\n"
         f"median of {len(rows[0]['rounds'])} rounds in turns, lowest and highest; "
         f"{results['date'][:10]}, commit {results['commit']}",

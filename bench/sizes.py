@@ -58,7 +58,7 @@ FULL = Sizes(
     peer_rounds=5,
     peer_s=3.0,
     peer_closed=200_000,
-    peer_pipelined=1_000_000,
+    peer_pipelined=800_000,
     peer_files=20_000,
 )
 
