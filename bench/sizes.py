@@ -31,6 +31,11 @@ class Sizes:
     restart_s: float
     tree: int
     tree_rounds: int
+    peer_rounds: int
+    peer_s: float
+    peer_closed: int  # records of one run of Redis
+    peer_pipelined: int  # records of one run, of either side
+    peer_files: int  # records of one run of SeaweedFS
 
 
 FULL = Sizes(
@@ -54,6 +59,11 @@ FULL = Sizes(
     restart_s=4.0,
     tree=50_000,
     tree_rounds=5,
+    peer_rounds=5,
+    peer_s=3.0,
+    peer_closed=200_000,
+    peer_pipelined=800_000,
+    peer_files=20_000,
 )
 
 TINY = Sizes(
@@ -77,4 +87,9 @@ TINY = Sizes(
     restart_s=0.3,
     tree=600,
     tree_rounds=1,
+    peer_rounds=1,
+    peer_s=0.1,
+    peer_closed=400,
+    peer_pipelined=2_000,
+    peer_files=200,
 )

@@ -52,6 +52,7 @@ BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZ
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
+HOUSEKEEPING_INTERVAL_NS = 1_000_000  # while commits follow each other
 
 
 class SyncFailedError(IngestError):
@@ -87,6 +88,7 @@ class WriteBehind:
         self._has_space = True
         self.queue.clear_flag(_queue.NO_SPACE)  # the last committer's: this one looks for itself
         self._space_checked_at = 0.0
+        self._housekeep_at = 0  # ns
         self._poll = select.poll()
         self._poll.register(self.queue.committer_doorbell, select.POLLIN)
 
@@ -146,6 +148,9 @@ class WriteBehind:
             if self.core.erasing:
                 self._settle(self.core.erase())
                 progressed = True
+            if progressed and taken_at < self._housekeep_at:
+                continue  # commits follow each other within 0.2 ms: not after each of them
+            self._housekeep_at = taken_at + HOUSEKEEPING_INTERVAL_NS
             self._housekeep()
             if progressed:
                 continue
@@ -199,6 +204,7 @@ class WriteBehind:
         if deletes:
             self._erased_behind = self.log.number
         size = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
+        core.begin_slots()
         try:
             self.log.append(core.buffer, puts, deletes, notes)
         except OSError as error:

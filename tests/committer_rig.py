@@ -165,6 +165,7 @@ class CommitterRig:
             assert self.log.has_room(BatchHeader.payload_size(puts, deletes, notes) + BATCH_HEADER_SIZE)
             if deletes:
                 self.erased_behind = self.log.number
+            core.begin_slots()
             self.log.append(core.buffer, puts, deletes, notes)
             assert core.apply() == 0
         core.answer()

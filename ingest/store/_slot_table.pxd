@@ -36,6 +36,7 @@ cdef class SlotTable:
     cdef readonly int dirty_count            # written to since the last flush began
     cdef readonly int flushing_count         # what the flush under way is to make durable
     cdef readonly int bulk_jobs              # long runs that may be written past the log at a time; 0: the layout has none
+    cdef readonly bint hides_slots           # what `write` wrote is not seen before `publish`
     cdef readonly int erase_max              # tickets that one step of a delete may erase: others wait for it
     cdef int looked                          # slots whose states had to be read from the disk; whoever counts sets it to 0
     cdef readonly uint64_t created           # packs made
@@ -58,8 +59,14 @@ cdef class SlotTable:
     cdef int mark_dirty(self, pack_state *p, int count) except -1
     # Writes frames into free slots: 0 or an errno. Their bits are set then, and `publish` called.
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil
+    # The same, but a thread does it between `begin_writes` and `end_writes`, which gives an errno or 0. Only where nobody
+    # sees a slot before it is published (`hides_slots`). The frames must stay until then, and what is claimed too.
+    cdef void write_later(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil
+    cdef bint begin_writes(self) noexcept nogil      # False: there is no thread to be had, and nothing is queued any more
+    cdef int end_writes(self) noexcept nogil
     # Makes what changed in `p` visible to readers: 0 or an errno.
     cdef int publish(self, pack_state *p) noexcept nogil
+    cdef int publish_all(self, pack_state **packs, int n) noexcept nogil
     # Leaves nothing but tombstones of slots whose deleted bits are set and published: 0 or an errno.
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil
     # Bytes that what is stored in `p` takes on the disk, 0 when that is not to be had.
