@@ -37,7 +37,7 @@ from ingest.node import Node
 from ingest.store._pack_table import PackTable
 from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.recovery import recover
-from ingest.store.store import Space
+from ingest.store.store import OUT_OF_SPACE, Space, explain
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class WriteBehind:
         self.core = Committer(
             node.queue, self.packs, self.put_keys, bulk_jobs=limits.BULK_JOBS, sync=self.sync
         )
-        self.space = Space(node.store.data_fd, node.store.wal_dir, node.config.reserve)
+        self.space = Space(node.store.data_dir, node.store.data_fd, node.store.wal_dir, node.config.reserve)
         self.threads = ThreadPoolExecutor(limits.BULK_JOBS + 2, thread_name_prefix="committer")
         self.stopping = False
         self._jobs: dict[Future[None], BulkJob] = {}
@@ -135,7 +135,10 @@ class WriteBehind:
                 sync=self.sync,
             )
         except OSError as error:
-            raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {error}") from error
+            if error.errno in OUT_OF_SPACE:
+                self.queue.set_flag(_queue.NO_SPACE)
+            why = explain(error, self.store.data_dir)
+            raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {why}") from error
         self.log = recovered.writer
         self.core.count_recovery(recovered.frames)
         log.info(
@@ -204,12 +207,13 @@ class WriteBehind:
             self.log.append(core.buffer, puts, deletes, notes)
         except OSError as error:
             core.answer(failed=True)
-            raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
+            raise SyncFailedError(f"writing the log failed: {explain(error, self.store.wal_dir)}") from error
         core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
         failure = core.apply()
         if failure:
             core.answer(failed=True)
-            raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(failure)}")
+            why = explain(OSError(failure, os.strerror(failure)), self.store.data_dir)
+            raise SyncFailedError(f"writing packs failed: {why}")
         core.answer()
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
@@ -256,7 +260,7 @@ class WriteBehind:
             if urgent:
                 self._begin_flush()
         self._end_spare()
-        if self.log.number and self._may_grow():
+        if (self.log.number or self._growth_errno) and self._may_grow():
             self._spare = self._submit(self.log.make_spare)
         for pack, slot in self.core.corrupt:
             name = sharding.pack_path(pack)
@@ -281,29 +285,32 @@ class WriteBehind:
                 log.warning("%s: the log grows again", self.store.wal_dir)
             self._growth_errno = 0
         except OSError as error:
-            code, delay = error.errno or errno.EIO, limits.LOG_GROW_RETRY_S
+            code = error.errno or errno.EIO
+            delay = limits.LOG_GROW_RETRY_S if self.log.segments else limits.LOG_START_RETRY_S
             if code in OUT_OF_DESCRIPTORS:
                 delay = limits.LOG_DESCRIPTOR_RETRY_S
                 self.packs.give_back(LOG_DESCRIPTORS)
             self._grow_again_at = time.monotonic() + delay
             if code != self._growth_errno:
                 has = "it goes on with what it has" if self.log.segments else "and has no segment yet"
-                log.error("%s: the log does not grow, %s: %s", self.store.wal_dir, has, error)
+                log.error("the log does not grow, %s: %s", has, explain(error, self.store.wal_dir))
             self._growth_errno = code
 
     def _out_of_space(self) -> bool:
         now = time.monotonic()
         if now - self._space_checked_at >= SPACE_CHECK_INTERVAL_S:
             self._space_checked_at = now
-            reason = self.space.check(self.log.unallocated)
+            reason = self.space.check(self.log.unallocated, self.log.lacks)
+            if reason is None and not self.log.segments and self._growth_errno in OUT_OF_SPACE:
+                reason = f"{self.store.wal_dir}: the log gets no segment: {os.strerror(self._growth_errno)}"
             if (reason is None) != self._has_space:
                 self._has_space = reason is None
                 if reason is None:
                     self.queue.clear_flag(_queue.NO_SPACE)
-                    log.warning("%s: there is room again", self.store.data_dir)
+                    log.warning("%s: there is room again, new frames are stored", self.store.data_dir)
                 else:
                     self.queue.set_flag(_queue.NO_SPACE)
-                    log.error("%s: no space: %s", self.store.data_dir, reason)
+                    log.error("%s: no space, new frames are refused: %s", self.store.data_dir, reason)
         return not self._has_space
 
     def _needs_flush(self) -> bool:
@@ -341,8 +348,8 @@ class WriteBehind:
             timeout = 1.0
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
-            if not self._has_space:
-                self._out_of_space()
+            # Also while nothing is put: whoever watches the node wants to know before the next put fails.
+            if self._out_of_space():
                 timeout = min(timeout, 0.25)
             if not self.log.segments and self._growth_errno:
                 timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
@@ -363,7 +370,9 @@ class WriteBehind:
             try:
                 self.log.append(self.core.buffer, 0, 0, 0)
             except OSError as error:
-                raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
+                raise SyncFailedError(
+                    f"writing the log failed: {explain(error, self.store.wal_dir)}"
+                ) from error
         self.threads.shutdown()
         self.log.close()
         self.packs.close()

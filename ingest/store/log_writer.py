@@ -126,6 +126,11 @@ class LogWriter:
         """Bytes that the log may still grow by."""
         return max(0, self.segments_max - self.segments) * self.segment_size
 
+    @property
+    def lacks(self) -> int:
+        """Bytes that it lacks of the smallest log that works well: one segment being written, one full, one recycled."""
+        return max(0, limits.LOG_SIZE_MIN // limits.LOG_SEGMENT_SIZE - self.segments) * self.segment_size
+
     def has_room(self, length: int) -> bool:
         """Whether a batch of `length` bytes can be appended now, with neither growing nor recycling first."""
         return not self.ends_segment(length) or bool(self._free) or self._current_is_done
