@@ -58,9 +58,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def syncfs(fd: int) -> None:
     """Writes back all of the file system of `fd`; OSError when that, or any write-back since the last call, failed."""
-    if _libc.syncfs(fd) != 0:
+    while _libc.syncfs(fd) != 0:
         code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 class SyncFailedError(IngestError):
@@ -182,7 +183,8 @@ class WriteBehind:
             failed_job |= not core.bulk_done(job)
         if failed_job:
             core.wake()
-            raise SyncFailedError("a sync of packs failed")
+            self._log_disk_errors()
+            raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
         pending = core.pending_frames
         jobs = core.plan(not self._out_of_space())
         for job in jobs:
@@ -266,10 +268,13 @@ class WriteBehind:
             name = sharding.pack_path(pack)
             log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
         self.core.corrupt.clear()
-        for pack, error in self.core.disk_errors:
-            log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
-        self.core.disk_errors.clear()
+        self._log_disk_errors()
         self.core.publish_gauges(self.log.used)
+
+    def _log_disk_errors(self) -> None:
+        for pack, error in self.core.disk_errors:
+            log.error("%s/%s: %s", self.store.data_dir, sharding.pack_path(pack), os.strerror(error))
+        self.core.disk_errors.clear()
 
     def _end_spare(self, wait: bool = False) -> None:
         if self._spare is None or not (wait or self._spare.done()):
