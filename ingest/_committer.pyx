@@ -26,7 +26,7 @@ from ingest._queue cimport (
 )
 from ingest._stored cimport StoredFrames
 from ingest.store._pack_table cimport (
-    SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, get_be, pack_state, pack_zero_slots, pwrite_all,
+    PACK_PRESENT, SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, bit_get, file_allocated, get_be, pack_state, pack_zero_slots, pwrite_all,
     slot_offset, slots_alike,
 )
 
@@ -51,6 +51,9 @@ cdef extern from "csrc/pack_file.h" nogil:
 cdef extern from "csrc/counters.h" nogil:
     enum: C_DUPLICATES
     enum: C_DELETED_TICKETS
+    enum: C_DELETED_BYTES
+    enum: C_RECLAIMED_BYTES
+    enum: C_BULK_JOBS
     enum: C_BULK_RUNS
     enum: C_BULK_FRAMES
     enum: C_COMMITS
@@ -62,11 +65,18 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_PACKS_CREATED
     enum: C_FLUSHES
     enum: C_FLUSH_NANOSECONDS
+    enum: C_FLUSH_LATENCY_BUCKET
     enum: C_SYNC_FAILURES
     enum: C_RECOVERIES
     enum: C_RECOVERED_FRAMES
+    enum: C_RECOVERY_NANOSECONDS
     enum: C_LOG_STALLS
-    int histogram_bucket(unsigned long long value, int buckets)
+    enum: C_PENDING_FRAMES
+    enum: C_BULK_RUNNING
+    enum: C_LOG_ALLOCATED
+    enum: SIZE_BUCKETS
+    int histogram_bucket(uint64_t value, int buckets)
+    int latency_bucket(uint64_t microseconds)
 
 cdef enum:
     SAVED = 1
@@ -218,6 +228,7 @@ cdef class Committer:
             if job is None:
                 break
             self._count_in_progress(job, 1)
+            self.counters[C_BULK_JOBS] += 1
             jobs.append(job)
         for i in range(pending.count):
             it = &pending.items[i]
@@ -491,10 +502,15 @@ cdef class Committer:
         return 0
 
     cdef int _apply_deletes(self) noexcept nogil:
-        cdef int i, error
+        cdef int i, slot, error
+        cdef int64_t before
         cdef delete_range *r
         for i in range(self.range_count):
             r = &self.ranges[i]
+            for slot in range(r.slot, r.slot + r.count):
+                if bit_get(r.pack.header + PACK_PRESENT, slot):
+                    self.counters[C_DELETED_BYTES] += FRAME
+            before = file_allocated(r.pack.fd)
             self.packs.release(r.pack, r.slot, r.count)
             self.packs.set_deleted(r.pack, r.slot, r.count)
             error = self.packs.write_header(r.pack)
@@ -505,6 +521,7 @@ cdef class Committer:
             if error:
                 return error
             self.counters[C_DELETED_TICKETS] += r.count
+            self.counters[C_RECLAIMED_BYTES] += max(0, before - file_allocated(r.pack.fd))
         return 0
 
     def answer(self, bint failed=False):
@@ -602,17 +619,18 @@ cdef class Committer:
     # --- what is counted --------------------------------------------------------------------------
 
     def count_commit(self, uint64_t frames, uint64_t size, uint64_t nanoseconds):
-        """One batch of `frames` and `size` bytes was synced, `nanoseconds` after it was taken."""
+        """One batch of `frames` and `size` bytes was synced and answered, `nanoseconds` after it was taken."""
         self.counters[C_COMMITS] += 1
         self.counters[C_COMMIT_FRAMES] += frames
         self.counters[C_COMMIT_BYTES] += size
         self.counters[C_COMMIT_NANOSECONDS] += nanoseconds
-        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, 16)] += 1
-        self.counters[C_COMMIT_LATENCY_BUCKET + histogram_bucket(nanoseconds // 1000, 24)] += 1
+        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, SIZE_BUCKETS)] += 1
+        self.counters[C_COMMIT_LATENCY_BUCKET + latency_bucket(nanoseconds // 1000)] += 1
 
     def count_flush(self, uint64_t nanoseconds):
         self.counters[C_FLUSHES] += 1
         self.counters[C_FLUSH_NANOSECONDS] += nanoseconds
+        self.counters[C_FLUSH_LATENCY_BUCKET + latency_bucket(nanoseconds // 1000)] += 1
 
     def count_sync_failure(self):
         self.counters[C_SYNC_FAILURES] += 1
@@ -620,13 +638,17 @@ cdef class Committer:
     def count_log_stall(self):
         self.counters[C_LOG_STALLS] += 1
 
-    def count_recovery(self, uint64_t frames):
+    def count_recovery(self, uint64_t frames, uint64_t nanoseconds):
         self.counters[C_RECOVERIES] += 1
         self.counters[C_RECOVERED_FRAMES] += frames
+        self.counters[C_RECOVERY_NANOSECONDS] += nanoseconds
 
-    def publish_gauges(self, uint64_t log_used):
+    def publish_gauges(self, uint64_t log_used, uint64_t log_allocated):
         """What the admin port shows of the committer's state."""
         self.counters[C_PACKS_CREATED] += self.packs.created
         self.packs.created = 0
         word_store(&self.queue.header.dirty_packs, self.packs.dirty_count + self.packs.flushing_count)
         ring_store(&self.queue.header.log_used, log_used)
+        self.counters[C_LOG_ALLOCATED] = log_allocated
+        self.counters[C_PENDING_FRAMES] = self.pending.frames
+        self.counters[C_BULK_RUNNING] = len(self.bulk.running)

@@ -65,9 +65,13 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_PUT_ACCEPTED
     enum: C_PUT_REFUSED
     enum: C_PUT_CLOSED_BAD
-    enum: C_PUT_CLOSED_TIMEOUT
-    enum: C_PUT_PASSED
-    enum: C_GET_REFUSED
+    enum: C_PUT_CLOSED_UNREAD
+    enum: C_FOREIGN_TLS
+    enum: C_ACK_MICROSECONDS
+    enum: C_OUTSTANDING_FRAMES
+    enum: C_ACK_LATENCY_BUCKET
+    int latency_bucket(uint64_t microseconds)
+    uint64_t monotonic_us()
 
 
 cdef class Queue:

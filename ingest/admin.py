@@ -38,13 +38,15 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Admin:
     """What the port answers. ``host`` is the address that it is bound to."""
 
-    def __init__(self, queue: Queue, log_size: int, host: str, read_chunk: ReadChunk) -> None:
+    def __init__(self, queue: Queue, places: metrics.Places, host: str, read_chunk: ReadChunk) -> None:
         self._queue = queue
-        self._log_size = log_size
+        self._exposition = metrics.Exposition(queue, places)
         self._local = listeners.is_loopback(host)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
         self._disk = ThreadPoolExecutor(1, "disk")
+        # statvfs may wait too: the metrics have a thread of their own, beside chunks and health checks.
+        self._scraping = ThreadPoolExecutor(1, "metrics")
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
@@ -63,7 +65,7 @@ class Admin:
         return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        body = metrics.exposition(self._queue, self._log_size)
+        body = await asyncio.get_running_loop().run_in_executor(self._scraping, self._exposition.text)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _version(self, _: web.Request) -> web.Response:
@@ -118,7 +120,8 @@ def _json(code: int, content: dict[str, Any]) -> web.Response:
 async def serve(node: Node, read_chunk: ReadChunk) -> None:
     """Answers on ``node.admin_socket``, which listens, until SIGTERM."""
     host, _ = listeners.bound_address(node.admin_socket)
-    admin = Admin(node.queue, node.config.wal_size, host, read_chunk)
+    places = metrics.Places(node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size)
+    admin = Admin(node.queue, places, host, read_chunk)
     ended = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     runner = web.AppRunner(

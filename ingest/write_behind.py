@@ -141,13 +141,14 @@ class WriteBehind:
             why = explain(error, self.store.data_dir)
             raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {why}") from error
         self.log = recovered.writer
-        self.core.count_recovery(recovered.frames)
+        seconds = time.monotonic() - began
+        self.core.count_recovery(recovered.frames, int(seconds * 1e9))
         log.info(
             "recovered %d frames and %d deletes of %d batches in %.3f s%s",
             recovered.frames,
             recovered.deletes,
             recovered.batches,
-            time.monotonic() - began,
+            seconds,
             f"; the log ends torn ({recovered.torn})" if recovered.torn.startswith("batch") else "",
         )
 
@@ -210,13 +211,13 @@ class WriteBehind:
         except OSError as error:
             core.answer(failed=True)
             raise SyncFailedError(f"writing the log failed: {explain(error, self.store.wal_dir)}") from error
-        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
         failure = core.apply()
         if failure:
             core.answer(failed=True)
             why = explain(OSError(failure, os.strerror(failure)), self.store.data_dir)
             raise SyncFailedError(f"writing packs failed: {why}")
         core.answer()
+        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         """Runs `work` in a thread and rings when the future is done (not before: it would be looked at in vain)."""
@@ -269,7 +270,7 @@ class WriteBehind:
             log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
         self.core.corrupt.clear()
         self._log_disk_errors()
-        self.core.publish_gauges(self.log.used)
+        self.core.publish_gauges(self.log.used, self.log.allocated)
 
     def _log_disk_errors(self) -> None:
         for pack, error in self.core.disk_errors:

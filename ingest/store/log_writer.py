@@ -122,6 +122,11 @@ class LogWriter:
         return len(self._in_use) * self.segment_size
 
     @property
+    def allocated(self) -> int:
+        """Bytes of all segments that exist."""
+        return self.segments * self.segment_size
+
+    @property
     def unallocated(self) -> int:
         """Bytes that the log may still grow by."""
         return max(0, self.segments_max - self.segments) * self.segment_size
