@@ -1,14 +1,14 @@
-"""Part 5: calls of the committer or of a worker fail, at the k-th and from the k-th on, for k = 1, 2, … until none is left to.
+"""Part 5: calls of the committer or of a worker fail, at the k-th and from the k-th on, for k = 1, 2, … until none is left.
 
-A small library (`failing_calls.c`, built here with the C compiler) is preloaded into a real server; it counts the calls of one
-kind that one of its processes makes on files of the data directory (or on sockets) and lets the k-th fail, or do only a part of
-what it was asked for. strace could not do that: its `inject=…:retval=` returns a number for a write that never happened.
+A small library (`failing_calls.c`, built here with the C compiler) is preloaded into a real server. It counts the calls of
+one kind that one of its processes makes on files of the data directory (or on sockets) and lets the k-th fail, or do only a
+part of what it was asked for. strace could not do that: its `inject=…:retval=` returns a number for a write that never was.
 
-A case: a server starts with the fault in place, on an empty directory (`fresh`) or on one that was killed with work in its log
-(`again`: recovery meets the fault), and takes a fixed sequence of puts (small, and long enough for the bulk path),
+A case: a server starts with the fault in place, on an empty directory (`fresh`) or on one that was killed with work in its
+log (`again`: recovery meets the fault), and takes a fixed sequence of puts (small, and long enough for the bulk path),
 duplicates, rivals, deletes and gets. A fault that persists is ended when nothing moves any more. Then the server must become
-ready by itself, take what it had not taken, and end cleanly; and a start without any fault must have exactly what
-was acknowledged.
+ready by itself, take what it had not taken, and end cleanly; and a start without any fault must have exactly what was
+acknowledged.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from node_rig import Connection, NodeRig, data_of, delete_frame, put_frames
@@ -44,6 +46,7 @@ SHORT = -1
 STUCK_S = 60.0  # without an ack, a death or a fault: a server that will never answer
 PERSISTENT_S = 0.6  # without an ack while a fault persists: nothing more will be seen of it
 SERVERS = 4  # at a time: they wait more than they work
+LOSSES_MAX = 50  # more of them say nothing new
 SAMPLE_K_MAX = 12  # of a case of a short run
 
 S, E, C, N, D, M = (
@@ -89,6 +92,7 @@ class Series:
         return f"{self.scenario}: {self.role} {self.call} {how} at call {k}{' and all after it' if self.onward else ''}"
 
 
+COMMITTER_NAME, WORKER_NAME = "ingest-committe", "ingest-worker-0"  # as the kernel cuts them
 _FILES = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.EINTR)
 # What each process calls, and how that may fail. EINTR and EDQUOT come once: nobody is interrupted for ever.
 COMMITTER = {
@@ -121,13 +125,13 @@ SOCKETS = ("accept4", "recv", "send")
 def all_series() -> list[Series]:
     return [
         Series(scenario, role, call, error, onward)
-        for role, calls in (("ingest-committe", COMMITTER), ("ingest-worker-0", WORKER))
+        for role, calls in ((COMMITTER_NAME, COMMITTER), (WORKER_NAME, WORKER))
         for call, errors in calls.items()
         for error in errors
         for onward in (False, True)
         if not (onward and error in (errno.EINTR, errno.EDQUOT))
         for scenario in ("fresh", "again")
-        if not (role.startswith("ingest-worker") and scenario == "again")
+        if not (role == WORKER_NAME and scenario == "again")
     ]
 
 
@@ -269,7 +273,8 @@ class Client:
     def get(self, first: int, count: int, *, certain: bool = False) -> None:
         """Every answer must be one that is allowed; `certain`: no errors and no broken connections either."""
         try:
-            found = self.node.get(first, count)
+            with self.ending_fault():
+                found = self.node.get(first, count)
         except (OSError, AssertionError) as error:
             if certain or isinstance(error, AssertionError):
                 raise Loss(f"a get of {count} from {ticket.format(first)}: {error}") from None
@@ -285,6 +290,28 @@ class Client:
                 raise Loss(f"{ticket.format(index)} comes back with other bytes")
             if status is not E and certain:
                 self.allowed[index] = {status}
+
+    @contextmanager
+    def ending_fault(self) -> Iterator[None]:
+        """While something is waited for that a fault which persists may hold up for ever: it is ended once it has shown."""
+        over = threading.Event()
+
+        def watch() -> None:
+            since = time.monotonic()
+            while not over.wait(0.05):
+                if not self.shim.struck:
+                    since = time.monotonic()
+                elif self.shim.control.onward and time.monotonic() - since > 2 * PERSISTENT_S:
+                    self.stalled |= bool(self.shim.control.armed)
+                    self.shim.disarm()
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watching.join()
 
     def close(self) -> None:
         if self.connection is not None:
@@ -374,7 +401,8 @@ class Case:
 
     def _live(self, node: NodeRig, shim: Shim, client: Client) -> None:
         node.start(wait=False)
-        self._await_start(node, shim, client)
+        with client.ending_fault():
+            node.wait_until_ready()
         sequence(client)
         if self.series.call == "syncfs":
             wait_for_flush(node, shim)
@@ -391,27 +419,6 @@ class Case:
             raise Loss(f"the server ended with {code}")
         self._check_log(node, shim, client)
 
-    def _await_start(self, node: NodeRig, shim: Shim, client: Client) -> None:
-        """Until its ports are open. A fault that keeps it from that is ended once it has shown."""
-        ready = threading.Event()
-
-        def end_fault() -> None:
-            since = time.monotonic()
-            while not ready.wait(0.05):
-                if not shim.struck:
-                    since = time.monotonic()
-                elif shim.control.onward and time.monotonic() - since > 2 * PERSISTENT_S:
-                    client.stalled |= bool(shim.control.armed)
-                    shim.disarm()
-
-        watch = threading.Thread(target=end_fault)
-        watch.start()
-        try:
-            node.wait_until_ready()
-        finally:
-            ready.set()
-            watch.join()
-
     def _check_log(self, node: NodeRig, shim: Shim, client: Client) -> None:
         """Who reads the log sees what failed; a call that was only interrupted or cut short concerns nobody."""
         text = node.log_path.read_text(errors="replace")
@@ -419,10 +426,16 @@ class Case:
         trouble |= "saving stops" in text
         if self.series.error in (SHORT, errno.EINTR):
             if trouble and self.series.call not in SOCKETS:
-                raise Loss("a call that was interrupted or cut short, and could have gone on, failed something")
-        elif shim.struck and trouble and self.series.role == "ingest-committe":
-            if os.strerror(self.series.error) not in text:
-                raise Loss(f"the log does not say {os.strerror(self.series.error)!r}")
+                raise Loss(
+                    "a call that was interrupted or cut short, and could have gone on, failed something"
+                )
+        elif (
+            shim.struck
+            and trouble
+            and self.series.role == COMMITTER_NAME
+            and os.strerror(self.series.error) not in text
+        ):
+            raise Loss(f"the log does not say {os.strerror(self.series.error)!r}")
         if "Traceback" in text:
             raise Loss("the log holds a traceback")
 
@@ -450,7 +463,9 @@ def wait_for_flush(node: NodeRig, shim: Shim) -> None:
     url = "http://{}:{}/metrics".format(*node.admin_address)
     while time.monotonic() < deadline and not shim.struck:
         with urllib.request.urlopen(url, timeout=STUCK_S) as answer:
-            lines = [line for line in answer.read().decode().splitlines() if line.startswith("ingest_flushes")]
+            lines = [
+                line for line in answer.read().decode().splitlines() if line.startswith("ingest_flushes")
+            ]
         if any(float(line.split()[-1]) > 0 for line in lines):
             return
         time.sleep(0.02)
@@ -473,83 +488,86 @@ def make_template(directory: Path) -> Path:
     return data
 
 
-def cases_of(series: list[Series], chance: random.Random, cases: int) -> Iterator[tuple[Series, int]]:
-    """A sample: cases at any place."""
-    for _ in range(cases):
-        yield chance.choice(series), chance.randint(1, SAMPLE_K_MAX)
-
-
 def run(seed: int, cases: int, directory: Path) -> Outcome:
     """All series until they are clean when `cases` allows, else a sample of so many cases."""
-    compiler = os.environ.get("CC", "cc").split()
-    library = directory / "failing_calls.so"
-    source = Path(__file__).with_suffix(".c")
-    try:
-        command = [*compiler, "-shared", "-fPIC", "-O2", "-U_FORTIFY_SOURCE", "-o", str(library), str(source), "-ldl"]
-        built = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return Outcome(seed, 0, not_run=f"there is no C compiler {compiler[0]}")
-    if built.returncode:
-        return Outcome(seed, 0, not_run=f"the library does not compile: {built.stderr[:200]}")
-    template = make_template(directory)
     series = all_series()
     chance = random.Random(seed)
+    if cases < len(series):
+        sample = [(chance.choice(series), chance.randint(1, SAMPLE_K_MAX)) for _ in range(cases)]
+        return run_cases(sample, directory, seed)
     chance.shuffle(series)
-    tally = Tally(cases)
 
-    def one(series_: Series, k: int) -> bool:
-        case = Case(
-            library,
-            directory / f"case-{tally.next_number()}",
-            series_,
-            k,
-            template if series_.scenario == "again" else None,
-        )
-        struck, loss = case.run()
-        tally.add(series_, struck, loss)
-        return struck
-
-    def whole(series_: Series) -> None:
+    def whole(proof: Proof, one: Series) -> None:
         k = 1
-        while tally.open and one(series_, k):
+        while proof.open and proof.case(one, k):
             k += 1
 
+    return _run(directory, seed, cases, [partial(whole, one=one) for one in series])
+
+
+def run_cases(cases: list[tuple[Series, int]], directory: Path, seed: int = 0) -> Outcome:
+    """These cases: the series, and which of its calls."""
+
+    def one(proof: Proof, series: Series, k: int) -> None:
+        proof.case(series, k)
+
+    return _run(directory, seed, len(cases), [partial(one, series=series, k=k) for series, k in cases])
+
+
+def _run(directory: Path, seed: int, cases_max: int, jobs: list[Callable[[Proof], None]]) -> Outcome:
+    library = directory / "failing_calls.so"
+    not_run = build(library)
+    if not_run:
+        return Outcome(seed, 0, not_run=not_run)
+    proof = Proof(library, directory, make_template(directory), cases_max)
     with ThreadPoolExecutor(SERVERS) as threads:
-        if cases < len(series):
-            futures = [
-                threads.submit(one, series_, k) for series_, k in cases_of(series, chance, cases)
-            ]
-        else:
-            futures = [threads.submit(whole, series_) for series_ in series]
-        for future in futures:
+        for future in [threads.submit(job, proof) for job in jobs]:
             future.result()
-    shutil.rmtree(template)
-    return Outcome(seed, tally.cases, tally.losses, tally.counts)
+    shutil.rmtree(proof.template)
+    return Outcome(seed, proof.cases, proof.losses, proof.counts)
 
 
-class Tally:
-    """What all cases together found. For several threads."""
+def build(library: Path) -> str:
+    """Compiles failing_calls.c; returns why that can't be done, if so."""
+    compiler = os.environ.get("CC", "cc").split()
+    source = Path(__file__).with_suffix(".c")
+    flags = ["-shared", "-fPIC", "-O2", "-U_FORTIFY_SOURCE", "-o", str(library)]
+    try:
+        built = subprocess.run(
+            [*compiler, *flags, str(source), "-ldl"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return f"there is no C compiler {compiler[0]}"
+    return f"the library does not compile: {built.stderr[:200]}" if built.returncode else ""
 
-    def __init__(self, cases_max: int) -> None:
-        self._lock = threading.Lock()
-        self._cases_max = cases_max
-        self._numbers = 0
+
+class Proof:
+    """Runs cases, from several threads, and keeps what they found."""
+
+    def __init__(self, library: Path, directory: Path, template: Path, cases_max: int) -> None:
+        self.template = template
         self.cases = 0
         self.losses: list[str] = []
         self.counts = {"faults_that_struck": 0, "kinds_of_call": 0}
+        self._library = library
+        self._directory = directory
+        self._cases_max = cases_max
         self._kinds: set[tuple[str, str]] = set()
+        self._begun = 0
+        self._lock = threading.Lock()
 
     @property
     def open(self) -> bool:
         """Whether another case may be begun. Stops early when something is badly wrong."""
-        return self._numbers < self._cases_max and len(self.losses) < 50
+        return self._begun < self._cases_max and len(self.losses) < LOSSES_MAX
 
-    def next_number(self) -> int:
+    def case(self, series: Series, k: int) -> bool:
+        """Whether the fault struck."""
         with self._lock:
-            self._numbers += 1
-            return self._numbers
-
-    def add(self, series: Series, struck: bool, loss: str) -> None:
+            self._begun += 1
+            directory = self._directory / f"case-{self._begun}"
+        template = self.template if series.scenario == "again" else None
+        struck, loss = Case(self._library, directory, series, k, template).run()
         with self._lock:
             self.cases += 1
             if struck:
@@ -558,3 +576,4 @@ class Tally:
                 self.counts["kinds_of_call"] = len(self._kinds)
             if loss:
                 self.losses.append(loss)
+        return struck

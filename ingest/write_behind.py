@@ -273,7 +273,7 @@ class WriteBehind:
         self.core.publish_gauges(self.log.used, self.log.allocated)
 
     def _log_disk_errors(self) -> None:
-        for pack, error in self.core.disk_errors:
+        for pack, error in dict.fromkeys(self.core.disk_errors):  # each once, however many frames met it
             log.error("%s/%s: %s", self.store.data_dir, sharding.pack_path(pack), os.strerror(error))
         self.core.disk_errors.clear()
 
