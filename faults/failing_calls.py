@@ -46,6 +46,7 @@ SHORT = -1
 STUCK_S = 60.0  # without an ack, a death or a fault: a server that will never answer
 PERSISTENT_S = 0.6  # without an ack while a fault persists: nothing more will be seen of it
 SERVERS = 4  # at a time: they wait more than they work
+FLAGS = ("--workers=1", "--reserve=0", "--wal-size=96MiB")
 LOSSES_MAX = 50  # more of them say nothing new
 SAMPLE_K_MAX = 12  # of a case of a short run
 
@@ -86,10 +87,12 @@ class Series:
     call: str
     error: int  # an errno, or SHORT
     onward: bool
+    layout: str = "pack"
 
     def name(self, k: int) -> str:
         how = "short" if self.error == SHORT else errno.errorcode[self.error]
-        return f"{self.scenario}: {self.role} {self.call} {how} at call {k}{' and all after it' if self.onward else ''}"
+        onward = " and all after it" if self.onward else ""
+        return f"{self.layout}, {self.scenario}: {self.role} {self.call} {how} at call {k}{onward}"
 
 
 COMMITTER_NAME, WORKER_NAME = "ingest-committe", "ingest-worker-0"  # as the kernel cuts them
@@ -119,19 +122,35 @@ WORKER = {
     "recv": (errno.EINTR, SHORT),
     "send": (errno.EINTR, SHORT),
 }
+# Of layout tree, what it does in other ways than layout pack does.
+TREE = {
+    "openat": (errno.EMFILE, errno.EIO, errno.ENOSPC),
+    "openat2": (errno.EMFILE, errno.EIO, errno.ENOSPC, errno.EINTR),
+    "mkdirat": (errno.ENOSPC, errno.EIO),
+    "pwrite": (errno.EIO, errno.ENOSPC, errno.EINTR, SHORT),
+    "pread": (errno.EIO, SHORT),
+    "ftruncate": (errno.EIO,),
+    "fsetxattr": (errno.EIO, errno.ENOSPC),
+    "fgetxattr": (errno.EIO,),
+    "syncfs": (errno.EIO,),
+}
 SOCKETS = ("accept4", "recv", "send")
 
 
 def all_series() -> list[Series]:
+    kinds = (
+        ("pack", COMMITTER_NAME, COMMITTER, ("fresh", "again")),
+        ("pack", WORKER_NAME, WORKER, ("fresh",)),
+        ("tree", COMMITTER_NAME, TREE, ("fresh", "again")),
+    )
     return [
-        Series(scenario, role, call, error, onward)
-        for role, calls in ((COMMITTER_NAME, COMMITTER), (WORKER_NAME, WORKER))
+        Series(scenario, role, call, error, onward, layout)
+        for layout, role, calls, scenarios in kinds
         for call, errors in calls.items()
         for error in errors
         for onward in (False, True)
         if not (onward and error in (errno.EINTR, errno.EDQUOT))
-        for scenario in ("fresh", "again")
-        if not (role == WORKER_NAME and scenario == "again")
+        for scenario in scenarios
     ]
 
 
@@ -170,7 +189,6 @@ class Client:
     shim: Shim
     allowed: dict[int, set[Status]] = field(default_factory=dict)
     answered: list[Status | None] = field(default_factory=list)
-    stalled: bool = False
     connection: Connection | None = None
 
     def send(self, frames: bytes | bytearray, tickets: list[int]) -> dict[int, Status | None]:
@@ -230,7 +248,6 @@ class Client:
     def _quiet(self, seconds: float) -> None:
         """Nothing was answered for so long: a fault that persists has shown what it does, and is ended."""
         if self.shim.struck and self.shim.control.onward and seconds > PERSISTENT_S:
-            self.stalled |= bool(self.shim.control.armed)
             self.shim.disarm()
         if seconds > STUCK_S:
             raise Loss("frames are not answered any more")
@@ -302,7 +319,6 @@ class Client:
                 if not self.shim.struck:
                     since = time.monotonic()
                 elif self.shim.control.onward and time.monotonic() - since > 2 * PERSISTENT_S:
-                    self.stalled |= bool(self.shim.control.armed)
                     self.shim.disarm()
 
         watching = threading.Thread(target=watch)
@@ -318,36 +334,57 @@ class Client:
             self.connection.sock.close()
 
 
-# Tickets of the sequence: three packs for small puts, four for one long run.
+# Tickets of the sequence: three packs for small puts, and one long run.
 SMALL = [36 + PACK_SLOTS * (5 + 2 * pack) + slot for pack in range(3) for slot in (3, 7, 8, 500)]
 LONG = 36 + PACK_SLOTS * 200
-LONG_COUNT = 3 * PACK_SLOTS + 400
-RANGES = [(36 + PACK_SLOTS * (5 + 2 * pack), 512) for pack in range(3)] + [(LONG, LONG_COUNT)]
 
 
-def sequence(client: Client) -> None:
-    """What is asked of the server while calls fail."""
-    client.put(SMALL[:6])
-    client.put(list(range(LONG, LONG + LONG_COUNT)))
-    client.put(SMALL[4:])  # two of them again
-    client.put([index for index in SMALL[:4] if client.allowed[index] == {S}], version=1)
-    client.delete(SMALL[8], 1)
-    client.delete(LONG + 100, 50)
-    client.delete(LONG + PACK_SLOTS, PACK_SLOTS)
-    for first, count in RANGES:
-        client.get(first, count)
+@dataclass(frozen=True)
+class Work:
+    """What is asked of a server: `long` tickets in a row, and what is deleted (first ticket, count)."""
+
+    long: int
+    deletes: tuple[tuple[int, int], ...]
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """All that is touched, and its neighbours."""
+        small = [(36 + PACK_SLOTS * (5 + 2 * pack), 512) for pack in range(3)]
+        return [*small, (LONG, self.long + 10)]
+
+    @property
+    def puts(self) -> range:
+        return range(LONG, LONG + self.long)
+
+    def sequence(self, client: Client) -> None:
+        """While calls fail."""
+        client.put(SMALL[:6])
+        client.put(list(self.puts))
+        client.put(SMALL[4:])  # two of them again
+        client.put([index for index in SMALL[:4] if client.allowed[index] == {S}], version=1)
+        for first, count in self.deletes:
+            client.delete(first, count)
+        for first, count in self.ranges:
+            client.get(first, count)
+
+    def settle(self, client: Client) -> None:
+        """Without the fault everything that was not taken is taken now."""
+        for first, count in self.deletes:
+            if client.delete(first, count) is not D:
+                raise Loss(f"a delete of {ticket.format(first)} is not done after the fault")
+        todo = [index for index in (*SMALL, *self.puts) if client.allowed[index] != {D}]
+        client.put(todo)
+        for index in todo:
+            if client.allowed[index] != {S}:
+                raise Loss(f"{ticket.format(index)} is not SAVED after the fault")
 
 
-def settle(client: Client) -> None:
-    """Without the fault everything that was not taken is taken now."""
-    for first, count in ((SMALL[8], 1), (LONG + 100, 50), (LONG + PACK_SLOTS, PACK_SLOTS)):
-        if client.delete(first, count) is not D:
-            raise Loss(f"a delete of {ticket.format(first)} is not done after the fault")
-    todo = [index for index in (*SMALL, *range(LONG, LONG + LONG_COUNT)) if client.allowed[index] != {D}]
-    client.put(todo)
-    for index in todo:
-        if client.allowed[index] != {S}:
-            raise Loss(f"{ticket.format(index)} is not SAVED after the fault")
+WORK = {
+    # Long enough for the bulk path; one delete ends in the middle of a block, one empties a pack.
+    "pack": Work(3 * PACK_SLOTS + 400, ((SMALL[8], 1), (LONG + 100, 50), (LONG + PACK_SLOTS, PACK_SLOTS))),
+    # A file each: few, or no series would ever end. One delete goes past what is stored.
+    "tree": Work(24, ((SMALL[8], 1), (LONG + 4, 3), (LONG + 20, 8))),
+}
 
 
 @dataclass
@@ -369,9 +406,8 @@ class Case:
         shim = Shim(self.library, self.directory / "control", data, self.series, self.k)
         node = NodeRig(
             data,
-            "--workers=1",
-            "--reserve=0",
-            "--wal-size=96MiB",
+            *FLAGS,
+            f"--layout={self.series.layout}",
             "--drain-timeout=5",
             wrapper=["env", *(f"{name}={value}" for name, value in shim.environment.items())],
         )
@@ -382,11 +418,11 @@ class Case:
             client.allowed[SMALL[2]] = {D}
         try:
             self._live(node, shim, client)
-            plain = NodeRig(data, "--workers=1", "--reserve=0", "--wal-size=96MiB")
+            plain = NodeRig(data, *FLAGS, f"--layout={self.series.layout}")
             client.node = node = plain
             node.start()
             until_ready(node, shim)
-            for first, count in RANGES:
+            for first, count in WORK[self.series.layout].ranges:
                 client.get(first, count, certain=True)
             if node.stop() != 0:
                 raise Loss(f"the server without a fault does not end cleanly: {node.log()[-500:]}")
@@ -400,18 +436,19 @@ class Case:
         return shim.struck > 0, ""
 
     def _live(self, node: NodeRig, shim: Shim, client: Client) -> None:
+        work = WORK[self.series.layout]
         node.start(wait=False)
         with client.ending_fault():
             node.wait_until_ready()
-        sequence(client)
+        work.sequence(client)
         if self.series.call == "syncfs":
             wait_for_flush(node, shim)
         struck_before = shim.struck
         if struck_before:
             shim.disarm()
             until_ready(node, shim)
-            settle(client)
-            for first, count in RANGES:
+            work.settle(client)
+            for first, count in work.ranges:
                 client.get(first, count, certain=True)
         client.close()
         code = node.stop()
@@ -422,7 +459,7 @@ class Case:
     def _check_log(self, node: NodeRig, shim: Shim, client: Client) -> None:
         """Who reads the log sees what failed; a call that was only interrupted or cut short concerns nobody."""
         text = node.log_path.read_text(errors="replace")
-        trouble = client.stalled or any(status in (E, N, None) for status in client.answered)
+        trouble = any(status in (E, N, None) for status in client.answered)
         trouble |= "saving stops" in text
         if self.series.error in (SHORT, errno.EINTR):
             if trouble and self.series.call not in SOCKETS:
@@ -471,16 +508,16 @@ def wait_for_flush(node: NodeRig, shim: Shim) -> None:
         time.sleep(0.02)
 
 
-def make_template(directory: Path) -> Path:
-    """A data directory with work for recovery: puts, a note of the bulk path, and a delete, killed before any flush."""
-    data = directory / "template"
-    node = NodeRig(data, "--workers=1", "--reserve=0", "--wal-size=96MiB")
+def make_template(directory: Path, layout: str) -> Path:
+    """A data directory with work for recovery: puts, a long run, and a delete, killed before any flush."""
+    data = directory / f"template-{layout}"
+    node = NodeRig(data, *FLAGS, f"--layout={layout}")
+    other = 36 + PACK_SLOTS * 400
     try:
         node.start()
         with node.connect() as connection:
             assert set(connection.put(SMALL[:3]).values()) == {S}
-            other = range(36 + PACK_SLOTS * 400, 36 + PACK_SLOTS * 403)
-            assert set(connection.put(other).values()) == {S}
+            assert set(connection.put(range(other, other + WORK[layout].long)).values()) == {S}
             assert connection.delete(SMALL[2], 1) is D
         node.kill_all()
     finally:
@@ -519,11 +556,13 @@ def _run(directory: Path, seed: int, cases_max: int, jobs: list[Callable[[Proof]
     not_run = build(library)
     if not_run:
         return Outcome(seed, 0, not_run=not_run)
-    proof = Proof(library, directory, make_template(directory), cases_max)
+    templates = {layout: make_template(directory, layout) for layout in WORK}
+    proof = Proof(library, directory, templates, cases_max)
     with ThreadPoolExecutor(SERVERS) as threads:
         for future in [threads.submit(job, proof) for job in jobs]:
             future.result()
-    shutil.rmtree(proof.template)
+    for template in templates.values():
+        shutil.rmtree(template)
     return Outcome(seed, proof.cases, proof.losses, proof.counts)
 
 
@@ -544,13 +583,13 @@ def build(library: Path) -> str:
 class Proof:
     """Runs cases, from several threads, and keeps what they found."""
 
-    def __init__(self, library: Path, directory: Path, template: Path, cases_max: int) -> None:
-        self.template = template
+    def __init__(self, library: Path, directory: Path, templates: dict[str, Path], cases_max: int) -> None:
         self.cases = 0
         self.losses: list[str] = []
         self.counts = {"faults_that_struck": 0, "kinds_of_call": 0}
         self._library = library
         self._directory = directory
+        self._templates = templates
         self._cases_max = cases_max
         self._kinds: set[tuple[str, str]] = set()
         self._begun = 0
@@ -566,7 +605,7 @@ class Proof:
         with self._lock:
             self._begun += 1
             directory = self._directory / f"case-{self._begun}"
-        template = self.template if series.scenario == "again" else None
+        template = self._templates[series.layout] if series.scenario == "again" else None
         struck, loss = Case(self._library, directory, series, k, template).run()
         with self._lock:
             self.cases += 1

@@ -2,7 +2,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from ingest._queue import Queue
-from ingest.store._pack_reader import PackReader
+from ingest.store._slot_reader import SlotReader
 
 BAD_REQUEST: str
 UNREAD_REPLIES: str
@@ -24,7 +24,7 @@ class GetServer:
         self,
         queue: Queue,
         slot: int,
-        reader: PackReader,
+        reader: SlotReader,
         keys: Iterable[_RequestKeys],
         *,
         connections_max: int = ...,

@@ -22,7 +22,7 @@ from aiohttp import web
 from ingest import __version__, limits, listeners, metrics, ticket
 from ingest.errors import DiskError, TicketError
 from ingest.status import Status
-from ingest.store._pack_reader import PackReader
+from ingest.store.layout import make_reader
 
 if TYPE_CHECKING:
     from ingest._queue import Queue
@@ -137,6 +137,6 @@ async def serve(node: Node, read_chunk: ReadChunk) -> None:
 
 def admin_main(node: Node) -> int:
     """The admin process: answers until SIGTERM. Returns its exit code."""
-    reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
+    reader = make_reader(node.store, node.keys.all)
     uvloop.run(serve(node, reader.read_chunk))
     return 0

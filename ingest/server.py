@@ -8,7 +8,7 @@ import os
 import resource
 import socket
 
-from ingest import limits, listeners, logs
+from ingest import failpoints, limits, listeners, logs
 from ingest._queue import Queue
 from ingest.config import ServerConfig
 from ingest.errors import DiskError, KeyFileError
@@ -27,6 +27,7 @@ def serve(config: ServerConfig, roles: Roles) -> int:
     What is opened here stays open until this process ends: its children use it, and its lock must outlive them.
     """
     logs.start(config.log_level)
+    failpoints.arm(os.environ)
     raise_open_files_limit()
     check_file_size_limit()
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)

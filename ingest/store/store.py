@@ -1,6 +1,6 @@
 """A data directory: its identity, its lock, its space. `docs/format.md`, "The data directory".
 
-DATA/AA/BB/CC/obj      packs
+DATA/AA/BB/CC/obj      packs, or in layout tree a chunk each
 DATA/.ingest/          everything else, 0700
     store.json         what the store is; written once, then only to add keys
     lock               held (flock) by the parent and, inherited, by all its processes
@@ -24,11 +24,12 @@ from typing import Any
 from ingest import limits
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
+from ingest.store import tree
+from ingest.store.layout import LAYOUTS
 from ingest.store.log_writer import sync_directory
 
 FORMAT_VERSION = 1
 META = ".ingest"
-LAYOUTS = ("pack",)
 LOG_ID_FILE = "log.json"
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
@@ -93,6 +94,8 @@ class Store:
                 )
         if not path.exists():
             _refuse_foreign_files(data_dir)
+            if layout == "tree":
+                tree.check_file_system(data_dir / META)
             log_id = _make_log_directory(wal, data_dir)
             write_json(
                 path,
@@ -191,6 +194,8 @@ class Space:
     data_fd: int
     wal_dir: Path
     reserve: int  # bytes
+    inodes_reserve: int = limits.RESERVE_INODES
+    tombstones: int = 0  # that may take a file each, of layout tree, when `check` looked
 
     def rooms(self, log_growth: int, log_lacks: int) -> list[Room]:
         """`log_growth`: bytes that the log may still take, `log_lacks`: those that it can't do without. OSError."""
@@ -201,7 +206,7 @@ class Space:
             same_disk = True
         stat = os.fstatvfs(self.data_fd)
         needed = self.reserve + (log_growth if same_disk else 0)
-        files = limits.RESERVE_INODES if stat.f_files else 0
+        files = self.inodes_reserve if stat.f_files else 0
         reserved_for = "--reserve, and what the log may grow by" if same_disk else "--reserve"
         rooms.append(
             Room(self.data_dir, stat.f_bavail * stat.f_frsize, needed, stat.f_favail, files, reserved_for)
@@ -218,9 +223,13 @@ class Space:
 
     def check(self, log_growth: int, log_lacks: int = 0) -> str | None:
         """None when there is room, else which limit is reached where. See `rooms`."""
-        return next(
-            (room.shortage for room in self.rooms(log_growth, log_lacks) if room.shortage is not None), None
-        )
+        rooms = self.rooms(log_growth, log_lacks)
+        data = rooms[0]
+        self.tombstones = (data.free_bytes - data.reserve_bytes) // limits.TREE_FILE_SIZE
+        if data.reserve_inodes:  # a file system without a number of inodes has as many as it has space for
+            self.tombstones = min(self.tombstones, (data.free_inodes - data.reserve_inodes) // 2)
+        self.tombstones = max(0, self.tombstones)
+        return next((room.shortage for room in rooms if room.shortage is not None), None)
 
 
 def explain(error: OSError, path: Path) -> str:
