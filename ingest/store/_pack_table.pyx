@@ -207,6 +207,7 @@ cdef class PackTable(SlotTable):
         cdef char path[32]
         cdef const char *name
         cdef int directory, attempt, error = 0
+        cdef int64_t size
         cdef int flags = O_RDWR | O_CREAT if self.may_create else O_RDWR
         cdef const uint8_t *store_id = <const uint8_t *>PyBytes_AS_STRING(self.store_id)
         cdef uint8_t zeros[PACK_SECTOR]
@@ -231,7 +232,10 @@ cdef class PackTable(SlotTable):
                 if error == 0:
                     return 0
             memset(zeros, 0, PACK_SECTOR)
-            if memcmp(p.header, zeros, PACK_SECTOR) != 0 or file_size(p.fd) != 0:
+            size = file_size(p.fd)
+            if size < 0:
+                return errno
+            if memcmp(p.header, zeros, PACK_SECTOR) != 0 or size != 0:
                 return error
             if not self.may_create:
                 return ENOSPC
