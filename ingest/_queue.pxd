@@ -66,6 +66,11 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_PUT_REFUSED
     enum: C_PUT_CLOSED_BAD
     enum: C_PUT_CLOSED_TIMEOUT
+    enum: C_PUT_CLOSED_HANDSHAKE
+    enum: C_PUT_CLOSED_NOT_TLS
+    enum: C_KEY_FRAMES
+    enum: C_KEY_BAD_FRAMES
+    enum: KEY_COUNTERS
     enum: C_PUT_PASSED
     enum: C_GET_REFUSED
 

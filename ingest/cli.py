@@ -53,6 +53,13 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
                 f"Bad frames that end a connection. [default: {defaults.bad_frame_limit}]",
             ),
             ("--bad-peer-delay", "S", "Seconds to refuse a bad peer for, growing. [default: 0, off]"),
+            (
+                "--tls-cert",
+                "FILE",
+                "Certificate of the frame ports and its chain, PEM: they then speak TLS only.",
+            ),
+            ("--tls-key", "FILE", "Its private key, PEM, without a password."),
+            ("--tls-client-ca", "FILE", "CAs, PEM: clients must show a certificate that one of them signed."),
             ("--log-level", "|".join(logs.LEVELS), "[default: info]"),
         )
     ):
@@ -68,19 +75,25 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
 def server(file: Path | None, **flags: str | None) -> None:
     """Runs a server until TERM or INT, which drain it; a second one ends it at once.
 
+    HUP reloads keys, certificates and the log level.
+
     A flag goes before its variable (INGEST_DATA_DIR for --data-dir), that before the file, that before the default.
 
     \b
     Example:
       ingest server --data-dir /var/lib/ingest --listen 0.0.0.0:5000
     """
-    settings = configuration.load_config(flags, os.environ, file)
+
+    def read_config() -> configuration.ServerConfig:
+        return configuration.load_config(flags, os.environ, file)
+
+    settings = read_config()
     # Not before it is needed: the other commands start without it.
     from ingest import admin, pool, workers, write_behind
     from ingest.server import serve
 
     roles = pool.Roles(admin.admin_main, write_behind.committer_main, workers.worker_main)
-    sys.exit(serve(settings, roles))
+    sys.exit(serve(settings, roles, read_config))
 
 
 def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
@@ -127,6 +140,11 @@ def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
 @click.option("--rate", type=float, metavar="R", help="Frames/s in all. [default: as fast as acks come]")
 @click.option("--first", metavar="TICKET", help="Where to begin. [default: random, 7 characters]")
 @click.option("--verify", is_flag=True, help="Read everything back and compare.")
+@click.option(
+    "--tls-ca", type=click.Path(path_type=Path), metavar="FILE", help="Speak TLS; CAs of the server, PEM."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Own certificate, PEM, and")
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="its key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loopback(as_json: bool, **options: Any) -> None:
     """Puts frames into a server as fast as it takes them, and says how fast that was. Exits with 1 unless all were SAVED.

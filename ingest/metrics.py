@@ -21,7 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from ingest import __version__, _queue
+from ingest import __version__, _queue, limits
 from ingest.status import Status
 
 if TYPE_CHECKING:
@@ -96,6 +96,10 @@ COUNTERS: tuple[Counter, ...] = (
     _committer("LOG_STALLS", "Commits that waited for space in the log."),
     Counter("WORKER_RESTARTS", "parent", "worker_restarts", "Workers that died and were replaced."),
     Counter("COMMITTER_RESTARTS", "parent", "committer_restarts", "Committers that died and were replaced."),
+    _worker("PUT_CLOSED_HANDSHAKE", _CLOSED, "connections_closed", port="put", reason="tls_handshake"),
+    _worker("PUT_CLOSED_NOT_TLS", _CLOSED, "connections_closed", port="put", reason="not_tls"),
+    _worker("GET_CLOSED_HANDSHAKE", _CLOSED, "connections_closed", port="get", reason="tls_handshake"),
+    _worker("GET_CLOSED_NOT_TLS", _CLOSED, "connections_closed", port="get", reason="not_tls"),
 )
 
 INDEX = {counter.name: index for index, counter in enumerate(COUNTERS)}
@@ -131,7 +135,27 @@ HISTOGRAMS = (
         1e-9,
     ),
 )
-ROW_LENGTH = len(COUNTERS) + _SIZE_BUCKETS + _LATENCY_BUCKETS
+
+
+@dataclass(frozen=True)
+class KeyCounters:
+    """Counters of the workers by the number of a key, behind the histograms; the last one is ``rest``: (key, reason)."""
+
+    metric: str
+    help: str
+    rest: tuple[str, str]
+    reason: str = ""  # of the others, where they are bad
+
+
+KEY_COUNTERS = limits.KEYS_COUNTED + 1
+_KEY_START = len(COUNTERS) + _SIZE_BUCKETS + _LATENCY_BUCKETS
+_BY_KEY = (
+    KeyCounters("frames_by_key", "Authentic frames, by the key that signed them.", ("other", "")),
+    KeyCounters("bad_frames", "Frames that no accepted key signed.", ("", "unknown_key"), "retired_key"),
+    KeyCounters("requests_by_key", "Authentic get and inventory requests, by key.", ("other", "")),
+    KeyCounters("bad_requests", "Requests that no accepted key signed.", ("", "unknown_key"), "retired_key"),
+)
+ROW_LENGTH = _KEY_START + len(_BY_KEY) * KEY_COUNTERS
 
 
 def row_names(queue: Queue) -> list[tuple[str, str]]:
@@ -163,8 +187,9 @@ def ready_reasons(queue: Queue) -> list[str]:
 class QueueCollector(Collector):
     """Reads the shared rows at each scrape."""
 
-    def __init__(self, queue: Queue, log_size: int) -> None:
+    def __init__(self, queue: Queue, log_size: int, key_names: tuple[str, ...] = ()) -> None:
         self._queue = queue
+        self._key_names = key_names  # by the numbers of their counters
         self._log_size = log_size
 
     def collect(self) -> Iterator[Metric]:
@@ -174,6 +199,7 @@ class QueueCollector(Collector):
         ]
         yield from _counters(rows)
         yield from _histograms(rows)
+        yield from _by_key(rows, self._key_names)
         yield from self._gauges()
 
     def _gauges(self) -> Iterator[Metric]:
@@ -232,8 +258,21 @@ def _histograms(rows: Sequence[tuple[str, str, list[int]]]) -> Iterator[Metric]:
         yield family
 
 
-def exposition(queue: Queue, log_size: int) -> bytes:
+def _by_key(rows: Sequence[tuple[str, str, list[int]]], key_names: tuple[str, ...]) -> Iterator[Metric]:
+    for index, counters in enumerate(_BY_KEY):
+        labels = ["process", "key", *(["reason"] if counters.reason else [])]
+        family = CounterMetricFamily(f"ingest_{counters.metric}", counters.help, labels=labels)
+        start = _KEY_START + index * KEY_COUNTERS
+        numbers = [(number, (name, counters.reason)) for number, name in enumerate(key_names)]
+        for role, process, row in rows:
+            if role == "worker":
+                for number, values in (*numbers, (KEY_COUNTERS - 1, counters.rest)):
+                    family.add_metric([process, *values][: len(labels)], row[start + number])
+        yield family
+
+
+def exposition(queue: Queue, log_size: int, key_names: tuple[str, ...] = ()) -> bytes:
     """The text of one scrape, in Prometheus' text format 0.0.4."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(QueueCollector(queue, log_size))
+    registry.register(QueueCollector(queue, log_size, key_names))
     return generate_latest(registry)

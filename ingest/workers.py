@@ -20,17 +20,19 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uvloop
 
-from ingest import _queue, limits
+from ingest import _queue, limits, reload, tls
 from ingest._put_server import BAD_FRAMES, STRAY_OUTCOME, PutServer
 from ingest.bad_peers import BadPeers
+from ingest.tls import TlsContext
 
 if TYPE_CHECKING:
+    from ingest.mac import SubKeys
     from ingest.node import Node
 
 log = logging.getLogger(__name__)
@@ -54,6 +56,10 @@ _ACCEPT_NEXT = frozenset(
     )
 )
 _ACCEPT_LATER = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_HINTS = {
+    tls.NOT_TLS: "this server speaks TLS only (--tls-cert), the client does not",
+    tls.HELLO: "the client speaks TLS, this server does not (--tls-cert)",
+}
 _ADDRESS_SIZE_MAX = 256  # bytes of a message: an address with its scope
 
 
@@ -68,6 +74,10 @@ class FrameServer(Protocol):
     def turn(self) -> list[Event] | None: ...
     def tick(self, now: float) -> list[Event] | None: ...
     def adopt(self, fd: int, peer: str) -> bool: ...
+    def set_keys(
+        self, keys: Iterable[SubKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
+    ) -> None: ...
+    def set_tls(self, context: TlsContext | None) -> None: ...
     def begin_drain(self) -> list[Event] | None: ...
     def close(self) -> None: ...
 
@@ -101,6 +111,7 @@ class Worker:
         on_drained: Callable[[], None],
     ) -> None:
         self._loop = loop
+        self._node = node
         self._queue = node.queue
         self._slot = slot
         self._put = Port(b"P", node.put_sockets[slot], put_server, _queue.PUT_REFUSED)
@@ -116,7 +127,14 @@ class Worker:
     def start(self) -> None:
         self._inbox.setblocking(False)
         self._loop.add_reader(self._inbox.fileno(), self._take_messages)
+        if self._node.control is not None:
+            self._loop.add_reader(self._node.control.fileno(), self._take_settings)
+        context = None
+        if self._node.certificates is not None:
+            context = TlsContext(self._node.certificates, is_server=True)
         for port in self._ports.values():
+            port.server.set_keys(self._node.keys.accepted, self._node.keys.all, self._node.key_names)
+            port.server.set_tls(context)
             port.listener.setblocking(False)
             self._loop.add_reader(port.server.fileno(), self._turn, port)
             self._loop.add_reader(port.listener.fileno(), self._accept, port)
@@ -177,6 +195,21 @@ class Worker:
             self._queue.count_connection(self._slot, port.is_put, drift)
             drift = 0
         port.drift = drift
+
+    def _take_settings(self) -> None:
+        """What the parent has reloaded. Connections that are open keep their certificate, not their keys."""
+        assert self._node.control is not None
+        settings = reload.receive(self._node)
+        if settings is None:
+            return
+        context = None
+        if settings.certificates is not None:
+            context = TlsContext(settings.certificates, is_server=True)
+        for port in self._ports.values():
+            port.server.set_keys(settings.keys.accepted, settings.keys.all, settings.key_names)
+            port.server.set_tls(context)
+        reload.use_log_level(settings.log_level)
+        reload.confirm(self._node)
 
     def _look_whether_drained(self) -> None:
         if all(port.server.drained for port in self._ports.values()):
@@ -318,7 +351,12 @@ class Worker:
                 log.error("the committer gave %d outcomes for frames that nobody waits for", number)
             else:
                 name = "put" if port.is_put else "get"
-                log.info("%s: %s connection closed: %s (%d)", peer, name, what, number)
+                if what in _HINTS:
+                    log.warning("%s: %s connection closed: %s: %s", peer, name, what, _HINTS[what])
+                elif what == tls.HANDSHAKE:
+                    log.warning("%s: %s connection closed: %s: %s", peer, name, what, tls.error_text(number))
+                else:
+                    log.info("%s: %s connection closed: %s (%d)", peer, name, what, number)
 
     def _report_bad(self, peer: str, bad_frames: int) -> None:
         address = peer.rsplit(":", 1)[0].strip("[]")

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ingest import _queue, limits, sharding
+from ingest import _queue, limits, reload, sharding
 from ingest._bulk import BulkJob
 from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
@@ -47,6 +47,8 @@ BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZ
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
+
+SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,6 +69,7 @@ class WriteBehind:
 
     def __init__(self, node: Node) -> None:
         self.config = node.config
+        self.node = node
         self.store = node.store
         self.queue = node.queue
         self.sync = node.config.sync == "disk"
@@ -74,7 +77,7 @@ class WriteBehind:
         self.packs = PackTable(
             node.store.data_fd, node.store.store_id, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2))
         )
-        self.put_keys = [keys.put for keys in node.keys.all]
+        self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(
             node.queue, self.packs, self.put_keys, bulk_jobs=limits.BULK_JOBS, sync=self.sync
         )
@@ -93,6 +96,9 @@ class WriteBehind:
         self._space_checked_at = 0.0
         self._poll = select.poll()
         self._poll.register(self.queue.committer_doorbell, select.POLLIN)
+        self._settings_at = 0.0  # when the parent's line was looked at
+        if node.control is not None:
+            self._poll.register(node.control, select.POLLIN)
 
     def stop(self, *_: object) -> None:
         """Answer what was handed over, flush, end. Safe in a signal handler."""
@@ -223,6 +229,9 @@ class WriteBehind:
     def _housekeep(self) -> None:
         self._end_flush()
         now = time.monotonic()
+        if now - self._settings_at >= SETTINGS_INTERVAL_S:
+            self._settings_at = now
+            self._take_settings()
         if self._flush is None and self._needs_flush():
             urgent = (
                 self.packs.dirty_count >= limits.DIRTY_PACKS_MAX // 4
@@ -244,6 +253,14 @@ class WriteBehind:
             log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
         self.core.disk_errors.clear()
         self.core.publish_gauges(self.log.used)
+
+    def _take_settings(self) -> None:
+        """What the parent has reloaded: from now on stored frames count that a new key has signed."""
+        settings = reload.receive(self.node) if self.node.control is not None else None
+        if settings is not None:
+            self.core.set_put_keys([keys.put for keys in settings.keys.all])
+            reload.use_log_level(settings.log_level)
+            reload.confirm(self.node)
 
     def _end_spare(self, wait: bool = False) -> None:
         if self._spare is None or not (wait or self._spare.done()):
@@ -309,6 +326,7 @@ class WriteBehind:
                 self._out_of_space()
                 timeout = min(timeout, 0.25)
             self._poll.poll(timeout * 1000)
+            self._take_settings()
         core.sleeping(False)
         try:
             os.eventfd_read(self.queue.committer_doorbell)

@@ -3,6 +3,8 @@
 #ifndef INGEST_COUNTERS_H
 #define INGEST_COUNTERS_H
 
+#define KEY_COUNTERS 16
+
 enum counter {
     /* workers */
     C_FRAMES_RECEIVED,      /* whole frames */
@@ -49,10 +51,20 @@ enum counter {
     /* parent */
     C_WORKER_RESTARTS,
     C_COMMITTER_RESTARTS,
+    /* workers, TLS */
+    C_PUT_CLOSED_HANDSHAKE, /* a handshake that failed or took too long */
+    C_PUT_CLOSED_NOT_TLS,   /* plain bytes where TLS is spoken */
+    C_GET_CLOSED_HANDSHAKE,
+    C_GET_CLOSED_NOT_TLS,
     /* committer: histograms, bucket i counts values up to 2^i (frames; microseconds), the last everything above */
     C_COMMIT_SIZE_BUCKET,                               /* 16 buckets */
     C_COMMIT_LATENCY_BUCKET = C_COMMIT_SIZE_BUCKET + 16, /* 24 buckets */
-    C_COUNTERS = C_COMMIT_LATENCY_BUCKET + 24
+    /* workers: by the number of the key (`reload.name_keys`), the last one for all keys without a number of their own */
+    C_KEY_FRAMES = C_COMMIT_LATENCY_BUCKET + 24,       /* authentic frames */
+    C_KEY_BAD_FRAMES = C_KEY_FRAMES + KEY_COUNTERS,    /* of a key that is known and not accepted; the last: of none */
+    C_KEY_REQUESTS = C_KEY_BAD_FRAMES + KEY_COUNTERS,  /* likewise */
+    C_KEY_BAD_REQUESTS = C_KEY_REQUESTS + KEY_COUNTERS,
+    C_COUNTERS = C_KEY_BAD_REQUESTS + KEY_COUNTERS
 };
 
 /* The bucket of a histogram with `buckets` buckets: the smallest i with value <= 2^i. */
