@@ -170,19 +170,36 @@ def loopback(as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--rotate", is_flag=True, help="Put a new key into FILE, which exists: one step of a rotation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def keygen(file: Path, as_json: bool) -> None:
+def keygen(file: Path, rotate: bool, as_json: bool) -> None:
     """Makes FILE with one new random key; only its owner can read it. An existing file is never overwritten.
+
+    With --rotate the second key of FILE becomes the first, the first one is not accepted from the network any more, and a
+    new one comes second, for the next time. A file with one key gets its second. HUP tells the server; docs/operations.md
+    says when.
 
     \b
     Example:
       ingest keygen /etc/ingest/key
+      ingest keygen --rotate /etc/ingest/key
     """
-    from ingest.mac import derive
-    from ingest.store.key_file import make_key_file
+    from ingest.mac import KeyRing, derive
+    from ingest.store.key_file import make_key_file, rotate_key_file
 
-    key_id = derive(make_key_file(file)).id
-    _print({"key_file": str(file), "id": key_id}, f"{file}: key {key_id}", as_json)
+    if not rotate:
+        key_id = derive(make_key_file(file)).id
+        _print({"key_file": str(file), "id": key_id}, f"{file}: key {key_id}", as_json)
+        return
+    keys = KeyRing(rotate_key_file(file))
+    accepted = [key.id for key in keys.accepted]
+    known = list(keys.ids[len(accepted) :])
+    text = f"{file}: accepted are {' and '.join(accepted)}"
+    _print(
+        {"key_file": str(file), "id": keys.signing.id, "accepted": accepted, "known": known},
+        f"{text}; known only: {', '.join(known)}" if known else text,
+        as_json,
+    )
 
 
 @cli.command()

@@ -87,6 +87,7 @@ _SET_UP: dict[str, tuple[Any, ...]] = {  # result, then arguments
     "SSL_set1_host": (_I, _P, _S),
     "SSL_get0_param": (_P, _P),
     "X509_VERIFY_PARAM_set1_ip_asc": (_I, _P, _S),
+    "ERR_clear_error": (None,),
     "ERR_get_error": (ctypes.c_ulong,),
     "ERR_reason_error_string": (_S, ctypes.c_ulong),
 }
@@ -208,6 +209,7 @@ class TlsContext:
         self.is_server = is_server
         self.library = library()
         self._lib = lib = _library()
+        lib.ERR_clear_error()  # of the whole thread, so of others too
         self._context: int | None = lib.SSL_CTX_new(
             lib.TLS_server_method() if is_server else lib.TLS_client_method()
         )
@@ -322,7 +324,10 @@ def handshake(context: TlsContext, sock: socket.socket, host: str, timeout_s: fl
     session = context.session(sock.fileno(), host)
     deadline = time.monotonic() + timeout_s
     try:
-        while (result := lib.SSL_do_handshake(session)) != 1:
+        while True:
+            lib.ERR_clear_error()
+            if (result := lib.SSL_do_handshake(session)) == 1:
+                return session
             wanted = {2: select.POLLIN, 3: select.POLLOUT}.get(lib.SSL_get_error(session, result))
             if wanted is None:
                 raise ConnectionLostError(f"{host}: TLS handshake failed: {lib.reason()}")
@@ -333,7 +338,6 @@ def handshake(context: TlsContext, sock: socket.socket, host: str, timeout_s: fl
     except BaseException:
         lib.SSL_free(session)
         raise
-    return session
 
 
 class _memory:

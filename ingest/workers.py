@@ -29,10 +29,10 @@ import uvloop
 from ingest import _queue, limits, reload, tls
 from ingest._put_server import BAD_FRAMES, STRAY_OUTCOME, PutServer
 from ingest.bad_peers import BadPeers
-from ingest.tls import TlsContext
+from ingest.tls import Certificates, TlsContext
 
 if TYPE_CHECKING:
-    from ingest.mac import SubKeys
+    from ingest.mac import KeyRing, SubKeys
     from ingest.node import Node
 
 log = logging.getLogger(__name__)
@@ -129,12 +129,7 @@ class Worker:
         self._loop.add_reader(self._inbox.fileno(), self._take_messages)
         if self._node.control is not None:
             self._loop.add_reader(self._node.control.fileno(), self._take_settings)
-        context = None
-        if self._node.certificates is not None:
-            context = TlsContext(self._node.certificates, is_server=True)
         for port in self._ports.values():
-            port.server.set_keys(self._node.keys.accepted, self._node.keys.all, self._node.key_names)
-            port.server.set_tls(context)
             port.listener.setblocking(False)
             self._loop.add_reader(port.server.fileno(), self._turn, port)
             self._loop.add_reader(port.listener.fileno(), self._accept, port)
@@ -202,12 +197,8 @@ class Worker:
         settings = reload.receive(self._node)
         if settings is None:
             return
-        context = None
-        if settings.certificates is not None:
-            context = TlsContext(settings.certificates, is_server=True)
         for port in self._ports.values():
-            port.server.set_keys(settings.keys.accepted, settings.keys.all, settings.key_names)
-            port.server.set_tls(context)
+            configure(port.server, settings.keys, settings.key_names, settings.certificates)
         reload.use_log_level(settings.log_level)
         reload.confirm(self._node)
 
@@ -379,8 +370,18 @@ def peer_name(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def configure(
+    server: FrameServer, keys: KeyRing, key_names: tuple[str, ...], certificates: Certificates | None
+) -> None:
+    """Has a server accept these keys, and speak TLS on new connections when there are certificates."""
+    server.set_keys(keys.accepted, keys.all, key_names)
+    server.set_tls(None if certificates is None else TlsContext(certificates, is_server=True))
+
+
 def make_put_server(node: Node, slot: int) -> FrameServer:
-    return PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
+    server = PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
+    configure(server, node.keys, node.key_names, node.certificates)
+    return server
 
 
 def make_get_server(node: Node, slot: int) -> FrameServer:
@@ -389,7 +390,9 @@ def make_get_server(node: Node, slot: int) -> FrameServer:
     from ingest.store._pack_reader import PackReader
 
     reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
-    return GetServer(node.queue, slot, reader, node.keys.accepted)
+    server = GetServer(node.queue, slot, reader, node.keys.accepted)
+    configure(server, node.keys, node.key_names, node.certificates)
+    return server
 
 
 def worker_main(

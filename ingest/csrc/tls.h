@@ -113,6 +113,7 @@ static inline ssize_t tls_result(tls_session *s, int result)
         return number ? -number : -ECONNRESET;
     default:
         s->error = (uint32_t)s->lib->peek_error();
+        s->lib->clear_errors();  /* Python's ssl would take it for one of its own */
         s->state = TLS_FAILED;
         return -EPROTO;
     }
