@@ -26,7 +26,7 @@ from ingest._queue cimport (
 )
 from ingest._stored cimport StoredFrames
 from ingest.store._pack_table cimport (
-    SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, get_be, pack_state, pack_zero_slots, pwrite_all,
+    PACK_PRESENT, SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, bit_get, file_allocated, get_be, pack_state, pack_zero_slots, pwrite_all,
     slot_offset, slots_alike,
 )
 
@@ -51,6 +51,9 @@ cdef extern from "csrc/pack_file.h" nogil:
 cdef extern from "csrc/counters.h" nogil:
     enum: C_DUPLICATES
     enum: C_DELETED_TICKETS
+    enum: C_DELETED_BYTES
+    enum: C_RECLAIMED_BYTES
+    enum: C_BULK_JOBS
     enum: C_BULK_RUNS
     enum: C_BULK_FRAMES
     enum: C_COMMITS
@@ -62,11 +65,18 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_PACKS_CREATED
     enum: C_FLUSHES
     enum: C_FLUSH_NANOSECONDS
+    enum: C_FLUSH_LATENCY_BUCKET
     enum: C_SYNC_FAILURES
     enum: C_RECOVERIES
     enum: C_RECOVERED_FRAMES
+    enum: C_RECOVERY_NANOSECONDS
     enum: C_LOG_STALLS
-    int histogram_bucket(unsigned long long value, int buckets)
+    enum: C_PENDING_FRAMES
+    enum: C_BULK_RUNNING
+    enum: C_LOG_ALLOCATED
+    enum: SIZE_BUCKETS
+    int histogram_bucket(uint64_t value, int buckets)
+    int latency_bucket(uint64_t microseconds)
 
 cdef enum:
     SAVED = 1
@@ -117,6 +127,7 @@ cdef class Committer:
     cdef uint8_t *staging
     cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
     cdef uint8_t *touched_workers
+    cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
     cdef readonly list disk_errors     # (pack, errno) met while opening packs, for the log
@@ -199,9 +210,10 @@ cdef class Committer:
 
     # --- plan ---------------------------------------------------------------------------------
 
-    def plan(self, bint space):
+    def plan(self, bint space, int log_errno=0):
         """Fills the batch from `pending`; returns the BulkJobs to be run now. Without `space` nothing new is stored.
 
+        With `log_errno`, the reason why there is no log at all, the batch stays empty: deletes are refused too.
         What can't be decided now stays pending: slots claimed by others, a full batch, too many dirty packs.
         """
         cdef list jobs = []
@@ -214,11 +226,13 @@ cdef class Committer:
             return jobs
         # A refused frame must not make a pack, or refusing would use up what the reserve keeps.
         self.packs.may_create = space
+        self.log_errno = log_errno
         while space and pending.frames >= BULK_PENDING:
             job = self.bulk.plan(pending)
             if job is None:
                 break
             self._count_in_progress(job, 1)
+            self.counters[C_BULK_JOBS] += 1
             jobs.append(job)
         for i in range(pending.count):
             it = &pending.items[i]
@@ -273,7 +287,7 @@ cdef class Committer:
                     part.count = alike
                 self._place(&part, p)
             elif state == SLOT_FREE:
-                self._answer_item(&part, NO_SPACE)
+                self._answer_item(&part, self._refusal(self.log_errno or ENOSPC))
             elif state == SLOT_DELETED:
                 self._answer_item(&part, DELETED)
             elif state == SLOT_PRESENT:
@@ -290,11 +304,15 @@ cdef class Committer:
 
     cdef int _refuse(self, item *it, int64_t pack, int error) except -1:
         """Answers an item whose pack can't be opened."""
-        if len(self.disk_errors) < 16:
+        cdef bint refused = error == ENOSPC and not self.packs.may_create    # there is none, and we make none
+        if not refused and len(self.disk_errors) < 16:
             self.disk_errors.append((pack, error))
-        self._answer_item(it, NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR)
+        self._answer_item(it, self._refusal(self.log_errno if refused and self.log_errno else error))
         self.pending.drop(it)
         return 0
+
+    cdef int _refusal(self, int error) noexcept nogil:
+        return NO_SPACE if error == ENOSPC or error == EDQUOT else ERROR
 
     cdef int _place(self, item *it, pack_state *p) except -1:
         """Claims the slots of an item and copies its frames to the log's buffer."""
@@ -343,6 +361,10 @@ cdef class Committer:
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
+        if self.log_errno:
+            self._answer_item(it, self._refusal(self.log_errno))
+            self.pending.drop(it)
+            return 0
         if self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
             return 0
         if not 1 <= count <= 65536 or index + <int64_t>count - 1 > TICKET_INDEX_LAST:
@@ -406,7 +428,7 @@ cdef class Committer:
                 for j in range(s.item, s.item + s.items):
                     it = &job.items[j]
                     self.in_progress[it.worker] -= it.count
-                    self._answer_item(it, NO_SPACE if not job.error and s.error in (ENOSPC, EDQUOT) else ERROR)
+                    self._answer_item(it, ERROR if job.error else self._refusal(s.error))
                 if len(self.disk_errors) < 16:
                     self.disk_errors.append((s.pack.id, job.error or s.error))
         if not job.error:
@@ -484,10 +506,15 @@ cdef class Committer:
         return 0
 
     cdef int _apply_deletes(self) noexcept nogil:
-        cdef int i, error
+        cdef int i, slot, error
+        cdef int64_t before
         cdef delete_range *r
         for i in range(self.range_count):
             r = &self.ranges[i]
+            for slot in range(r.slot, r.slot + r.count):
+                if bit_get(r.pack.header + PACK_PRESENT, slot):
+                    self.counters[C_DELETED_BYTES] += FRAME
+            before = file_allocated(r.pack.fd)
             self.packs.release(r.pack, r.slot, r.count)
             self.packs.set_deleted(r.pack, r.slot, r.count)
             error = self.packs.write_header(r.pack)
@@ -498,6 +525,7 @@ cdef class Committer:
             if error:
                 return error
             self.counters[C_DELETED_TICKETS] += r.count
+            self.counters[C_RECLAIMED_BYTES] += max(0, before - file_allocated(r.pack.fd))
         return 0
 
     def answer(self, bint failed=False):
@@ -595,17 +623,18 @@ cdef class Committer:
     # --- what is counted --------------------------------------------------------------------------
 
     def count_commit(self, uint64_t frames, uint64_t size, uint64_t nanoseconds):
-        """One batch of `frames` and `size` bytes was synced, `nanoseconds` after it was taken."""
+        """One batch of `frames` and `size` bytes was synced and answered, `nanoseconds` after it was taken."""
         self.counters[C_COMMITS] += 1
         self.counters[C_COMMIT_FRAMES] += frames
         self.counters[C_COMMIT_BYTES] += size
         self.counters[C_COMMIT_NANOSECONDS] += nanoseconds
-        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, 16)] += 1
-        self.counters[C_COMMIT_LATENCY_BUCKET + histogram_bucket(nanoseconds // 1000, 24)] += 1
+        self.counters[C_COMMIT_SIZE_BUCKET + histogram_bucket(frames, SIZE_BUCKETS)] += 1
+        self.counters[C_COMMIT_LATENCY_BUCKET + latency_bucket(nanoseconds // 1000)] += 1
 
     def count_flush(self, uint64_t nanoseconds):
         self.counters[C_FLUSHES] += 1
         self.counters[C_FLUSH_NANOSECONDS] += nanoseconds
+        self.counters[C_FLUSH_LATENCY_BUCKET + latency_bucket(nanoseconds // 1000)] += 1
 
     def count_sync_failure(self):
         self.counters[C_SYNC_FAILURES] += 1
@@ -613,13 +642,17 @@ cdef class Committer:
     def count_log_stall(self):
         self.counters[C_LOG_STALLS] += 1
 
-    def count_recovery(self, uint64_t frames):
+    def count_recovery(self, uint64_t frames, uint64_t nanoseconds):
         self.counters[C_RECOVERIES] += 1
         self.counters[C_RECOVERED_FRAMES] += frames
+        self.counters[C_RECOVERY_NANOSECONDS] += nanoseconds
 
-    def publish_gauges(self, uint64_t log_used):
+    def publish_gauges(self, uint64_t log_used, uint64_t log_allocated):
         """What the admin port shows of the committer's state."""
         self.counters[C_PACKS_CREATED] += self.packs.created
         self.packs.created = 0
         word_store(&self.queue.header.dirty_packs, self.packs.dirty_count + self.packs.flushing_count)
         ring_store(&self.queue.header.log_used, log_used)
+        self.counters[C_LOG_ALLOCATED] = log_allocated
+        self.counters[C_PENDING_FRAMES] = self.pending.frames
+        self.counters[C_BULK_RUNNING] = len(self.bulk.running)

@@ -10,6 +10,8 @@ BAD_REQUEST: str
 UNREAD_REPLIES: str
 PARTIAL_REQUEST: str
 IDLE: str
+SPEAKS_HTTP: str
+SPEAKS_TLS: str
 
 class _RequestKeys(Protocol):
     @property

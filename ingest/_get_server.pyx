@@ -64,7 +64,8 @@ cdef extern from "<unistd.h>" nogil:
 cdef extern from "csrc/counters.h" nogil:
     enum: C_GET_ACCEPTED
     enum: C_GET_REFUSED
-    enum: C_GET_CLOSED_TIMEOUT
+    enum: C_GET_CLOSED_BAD
+    enum: C_FOREIGN_TLS
     enum: C_GET_CLOSED_HANDSHAKE
     enum: C_GET_CLOSED_NOT_TLS
     enum: C_KEY_REQUESTS
@@ -97,6 +98,10 @@ cdef extern from "csrc/tls.h" nogil:
     int tls_flush(tls_session *s)
     void tls_end(tls_session *s)
 
+cdef extern from "csrc/foreign.h" nogil:
+    enum: FOREIGN_NONE
+    int foreign_protocol(const uint8_t *p, uint32_t size)
+
 cdef extern from "csrc/get_connection.h" nogil:
     enum: REQUEST_SIZE
     enum: RUN_HEADER_SIZE
@@ -125,13 +130,13 @@ cdef extern from "csrc/get_connection.h" nogil:
     ctypedef struct get_connection:
         int fd
         uint32_t slot, generation
-        uint8_t state, readable, writable, at_end, sending, carry_size
+        uint8_t state, readable, writable, at_end, sending, foreign, carry_size
         uint8_t *carry
         get_request *requests
         uint32_t capacity, head, tail, answered
         get_run run
         uint64_t run_sent
-        double received_at, sent_at, linger_since, adopted_at
+        double received_at, partial_at, sent_at, linger_since, adopted_at
         tls_session *tls
     ctypedef struct get_queue:
         get_connection *first
@@ -179,17 +184,22 @@ cdef enum rare_kind:
     CLOSED_UNREAD_REPLIES
     CLOSED_PARTIAL_REQUEST
     CLOSED_IDLE
+    SPOKE_TLS
+    SPOKE_HTTP
     CLOSED_HANDSHAKE
     CLOSED_SLOW_HANDSHAKE
     CLOSED_NOT_TLS
-    TLS_HELLO
 
 BAD_REQUEST = "bad request"
 UNREAD_REPLIES = "unread replies"
 PARTIAL_REQUEST = "partial request"
 IDLE = "idle"
+SPEAKS_TLS = "speaks TLS"
+SPEAKS_HTTP = "speaks HTTP"
 _EVENT_NAMES = (
-    BAD_REQUEST, UNREAD_REPLIES, PARTIAL_REQUEST, IDLE, tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS, tls.HELLO)
+    BAD_REQUEST, UNREAD_REPLIES, PARTIAL_REQUEST, IDLE, SPEAKS_TLS, SPEAKS_HTTP,
+    tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS,
+)
 
 cdef enum:
     KEY_SIZE = 32
@@ -301,7 +311,7 @@ cdef class GetServer:
         # Pages that no connection ever used are never touched: the tables cost address space, not memory.
         self.table = <get_connection *>calloc(connections_max, sizeof(get_connection))
         self.closed = <uint32_t *>calloc(connections_max, sizeof(uint32_t))
-        self.rare = <rare_event *>calloc(2 * connections_max, sizeof(rare_event))
+        self.rare = <rare_event *>calloc(3 * connections_max, sizeof(rare_event))
         self.requests = <uint8_t *>malloc((self.requests_max + 1) * REQUEST_SIZE)
         self.tags = <uint8_t *>malloc(self.requests_max * 8)
         self.key_of = <uint8_t *>malloc(self.requests_max)
@@ -431,10 +441,10 @@ cdef class GetServer:
         c.slot = slot
         c.generation += 1
         c.state = GET_OPEN
-        c.readable = c.at_end = c.sending = c.carry_size = 0
+        c.readable = c.at_end = c.sending = c.foreign = c.carry_size = 0
         c.writable = 1
         c.head = c.tail = c.answered = 0
-        c.received_at = c.sent_at = c.adopted_at = self.now
+        c.received_at = c.partial_at = c.sent_at = c.adopted_at = self.now
         c.linger_since = -1
         try:
             c.tls = self._new_session(fd)
@@ -482,7 +492,8 @@ cdef class GetServer:
             for i in range(self.slots_used):
                 if self.table[i].state != GET_FREE:
                     if not self.ticked:
-                        self.table[i].received_at = self.table[i].sent_at = self.table[i].adopted_at = now
+                        self.table[i].received_at = self.table[i].partial_at = self.table[i].sent_at = now
+                        self.table[i].adopted_at = now
                     self._check_deadlines(&self.table[i], now)
             self.now = now
             self.ticked = True
@@ -627,6 +638,7 @@ cdef class GetServer:
         cdef ssize_t wanted = <ssize_t>room * REQUEST_SIZE - c.carry_size
         cdef ssize_t n
         cdef uint32_t whole
+        cdef uint8_t carried = c.carry_size
         memcpy(base, c.carry, c.carry_size)
         n = get_receive(c, base + c.carry_size, wanted)
         if n <= 0:
@@ -647,6 +659,9 @@ cdef class GetServer:
         whole = <uint32_t>(n / REQUEST_SIZE)
         c.carry_size = <uint8_t>(n % REQUEST_SIZE)
         memcpy(c.carry, base + <size_t>whole * REQUEST_SIZE, c.carry_size)
+        if c.carry_size and (whole or not carried):
+            c.partial_at = self.now
+            self._look_for_foreign(c, c.carry, c.carry_size)
         if whole:
             self.segments[self.segment_count].source = c
             self.segments[self.segment_count].start = self.request_count
@@ -655,6 +670,13 @@ cdef class GetServer:
             self.request_count += whole
         else:
             self._queue_reading(c)
+
+    cdef void _look_for_foreign(self, get_connection *c, const uint8_t *start, uint32_t size) noexcept nogil:
+        cdef int protocol = foreign_protocol(start, size)
+        if protocol != FOREIGN_NONE and not c.foreign:
+            c.foreign = 1
+            self.counters[<int>C_FOREIGN_TLS + protocol - 1] += 1
+            self._note(<rare_kind>(SPOKE_TLS + protocol - 1), c, 0)
 
     cdef void _stop_reading(self, get_connection *c, uint8_t state) noexcept nogil:
         """From OPEN to REFUSED or DRAINING: what else comes is dropped."""
@@ -756,8 +778,9 @@ cdef class GetServer:
                 self.counters[<int>C_GET_REQUESTS_BAD] += 1
                 if status == BAD_CHECKSUM:
                     self._count_bad(raw)
-                # RFC 8446, 5.1: what a TLS client sends first.
-                self._note(TLS_HELLO if c.tls == NULL and raw[0] == 22 and raw[1] == 3 else CLOSED_BAD_REQUEST, c, status)
+                self.counters[<int>C_GET_CLOSED_BAD] += 1
+                self._look_for_foreign(c, raw, REQUEST_SIZE)
+                self._note(CLOSED_BAD_REQUEST, c, status)
                 self._stop_reading(c, GET_REFUSED)
                 break
         self._queue_serving(c)
@@ -1057,21 +1080,25 @@ cdef class GetServer:
             elif now - c.sent_at >= UNREAD_TIMEOUT:
                 kind = CLOSED_UNREAD_REPLIES
         elif c.state == GET_OPEN and c.readable:
-            c.received_at = now
+            c.received_at = c.partial_at = now
         elif c.state == GET_OPEN and c.carry_size:
-            if now - c.received_at >= PARTIAL_TIMEOUT:
+            if now - c.partial_at >= PARTIAL_TIMEOUT:
                 kind = CLOSED_PARTIAL_REQUEST
         elif c.state == GET_OPEN and now - max(c.received_at, c.sent_at) >= IDLE_TIMEOUT:
             kind = CLOSED_IDLE
         if kind >= 0:
-            self.counters[<int>C_GET_CLOSED_TIMEOUT if kind != CLOSED_SLOW_HANDSHAKE else <int>C_GET_CLOSED_HANDSHAKE] += 1
+            if kind == CLOSED_SLOW_HANDSHAKE:
+                self.counters[<int>C_GET_CLOSED_HANDSHAKE] += 1
+            else:
+                self.counters[<int>C_GET_CLOSED_BAD + kind] += 1
             self._note(<rare_kind>kind, c, c.carry_size)
             self._drop(c)
         else:
             get_shrink(c)
 
     cdef void _note(self, rare_kind kind, get_connection *c, uint32_t value) noexcept nogil:
-        # Twice as many as connections: one may be refused and reach a deadline before Python hears of it.
+        # Three times as many as connections: one may speak another protocol, be refused, and reach a deadline before
+        # Python hears of it.
         self.rare[self.rare_count].kind = kind
         self.rare[self.rare_count].slot = c.slot
         self.rare[self.rare_count].value = value

@@ -42,13 +42,15 @@ cdef extern from "csrc/arena.h" nogil:
         uint32_t free_count
         uint64_t *owner
         uint8_t *kind
+        uint32_t *received
     int arena_init(arena *a, uint32_t places, uint32_t block_places)
     void arena_close(arena *a)
     void arena_rewind(arena *a)
     int arena_next_block(arena *a)
     uint32_t arena_room(const arena *a)
     int arena_has_room(const arena *a)
-    void arena_take(arena *a, uint32_t place, uint32_t count, uint64_t owner, uint8_t kind)
+    void arena_take(arena *a, uint32_t place, uint32_t count, uint64_t owner, uint8_t kind,
+                    uint32_t received)
     int arena_owned(const arena *a, uint32_t place, uint32_t count, uint64_t owner)
     void arena_release(arena *a, uint32_t place, uint32_t count)
 
@@ -75,12 +77,12 @@ cdef extern from "csrc/put_connection.h" nogil:
     ctypedef struct connection:
         int fd
         uint32_t slot, generation
-        uint8_t state, readable, writable, at_end, fast, queued, dirty
+        uint8_t state, readable, writable, at_end, fast, queued, dirty, foreign
         uint32_t bad_frames, outstanding, carry_size
         uint8_t *carry
         uint8_t *acks
         uint32_t acks_start, acks_end, acks_capacity
-        double received_at, sent_at, linger_since, adopted_at
+        double received_at, partial_at, sent_at, linger_since, adopted_at
         tls_session *tls
     ctypedef struct read_queue:
         connection *first
@@ -93,6 +95,10 @@ cdef extern from "csrc/put_connection.h" nogil:
     void connection_shrink(connection *c, uint32_t keep)
     void read_queue_push(read_queue *q, connection *c)
     void read_queue_remove(read_queue *q, connection *c)
+
+cdef extern from "csrc/foreign.h" nogil:
+    enum: FOREIGN_NONE
+    int foreign_protocol(const uint8_t *p, uint32_t size)
 
 
 # What a frame turned out to be, while a stretch is judged: FAILED_FIRST is what hmac_verify leaves.
@@ -108,6 +114,11 @@ ctypedef struct segment:
     uint32_t place
     uint32_t count
 
+# Acks of frames that were received at one time.
+ctypedef struct answered:
+    uint32_t received   # microseconds of a clock that may wrap
+    uint32_t frames
+
 # What Python hears of after a turn.
 ctypedef struct rare_event:
     uint32_t kind
@@ -119,7 +130,8 @@ cdef enum rare_kind:
     CLOSED_UNREAD_ACKS
     CLOSED_PARTIAL_FRAME
     CLOSED_IDLE
+    SPOKE_TLS
+    SPOKE_HTTP
     CLOSED_HANDSHAKE
     CLOSED_SLOW_HANDSHAKE
     CLOSED_NOT_TLS
-    TLS_HELLO

@@ -9,6 +9,8 @@ BAD_FRAMES: str
 UNREAD_ACKS: str
 PARTIAL_FRAME: str
 IDLE: str
+SPEAKS_HTTP: str
+SPEAKS_TLS: str
 STRAY_OUTCOME: str
 
 class _FrameKeys(Protocol):

@@ -24,9 +24,11 @@ from libc.string cimport memcpy, memset
 
 from ingest._hmac cimport hmac_verify
 from ingest._queue cimport (
-    C_ACKS_SAVED, C_BYTES_RECEIVED, C_FRAMES_RECEIVED, C_KEY_BAD_FRAMES, C_KEY_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD,
-    C_PUT_CLOSED_HANDSHAKE, C_PUT_CLOSED_NOT_TLS, C_PUT_CLOSED_TIMEOUT, C_PUT_REFUSED, KEY_COUNTERS, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring,
-    queue_run, ring_load, ring_publish, ring_store, word_add_above_zero, word_load, word_store,
+    C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, C_BYTES_RECEIVED, C_FOREIGN_TLS, C_FRAMES_RECEIVED,
+    C_KEY_BAD_FRAMES, C_KEY_FRAMES, C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD,
+    C_PUT_CLOSED_HANDSHAKE, C_PUT_CLOSED_NOT_TLS, C_PUT_CLOSED_UNREAD, C_PUT_REFUSED, KEY_COUNTERS,
+    RUN_DELETE, RUN_PUT, Queue, full_fence, latency_bucket, monotonic_us, queue_outcome, queue_ring, queue_run,
+    ring_load, ring_publish, ring_store, word_add_above_zero, word_load, word_store,
 )
 
 from ingest import limits, tls
@@ -38,7 +40,12 @@ UNREAD_ACKS = "unread acks"
 PARTIAL_FRAME = "partial frame"
 IDLE = "idle"
 STRAY_OUTCOME = "outcome for places that are not outstanding"
-_EVENT_NAMES = (BAD_FRAMES, UNREAD_ACKS, PARTIAL_FRAME, IDLE, tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS, tls.HELLO)
+SPEAKS_TLS = "speaks TLS"
+SPEAKS_HTTP = "speaks HTTP"
+_EVENT_NAMES = (
+    BAD_FRAMES, UNREAD_ACKS, PARTIAL_FRAME, IDLE, SPEAKS_TLS, SPEAKS_HTTP,
+    tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS,
+)
 
 cdef enum:
     KEY_SIZE = 32
@@ -49,6 +56,7 @@ cdef enum:
     DISCARD_SIZE = 65536  # bytes
     DISCARDS_MAX = 16  # receives of a connection in one turn whose bytes are dropped
     OUTCOME_ROUNDS = 4  # looks at the outcomes in one turn
+    ANSWERED_MAX = 64  # times of receipt whose acks are timed together
     BAD_CHECKSUM_STATUS = 3
     BAD_TICKET_STATUS = 4
 
@@ -105,6 +113,9 @@ cdef class PutServer:
     cdef int epoll_fd, doorbell_fd, committer_fd
     cdef uint32_t slots_max, slots_used, bad_frame_limit, receive_frames_max, receive_frames_min
     cdef uint32_t turn_frames_max, turn_frames, unread_acks_max, acks_kept
+    cdef uint32_t turn_began       # microseconds of a clock that may wrap
+    cdef answered answered[ANSWERED_MAX]  # acks of this turn that wait to be timed
+    cdef uint32_t answered_count
     cdef double now
     cdef bint ticked, draining
     cdef readonly int connections
@@ -278,11 +289,11 @@ cdef class PutServer:
         if c.generation == 0:  # so that no cookie is 0, which means that nobody owns a place
             c.generation = 1
         c.state = CONNECTION_OPEN
-        c.readable = c.at_end = c.fast = 0
+        c.readable = c.at_end = c.fast = c.foreign = 0
         c.writable = 1
         c.bad_frames = c.outstanding = c.carry_size = 0
         c.acks_start = c.acks_end = 0
-        c.received_at = c.sent_at = c.adopted_at = self.now
+        c.received_at = c.partial_at = c.sent_at = c.adopted_at = self.now
         c.linger_since = -1
         try:
             c.tls = self._new_session(fd)
@@ -327,7 +338,8 @@ cdef class PutServer:
             for i in range(self.slots_used):
                 if self.table[i].state != CONNECTION_FREE:
                     if not self.ticked:
-                        self.table[i].received_at = self.table[i].sent_at = self.table[i].adopted_at = now
+                        self.table[i].received_at = self.table[i].partial_at = self.table[i].sent_at = now
+                        self.table[i].adopted_at = now
                     self._check_deadlines(&self.table[i], now)
             self.now = now
             self.ticked = True
@@ -378,6 +390,7 @@ cdef class PutServer:
     cdef void _turn(self) noexcept nogil:
         cdef int round
         self.turn_frames = 0
+        self.turn_began = <uint32_t>monotonic_us()
         for round in range(OUTCOME_ROUNDS):
             word_store(&self.ring.worker_sleeping, 0)
             self._follow_epoch()
@@ -387,11 +400,35 @@ cdef class PutServer:
                 self._receive_all()
                 self._discard_all()
             self._flush()
+            if self.answered_count:
+                self._time_acks()
             word_store(&self.ring.worker_sleeping, 1)
             full_fence()
             if ring_load(&self.ring.outcome_tail) == self.outcome_head:
                 break
+        self.counters[<int>C_OUTSTANDING_FRAMES] = self.arena.outstanding
         self._go_on_later()
+
+    cdef void _note_answered(self, uint32_t received, uint32_t frames) noexcept nogil:
+        """These acks are timed when they have been sent: a look at the clock for all of a turn, not for each."""
+        cdef answered *last = &self.answered[self.answered_count - 1]
+        if self.answered_count and last.received == received:
+            last.frames += frames
+            return
+        if self.answered_count == ANSWERED_MAX:
+            self._time_acks()
+        self.answered[self.answered_count].received = received
+        self.answered[self.answered_count].frames = frames
+        self.answered_count += 1
+
+    cdef void _time_acks(self) noexcept nogil:
+        cdef uint32_t now = <uint32_t>monotonic_us()
+        cdef uint32_t i, elapsed
+        for i in range(self.answered_count):
+            elapsed = now - self.answered[i].received
+            self.counters[<int>C_ACK_MICROSECONDS] += <uint64_t>elapsed * self.answered[i].frames
+            self.counters[<int>C_ACK_LATENCY_BUCKET + latency_bucket(elapsed)] += self.answered[i].frames
+        self.answered_count = 0
 
     cdef void _go_on_later(self) noexcept nogil:
         """Has the event loop call ``turn`` again when there is more to do at once."""
@@ -476,6 +513,7 @@ cdef class PutServer:
         """Receives once, behind what is in the fill block. False when the arena has no place."""
         cdef uint32_t room = arena_room(&self.arena)
         cdef uint32_t whole
+        cdef uint32_t carried = c.carry_size
         cdef uint8_t *base
         cdef ssize_t wanted, n
         if room == 0 or (c.fast and room < self.receive_frames_min):
@@ -516,6 +554,9 @@ cdef class PutServer:
                 self._drop(c)
                 return True
             memcpy(c.carry, base + <size_t>whole * FRAME_SIZE, c.carry_size)
+            if whole or not carried:
+                c.partial_at = self.now
+                self._look_for_foreign(c, c.carry, c.carry_size)
         if whole:
             self.segments[self.segment_count].source = c
             self.segments[self.segment_count].place = self.arena.fill
@@ -526,6 +567,13 @@ cdef class PutServer:
             self.counters[<int>C_FRAMES_RECEIVED] += whole
         self._queue_reading(c)
         return True
+
+    cdef void _look_for_foreign(self, connection *c, const uint8_t *start, uint32_t size) noexcept nogil:
+        cdef int protocol = foreign_protocol(start, size)
+        if protocol != FOREIGN_NONE and not c.foreign:
+            c.foreign = 1
+            self.counters[<int>C_FOREIGN_TLS + protocol - 1] += 1
+            self._note(<rare_kind>(SPOKE_TLS + protocol - 1), c, 0)
 
     cdef void _end_of_stream(self, connection *c) noexcept nogil:
         c.readable = 0
@@ -545,8 +593,6 @@ cdef class PutServer:
 
     cdef void _forget_partial(self, connection *c) noexcept nogil:
         if c.carry_size:
-            if c.tls == NULL and c.carry_size > 1 and c.carry[0] == 22 and c.carry[1] == 3:  # RFC 8446, 5.1
-                self._note(TLS_HELLO, c, 0)
             self.counters[<int>C_PARTIAL_FRAMES] += 1
             c.carry_size = 0
 
@@ -658,8 +704,10 @@ cdef class PutServer:
         c.bad_frames += 1
         if status == BAD_CHECKSUM_STATUS:
             self._count_bad(frame)
+        self._look_for_foreign(c, frame, FRAME_SIZE)
         if not self._ack(c, frame, 1, status):
             return
+        self._note_answered(self.turn_began, 1)
         if c.bad_frames >= self.bad_frame_limit:
             self.counters[<int>C_PUT_CLOSED_BAD] += 1
             self._note(CLOSED_BAD_FRAMES, c, c.bad_frames)
@@ -694,7 +742,7 @@ cdef class PutServer:
     # --- the committer
 
     cdef void _push(self, connection *c, int64_t first, uint32_t place, uint32_t n, uint32_t kind) noexcept nogil:
-        arena_take(&self.arena, place, n, connection_cookie(c), kind)
+        arena_take(&self.arena, place, n, connection_cookie(c), kind, self.turn_began)
         c.outstanding += n
         self._write_run(first, connection_cookie(c), place, n, kind)
 
@@ -735,7 +783,8 @@ cdef class PutServer:
             c = self._connection(outcome.cookie)
             if c != NULL:
                 c.outstanding -= outcome.count
-                self._ack(c, self.frames + <size_t>outcome.place * FRAME_SIZE, outcome.count, outcome.status)
+                if self._ack(c, self.frames + <size_t>outcome.place * FRAME_SIZE, outcome.count, outcome.status):
+                    self._note_answered(self.arena.received[outcome.place], outcome.count)
             arena_release(&self.arena, outcome.place, outcome.count)
         ring_store(&self.ring.outcome_head, self.outcome_head)
 
@@ -826,7 +875,7 @@ cdef class PutServer:
                 self._drop(c)
             return
         if c.readable and c.state == CONNECTION_OPEN:
-            c.received_at = now  # it is we who do not read: the peer is not late
+            c.received_at = c.partial_at = now  # it is we who do not read: the peer is not late
         if tls_in_handshake(c.tls):
             if now - c.adopted_at >= HANDSHAKE_TIMEOUT:
                 kind = CLOSED_SLOW_HANDSHAKE
@@ -835,22 +884,24 @@ cdef class PutServer:
             moved = c.sent_at if connection_unsent(c) > self.unread_acks_max else max(c.received_at, c.sent_at)
             if now - moved >= UNREAD_ACKS_TIMEOUT:
                 kind = CLOSED_UNREAD_ACKS
-        elif c.state == CONNECTION_OPEN and c.carry_size:
-            if now - c.received_at >= PARTIAL_FRAME_TIMEOUT:
-                kind = CLOSED_PARTIAL_FRAME
-        elif c.state == CONNECTION_OPEN and c.outstanding == 0:
+        elif c.state == CONNECTION_OPEN and c.carry_size == 0 and c.outstanding == 0:
             if now - max(c.received_at, c.sent_at) >= IDLE_TIMEOUT:
                 kind = CLOSED_IDLE
+        if kind < 0 and c.state == CONNECTION_OPEN and c.carry_size and now - c.partial_at >= PARTIAL_FRAME_TIMEOUT:
+            kind = CLOSED_PARTIAL_FRAME  # however it grows: a byte a minute holds a connection as well as none
         if kind >= 0:
-            self.counters[<int>C_PUT_CLOSED_TIMEOUT if kind != CLOSED_SLOW_HANDSHAKE else <int>C_PUT_CLOSED_HANDSHAKE] += 1
+            if kind == CLOSED_SLOW_HANDSHAKE:
+                self.counters[<int>C_PUT_CLOSED_HANDSHAKE] += 1
+            else:
+                self.counters[<int>C_PUT_CLOSED_UNREAD + kind - CLOSED_UNREAD_ACKS] += 1
             self._note(<rare_kind>kind, c, connection_unsent(c) if kind == CLOSED_UNREAD_ACKS else c.carry_size)
             self._drop(c)
         else:
             connection_shrink(c, self.acks_kept)
 
     cdef void _note(self, rare_kind kind, connection *c, uint32_t value) noexcept nogil:
-        # Three times as many as connections: one may send a TLS hello, be refused and reach a deadline before Python
-        # hears of it.
+        # Three times as many as connections: one may speak another protocol, be refused, and reach a deadline before
+        # Python hears of it.
         self.rare[self.rare_count].kind = kind
         self.rare[self.rare_count].slot = c.slot
         self.rare[self.rare_count].value = value

@@ -65,14 +65,18 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_PUT_ACCEPTED
     enum: C_PUT_REFUSED
     enum: C_PUT_CLOSED_BAD
-    enum: C_PUT_CLOSED_TIMEOUT
+    enum: C_PUT_CLOSED_UNREAD
+    enum: C_FOREIGN_TLS
+    enum: C_ACK_MICROSECONDS
+    enum: C_OUTSTANDING_FRAMES
+    enum: C_ACK_LATENCY_BUCKET
     enum: C_PUT_CLOSED_HANDSHAKE
     enum: C_PUT_CLOSED_NOT_TLS
     enum: C_KEY_FRAMES
     enum: C_KEY_BAD_FRAMES
     enum: KEY_COUNTERS
-    enum: C_PUT_PASSED
-    enum: C_GET_REFUSED
+    int latency_bucket(uint64_t microseconds)
+    uint64_t monotonic_us()
 
 
 cdef class Queue:

@@ -40,19 +40,25 @@ class Admin:
     """What the port answers. ``host`` is the address that it is bound to."""
 
     def __init__(
-        self, queue: Queue, log_size: int, host: str, read_chunk: ReadChunk, key_names: tuple[str, ...] = ()
+        self,
+        queue: Queue,
+        places: metrics.Places,
+        host: str,
+        read_chunk: ReadChunk,
+        key_names: tuple[str, ...] = (),
     ) -> None:
         self._queue = queue
-        self._key_names = key_names
-        self._log_size = log_size
+        self._exposition = metrics.Exposition(queue, places, key_names)
         self._local = listeners.is_loopback(host)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
         self._disk = ThreadPoolExecutor(1, "disk")
+        # statvfs may wait too: the metrics have a thread of their own, beside chunks and health checks.
+        self._scraping = ThreadPoolExecutor(1, "metrics")
 
     def set_keys(self, read_chunk: ReadChunk, key_names: tuple[str, ...]) -> None:
         """From now on chunks are read so, and counters of keys have these names."""
-        self._read_chunk, self._key_names = read_chunk, key_names
+        self._read_chunk, self._exposition.key_names = read_chunk, key_names
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
@@ -71,7 +77,7 @@ class Admin:
         return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
     async def _metrics(self, _: web.Request) -> web.Response:
-        body = metrics.exposition(self._queue, self._log_size, self._key_names)
+        body = await asyncio.get_running_loop().run_in_executor(self._scraping, self._exposition.text)
         return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     async def _version(self, _: web.Request) -> web.Response:
@@ -136,7 +142,8 @@ async def serve(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
     """Answers on ``node.admin_socket``, which listens, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
     may have signed them."""
     host, _ = listeners.bound_address(node.admin_socket)
-    admin = Admin(node.queue, node.config.wal_size, host, reader(node.verifying_keys), node.key_names)
+    places = metrics.Places(node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size)
+    admin = Admin(node.queue, places, host, reader(node.verifying_keys), node.key_names)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)

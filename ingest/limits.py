@@ -23,7 +23,9 @@ UNREAD_ACKS_TIMEOUT_S = 60.0  # contract A2: without progress for so long it is 
 IDLE_TIMEOUT_S = (
     600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
 )
-PARTIAL_FRAME_TIMEOUT_S = 60.0  # half a frame that does not grow: a sender that died without a FIN
+PARTIAL_FRAME_TIMEOUT_S = (
+    60.0  # from a frame's first byte to its last: 25 bytes/s, or a sender that died without a FIN
+)
 BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
 LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
 RECEIVE_SIZE_MAX = 512 << 10  # bytes of one recv: a fast sender leaves a turn to the others
@@ -47,6 +49,8 @@ ACCEPTS_PER_TURN = 64  # connections: a flood of them does not starve those that
 ACCEPT_PAUSE_S = 0.2  # out of descriptors: until some are closed there is nothing to do but spin
 TICK_INTERVAL_S = 0.5  # between looks at the deadlines of connections
 BAD_PEER_DELAY_MAX_S = 3600.0  # --bad-peer-delay doubles with each offence up to this
+PEER_LINES_MAX = 50  # log lines of one worker about what peers did wrong …
+PEER_LINES_INTERVAL_S = 10.0  # … in so long: a flood of bad frames does not fill the disk with its story
 BAD_PEERS_MAX = 4096  # addresses remembered, about 1 MB: the one whose refusal ends first makes room
 
 # --- the write-behind queue ----------------------------------------------------------------------
@@ -58,6 +62,7 @@ LOG_SEGMENT_SIZE = 32 << 20  # bytes: 16 of them make the default log; one is wr
 LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
 LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
 LOG_GROW_RETRY_S = 5.0  # after a disk without room for a segment: each try writes up to one of them in vain
+LOG_DESCRIPTOR_RETRY_S = 0.25  # after a process without a descriptor for a segment: nothing was written
 BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
 )

@@ -28,6 +28,38 @@ def name_process(name: str) -> None:
     _process = name
 
 
+class LineBudget:
+    """At most ``lines`` log lines in each ``interval`` (seconds) about what strangers can cause at will.
+
+    Times are of a clock that the caller reads. ``left_out`` counts what was not logged since the last ``lapsed``.
+    """
+
+    def __init__(self, lines: int, interval: float) -> None:
+        self._lines = lines
+        self._interval = interval
+        self._until = 0.0
+        self._left = lines
+        self.left_out = 0
+
+    def take(self, now: float) -> bool:
+        """Whether there may be a line now. If not, it counts as left out."""
+        if now >= self._until:
+            self._until = now + self._interval
+            self._left = self._lines
+        if self._left == 0:
+            self.left_out += 1
+            return False
+        self._left -= 1
+        return True
+
+    def lapsed(self, now: float) -> int:
+        """How many lines were left out in an interval that is over by now; told once."""
+        if now < self._until:
+            return 0
+        number, self.left_out = self.left_out, 0
+        return number
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

@@ -135,6 +135,7 @@ class Pool:
         # What is there by now is never freed: collections in the children then do not copy its pages.
         gc.collect()
         gc.freeze()
+        self._queue.counter_row(_queue.ROW_PARENT)[metrics.INDEX["PID"]] = os.getpid()
         handlers = self._catch_signals()
         try:
             self._start(self._admin)
@@ -255,6 +256,8 @@ class Pool:
         elif place is self._admin:
             if self._draining:
                 place.state = State.DONE
+            else:
+                self._count("ADMIN_RESTARTS")
         elif self._draining:
             place.state = State.DONE
             self._clean &= expected
@@ -283,6 +286,12 @@ class Pool:
 
     def _count(self, counter: str) -> None:
         self._queue.counter_row(_queue.ROW_PARENT)[metrics.INDEX[counter]] += 1
+
+    def _row(self, place: Place) -> memoryview:
+        """The counters of a place, which its processes have one after the other."""
+        if place.slot >= 0:
+            return self._queue.counter_row(_queue.ROW_WORKER + place.slot)
+        return self._queue.counter_row(_queue.ROW_COMMITTER if place is self._committer else _queue.ROW_ADMIN)
 
     # --- the drain -------------------------------------------------------------------------------
 
@@ -378,6 +387,7 @@ class Pool:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             self._close_what_is_not_of(place)
+            self._row(place)[metrics.INDEX["PID"]] = os.getpid()
             code = place.main()
         except CorruptionError as error:
             log.critical("%s", error)
@@ -406,9 +416,9 @@ class Pool:
         for sockets in (self._node.put_sockets, self._node.get_sockets):
             listeners.close_all(sock for slot, sock in enumerate(sockets) if slot != place.slot)
 
-    @staticmethod
-    def _reap(place: Place) -> int:
-        _, status = os.waitpid(place.pid, 0)
+    def _reap(self, place: Place) -> int:
+        _, status, used = os.wait4(place.pid, 0)
+        self._row(place)[metrics.INDEX["PAST_CPU_MICROSECONDS"]] += int((used.ru_utime + used.ru_stime) * 1e6)
         os.close(place.pidfd)
         place.pidfd = -1
         if place.line is not None:

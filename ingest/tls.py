@@ -27,7 +27,6 @@ from ingest.errors import ConfigError, ConnectionLostError
 HANDSHAKE = "TLS handshake failed"
 SLOW_HANDSHAKE = "TLS handshake took too long"
 NOT_TLS = "sent something else than TLS"
-HELLO = "sent a TLS hello"
 
 # Of OpenSSL's interface, the same since 1.1.1.
 _CTRL_MODE, _CTRL_READ_AHEAD, _CTRL_SESSION_CACHE = 33, 41, 44
@@ -359,7 +358,6 @@ class _memory:
 
 __all__: list[str] = [
     "HANDSHAKE",
-    "HELLO",
     "NOT_TLS",
     "SLOW_HANDSHAKE",
     "Certificates",

@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import uvloop
 
-from ingest import _queue, limits, reload, tls
-from ingest._put_server import BAD_FRAMES, STRAY_OUTCOME, PutServer
+from ingest import _queue, limits, logs, metrics, reload, tls
+from ingest._put_server import BAD_FRAMES, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, PutServer
 from ingest.bad_peers import BadPeers
 from ingest.tls import Certificates, TlsContext
 
@@ -56,10 +56,6 @@ _ACCEPT_NEXT = frozenset(
     )
 )
 _ACCEPT_LATER = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-_HINTS = {
-    tls.NOT_TLS: "this server speaks TLS only (--tls-cert), the client does not",
-    tls.HELLO: "the client speaks TLS, this server does not (--tls-cert)",
-}
 _ADDRESS_SIZE_MAX = 256  # bytes of a message: an address with its scope
 
 
@@ -89,13 +85,16 @@ class Port:
     kind: bytes  # of its messages: b"P" or b"G"
     listener: socket.socket
     server: FrameServer
-    refused_counter: int
     out_of_descriptors: bool = False
     drift: int = 0  # connections that were served and not counted, at the last look
 
     @property
     def is_put(self) -> bool:
         return self.kind == b"P"
+
+    @property
+    def name(self) -> str:
+        return "put" if self.is_put else "get"
 
 
 class Worker:
@@ -114,12 +113,13 @@ class Worker:
         self._node = node
         self._queue = node.queue
         self._slot = slot
-        self._put = Port(b"P", node.put_sockets[slot], put_server, _queue.PUT_REFUSED)
-        self._get = Port(b"G", node.get_sockets[slot], get_server, _queue.GET_REFUSED)
+        self._put = Port(b"P", node.put_sockets[slot], put_server)
+        self._get = Port(b"G", node.get_sockets[slot], get_server)
         self._ports = {port.kind: port for port in (self._put, self._get)}
         self._inbox = node.passing[slot][0]
         self._outboxes = [pair[1] for pair in node.passing]
         self._bad_peers = BadPeers(node.config.bad_peer_delay)
+        self._peer_lines = logs.LineBudget(limits.PEER_LINES_MAX, limits.PEER_LINES_INTERVAL_S)
         self._counters = node.queue.counter_row(_queue.ROW_WORKER + slot)
         self._on_drained = on_drained
         self._draining = False
@@ -170,6 +170,9 @@ class Worker:
         now = time.monotonic()
         for port in self._ports.values():
             self._report(port, port.server.tick(now))
+        left_out = self._peer_lines.lapsed(now)
+        if left_out:
+            log.warning("%d more lines like these, about peers, were left out", left_out)
         if self._draining:
             self._look_whether_drained()
         else:
@@ -238,7 +241,8 @@ class Worker:
     def _place(self, port: Port, connection: socket.socket, address: Any) -> None:
         """Refuses an accepted connection, passes it on, or keeps it."""
         if self._bad_peers.refused(address[0], time.monotonic()):
-            self._refuse(port, connection)
+            self._peer_line(logging.INFO, "%s: refused, bad frames came from there", peer_name(address))
+            self._refuse(port, connection, "BAD_PEER")
             return
         self._queue.count_connection(self._slot, port.is_put, 1)
         self._keep_or_pass_on(port, connection, address)
@@ -250,22 +254,27 @@ class Worker:
         if sibling is None or not self._pass_on(port, connection, sibling):
             self._adopt(port, connection, address)
 
-    def _refuse(self, port: Port, connection: socket.socket) -> None:
+    def _refuse(self, port: Port, connection: socket.socket, reason: str) -> None:
         connection.close()
-        self._counters[port.refused_counter] += 1
+        self._count(f"{port.name.upper()}_REFUSED_{reason}")
 
     def _adopt(self, port: Port, connection: socket.socket, address: Any) -> None:
         """Gives a connection, which is counted already, to its server."""
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            port.server.adopt(connection.detach(), peer_name(address))
+            if not port.server.adopt(connection.detach(), peer_name(address)) and not self._draining:
+                self._peer_line(
+                    logging.WARNING,
+                    "%s: refused, this worker has %d %s connections, the limit is %d",
+                    *(peer_name(address), port.server.connections, port.name, limits.CONNECTIONS_MAX),
+                )
         except OSError as error:
             # It ended before it began, or the kernel has no memory to watch it: nobody else is concerned.
-            log.info("%s: not served: %s", peer_name(address), error.strerror)
+            self._peer_line(logging.INFO, "%s: not served: %s", peer_name(address), error.strerror)
             if connection.fileno() >= 0:
                 self._uncount(port)
-                self._refuse(port, connection)
+                self._refuse(port, connection, "RESOURCES")
 
     def _uncount(self, port: Port) -> None:
         self._queue.count_connection(self._slot, port.is_put, -1)
@@ -298,7 +307,7 @@ class Worker:
         self._uncount(port)
         connection.close()
         if port.is_put:
-            self._counters[_queue.PUT_PASSED] += 1
+            self._count("PUT_PASSED")
         return True
 
     def _take_messages(self) -> None:
@@ -321,7 +330,7 @@ class Worker:
         if not descriptors:  # this process is out of descriptors: the kernel closed the connection
             log.error("a connection passed here was lost: too many open files")
             self._uncount(port)
-            self._counters[port.refused_counter] += 1
+            self._count(f"{port.name.upper()}_REFUSED_RESOURCES")
             return
         connection = socket.socket(fileno=descriptors[0])
         try:
@@ -340,22 +349,52 @@ class Worker:
                 self._report_bad(peer, number)
             elif what == STRAY_OUTCOME:
                 log.error("the committer gave %d outcomes for frames that nobody waits for", number)
+            elif what in (SPEAKS_TLS, SPEAKS_HTTP):
+                self._report_foreign(port, what, peer)
+            elif what == tls.NOT_TLS:
+                hint = "this port speaks TLS only (--tls-cert)"
+                self._peer_line(
+                    logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, hint
+                )
+            elif what == tls.HANDSHAKE:
+                why = tls.error_text(number)
+                self._peer_line(
+                    logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, why
+                )
             else:
-                name = "put" if port.is_put else "get"
-                if what in _HINTS:
-                    log.warning("%s: %s connection closed: %s: %s", peer, name, what, _HINTS[what])
-                elif what == tls.HANDSHAKE:
-                    log.warning("%s: %s connection closed: %s: %s", peer, name, what, tls.error_text(number))
-                else:
-                    log.info("%s: %s connection closed: %s (%d)", peer, name, what, number)
+                self._peer_line(
+                    logging.INFO, "%s: %s connection closed: %s (%d)", peer, port.name, what, number
+                )
+
+    def _count(self, counter: str) -> None:
+        self._counters[metrics.INDEX[counter]] += 1
+
+    def _peer_line(self, level: int, text: str, *values: object) -> None:
+        """A log line about something that a peer can do as often as it likes."""
+        if not log.isEnabledFor(level):
+            return
+        if self._peer_lines.take(time.monotonic()):
+            log.log(level, text, *values)
+        else:
+            self._count("LINES_SUPPRESSED")
+
+    def _report_foreign(self, port: Port, what: str, peer: str) -> None:
+        hint = "this port speaks frames, HTTP is on the admin port"
+        if what == SPEAKS_TLS:
+            hint = "this port speaks plain frames, not TLS (--tls-cert)"
+        self._peer_line(logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint)
 
     def _report_bad(self, peer: str, bad_frames: int) -> None:
         address = peer.rsplit(":", 1)[0].strip("[]")
         delay = self._bad_peers.offended(address, time.monotonic())
         if delay == 0:
-            log.warning("%s: closed after %d bad frames", peer, bad_frames)
+            self._peer_line(logging.WARNING, "%s: closed after %d bad frames", peer, bad_frames)
             return
-        log.warning("%s: closed after %d bad frames, %s refused for %g s", peer, bad_frames, address, delay)
+        self._peer_line(
+            logging.WARNING,
+            "%s: closed after %d bad frames, %s refused for %g s",
+            *(peer, bad_frames, address, delay),
+        )
         for slot, outbox in enumerate(self._outboxes):
             if slot != self._slot:
                 try:

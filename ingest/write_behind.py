@@ -18,6 +18,7 @@ Each ends by ringing the doorbell.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 import resource
@@ -43,6 +44,10 @@ log = logging.getLogger(__name__)
 EX_CORRUPT = 65  # durable bytes are not what they were: a new committer would find the same, the server stops
 EX_SYNC_FAILED = 74  # the disk failed us: the pool starts a new committer, through recovery
 
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+LOG_DESCRIPTORS = (
+    8  # that packs give back when the log can't get one: it takes one, other threads of ours some more
+)
 BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZE + 1024 * NOTE_SIZE
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
@@ -56,8 +61,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def syncfs(fd: int) -> None:
     """Writes back all of the file system of `fd`; OSError when that, or any write-back since the last call, failed."""
     if _libc.syncfs(fd) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 class SyncFailedError(IngestError):
@@ -90,7 +95,8 @@ class WriteBehind:
         self._flush_began = 0
         self._flushed_at = time.monotonic()
         self._spare: Future[None] | None = None
-        self._grow_again_at = 0.0  # when a full disk did not let the log grow
+        self._grow_again_at = 0.0  # when making a segment failed
+        self._growth_errno = 0  # of that failure, until the log grew again
         self._has_space = True
         self.queue.clear_flag(_queue.NO_SPACE)  # the last committer's: this one looks for itself
         self._space_checked_at = 0.0
@@ -137,13 +143,14 @@ class WriteBehind:
         except OSError as error:
             raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {error}") from error
         self.log = recovered.writer
-        self.core.count_recovery(recovered.frames)
+        seconds = time.monotonic() - began
+        self.core.count_recovery(recovered.frames, int(seconds * 1e9))
         log.info(
             "recovered %d frames and %d deletes of %d batches in %.3f s%s",
             recovered.frames,
             recovered.deletes,
             recovered.batches,
-            time.monotonic() - began,
+            seconds,
             f"; the log ends torn ({recovered.torn})" if recovered.torn.startswith("batch") else "",
         )
 
@@ -171,7 +178,7 @@ class WriteBehind:
         if not self._log_has_room():
             core.count_log_stall()
             self._begin_flush()
-            return False
+            return self._refuse()
         failed_job = False
         for future in [future for future in self._jobs if future.done()]:
             job = self._jobs.pop(future)
@@ -205,12 +212,12 @@ class WriteBehind:
         except OSError as error:
             core.answer(failed=True)
             raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
-        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
         failure = core.apply()
         if failure:
             core.answer(failed=True)
             raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(failure)}")
         core.answer()
+        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         """Runs `work` in a thread and rings when the future is done (not before: it would be looked at in vain)."""
@@ -219,10 +226,28 @@ class WriteBehind:
         return future
 
     def _log_has_room(self) -> bool:
-        """Whether the log takes a batch of any size now. Waits for a segment that is being made, if it needs it."""
-        if self.log.ends_segment(BATCH_BYTES_MAX) and self._spare is not None:
+        """Whether the log takes a batch of any size now. Makes a segment, or waits for the one that is being made, if
+        there is no other way: what fails then is not the batch."""
+        if not self.log.has_room(BATCH_BYTES_MAX):
             self._end_spare(wait=True)
+        if not self.log.has_room(BATCH_BYTES_MAX) and self._may_grow():
+            self._grow(self.log.make_spare)
         return self.log.has_room(BATCH_BYTES_MAX)
+
+    def _may_grow(self) -> bool:
+        return self._spare is None and self.log.needs_spare and time.monotonic() >= self._grow_again_at
+
+    def _refuse(self) -> bool:
+        """Where the log has not even one segment and can't get it, no flush helps: answers what would need the log.
+
+        Returns whether anything moved. Without descriptors frames wait: the packs have just given some back.
+        """
+        if self.log.segments or not self._growth_errno or self._growth_errno in OUT_OF_DESCRIPTORS:
+            return False
+        before = self.core.pending_frames
+        self.core.plan(False, self._growth_errno)
+        self.core.answer()
+        return self.core.pending_frames < before
 
     # --- housekeeping --------------------------------------------------------------------------
 
@@ -241,9 +266,7 @@ class WriteBehind:
             if urgent:
                 self._begin_flush()
         self._end_spare()
-        if not self.log.may_grow and now >= self._grow_again_at:
-            self.log.may_grow = True
-        if self._spare is None and self.log.needs_spare and self.log.number:
+        if self.log.number and self._may_grow():
             self._spare = self._submit(self.log.make_spare)
         for pack, slot in self.core.corrupt:
             name = sharding.pack_path(pack)
@@ -252,7 +275,7 @@ class WriteBehind:
         for pack, error in self.core.disk_errors:
             log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
         self.core.disk_errors.clear()
-        self.core.publish_gauges(self.log.used)
+        self.core.publish_gauges(self.log.used, self.log.allocated)
 
     def _take_settings(self) -> None:
         """What the parent has reloaded: from now on stored frames count that a new key has signed."""
@@ -265,12 +288,26 @@ class WriteBehind:
     def _end_spare(self, wait: bool = False) -> None:
         if self._spare is None or not (wait or self._spare.done()):
             return
+        spare, self._spare = self._spare, None
+        self._grow(spare.result)
+
+    def _grow(self, make: Callable[[], None]) -> None:
+        """Makes a segment, or takes the result of that. When it fails the log goes on with what it has."""
         try:
-            self._spare.result()
+            make()
+            if self._growth_errno:
+                log.warning("%s: the log grows again", self.store.wal_dir)
+            self._growth_errno = 0
         except OSError as error:
-            self._grow_again_at = time.monotonic() + limits.LOG_GROW_RETRY_S
-            log.error("%s: the log does not grow, it goes on with what it has: %s", self.store.wal_dir, error)
-        self._spare = None
+            code, delay = error.errno or errno.EIO, limits.LOG_GROW_RETRY_S
+            if code in OUT_OF_DESCRIPTORS:
+                delay = limits.LOG_DESCRIPTOR_RETRY_S
+                self.packs.give_back(LOG_DESCRIPTORS)
+            self._grow_again_at = time.monotonic() + delay
+            if code != self._growth_errno:
+                has = "it goes on with what it has" if self.log.segments else "and has no segment yet"
+                log.error("%s: the log does not grow, %s: %s", self.store.wal_dir, has, error)
+            self._growth_errno = code
 
     def _out_of_space(self) -> bool:
         now = time.monotonic()
@@ -322,9 +359,11 @@ class WriteBehind:
             timeout = 1.0
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
-            if not self._has_space:
-                self._out_of_space()
+            # Also while nothing is put: whoever watches the node wants to know before the next put fails.
+            if self._out_of_space():
                 timeout = min(timeout, 0.25)
+            if not self.log.segments and self._growth_errno:
+                timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
             self._poll.poll(timeout * 1000)
             self._take_settings()
         core.sleeping(False)

@@ -142,6 +142,8 @@ class CommitterRig:
 
     def plan(self, space: bool = True) -> list[BulkJob]:
         if not self.log.has_room(BATCH_BYTES_MAX):
+            self.log.make_spare()
+        if not self.log.has_room(BATCH_BYTES_MAX):
             self.flush()
         self.core.take()
         jobs = self.core.plan(space)

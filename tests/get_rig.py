@@ -11,6 +11,7 @@ from pathlib import Path
 
 from packs import KEYS, Packs
 
+from ingest import metrics
 from ingest._get_server import GetServer
 from ingest._queue import Queue
 from ingest.limits import FRAME_SIZE
@@ -20,7 +21,21 @@ from ingest.store._pack_reader import PackReader
 from ingest.ticket import index_from_wire, index_to_wire
 
 PATIENCE_S = 20.0  # before a wait for an event counts as failed
-ACCEPTED, REFUSED, CLOSED_TIMEOUT, REQUESTS, REQUESTS_BAD, FRAMES, BYTES, ERRORS = range(17, 25)  # counters.h
+ACCEPTED, REFUSED, CLOSED_PARTIAL, CLOSED_UNREAD, REQUESTS, REQUESTS_BAD, FRAMES, BYTES, ERRORS, HTTP = (
+    metrics.INDEX[name]
+    for name in (
+        "GET_ACCEPTED",
+        "GET_REFUSED",
+        "GET_CLOSED_PARTIAL",
+        "GET_CLOSED_UNREAD",
+        "GET_REQUESTS",
+        "GET_REQUESTS_BAD",
+        "GET_FRAMES",
+        "GET_BYTES",
+        "GET_ERRORS",
+        "FOREIGN_HTTP",
+    )
+)
 
 Run = tuple[int, Status, int, bytes]
 

@@ -35,6 +35,8 @@ def buffer_of(payload: bytes) -> memoryview:
 def append(log: LogWriter, payload: bytes, deletes: int = 0, notes: int = 0) -> int:
     count = (len(payload) - notes * NOTE_SIZE) // FRAME_SIZE - deletes
     assert BatchHeader.payload_size(count, deletes, notes) == len(payload)
+    if not log.has_room(BATCH_HEADER_SIZE + len(payload)):
+        log.make_spare()
     return log.append(buffer_of(payload), count, deletes, notes)
 
 

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable
 
-from ingest import _hmac
+from ingest import _hmac, _queue, metrics
 from ingest._put_server import PutServer
 from ingest._queue import Queue
 from ingest.limits import FRAME_SIZE
@@ -180,22 +180,28 @@ class Rig:
         return self.receive(client, 1 << 30)
 
     def counter(self, name: str) -> int:
-        return self.queue.counter_row(3)[COUNTERS[name]]
+        return self.queue.counter_row(_queue.ROW_WORKER)[metrics.INDEX[COUNTERS[name]]]
 
 
 COUNTERS = {
-    "frames": 0,
-    "bytes": 1,
-    "partial": 2,
-    "saved": 3,
-    "bad_checksum": 5,
-    "bad_ticket": 6,
-    "deleted": 11,
-    "accepted": 12,
-    "refused": 13,
-    "closed_bad": 14,
-    "closed_timeout": 15,
-    "passed": 16,
+    "frames": "FRAMES_RECEIVED",
+    "bytes": "BYTES_RECEIVED",
+    "partial": "PARTIAL_FRAMES",
+    "saved": "ACKS_SAVED",
+    "bad_checksum": "ACKS_BAD_CHECKSUM",
+    "bad_ticket": "ACKS_BAD_TICKET",
+    "deleted": "ACKS_DELETED",
+    "accepted": "PUT_ACCEPTED",
+    "refused": "PUT_REFUSED",
+    "closed_bad": "PUT_CLOSED_BAD",
+    "closed_unread": "PUT_CLOSED_UNREAD",
+    "closed_partial": "PUT_CLOSED_PARTIAL",
+    "closed_idle": "PUT_CLOSED_IDLE",
+    "passed": "PUT_PASSED",
+    "tls": "FOREIGN_TLS",
+    "http": "FOREIGN_HTTP",
+    "ack_us": "ACK_MICROSECONDS",
+    "outstanding": "OUTSTANDING_FRAMES",
 }
 
 

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,8 +46,8 @@ class Port:
         sock = listeners.bind_alone((host, 0))
         listeners.listen(sock, 16)
         self.address = ("::1" if ":" in host else "127.0.0.1", sock.getsockname()[1])
-        unused = SimpleNamespace()
-        node = Node(ServerConfig(), unused, unused, self.queue, sock)  # type: ignore[arg-type]
+        store = SimpleNamespace(data_fd=os.open("/", os.O_RDONLY | os.O_CLOEXEC), wal_dir=Path("/"))
+        node = Node(ServerConfig(), store, SimpleNamespace(), self.queue, sock)  # type: ignore[arg-type]
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
@@ -55,6 +56,7 @@ class Port:
                 code = 0
             finally:
                 os._exit(code)
+        os.close(store.data_fd)
         sock.close()
 
     def get(

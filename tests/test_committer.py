@@ -620,6 +620,7 @@ class TestLimitsAndFailures:
             assert all(rig.answers[cookie] == [S] for cookie in cookies)
 
     def test_a_pack_that_cannot_be_made_is_not_left_half_made(self, rig):
+        rig.log.make_spare()
         with no_growth():
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
             cookie = rig.put(FIRST)

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from ingest import limits, mac, sharding, ticket
+from ingest import limits, mac, metrics, sharding, ticket
+from ingest._queue import Queue
 from ingest.status import Status
 from ingest.store import log_format
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 FORMAT = (ROOT / "docs" / "format.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 
 HEX_LINE = re.compile(r"((?:[0-9a-f]{2} )*[0-9a-f]{2})(?: {2,}.*)?")
 FILL_LINE = re.compile(r"(\d+) \u00d7 ([0-9a-f]{2})(?: {2,}.*)?")
@@ -232,3 +234,34 @@ def test_batch():
 
 def test_segment_size():
     assert f"{limits.LOG_SEGMENT_SIZE:,}" in section(FORMAT, "The log")
+
+
+# --- operations.md ---------------------------------------------------------------------------------
+
+
+def test_every_metric_is_described():
+    queue = Queue(1, 1)
+    shown = {}
+    for metric in metrics.Exposition(queue, metrics.Places(Path("/"), Path("/"), 0, 0)).collect():
+        labels = {name for sample in metric.samples for name in sample.labels} - {"le"}
+        suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
+        shown[metric.name + suffix] = "gauge" if metric.type == "info" else metric.type, labels
+    # Nobody has started processes here: what is told of each has no sample, and so no label to be seen.
+    for name in ("resident_memory_bytes", "open_fds"):
+        shown[f"ingest_process_{name}"] = "gauge", {"process"}
+    queue.close()
+    rows = table(OPERATIONS, "Metrics", "metric", "type", "labels", "meaning", "worth an alert")
+    described = {
+        name: (kind, set(labels.split(", ")) - {""}) for name, kind, labels, meaning, _ in rows if meaning
+    }
+    assert len(described) == len(rows)
+    assert described == shown
+
+
+def test_the_numbers_of_the_metrics():
+    text = section(OPERATIONS, "Metrics")
+    latency = metrics.HISTOGRAMS[1]
+    assert latency.unit == 16e-6 and f"16 µs, doubled {latency.buckets - 2} times" in " ".join(text.split())
+    assert f"{2 ** (metrics.HISTOGRAMS[0].buckets - 2):,}" in text
+    assert f"{limits.CONNECTIONS_MAX:,} for each worker" in text
+    assert f"{limits.PEER_LINES_MAX} in {limits.PEER_LINES_INTERVAL_S:g} s" in text

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from packs import A0, KEYS, OTHER_KEYS, Packs, flat, frame
 
 from ingest import limits, sharding, ticket
-from ingest._get_server import BAD_REQUEST, IDLE, PARTIAL_REQUEST, UNREAD_REPLIES, GetServer
+from ingest._get_server import BAD_REQUEST, IDLE, PARTIAL_REQUEST, SPEAKS_HTTP, UNREAD_REPLIES, GetServer
 from ingest._queue import Queue
 from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX
 from ingest.status import Status
@@ -499,17 +499,19 @@ def test_a_reader_that_goes_away_in_the_middle(rig: Rig) -> None:
     assert rig.ask(rig.connect(), A0)[0][1] == Status.SAVED
 
 
-def test_half_a_request_that_does_not_grow(rig: Rig) -> None:
+def test_a_request_that_is_not_whole_in_time(rig: Rig) -> None:
     client = rig.connect()
     rig.tick(10.0)
-    rig.send(client, request(A0)[:10])
+    rig.send(client, request(A0)[:9])
     rig.settle()
     rig.tick(10.0 + limits.PARTIAL_FRAME_TIMEOUT_S - 1)
     assert rig.server.connections == 1
+    rig.send(client, request(A0)[9:10])
+    rig.settle()
     rig.tick(10.0 + limits.PARTIAL_FRAME_TIMEOUT_S)
     assert rig.server.connections == 0
     assert [(event[0], event[2]) for event in rig.events] == [(PARTIAL_REQUEST, 10)]
-    assert rig.counter(get_rig.CLOSED_TIMEOUT) == 1
+    assert rig.counter(get_rig.CLOSED_PARTIAL) == 1
     assert rig.receive_all(client) == b""
 
 
@@ -594,6 +596,14 @@ def test_what_is_no_server(tmp_path: Path) -> None:
         with pytest.raises(ValueError):
             GetServer(queue, 0, reader, [KEYS], turn_looks_max=0)
     queue.close()
+
+
+def test_http_is_named(rig: Rig) -> None:
+    client = rig.connect()
+    rig.send(client, b"GET / HTTP/1.1\r\nHost: 127.0.0.1:5005\r\n\r\n")
+    assert rig.receive_all(client)[8] == Status.BAD_TICKET
+    assert [event[0] for event in rig.events] == [SPEAKS_HTTP, BAD_REQUEST]
+    assert rig.counter(get_rig.HTTP) == 1
 
 
 def test_counters(rig: Rig) -> None:

@@ -339,6 +339,8 @@ def test_whatever_a_power_cut_leaves_every_synced_batch_is_read_and_no_other(see
                             number = log.number + 1
                             payload = puts(number * 7 + life, amount)
                             if not log.has_room(64 + len(payload)):
+                                log.make_spare()
+                            if not log.has_room(64 + len(payload)):
                                 continue
                             attempted = (number, payload)
                             append(log, payload)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 import threading
 
 import pytest
-from log_rig import LOG_ID, SEGMENT_SIZE, append, new_log, puts, read_log
+from log_rig import LOG_ID, SEGMENT_SIZE, append, buffer_of, new_log, puts, read_log
 from lossy_disk import LossyDisk
 
 from ingest.store import log_writer
@@ -153,7 +154,7 @@ def test_a_spare_is_made_ahead_and_only_one(log):
     assert log.segments == 1
 
 
-def test_a_spare_and_an_append_at_once_do_not_take_the_same_file(tmp_path):
+def test_two_that_make_a_spare_at_once_do_not_take_the_same_file(tmp_path):
     for round_ in range(10):
         directory = tmp_path / str(round_)
         log = new_log(directory)
@@ -186,9 +187,10 @@ def test_a_full_disk_takes_no_spare_and_gets_its_blocks_back(log, tmp_path, monk
         with pytest.raises(OSError, match="no space"):
             log.make_spare()
     assert sorted(path.name for path in (tmp_path / "wal").iterdir()) == ["0000.log"]
-    assert not log.may_grow
+    assert log.segments == 1
     assert not log.has_room(8192)
-    assert not log.needs_spare
+    log.make_spare()
+    assert log.has_room(8192)
 
 
 def test_a_log_that_cannot_grow_goes_on_in_the_segment_that_it_has(log, tmp_path, monkeypatch):
@@ -197,22 +199,52 @@ def test_a_log_that_cannot_grow_goes_on_in_the_segment_that_it_has(log, tmp_path
         broken_fill(patch)
         with pytest.raises(OSError, match="no space"):
             log.make_spare()
+    log.recycle(14)
+    assert not log.has_room(8192)
     log.recycle(15)
     assert log.has_room(8192)
     fill(log, 15)
     assert header(tmp_path / "wal/0000.log").first_batch == 16
     found = read_log(tmp_path / "wal")
     assert (found.synced_to, list(found.batches)) == (15, list(range(16, 31)))
-    log.may_grow = True
     fill(log, 1)
     assert log.segments == 2
 
 
-def test_the_first_segment_fails_like_any_write(tmp_path, monkeypatch):
+def test_a_segment_that_starts_anew_waits_for_its_turn(log, tmp_path):
+    """As long as another one is free, the oldest is used: a header that is torn then costs nothing."""
+    fill(log, 15)
+    log.recycle(15)
+    log.make_spare()
+    fill(log, 1)
+    assert [header(tmp_path / f"wal/000{i}.log").use for i in range(2)] == [1, 2]
+
+
+def test_append_makes_no_segment(tmp_path):
     log = new_log(tmp_path / "wal")
-    broken_fill(monkeypatch)
-    with pytest.raises(OSError, match="no space"):
-        append(log, puts(1))
+    assert not log.has_room(8192)
+    with pytest.raises(AssertionError, match="without room"):
+        log.append(buffer_of(puts(1)), 2, 0, 0)
+    assert list((tmp_path / "wal").iterdir()) == []
+    log.close()
+
+
+def test_the_last_descriptor_makes_a_segment(log):
+    """Its directory was opened before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    takers = [os.open("/dev/null", os.O_RDONLY) for _ in range(used)]  # no hole is left below
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(takers) + 2, hard))
+        log.make_spare()
+        assert log.segments == 1
+        with pytest.raises(OSError) as caught:
+            os.open("/dev/null", os.O_RDONLY)
+        assert caught.value.errno == errno.EMFILE
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in takers:
+            os.close(fd)
 
 
 def test_a_file_system_that_writes_nothing_is_an_error(monkeypatch):

@@ -1,14 +1,21 @@
 """The names of the counters against csrc/counters.h, and what a scrape shows of them."""
 
+import os
 import re
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from node_rig import NodeRig, running_node
 from prometheus_client.parser import text_string_to_metric_families
 
 import ingest
-from ingest import _queue, metrics
+from ingest import _queue, limits, machine, metrics
 from ingest._queue import Queue
+from ingest.status import Status
 
 HEADER = Path(ingest.__file__).parent / "csrc" / "counters.h"
 
@@ -25,8 +32,19 @@ def queue() -> Queue:
     return Queue(2, 4)
 
 
-def scrape(queue: Queue) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    text = metrics.exposition(queue, 1 << 29).decode()
+def exposition(queue: Queue) -> str:
+    places = metrics.Places(Path("/"), Path("/nowhere/at/all"), reserve=1 << 28, log_size=1 << 29)
+    return metrics.Exposition(queue, places).text().decode()
+
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def scrape(queue: Queue) -> Samples:
+    return parse(exposition(queue))
+
+
+def parse(text: str) -> Samples:
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -42,33 +60,47 @@ def test_the_counters_are_those_of_the_header_in_its_order() -> None:
     names = header_names()
     singles = names[: names.index("C_COMMIT_SIZE_BUCKET")]
     assert [f"C_{counter.name}" for counter in metrics.COUNTERS] == singles
-    assert names[len(singles) :] == ["C_COMMIT_SIZE_BUCKET", "C_COMMIT_LATENCY_BUCKET", "C_COUNTERS"]
+    assert names[len(singles) :] == [
+        "C_COMMIT_SIZE_BUCKET",
+        "C_COMMIT_LATENCY_BUCKET",
+        "C_FLUSH_LATENCY_BUCKET",
+        "C_ACK_LATENCY_BUCKET",
+        "C_KEY_FRAMES",
+        "C_KEY_BAD_FRAMES",
+        "C_KEY_REQUESTS",
+        "C_KEY_BAD_REQUESTS",
+        "C_COUNTERS",
+    ]
 
 
 def test_the_histograms_are_those_of_the_header() -> None:
-    sizes = re.findall(r"C_COMMIT_\w+_BUCKET \+ (\d+)", HEADER.read_text())
+    sizes = re.findall(r"C_\w+_BUCKET \+ (\d+)", HEADER.read_text())
     assert [histogram.buckets for histogram in metrics.HISTOGRAMS] == [int(size) for size in sizes]
-    assert metrics.HISTOGRAMS[0].start == len(metrics.COUNTERS)
-    assert metrics.HISTOGRAMS[1].start == metrics.HISTOGRAMS[0].start + metrics.HISTOGRAMS[0].buckets
-    last = metrics.HISTOGRAMS[-1]
-    assert metrics.ROW_LENGTH == last.start + last.buckets <= len(Queue(1, 1).counter_row(0))
+    start = len(metrics.COUNTERS)
+    for histogram in metrics.HISTOGRAMS:
+        assert histogram.start == start
+        start += histogram.buckets
+    keys = 4 * int(re.findall(r"#define KEY_COUNTERS (\d+)", HEADER.read_text())[0])  # behind them
+    assert metrics.KEY_COUNTERS * 4 == keys
+    assert metrics.ROW_LENGTH == start + keys <= len(Queue(1, 1).counter_row(0))
 
 
 def test_counters_of_one_metric_have_the_same_labels_and_help() -> None:
-    for name in {counter.metric for counter in metrics.COUNTERS}:
+    for name in {counter.metric for counter in metrics.COUNTERS if counter.metric}:
         same = [counter for counter in metrics.COUNTERS if counter.metric == name]
         assert len({(counter.help, counter.role, tuple(counter.labels)) for counter in same}) == 1
         assert len({tuple(counter.labels.values()) for counter in same}) == len(same)
 
 
 def test_names_are_prefixed_and_in_base_units(queue: Queue) -> None:
-    text = metrics.exposition(queue, 1).decode()
+    text = exposition(queue)
     names = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M)
     assert len({name for name, _ in names}) == len(names) > 30
     for name, kind in names:
         assert re.fullmatch(r"ingest_[a-z_]+", name)
         assert not re.search(r"nanoseconds|_ms|kib|mib", name)
         assert (kind == "counter") == name.endswith("_total")
+        assert re.search(rf"^# HELP {name} \S", text, re.M)
 
 
 def test_each_row_is_its_process(queue: Queue) -> None:
@@ -96,18 +128,18 @@ def test_each_row_is_its_process(queue: Queue) -> None:
 
 
 def test_nanoseconds_are_shown_as_seconds(queue: Queue) -> None:
-    queue.counter_row(_queue.ROW_COMMITTER)[metrics.INDEX["FLUSH_NANOSECONDS"]] = 1_500_000_000
-    assert value(queue, "ingest_flush_seconds_total", process="committer") == 1.5
+    queue.counter_row(_queue.ROW_COMMITTER)[metrics.INDEX["RECOVERY_NANOSECONDS"]] = 1_500_000_000
+    assert value(queue, "ingest_recovery_seconds_total", process="committer") == 1.5
 
 
 def test_buckets_accumulate(queue: Queue) -> None:
     row = queue.counter_row(_queue.ROW_COMMITTER)
-    size, latency = metrics.HISTOGRAMS
+    size, latency = metrics.HISTOGRAMS[:2]
     row[size.start] = 1  # one frame
     row[size.start + 3] = 2  # 5 to 8
     row[size.start + 15] = 4  # more than 2^14
     row[metrics.INDEX["COMMIT_FRAMES"]] = 60_000
-    row[latency.start + 10] = 1  # 513 to 1024 µs
+    row[latency.start + 6] = 1  # 513 to 1024 µs
     row[metrics.INDEX["COMMIT_NANOSECONDS"]] = 1_000_000
 
     def bucket(name: str, bound: str) -> float:
@@ -133,7 +165,9 @@ def test_gauges(queue: Queue) -> None:
     assert value(queue, "ingest_connections", process="worker-1", port="get") == 0
     assert value(queue, "ingest_queue_pending_runs", process="worker-0") == 0
     assert value(queue, "ingest_log_size_bytes") == 1 << 29
-    assert value(queue, "ingest_build_info", version=ingest.__version__) == 1
+    (build,) = (dict(labels) for name, labels in scrape(queue) if name == "ingest_build_info")
+    assert build["version"] == ingest.__version__ and build.keys() == {"version", "python", "blake3"}
+    assert value(queue, "ingest_disk_reserve_bytes") == 1 << 28
     assert value(queue, "ingest_ready") == 0
     queue.committer_ready()
     assert value(queue, "ingest_ready") == 1
@@ -152,3 +186,130 @@ def test_reasons(queue: Queue) -> None:
     for flag in flags:
         queue.set_flag(flag)
     assert len(metrics.ready_reasons(queue)) == 5
+
+
+def test_the_disks(queue: Queue) -> None:
+    root = machine.file_system_use("/")
+    assert root is not None
+    assert value(queue, "ingest_disk_size_bytes", file_system="data") == root.size_bytes
+    assert value(queue, "ingest_disk_inodes", file_system="data") == root.inodes
+    assert 0 < value(queue, "ingest_disk_free_bytes", file_system="data") <= root.size_bytes
+    # One that does not answer is left out, and the rest is there all the same.
+    assert ("ingest_disk_size_bytes", frozenset({("file_system", "log")})) not in scrape(queue)
+
+
+def test_a_process_is_one_of_ours_or_not_there(queue: Queue) -> None:
+    index = metrics.INDEX["PID"]
+    queue.counter_row(_queue.ROW_PARENT)[index] = os.getpid()
+    assert value(queue, "ingest_process_resident_memory_bytes", process="parent") > 1 << 20
+    assert value(queue, "ingest_process_open_fds", process="parent") >= 3
+    assert machine.process_use(os.getpid(), os.getpid()) is not None
+    assert machine.process_use(os.getppid(), os.getpid()) is None
+    queue.counter_row(_queue.ROW_WORKER)[index] = os.getppid()  # a number that somebody else has by now
+    processes = {
+        dict(labels)["process"] for name, labels in scrape(queue) if name == "ingest_process_open_fds"
+    }
+    assert processes == {"parent"}
+
+
+def test_the_time_of_replaced_processes_counts_on(queue: Queue) -> None:
+    places = metrics.Places(Path("/"), Path("/"), 0, 0)
+    shown = metrics.Exposition(queue, places)
+    row = queue.counter_row(_queue.ROW_WORKER)
+    row[metrics.INDEX["PAST_CPU_MICROSECONDS"]] = 2_500_000
+    name = "ingest_process_cpu_seconds_total", frozenset({("process", "worker-0")})
+    assert parse(shown.text().decode())[name] == 2.5
+    row[metrics.INDEX["PAST_CPU_MICROSECONDS"]] = 2_400_000
+    assert parse(shown.text().decode())[name] == 2.5
+
+
+# --- a real server
+
+
+def scrape_node(node: NodeRig) -> Samples:
+    host, port = node.admin_address
+    with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=30) as response:
+        return parse(response.read().decode())
+
+
+def total(samples: Samples, name: str, **labels: str) -> float:
+    """The sum over processes."""
+    return sum(
+        number for (other, found), number in samples.items() if other == name and labels.items() <= set(found)
+    )
+
+
+def wait_for(node: NodeRig, condition: Callable[[Samples], bool]) -> Samples:
+    deadline = time.monotonic() + 30
+    while True:
+        samples = scrape_node(node)
+        if condition(samples):
+            return samples
+        assert time.monotonic() < deadline, samples
+        time.sleep(0.02)  # between two looks
+
+
+def is_counter(name: str) -> bool:
+    return name.endswith(("_total", "_bucket", "_count", "_sum"))
+
+
+def test_no_counter_goes_back_when_a_process_is_replaced(tmp_path: Path) -> None:
+    with running_node(tmp_path / "data", "--workers=1") as node:
+        with node.connect() as connection:
+            assert set(connection.put(range(36, 1336)).values()) == {Status.SAVED}
+            assert set(connection.put(range(36, 40), version=1).values()) == {Status.CONFLICT}
+            assert connection.delete(36, 1296) is Status.DELETED
+            assert [status for status, _ in node.get(36, 1300)][-4:] == [Status.SAVED] * 4
+        before = wait_for(
+            node,
+            lambda samples: (
+                total(samples, "ingest_flushes_total") >= 1
+                and total(samples, "ingest_dirty_packs") == 0
+                and total(samples, "ingest_outstanding_frames") == 0
+            ),
+        )
+        acks = total(before, "ingest_acks_total")
+        assert acks == 1305 == total(before, "ingest_ack_latency_seconds_count")
+        assert 0 < total(before, "ingest_ack_latency_seconds_sum") < 30 * 1305
+        assert (
+            total(before, "ingest_commit_latency_seconds_count") == total(before, "ingest_commits_total") > 0
+        )
+        assert total(before, "ingest_flush_duration_seconds_count") == total(before, "ingest_flushes_total")
+        assert total(before, "ingest_deleted_bytes_total") == 1296 * limits.FRAME_SIZE
+        assert total(before, "ingest_reclaimed_bytes_total") > 1200 * limits.FRAME_SIZE
+        processes = {"parent", "committer", "admin", "worker-0"}
+        for name in ("cpu_seconds_total", "resident_memory_bytes", "open_fds"):
+            found = {dict(labels)["process"] for other, labels in before if other == f"ingest_process_{name}"}
+            assert found == processes, name
+        assert total(before, "ingest_log_allocated_bytes") >= limits.LOG_SEGMENT_SIZE
+
+        for role in ("worker", "committer", "admin"):
+            (pid,) = node.children(f"ingest-{role}")
+            os.kill(pid, signal.SIGKILL)
+            restarts = f"ingest_{role}_restarts_total"
+            retry(lambda name=restarts: wait_for(node, lambda samples: total(samples, name) == 1))
+        after = wait_for(node, lambda samples: total(samples, "ingest_recoveries_total") == 2)
+        with node.connect() as connection:
+            assert set(connection.put([40_000]).values()) == {Status.SAVED}
+        for samples in (after, wait_for(node, lambda samples: total(samples, "ingest_acks_total") > acks)):
+            back = {
+                name: (number, samples.get(name))
+                for name, number in before.items()
+                if is_counter(name[0])
+                and samples.get(name, -1.0) < number
+                and not name[0].startswith(
+                    "ingest_process_cpu"
+                )  # /proc counts in ticks, wait4 in microseconds
+            }
+            assert back == {}
+
+
+def retry(look: Callable[[], Samples]) -> Samples:
+    """While the admin port has nobody who answers."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return look()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)

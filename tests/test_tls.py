@@ -16,6 +16,7 @@ from put_rig import ack, acks, frame, frames, split_acks
 from tls_rig import TlsEnd, certificates, chain, client_context
 
 from ingest import limits, metrics, tls
+from ingest._put_server import SPEAKS_TLS
 from ingest.errors import ConfigError
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
@@ -256,7 +257,7 @@ class TestHandshakes:
             rig.settle()
             end.close()
             rig.until(lambda: rig.server.connections == 0)
-            assert [event[0] for event in rig.events] == [tls.HELLO]
+            assert [event[0] for event in rig.events] == [SPEAKS_TLS]
 
     def test_and_on_a_plain_get_port(self, tmp_path: Path) -> None:
         with get_rig.Rig(tmp_path) as rig:
@@ -264,7 +265,7 @@ class TestHandshakes:
             with pytest.raises(InterruptedError):
                 end.handshake(_interrupt)
             rig.settle()
-            assert tls.HELLO in [event[0] for event in rig.events]
+            assert SPEAKS_TLS in [event[0] for event in rig.events]
 
 
 def _interrupt() -> None:

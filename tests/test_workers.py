@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 from put_rig import KEYS, OTHER_KEYS, PATIENCE_S, ack, acks, frame, frames
 
-from ingest import _queue, limits
+from ingest import _queue, limits, metrics
 from ingest._put_server import BAD_FRAMES, PutServer
 from ingest._queue import Queue
 from ingest.bad_peers import BadPeers
@@ -204,9 +204,9 @@ class Processes:
         self.until(complete)
         return bytes(got)
 
-    def counter(self, index: int) -> int:
+    def counter(self, name: str) -> int:
         rows = range(_queue.ROW_WORKER, _queue.ROW_WORKER + self.node.queue.workers)
-        return sum(self.node.queue.counter_row(row)[index] for row in rows)
+        return sum(self.node.queue.counter_row(row)[metrics.INDEX[name]] for row in rows)
 
     def close(self) -> None:
         for client in self.clients:
@@ -273,7 +273,7 @@ class TestProcesses:
                 client.send(frame(i))
                 assert workers.receive(client, 9) == ack(i)
             assert [node.queue.connections(slot)[0] for slot in range(3)] == [3, 3, 3]
-            assert workers.counter(_queue.PUT_PASSED) == 6
+            assert workers.counter("PUT_PASSED") == 6
 
     def test_a_worker_whose_arena_is_taken_back_gets_none(self) -> None:
         with running(2) as workers:
@@ -287,7 +287,7 @@ class TestProcesses:
                 client.send(frame(i))
                 assert workers.receive(client, 9) == ack(i)
             assert queue.connections(0)[0] == 4
-            assert workers.counter(_queue.PUT_PASSED) == 0
+            assert workers.counter("PUT_PASSED") == 0
 
     def test_the_replacement_of_a_worker_takes_what_was_passed_to_the_dead_one(self) -> None:
         with running(2) as workers:
@@ -296,7 +296,7 @@ class TestProcesses:
             workers.wait(1)
             workers.node.put_sockets[1].close()
             clients = [workers.put() for _ in range(2)]
-            workers.until(lambda: workers.counter(_queue.PUT_PASSED) == 1)
+            workers.until(lambda: workers.counter("PUT_PASSED") == 1)
             workers.node.put_sockets[1] = listeners(1)[0]
             queue.count_connection(1, True, -1)  # as reset_ring does
             workers.start(1)
@@ -364,7 +364,7 @@ class TestProcesses:
             client = workers.put()
             client.send(frame(1, b"", OTHER_KEYS.put))
             assert workers.receive(client, 100) == ack(1, Status.BAD_CHECKSUM)
-            before = workers.counter(_queue.PUT_REFUSED)
+            before = workers.counter("PUT_REFUSED_BAD_PEER")
 
             def both_refuse() -> bool:
                 """The word to the sibling may still be on its way: refused several times in a row, it has arrived."""
@@ -379,7 +379,7 @@ class TestProcesses:
                 return True
 
             workers.until(both_refuse)
-            assert workers.counter(_queue.PUT_REFUSED) >= before + 12
+            assert workers.counter("PUT_REFUSED_BAD_PEER") >= before + 12
 
     def test_without_a_delay_a_bad_peer_may_come_back(self) -> None:
         with running(1, bad_frame_limit=1) as workers:
@@ -467,8 +467,8 @@ class OneWorker:
         self.loop.timers.clear()
         call(*args)
 
-    def counter(self, index: int) -> int:
-        return self.node.queue.counter_row(_queue.ROW_WORKER)[index]
+    def counter(self, name: str) -> int:
+        return self.node.queue.counter_row(_queue.ROW_WORKER)[metrics.INDEX[name]]
 
 
 class TestOneWorker:
@@ -524,7 +524,7 @@ class TestOneWorker:
             one.accept()
             assert one.put_server.connections == 4
             assert one.node.queue.connections(1) == (0, 0)
-            assert one.counter(_queue.PUT_PASSED) == 0
+            assert one.counter("PUT_PASSED") == 0
             for client in clients:
                 client.close()
 
@@ -550,7 +550,7 @@ class TestOneWorker:
             one.pass_to_it(b"P")
             one.take_messages()
             assert one.node.queue.connections(0) == (0, 0)
-            assert one.counter(_queue.PUT_REFUSED) == 1
+            assert one.counter("PUT_REFUSED_RESOURCES") == 1
 
     def test_counts_that_stay_wrong_are_put_right(self) -> None:
         with OneWorker() as one:

@@ -219,11 +219,13 @@ needs_strace = pytest.mark.skipif(not strace_works(), reason="strace is not inst
 @needs_strace
 class TestFailingDisk:
     def run(
-        self, data: Path, inject: str, batches: int = 4, packs: int = 1, deletes: int = 0
+        self, data: Path, inject: str, batches: int = 4, packs: int = 1, deletes: int = 0, file: str = ""
     ) -> dict[str, object]:
-        """One life of a committer under `inject`. With one pack, each batch of puts is one commit."""
+        """One life of a committer under `inject`, of calls on `file` only if there is one. With one pack, each batch of
+        puts is one commit."""
+        only = ["-P", str(data / file)] if file else []
         command = [
-            "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={inject}", sys.executable,
+            "strace", "-f", "-qq", "-o", "/dev/null", *only, "-e", f"inject={inject}", sys.executable,
             str(Path(__file__).parent / "committer_process.py"), str(data), str(batches), str(packs), str(deletes),
         ]  # fmt: skip
         paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
@@ -276,6 +278,46 @@ class TestFailingDisk:
             assert statuses & {"ERROR", "NO_SPACE"}
             self.check(home, result["answers"])
 
+    @pytest.mark.parametrize(
+        ("call", "error"), [("pwrite64", "ENOSPC"), ("fsync", "EDQUOT"), ("openat", "ENOSPC")]
+    )
+    def test_a_first_segment_that_finds_no_room_is_no_sync_failure(self, data, call, error):
+        result = self.run(data, f"{call}:error={error}", file=FIRST_SEGMENT, deletes=2)
+        assert result["code"] == 0
+        assert result["answers"] == [[["NO_SPACE"] * 3]] * 4 + [[["NO_SPACE"]]]
+        assert "the log does not grow, and has no segment yet" in str(result["log"])
+        assert not (data / FIRST_SEGMENT).exists(), "it gave back what it had taken"
+        self.check(data, result["answers"])
+
+    def test_a_first_segment_that_meets_a_bad_disk_is_no_sync_failure(self, data):
+        result = self.run(data, "pwrite64:error=EIO", file=FIRST_SEGMENT, deletes=2)
+        assert result["code"] == 0
+        assert result["answers"] == [[["ERROR"] * 3]] * 4 + [[["ERROR"]]]
+        self.check(data, result["answers"])
+
+    @pytest.mark.parametrize("error", ["EMFILE", "ENFILE"])
+    def test_without_a_descriptor_for_the_first_segment_frames_wait(self, data, error):
+        result = self.run(data, f"openat:error={error}:when=1..2", file=FIRST_SEGMENT)
+        assert result["code"] == 0
+        assert result["answers"] == [[["SAVED"] * 3]] * 4
+        assert "the log does not grow" in str(result["log"])
+        assert "the log grows again" in str(result["log"])
+
+    def test_a_log_that_never_gets_its_second_segment_goes_round_in_the_first(self, data):
+        """Each time it is full the packs are flushed, and it starts anew, whenever growth is tried again."""
+        script = ROUNDS_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data))
+        done = subprocess.run(
+            ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(data / ".ingest/wal/0001.log"),
+             "-e", "inject=openat:error=ENOSPC", sys.executable, "-c", script],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        code, statuses, log = json.loads(done.stdout)
+        assert (code, statuses) == (0, ["SAVED"])
+        assert "the log does not grow, it goes on with what it has" in log
+        assert [path.name for path in data.glob(".ingest/wal/*.log")] == ["0000.log"]
+
     def test_a_sync_of_the_packs_that_fails_keeps_the_log(self, data):
         result = self.run(data, "syncfs:error=EIO:when=1")
         assert result["code"] == EX_SYNC_FAILED
@@ -318,6 +360,23 @@ class TestFailingDisk:
             committer.stop()
         assert stored(data, FIRST) == frame(FIRST, b"other")
 
+
+FIRST_SEGMENT = ".ingest/wal/0000.log"
+
+# 70 MB through the log, none of it in runs that are long enough to go past it.
+ROUNDS_SCRIPT = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from committer_process import FIRST, CommitterProcess
+with CommitterProcess(Path({data!r})) as committer:
+    committer.start()
+    statuses = set()
+    for round_ in range(12):
+        cookies = [committer.put(FIRST + 1296 * (round_ * 40 + i), 100) for i in range(40)]
+        statuses.update(*committer.wait(*cookies))
+    print(json.dumps([committer.stop(), [status.name for status in statuses], committer.log()]))
+"""
 
 BULK_SCRIPT = """
 import json, sys

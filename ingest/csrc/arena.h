@@ -23,6 +23,7 @@ typedef struct {
     uint32_t outstanding;
     uint64_t *owner; /* places: cookie of the connection while outstanding, else 0 */
     uint8_t *kind;   /* places: run_kind while outstanding */
+    uint32_t *received; /* places: when, in microseconds of a clock that may wrap */
     uint32_t *busy;  /* blocks: outstanding places in each */
     uint32_t *free;  /* blocks: a stack, so that the block used last (still in the cache) is used next */
 } arena;
@@ -37,9 +38,10 @@ static inline int arena_init(arena *a, uint32_t places, uint32_t block_places)
     a->block = ARENA_NO_BLOCK;
     a->owner = calloc(places, sizeof(*a->owner));
     a->kind = calloc(places, sizeof(*a->kind));
+    a->received = calloc(places, sizeof(*a->received));
     a->busy = calloc(blocks, sizeof(*a->busy));
     a->free = calloc(blocks, sizeof(*a->free));
-    if (!a->owner || !a->kind || !a->busy || !a->free)
+    if (!a->owner || !a->kind || !a->received || !a->busy || !a->free)
         return -1;
     for (uint32_t b = blocks; b-- > 0;)
         a->free[a->free_count++] = b;
@@ -50,6 +52,7 @@ static inline void arena_close(arena *a)
 {
     free(a->owner);
     free(a->kind);
+    free(a->received);
     free(a->busy);
     free(a->free);
     memset(a, 0, sizeof(*a));
@@ -84,12 +87,13 @@ static inline int arena_has_room(const arena *a)
     return a->free_count > 0 || arena_room(a) > 0 || (a->block != ARENA_NO_BLOCK && a->busy[a->block] == 0);
 }
 
-/* `count` places of one block become outstanding. */
-static inline void arena_take(arena *a, uint32_t place, uint32_t count, uint64_t owner, uint8_t kind)
+/* `count` places of one block, received at one time, become outstanding. */
+static inline void arena_take(arena *a, uint32_t place, uint32_t count, uint64_t owner, uint8_t kind, uint32_t received)
 {
     for (uint32_t i = 0; i < count; i++) {
         a->owner[place + i] = owner;
         a->kind[place + i] = kind;
+        a->received[place + i] = received;
     }
     a->busy[place / a->block_places] += count;
     a->outstanding += count;

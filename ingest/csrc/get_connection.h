@@ -58,6 +58,7 @@ typedef struct get_connection {
     uint8_t writable;    /* until a send came back short */
     uint8_t at_end;      /* the kernel told of a FIN: a short receive does not mean that nothing follows */
     uint8_t sending;     /* `run` is on its way */
+    uint8_t foreign;     /* it spoke another protocol, which was noted */
     uint8_t carry_size;  /* bytes of the partial request */
     uint8_t carry[REQUEST_SIZE];
     get_request *requests; /* a ring */
@@ -67,6 +68,7 @@ typedef struct get_connection {
     get_run run;
     uint64_t run_sent;     /* bytes of it, header and frames */
     double received_at;    /* the clock of tick(): last byte received */
+    double partial_at;     /* first byte of the partial request received */
     double sent_at;        /* last byte sent, or first request after there were none */
     double linger_since;   /* first tick in LINGERING, before that negative */
     double adopted_at;     /* the clock of tick() */

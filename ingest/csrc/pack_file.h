@@ -147,6 +147,13 @@ static inline int64_t file_size(int fd)
     return fstat(fd, &st) < 0 ? -1 : (int64_t)st.st_size;
 }
 
+/* The bytes that a file takes on the disk, 0 when that is not to be had. */
+static inline int64_t file_allocated(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) < 0 ? 0 : (int64_t)st.st_blocks * 512;
+}
+
 /* A pack's path below DATA, "AA/BB/CC/obj", at most 16 bytes with the NUL. */
 static inline void pack_path(int64_t id, char *path)
 {

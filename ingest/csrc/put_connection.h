@@ -40,6 +40,7 @@ typedef struct connection {
     uint8_t fast;         /* its last receive was filled to the brim */
     uint8_t queued;       /* in a queue of those to be read */
     uint8_t dirty;        /* in the list of those to be flushed */
+    uint8_t foreign;      /* it spoke another protocol, which was noted */
     uint32_t bad_frames;
     uint32_t outstanding; /* places */
     uint32_t carry_size;  /* bytes of the partial frame */
@@ -47,6 +48,7 @@ typedef struct connection {
     uint8_t *acks;
     uint32_t acks_start, acks_end, acks_capacity; /* bytes */
     double received_at;   /* the clock of tick(): last byte received */
+    double partial_at;    /* first byte of the partial frame received */
     double sent_at;       /* last byte sent, or first ack after there were none */
     double linger_since;  /* first tick in LINGERING, before that negative */
     double adopted_at;    /* the clock of tick() */

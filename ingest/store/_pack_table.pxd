@@ -33,6 +33,7 @@ cdef extern from "csrc/pack_table.h" nogil:
     int pack_zero_slots(pack_state *p, int slot, int count)
     void pack_path(int64_t id, char *path)
     int64_t file_size(int fd)
+    int64_t file_allocated(int fd)
     int open_beneath(int root, const char *path, int flags, unsigned mode)
     uint64_t get_be(const uint8_t *p, int n)
 

@@ -113,6 +113,11 @@ cdef class PackTable:
         if pack_table_init(&self.table, self.table.max) < 0:
             raise MemoryError
 
+    def give_back(self, int count):
+        """Closes up to `count` packs that nothing is under way for: somebody else needs their descriptors."""
+        while count and pack_table_evict(&self.table) == 0:
+            count -= 1
+
     cdef pack_state *get(self, int64_t pack, int *error) noexcept:
         cdef pack_state *p = pack_table_find(&self.table, pack)
         if p != NULL:

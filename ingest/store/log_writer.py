@@ -1,11 +1,14 @@
 """Appends batches to the write-ahead log: `docs/format.md`, "The log".
 
 Segments are preallocated by really writing them once, and recycled, so that fdatasync has no metadata to write.
-One thread appends. `make_spare` may run in another: it makes a segment ahead of its need.
+To grow and to append are two things. `make_spare` makes a segment, may run in another thread, and when it fails the log is
+as it was; `append` makes nothing, it only takes the room that `has_room` says is there. So what fails in `append` is a write
+or sync of the log, always.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -61,9 +64,9 @@ class Segment:
 class LogWriter:
     """The log of one store, open for appending.
 
-    `segments`: the files that exist, those in use oldest first. `number`: of the last batch so far. `synced_to`: up to
+    `segments`: how many files there are. `number`: of the last batch so far. `synced_to`: up to
     which the packs hold everything; `recorded` is what the log itself says of that. `sync`: whether a batch is synced
-    before `append` returns. `may_grow`: cleared when a segment could not be made; whoever clears space sets it again.
+    before `append` returns.
     """
 
     def __init__(
@@ -88,11 +91,13 @@ class LogWriter:
         self.number = number
         self.synced_to = synced_to
         self.recorded = synced_to
-        self.may_grow = True
-        self._growing = threading.Lock()
+        # Kept open: the log must be able to grow when the packs have taken all descriptors but one.
+        self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._making = threading.Lock()
         self._use = use
         self._in_use = deque(in_use or [])
         self._free = deque(free or [])
+        self._names = {segment.path.name for segment in (*self._in_use, *self._free)}
         self._current: Segment | None = None
         self._offset = segment_size  # the first append takes a segment
         self._seed = 0
@@ -100,12 +105,12 @@ class LogWriter:
 
     @property
     def segments(self) -> int:
-        return len(self._in_use) + len(self._free)
+        return len(self._names)
 
     @property
     def needs_spare(self) -> bool:
         """Whether no segment is free and the log may still grow."""
-        return not self._free and self.may_grow and self.segments < self.segments_max
+        return not self._free and self.segments < self.segments_max
 
     def ends_segment(self, length: int) -> bool:
         """Whether a batch of `length` bytes needs another segment than the present one."""
@@ -117,21 +122,29 @@ class LogWriter:
         return len(self._in_use) * self.segment_size
 
     @property
+    def allocated(self) -> int:
+        """Bytes of all segments that exist."""
+        return self.segments * self.segment_size
+
+    @property
     def unallocated(self) -> int:
         """Bytes that the log may still grow by."""
         return max(0, self.segments_max - self.segments) * self.segment_size
 
     def has_room(self, length: int) -> bool:
-        """Whether a batch of `length` bytes can be appended without recycling first."""
-        if not self.ends_segment(length):
-            return True
-        return bool(self._free) or (self.may_grow and self.segments < self.segments_max)
+        """Whether a batch of `length` bytes can be appended now, with neither growing nor recycling first."""
+        return not self.ends_segment(length) or bool(self._free) or self._current_is_done
+
+    @property
+    def _current_is_done(self) -> bool:
+        """Whether the packs hold all that is in the present segment: then it may start anew when no other is free."""
+        return self._current is not None and self._current.last_batch <= self.synced_to
 
     def append(self, buffer: memoryview, puts: int, deletes: int, notes: int) -> int:
         """Appends the batch whose payload lies in `buffer` (page-aligned) behind the header's place; returns its number.
 
-        Returned means durable, if this log syncs. An OSError means that nothing is known of this batch, and that this
-        writer must not be used any more: a failed fdatasync is never retried.
+        There must be room for it. Returned means durable, if this log syncs. An OSError means that nothing is known of
+        this batch, and that this writer must not be used any more: a failed fdatasync is never retried.
         """
         length = BatchHeader.payload_size(puts, deletes, notes) + 64
         if self.ends_segment(length):
@@ -154,32 +167,25 @@ class LogWriter:
         self.synced_to = synced_to
         while self._in_use and self._in_use[0].last_batch <= synced_to:
             if self._in_use[0] is self._current:
-                if self._free or self.may_grow:
-                    break
-                # There is no other one and will be none: this one starts anew.
-                self._current, self._offset = None, self.segment_size
+                break
             self._free.append(self._in_use.popleft())
 
     def make_spare(self) -> None:
-        """Makes a segment ahead of its need, if the log may grow and none is free. An OSError leaves the log as it was,
-        but for `may_grow`: it goes on in the segments that it has."""
-        with self._growing:
+        """Makes a segment, if the log may grow and none is free. An OSError leaves the log as it was."""
+        with self._making:
             if self.needs_spare:
-                try:
-                    self._free.append(self._make_segment())
-                except OSError:
-                    self.may_grow = False
-                    raise
+                self._free.append(self._make_segment())
 
     def close(self) -> None:
         for segment in (*self._in_use, *self._free):
             os.close(segment.fd)
         self._in_use.clear()
         self._free.clear()
+        os.close(self._directory_fd)
 
     def _next_segment(self) -> None:
-        with self._growing:
-            segment = self._free.popleft() if self._free else self._make_segment()
+        assert self._free or self._current_is_done, "a batch is appended to a log without room"
+        segment = (self._free if self._free else self._in_use).popleft()
         self._in_use.append(segment)
         self._current = segment
         self._use += 1
@@ -196,17 +202,18 @@ class LogWriter:
 
     def _make_segment(self) -> Segment:
         """A new segment, its blocks written and durable. A half-made one from a crash is made again under its name."""
-        taken = {segment.path.name for segment in (*self._in_use, *self._free)}
-        index = next(i for i in range(SEGMENTS_MAX) if f"{i:04d}.log" not in taken)
-        path = self.directory / f"{index:04d}.log"
+        name = next(name for i in range(SEGMENTS_MAX) if (name := f"{i:04d}.log") not in self._names)
+        path = self.directory / name
         fd = open_segment(path)
         try:
             fill_with_zeros(fd, self.segment_size)
-            sync_directory(self.directory)
+            os.fsync(self._directory_fd)
         except OSError:
             os.close(fd)
-            os.unlink(path)  # on a full disk the rest of the server needs what it took
+            with contextlib.suppress(OSError):  # the next try takes the same name
+                os.unlink(path)  # on a full disk the rest of the server needs what it took
             raise
+        self._names.add(name)
         return Segment(path, fd)
 
 
