@@ -81,7 +81,7 @@ def test_the_histograms_are_those_of_the_header() -> None:
         assert histogram.start == start
         start += histogram.buckets
     keys = 4 * int(re.findall(r"#define KEY_COUNTERS (\d+)", HEADER.read_text())[0])  # behind them
-    assert metrics.KEY_COUNTERS * 4 == keys
+    assert keys == metrics.KEY_COUNTERS * 4
     assert metrics.ROW_LENGTH == start + keys <= len(Queue(1, 1).counter_row(0))
 
 
