@@ -29,6 +29,7 @@ class Sizes:
     packs: int  # that tickets in random order fall into
     random_s: float
     restart_s: float
+    tls: int
 
 
 FULL = Sizes(
@@ -50,6 +51,7 @@ FULL = Sizes(
     packs=1_000_000,
     random_s=15.0,
     restart_s=4.0,
+    tls=1_500_000,
 )
 
 TINY = Sizes(
@@ -71,4 +73,5 @@ TINY = Sizes(
     packs=5_000,
     random_s=0.5,
     restart_s=0.3,
+    tls=6_000,
 )

@@ -13,6 +13,7 @@ from bench import (
     bench_random_tickets,
     bench_restart,
     bench_sustained,
+    bench_tls,
     bench_verify,
     disk_limit,
     load,
@@ -37,6 +38,7 @@ BENCHMARKS = {
     bench_get.measure: ["get-sequential", "get-random"],
     bench_random_tickets.measure: ["random-tickets", "random-restart"],
     bench_restart.measure: ["restart"],
+    bench_tls.measure: ["tls-put", "tls-get"],
 }
 
 
