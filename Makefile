@@ -5,13 +5,14 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
 
-.PHONY: help venv build dev demo test lint format bench soak faults clean
+.PHONY: help venv build dev demo test smoke lint format bench faults mutants clean
 
 help:
 	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way"
 	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
-	@echo "make bench   all benchmarks     make soak    the long kill test   make clean   as after the clone"
+	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
 	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
+	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
 	@echo "make build   only build, into $(VENV)"
 
 # Stamps: each step runs again only when what it depends on is newer.
@@ -49,6 +50,10 @@ demo: build
 test: dev
 	@$(RUN) -m pytest
 
+# Is it alive?
+smoke: dev
+	@$(RUN) -m pytest tests/test_smoke.py
+
 lint: dev
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
@@ -62,12 +67,13 @@ format: dev
 bench: dev
 	@$(RUN) -m pytest bench --timeout=0 -s --benchmark-quiet --rows='$(ROWS)' $(if $(RESULTS),--results='$(RESULTS)')
 
-soak: dev
-	@$(RUN) -m pytest -m soak --timeout=0 tests
-
 # PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
 faults: dev
 	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)')
+
+# NAME='ack-early ...' takes some; CHECK=1 only says which of them no longer fit the source.
+mutants: dev
+	@$(RUN) -m mutants $(if $(CHECK),--check) $(NAME)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

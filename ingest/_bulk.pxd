@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from ingest._pending cimport Pending, item
 from ingest._queue cimport Queue
-from ingest.store._pack_table cimport PackTable, pack_state
+from ingest.store._slot_table cimport SlotTable, pack_state
 
 
 cdef extern from "csrc/bulk_write.h" nogil:
@@ -43,7 +43,7 @@ cdef class BulkJob:
 
 cdef class BulkPath:
     cdef Queue queue
-    cdef PackTable packs
+    cdef SlotTable packs
     cdef bint sync
     cdef uint64_t jobs             # made so far; the last one's number
     cdef int64_t cursor            # the pack that the last job ended with

@@ -8,8 +8,11 @@ committer notes them in its next batch.
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t
 
+from ingest._failpoints cimport (
+    STEP_PACKS_SYNCED, STEP_SLOTS_WRITTEN, WAY_BULK, failpoint_passed, failpoints_armed,
+)
 from ingest._queue cimport RUN_PUT, Queue
-from ingest.store._pack_table cimport SLOT_FREE, PackTable, pack_state, slots_alike
+from ingest.store._slot_table cimport SLOT_FREE, SlotTable, pack_state, slots_alike
 
 import mmap
 
@@ -62,6 +65,8 @@ cdef class BulkJob:
             for i in range(self.sequence_count):
                 s = &self.sequences[i]
                 s.error = bulk_write(self.data_fd, s.pack, s.slot, self.parts + s.item, s.items, self.image, 0)
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_BULK)
             if self.sync:
                 for i in range(self.sequence_count):
                     s = &self.sequences[i]
@@ -74,6 +79,8 @@ cdef class BulkJob:
                     if error:
                         self.error = error
                         break
+            if failpoints_armed and self.error == 0:
+                failpoint_passed(STEP_PACKS_SYNCED, WAY_BULK)
 
     cdef bint item_failed(self, int i) noexcept nogil:
         cdef int s
@@ -86,7 +93,7 @@ cdef class BulkJob:
 cdef class BulkPath:
     """Which runs skip the log, in at most `jobs` jobs at a time."""
 
-    def __cinit__(self, Queue queue, PackTable packs, int jobs, bint sync):
+    def __cinit__(self, Queue queue, SlotTable packs, int jobs, bint sync):
         self.queue = queue
         self.packs = packs
         self.sync = sync
@@ -132,7 +139,7 @@ cdef class BulkPath:
                 if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != (pass_ == 0):
                     continue
                 error = 0
-                p = self.packs.get_to_write(sorted_[first].pack, &error)
+                p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
                 if p == NULL:
                     continue        # the way through the log will answer it
                 if slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE:

@@ -6,11 +6,12 @@ The steps of one commit, in this order (`docs/architecture.md`, "Life of one put
     take      runs from the rings of all workers                           → pending
     plan      claim slots; duplicates, conflicts, tombstones are answered; → batch (copied to the log's buffer), bulk jobs
     (the log is written and synced)
-    apply     slots written, then bits set
+    apply     slots written, then bits set; deleted slots erased
+    (erase    the rest of deletes that would take too long at once, between later commits)
     answer    outcomes to the workers
 
-A frame is in exactly one place at a time: a ring, `pending`, the batch, or a bulk job. Slots are claimed exactly for the
-frames in the batch and in bulk jobs (`check` counts). Only a commit that failed leaves claims behind: the process ends with it.
+A frame is in exactly one place at a time: a ring, `pending`, the batch, a bulk job, or the deletes being erased. Slots are
+claimed exactly for the frames in the last three (`check` counts). Only a commit that failed leaves claims behind: the process ends with it.
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -19,15 +20,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ingest._bulk cimport BulkJob, BulkPath, sequence
+from ingest._failpoints cimport (
+    STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_LOG, failpoint_passed, failpoints_armed,
+)
 from ingest._pending cimport Pending, item
 from ingest._queue cimport (
     RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring, ring_load,
     ring_publish, ring_store, word_load, word_store,
 )
 from ingest._stored cimport StoredFrames
-from ingest.store._pack_table cimport (
-    PACK_PRESENT, SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, PackTable, bit_get, file_allocated, get_be, pack_state, pack_zero_slots, pwrite_all,
-    slot_offset, slots_alike,
+from ingest.store._slot_table cimport (
+    PACK_PRESENT, SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, SlotTable, bit_get, pack_state, slots_alike,
 )
 
 import mmap
@@ -47,6 +50,7 @@ cdef extern from "csrc/ticket.h" nogil:
 
 cdef extern from "csrc/pack_file.h" nogil:
     void put_be(uint8_t *p, uint64_t v, int n)
+    uint64_t get_be(const uint8_t *p, int n)
 
 cdef extern from "csrc/counters.h" nogil:
     enum: C_DUPLICATES
@@ -108,7 +112,7 @@ cdef class Committer:
     """The state of the frames that one committer holds. Only its own thread calls it."""
 
     cdef Queue queue
-    cdef PackTable packs
+    cdef SlotTable packs
     cdef uint64_t epoch
     cdef uint64_t *counters
     cdef Pending pending
@@ -118,9 +122,12 @@ cdef class Committer:
     cdef int batch_count
     cdef readonly int puts             # frames in the batch
     cdef item *deletes
-    cdef int delete_count
-    cdef delete_range *ranges
+    cdef int delete_count              # in the batch
+    cdef int erasing_count             # of them that are logged, and not answered because their slots are being erased
+    cdef delete_range *ranges          # of these deletes; what is erased is taken off
     cdef int range_count
+    cdef int range_erased              # the first one that is not wholly erased
+    cdef int64_t delete_tickets        # in the batch
     cdef readonly int notes
     cdef list noted                    # bulk jobs whose notes are in the batch
     cdef object _buffer
@@ -132,14 +139,14 @@ cdef class Committer:
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
     cdef readonly list disk_errors     # (pack, errno) met while opening packs, for the log
 
-    def __cinit__(self, Queue queue, PackTable packs, list put_keys, *, int bulk_jobs=2, bint sync=True):
+    def __cinit__(self, Queue queue, SlotTable packs, list put_keys, *, bint sync=True):
         cdef uint8_t[::1] view
         self.queue = queue
         self.packs = packs
         self.epoch = ring_load(&queue.header.epoch) + 1   # the one that committer_ready() announces
         self.counters = queue.counters(ROW_COMMITTER)
         self.pending = Pending(queue, self.epoch)
-        self.bulk = BulkPath(queue, packs, bulk_jobs, sync)
+        self.bulk = BulkPath(queue, packs, packs.bulk_jobs, sync)
         self.stored = StoredFrames(put_keys)
         self.batch = <placed *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(placed))
         self.deletes = <item *>PyMem_Malloc(DELETES_MAX * sizeof(item))
@@ -176,6 +183,11 @@ cdef class Committer:
     @property
     def delete_frames(self):
         return self.delete_count
+
+    @property
+    def erasing(self):
+        """Whether deletes of an earlier batch are not wholly erased yet."""
+        return self.erasing_count > 0
 
     @property
     def batch_empty(self):
@@ -267,7 +279,7 @@ cdef class Committer:
     cdef int _plan_put(self, item *it, bint space) except -1:
         """Decides each slot of an item; what stays undecided is put back to pending as (up to) one shorter item."""
         cdef int error = 0, state = 0, alike
-        cdef pack_state *p = self.packs.get_to_write(it.pack, &error)
+        cdef pack_state *p = self.packs.get_to_write(it.pack, it.slot, it.count, &error)
         cdef item part
         if p == NULL:
             if error == EAGAIN:
@@ -324,8 +336,7 @@ cdef class Committer:
         with nogil:
             self.packs.claim(p, it.slot, it.count)
             memcpy(self._staged(self.puts), self.queue.arena(it.worker) + <size_t>it.place * FRAME, <size_t>it.count * FRAME)
-        if self.batch_count == 1 or self.batch[self.batch_count - 2].pack != p:
-            self.packs.mark_dirty(p)
+        self.packs.mark_dirty(p, it.count)
         self.puts += it.count
         self.in_progress[it.worker] += it.count
         return 0
@@ -338,7 +349,7 @@ cdef class Committer:
         cdef uint8_t statuses[1332]
         cdef int i = 0
         cdef item one = it[0]
-        self.stored.compare(p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses)
+        self.stored.compare(self.packs, p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses)
         while i < <int>it.count:
             one.place = it.place + i
             one.count = 1
@@ -357,7 +368,7 @@ cdef class Committer:
         """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
         cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
         cdef uint64_t count = get_be(frame + DATA, 8)
-        cdef int64_t index = it.first
+        cdef int64_t index = it.first, made, room = self.packs.room if self.packs.may_create else 0
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
@@ -365,7 +376,9 @@ cdef class Committer:
             self._answer_item(it, self._refusal(self.log_errno))
             self.pending.drop(it)
             return 0
-        if self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
+        if self.erasing_count or self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
+            return 0
+        if self.delete_count and self.delete_tickets + <int64_t>count > max(<int64_t>65536, self.packs.erase_max):
             return 0
         if not 1 <= count <= 65536 or index + <int64_t>count - 1 > TICKET_INDEX_LAST:
             raise AssertionError(f"worker {it.worker} handed over a delete of {count} tickets from {index}")
@@ -373,9 +386,14 @@ cdef class Committer:
             most = ticket_run_max(index)
             if <uint64_t>most > count:
                 most = count
-            p = self.packs.get_to_write(ticket_pack(index), &error)
+            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), 0, &error)
             if p == NULL:
                 break
+            made = self.packs.admit_tombstones(p, ticket_slot(index), most, room)
+            if made < 0:
+                error = <int>-made
+                break
+            room -= made
             i = 0
             while i < most:
                 i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
@@ -401,8 +419,10 @@ cdef class Committer:
             elif error:
                 self._refuse(it, ticket_pack(index), error)
             return 0
+        self.packs.room = room
         for i in range(first_range, self.range_count):
-            self.packs.mark_dirty(self.ranges[i].pack)
+            self.packs.mark_dirty(self.ranges[i].pack, self.ranges[i].count)
+            self.delete_tickets += self.ranges[i].count
         memcpy(self._staged(self.puts + self.delete_count), frame, FRAME)
         self.deletes[self.delete_count] = it[0]
         self.delete_count += 1
@@ -453,7 +473,7 @@ cdef class Committer:
                 put_be(note + 12, 0, 4)
                 note += 16
                 self.notes += 1
-                self.packs.mark_dirty(s.pack)
+                self.packs.mark_dirty(s.pack, s.count)
 
     # --- apply and answer -----------------------------------------------------------------------
 
@@ -474,15 +494,16 @@ cdef class Committer:
             for i in range(job.sequence_count):
                 if job.sequences[i].error:
                     continue  # released by bulk_done: its pack may be closed by now
-                error = self.packs.write_header(job.sequences[i].pack)
+                error = self.packs.publish(job.sequences[i].pack)
                 if error:
                     return error
-        with nogil:
-            error = self._apply_deletes()
-        return error
+        self.erasing_count += self.delete_count
+        self.delete_count = 0
+        return self.erase() if self.range_count and self.range_erased == 0 else 0
 
     cdef int _apply_puts(self) noexcept nogil:
         cdef int i = 0, j, error, frames
+        cdef int armed = failpoints_armed
         cdef placed *b
         while i < self.batch_count:
             b = &self.batch[i]
@@ -493,43 +514,62 @@ cdef class Committer:
                    and self.batch[j].it.slot == b.it.slot + frames and self.batch[j].staged == b.staged + frames):
                 frames += self.batch[j].it.count
                 j += 1
-            error = pwrite_all(b.pack.fd, self._staged(b.staged), <size_t>frames * FRAME, slot_offset(b.it.slot))
+            error = self.packs.write(b.pack, b.it.slot, frames, self._staged(b.staged))
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_LOG)
             self.packs.release(b.pack, b.it.slot, frames)
             self.packs.set_present(b.pack, b.it.slot, frames)
             if j == self.batch_count or self.batch[j].pack != b.pack:
-                error = self.packs.write_header(b.pack)
+                error = self.packs.publish(b.pack)
                 if error:
                     return error
             i = j
         return 0
 
-    cdef int _apply_deletes(self) noexcept nogil:
-        cdef int i, slot, error
+    def erase(self):
+        """Goes on with the deletes of an earlier batch. Returns 0 or an errno, like `apply`."""
+        cdef int error
+        with nogil:
+            error = self._erase()
+        return error
+
+    cdef int _erase(self) noexcept nogil:
+        """Takes one step: others wait for it."""
+        cdef int error, count, slot, left = self.packs.erase_max
+        cdef int armed = failpoints_armed
         cdef int64_t before
         cdef delete_range *r
-        for i in range(self.range_count):
-            r = &self.ranges[i]
-            for slot in range(r.slot, r.slot + r.count):
+        while self.range_erased < self.range_count and left > 0:
+            r = &self.ranges[self.range_erased]
+            count = min(r.count, left)
+            for slot in range(r.slot, r.slot + count):
                 if bit_get(r.pack.header + PACK_PRESENT, slot):
                     self.counters[C_DELETED_BYTES] += FRAME
-            before = file_allocated(r.pack.fd)
-            self.packs.release(r.pack, r.slot, r.count)
-            self.packs.set_deleted(r.pack, r.slot, r.count)
-            error = self.packs.write_header(r.pack)
+            before = self.packs.allocated(r.pack)
+            self.packs.release(r.pack, r.slot, count)
+            self.packs.set_deleted(r.pack, r.slot, count)
+            error = self.packs.publish(r.pack)
             if error:
                 return error
+            if armed:
+                failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_LOG)
             # Only now: who reads zeros finds the deleted bit when it looks again.
-            error = pack_zero_slots(r.pack, r.slot, r.count)
+            error = self.packs.erase(r.pack, r.slot, count)
             if error:
                 return error
-            self.counters[C_DELETED_TICKETS] += r.count
-            self.counters[C_RECLAIMED_BYTES] += max(0, before - file_allocated(r.pack.fd))
+            self.counters[C_DELETED_TICKETS] += count
+            self.counters[C_RECLAIMED_BYTES] += max(0, before - self.packs.allocated(r.pack))
+            r.slot += count
+            r.count -= count
+            left -= count
+            self.range_erased += r.count == 0
         return 0
 
     def answer(self, bint failed=False):
-        """Answers everything in the batch, SAVED or DELETED (ERROR if `failed`), and empties it. Wakes the workers."""
+        """Answers everything in the batch, SAVED or DELETED (ERROR if `failed`), and empties it. Deletes that are not wholly
+        erased stay, unless `failed`. Wakes the workers."""
         cdef int i
         cdef item *it
         cdef BulkJob job
@@ -537,10 +577,13 @@ cdef class Committer:
             it = &self.batch[i].it
             self.in_progress[it.worker] -= it.count
             self._answer_item(it, ERROR if failed else SAVED)
-        for i in range(self.delete_count):
-            it = &self.deletes[i]
-            self.in_progress[it.worker] -= 1
-            self._answer_item(it, ERROR if failed else DELETED)
+        if failed or self.range_erased == self.range_count:
+            for i in range(self.delete_count + self.erasing_count):
+                it = &self.deletes[i]
+                self.in_progress[it.worker] -= 1
+                self._answer_item(it, ERROR if failed else DELETED)
+            self.delete_count = self.erasing_count = self.range_count = self.range_erased = 0
+            self.delete_tickets = 0
         for job in self.noted:
             for i in range(job.item_count):
                 it = &job.items[i]
@@ -552,7 +595,7 @@ cdef class Committer:
                 self.counters[C_BULK_RUNS] += job.sequence_count
                 self.counters[C_BULK_FRAMES] += job.frames
         self.noted = []
-        self.batch_count = self.puts = self.delete_count = self.range_count = self.notes = 0
+        self.batch_count = self.puts = self.notes = 0
         self.wake()
 
     cdef int _answer_item(self, item *it, int status) except -1:
@@ -592,10 +635,10 @@ cdef class Committer:
     def check(self):
         """Asserts that every claim has its owner: slots claimed = frames in the batch, in its deletes, in bulk jobs."""
         cdef int64_t owned = self.puts
-        cdef int64_t frames = self.puts + self.delete_count
+        cdef int64_t frames = self.puts + self.delete_count + self.erasing_count
         cdef int i
         cdef BulkJob job
-        for i in range(self.range_count):
+        for i in range(self.range_erased, self.range_count):
             owned += self.ranges[i].count
         for job in (*self.bulk.running.values(), *self.noted):
             for i in range(job.sequence_count):

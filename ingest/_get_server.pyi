@@ -3,7 +3,7 @@ from typing import Protocol
 
 from ingest._queue import Queue
 from ingest.mac import SubKeys
-from ingest.store._pack_reader import PackReader
+from ingest.store._slot_reader import SlotReader
 from ingest.tls import TlsContext
 
 BAD_REQUEST: str
@@ -26,7 +26,7 @@ class GetServer:
         self,
         queue: Queue,
         slot: int,
-        reader: PackReader,
+        reader: SlotReader,
         keys: Iterable[_RequestKeys],
         *,
         connections_max: int = ...,

@@ -1,5 +1,5 @@
-# distutils: depends = ingest/csrc/get_connection.h ingest/csrc/pack_cache.h ingest/csrc/frame.h ingest/csrc/queue.h ingest/csrc/tls.h ingest/csrc/counters.h
-"""The get port of one worker: requests in, runs of frames out, straight from the packs.
+# distutils: depends = ingest/csrc/get_connection.h ingest/csrc/frame.h ingest/csrc/queue.h ingest/csrc/tls.h ingest/csrc/counters.h
+"""The get port of one worker: requests in, runs of frames out, straight from the files.
 
 The same shape as `_put_server`: the connections live in an epoll of their own, nested in that of the event loop, which
 calls ``turn`` once for all that are ready; a turn does not hold the GIL.
@@ -13,7 +13,7 @@ gathers its bytes from scattered pages that no cache holds. What a socket does n
 connection remembers the run and how many bytes of it were sent, and reads the rest again later
 (`csrc/get_connection.h`).
 
-What N announces is delivered: when a pack shrinks or fails under a run that is on its way, zeros take the place of its
+What N announces is delivered: when a file shrinks or fails under a run that is on its way, zeros take the place of its
 frames, and the reader's own check finds them. Checksums are not verified here: every reader does that (contract A3),
 and it would cost as much as all the rest. That frames carry their tickets is looked at: it costs next to nothing, and
 tells slots that were deleted just now, or lost.
@@ -28,9 +28,7 @@ from libc.string cimport memcpy, memset
 
 from ingest._hmac cimport hmac_requests
 from ingest._queue cimport Queue, queue_ring, word_add_above_zero
-from ingest.store._pack_reader cimport (
-    PackReader, extent, open_pack, pread_all, slot_offset,
-)
+from ingest.store._slot_reader cimport SlotReader, extent
 
 from ingest import limits, tls
 from ingest._queue import ROW_WORKER
@@ -123,8 +121,7 @@ cdef extern from "csrc/get_connection.h" nogil:
         uint8_t *ticket
     ctypedef struct get_run:
         uint8_t *header
-        int64_t pack
-        int32_t slot
+        int64_t first
         uint32_t frames
         uint8_t failed
     ctypedef struct get_connection:
@@ -167,8 +164,6 @@ ctypedef struct piece:
     uint32_t start
     uint32_t n           # tickets
     uint32_t frames      # of them that follow the header
-    int32_t slot
-    int64_t pack
     int64_t first        # -1: the answer to a bad request
     uint32_t head, answered
     uint8_t status
@@ -236,7 +231,7 @@ cdef class GetServer:
     """
 
     cdef Queue queue
-    cdef PackReader reader
+    cdef SlotReader reader
     cdef queue_ring *ring
     cdef uint64_t *counters
     cdef get_connection *table
@@ -279,7 +274,7 @@ cdef class GetServer:
     def __cinit__(self):
         self.epoll_fd = self.doorbell_fd = -1
 
-    def __init__(self, Queue queue, int slot, PackReader reader not None, keys, *,
+    def __init__(self, Queue queue, int slot, SlotReader reader not None, keys, *,
                  int connections_max=limits.CONNECTIONS_MAX, int pipelined_max=limits.REQUESTS_PIPELINED_MAX,
                  int collect_size=limits.GET_COLLECT_SIZE, int turn_bytes_max=limits.GET_TURN_BYTES_MAX,
                  int turn_looks_max=limits.GET_TURN_LOOKS_MAX, int turn_requests_max=limits.GET_TURN_REQUESTS_MAX):
@@ -875,7 +870,7 @@ cdef class GetServer:
             first = request.first + c.answered
             self.reader.look(first, request.count - c.answered, &found)
             if looks[0] > 0:
-                looks[0] -= 1
+                looks[0] -= min(looks[0], <uint32_t>found.looks)
             if found.status == SAVED and request.kind == GET_FRAMES:
                 good = self._read_checked(first, &found, min(most, (room - RUN_HEADER_SIZE) / FRAME_SIZE))
                 if good:
@@ -889,7 +884,7 @@ cdef class GetServer:
                 if found.status == SAVED and not suspicious:
                     # Not its frame: deleted since the header was read, or corrupt. The header, read again, tells.
                     suspicious = True
-                    found.pack.fresh_at = 0
+                    self.reader.doubt(&found)
                     continue
                 found.status = ERROR
             suspicious = False
@@ -923,8 +918,6 @@ cdef class GetServer:
         p.frames = 0
         if found.status == SAVED and not inventory:
             p.frames = found.count
-            p.pack = found.pack.id
-            p.slot = found.slot
         elif found.status == ERROR:
             self.counters[<int>C_GET_ERRORS] += 1
         self._add_piece(c, first, found.count, found.status)
@@ -1005,8 +998,7 @@ cdef class GetServer:
     cdef void _set_run(self, get_connection *c, const piece *p, uint64_t sent) noexcept nogil:
         memcpy(c.run.header, self.out + p.start, RUN_HEADER_SIZE)
         c.run.frames = p.frames
-        c.run.pack = p.pack
-        c.run.slot = p.slot
+        c.run.first = p.first
         c.run.failed = 0
         c.run_sent = sent
         c.sending = 1
@@ -1038,9 +1030,7 @@ cdef class GetServer:
 
     cdef void _read_again(self, get_connection *c, size_t wanted) noexcept nogil:
         """The next bytes of the run that is on its way, to the start of the buffer: zeros when they are lost."""
-        cdef open_pack *pack = self.reader.find(c.run.pack)
-        cdef int64_t offset = slot_offset(c.run.slot) + <int64_t>(c.run_sent - RUN_HEADER_SIZE)
-        if pack != NULL and pread_all(pack.fd, self.out, wanted, offset) == 0:
+        if self.reader.read_bytes(c.run.first, c.run_sent - RUN_HEADER_SIZE, wanted, self.out) == 0:
             return
         memset(self.out, 0, wanted)
         if not c.run.failed:

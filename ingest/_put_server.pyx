@@ -22,6 +22,9 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from ingest._failpoints cimport (
+    STEP_ACKED, STEP_RECEIVED, STEP_VERIFIED, WAY_LOG, failpoint_passed, failpoints_armed,
+)
 from ingest._hmac cimport hmac_verify
 from ingest._queue cimport (
     C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, C_BYTES_RECEIVED, C_FOREIGN_TLS, C_FRAMES_RECEIVED,
@@ -118,6 +121,7 @@ cdef class PutServer:
     cdef uint32_t answered_count
     cdef double now
     cdef bint ticked, draining
+    cdef bint acks_sent            # since the last flush began
     cdef readonly int connections
     cdef readonly int slot
     cdef list _peers
@@ -637,8 +641,12 @@ cdef class PutServer:
         cdef uint32_t i
         if count == 0:
             return
+        if failpoints_armed:
+            failpoint_passed(STEP_RECEIVED, WAY_LOG)
         self.counters[<int>C_KEY_FRAMES + self.key_numbers[0]] += hmac_verify(
             self.keys, self.frames + <size_t>self.stretch * FRAME_SIZE, count, self.verdicts)
+        if failpoints_armed:
+            failpoint_passed(STEP_VERIFIED, WAY_LOG)
         for i in range(self.segment_count):
             self._judge(&self.segments[i])
         self.segment_count = 0
@@ -843,6 +851,9 @@ cdef class PutServer:
             if c.state != CONNECTION_FREE:
                 self._settle(c)
         self.dirty_count = 0
+        if failpoints_armed and self.acks_sent:
+            failpoint_passed(STEP_ACKED, WAY_LOG)
+        self.acks_sent = False
 
     cdef void _settle(self, connection *c) noexcept nogil:
         cdef uint32_t sent
@@ -852,6 +863,7 @@ cdef class PutServer:
                 return
             if sent:
                 c.sent_at = self.now
+                self.acks_sent = True
         if c.state == CONNECTION_OPEN:
             self._queue_reading(c)  # it may have been waiting for its acks to be read
         elif c.outstanding == 0 and connection_unsent(c) == 0:

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t
 
-from ingest.store._pack_table cimport pack_state
+from ingest.store._slot_table cimport SlotTable, pack_state
 
 
 cdef class StoredFrames:
@@ -11,5 +11,5 @@ cdef class StoredFrames:
     cdef uint8_t *scratch              # one pack's worth of stored frames
 
     # What to answer for each of `count` (at most 1332) frames, whose present slots start at `slot`, to `statuses`.
-    cdef int compare(self, pack_state *p, int slot, int count, const uint8_t *frames, uint8_t *statuses) except -1
+    cdef int compare(self, SlotTable packs, pack_state *p, int slot, int count, const uint8_t *frames, uint8_t *statuses) except -1
     cdef bint _verify(self, pack_state *p, int slot, int count, uint8_t *good) except -1

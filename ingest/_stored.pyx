@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcmp
 
 from ingest._hmac cimport hmac_verify
-from ingest.store._pack_table cimport pack_state, pread_all, slot_offset
+from ingest.store._slot_table cimport SlotTable, pack_state
 
 import mmap
 
@@ -37,7 +37,8 @@ cdef class StoredFrames:
         view = self._scratch
         self.scratch = &view[0]
 
-    cdef int compare(self, pack_state *p, int slot, int count, const uint8_t *frames, uint8_t *statuses) except -1:
+    cdef int compare(self, SlotTable packs, pack_state *p, int slot, int count, const uint8_t *frames,
+                     uint8_t *statuses) except -1:
         """SAVED for the same data, CONFLICT for other. ERROR when the slot can't be read or fails its check."""
         cdef uint8_t good[1332]
         cdef int i, attempt, error = 0
@@ -45,7 +46,7 @@ cdef class StoredFrames:
         for attempt in range(2):
             # Nobody judges a slot bad before reading it a second time.
             with nogil:
-                error = pread_all(p.fd, self.scratch, <size_t>count * FRAME, slot_offset(slot))
+                error = packs.read_slots(p, slot, count, self.scratch)
             if error or self._verify(p, slot, count, good):
                 break
         with nogil:

@@ -22,7 +22,7 @@ from aiohttp import web
 from ingest import __version__, limits, listeners, metrics, reload, ticket
 from ingest.errors import DiskError, TicketError
 from ingest.status import Status
-from ingest.store._pack_reader import PackReader
+from ingest.store.layout import make_reader
 
 if TYPE_CHECKING:
     from ingest._queue import Queue
@@ -164,7 +164,7 @@ def admin_main(node: Node) -> int:
     """The admin process: answers until SIGTERM. Returns its exit code."""
 
     def reader(keys: KeyRing) -> ReadChunk:
-        return PackReader(node.store.data_fd, keys.all, node.store.store_id).read_chunk
+        return make_reader(node.store, keys.all).read_chunk
 
     uvloop.run(serve(node, reader))
     return 0

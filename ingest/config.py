@@ -200,8 +200,6 @@ def load_config(
 
 def check_config(config: ServerConfig) -> None:
     """ConfigError for values that are fine by themselves but not for this version, or not together."""
-    if config.layout == "tree":
-        raise ConfigError("layout: tree is not in this version, only pack is")
     if config.wal_size < limits.LOG_SIZE_MIN:
         raise ConfigError(f"wal_size: {config.wal_size} bytes, at least {limits.LOG_SIZE_MIN} are needed")
     if (config.tls_cert is None) != (config.tls_key is None):

@@ -67,9 +67,19 @@ BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
 )
 DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of a recovery
+DIRTY_FILES_MAX = 65_536  # of layout tree, the same: a recovery makes about 15,000 of them in a second
+BATCH_ERASED_FILES_MAX = (
+    512  # of layout tree at once, about 30 ms: a delete of 65,536 tickets leaves others a turn
+)
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
+RESERVE_INODES_TREE = (
+    12_288  # kept free in layout tree: a file and a directory for each frame of a batch, and half as much
+)
+TREE_FILE_SIZE = (
+    8192  # bytes that a file and its directory take on most file systems: what a tombstone may need
+)
 OPEN_PACKS_MAX = 8192  # descriptors of the committer: the dirty packs of two flushes
 BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: below, the log answers sooner
 BULK_JOB_FRAMES_MAX = 8 * PACK_SLOTS  # frames of one bulk job, 15 MB: about 8 ms of a fast disk

@@ -9,7 +9,7 @@ import resource
 import socket
 from collections.abc import Callable
 
-from ingest import limits, listeners, logs, reload
+from ingest import failpoints, limits, listeners, logs, reload
 from ingest._queue import Queue
 from ingest.config import ServerConfig
 from ingest.errors import KeyFileError
@@ -30,6 +30,7 @@ def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerCo
     What is opened here stays open until this process ends: its children use it, and its lock must outlive them.
     """
     logs.start(config.log_level)
+    failpoints.arm(os.environ)
     raise_open_files_limit()
     certificates = reload.read_certificates(config)
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)

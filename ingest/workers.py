@@ -426,9 +426,9 @@ def make_put_server(node: Node, slot: int) -> FrameServer:
 def make_get_server(node: Node, slot: int) -> FrameServer:
     # Here and not above: a worker for puts alone, as in the tests, runs without the reading half.
     from ingest._get_server import GetServer
-    from ingest.store._pack_reader import PackReader
+    from ingest.store.layout import make_reader
 
-    reader = PackReader(node.store.data_fd, node.keys.all, node.store.store_id)
+    reader = make_reader(node.store, node.keys.all)
     server = GetServer(node.queue, slot, reader, node.keys.accepted)
     configure(server, node.keys, node.key_names, node.certificates)
     return server

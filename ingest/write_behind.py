@@ -29,12 +29,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ingest import _queue, limits, reload, sharding
+from ingest import _failpoints, _queue, limits, reload, sharding
 from ingest._bulk import BulkJob
 from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
 from ingest.node import Node
-from ingest.store._pack_table import PackTable
+from ingest.store import layout
 from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.recovery import recover
 from ingest.store.store import Space
@@ -79,14 +79,12 @@ class WriteBehind:
         self.queue = node.queue
         self.sync = node.config.sync == "disk"
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.packs = PackTable(
-            node.store.data_fd, node.store.store_id, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2))
-        )
+        self.packs = layout.make_table(node.store, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2)))
         self.put_keys = [keys.put for keys in node.verifying_keys.all]
-        self.core = Committer(
-            node.queue, self.packs, self.put_keys, bulk_jobs=limits.BULK_JOBS, sync=self.sync
+        self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
+        self.space = Space(
+            node.store.data_fd, node.store.wal_dir, node.config.reserve, self.packs.inodes_reserve
         )
-        self.space = Space(node.store.data_fd, node.store.wal_dir, node.config.reserve)
         self.threads = ThreadPoolExecutor(limits.BULK_JOBS + 2, thread_name_prefix="committer")
         self.stopping = False
         self._jobs: dict[Future[None], BulkJob] = {}
@@ -94,6 +92,7 @@ class WriteBehind:
         self._flush_note = 0
         self._flush_began = 0
         self._flushed_at = time.monotonic()
+        self._erased_behind = 0  # while deletes are being erased: the last batch before theirs
         self._spare: Future[None] | None = None
         self._grow_again_at = 0.0  # when making a segment failed
         self._growth_errno = 0  # of that failure, until the log grew again
@@ -159,6 +158,9 @@ class WriteBehind:
             taken_at = time.monotonic_ns()
             waiting = self.core.take()
             progressed = (waiting > 0 or self._any_job_done()) and self._commit(taken_at)
+            if self.core.erasing:
+                self._settle(self.core.erase())
+                progressed = True
             self._housekeep()
             if progressed:
                 continue
@@ -189,6 +191,8 @@ class WriteBehind:
             raise SyncFailedError("a sync of packs failed")
         pending = core.pending_frames
         jobs = core.plan(not self._out_of_space())
+        if jobs or core.puts or core.delete_frames:
+            _failpoints.passed(_failpoints.CLAIMED, _failpoints.BULK if jobs else _failpoints.LOG)
         for job in jobs:
             future = self._submit(job.run)
             self._jobs[future] = job
@@ -206,6 +210,8 @@ class WriteBehind:
     def _write_batch(self, taken_at: int) -> None:
         core = self.core
         puts, deletes, notes = core.puts, core.delete_frames, core.notes
+        if deletes:
+            self._erased_behind = self.log.number
         size = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
         try:
             self.log.append(core.buffer, puts, deletes, notes)
@@ -213,11 +219,16 @@ class WriteBehind:
             core.answer(failed=True)
             raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
         failure = core.apply()
-        if failure:
-            core.answer(failed=True)
-            raise SyncFailedError(f"writing packs in {self.store.data_dir} failed: {os.strerror(failure)}")
-        core.answer()
+        if not failure:
+            _failpoints.passed(_failpoints.BITS_SET, _failpoints.BULK if notes else _failpoints.LOG)
+        self._settle(failure)
         core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
+
+    def _settle(self, failure: int) -> None:
+        """Answers what was applied; after an errno, only recovery can tell what became of it."""
+        self.core.answer(failed=failure != 0)
+        if failure:
+            raise SyncFailedError(f"writing chunks in {self.store.data_dir} failed: {os.strerror(failure)}")
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         """Runs `work` in a thread and rings when the future is done (not before: it would be looked at in vain)."""
@@ -259,7 +270,7 @@ class WriteBehind:
             self._take_settings()
         if self._flush is None and self._needs_flush():
             urgent = (
-                self.packs.dirty_count >= limits.DIRTY_PACKS_MAX // 4
+                self.packs.wants_flush
                 or self.log.used > self.config.wal_size // 2
                 or now - self._flushed_at >= limits.FLUSH_INTERVAL_S
             )
@@ -314,6 +325,7 @@ class WriteBehind:
         if now - self._space_checked_at >= SPACE_CHECK_INTERVAL_S:
             self._space_checked_at = now
             reason = self.space.check(self.log.unallocated)
+            self.packs.room = self.space.tombstones
             if (reason is None) != self._has_space:
                 self._has_space = reason is None
                 if reason is None:
@@ -324,14 +336,19 @@ class WriteBehind:
                     log.error("%s: no space: %s", self.store.data_dir, reason)
         return not self._has_space
 
+    @property
+    def _applied(self) -> int:
+        """The last batch that, with all before it, is wholly in its slots."""
+        return self._erased_behind if self.core.erasing else self.log.number
+
     def _needs_flush(self) -> bool:
-        return self.log.number > self.log.synced_to
+        return self._applied > self.log.synced_to
 
     def _begin_flush(self) -> None:
         """Starts making durable what the packs have got so far. Only between commits, when bits match the log."""
         if self._flush is not None or not self._needs_flush():
             return
-        self._flush_note = self.log.number
+        self._flush_note = self._applied
         self._flush_began = time.monotonic_ns()
         self.packs.flush_begins()
         self._flush = self._submit(lambda: syncfs(self.store.data_fd))
@@ -345,10 +362,12 @@ class WriteBehind:
             raise SyncFailedError(
                 f"syncing the packs of {self.store.data_dir} failed: {error}; the log keeps them"
             ) from error
+        _failpoints.passed(_failpoints.PACKS_SYNCED)
         self._flush = None
         self._flushed_at = time.monotonic()
         self.packs.flush_done()
         self.log.recycle(self._flush_note)
+        _failpoints.passed(_failpoints.LOG_RECYCLED)
         self.core.count_flush(time.monotonic_ns() - self._flush_began)
 
     def _sleep(self) -> None:

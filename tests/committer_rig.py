@@ -7,16 +7,17 @@ from pathlib import Path
 
 from put_rig import DELETE, KEYS, PUT, delete_frame, frame
 
-from ingest import limits, sharding
+from ingest import limits, sharding, ticket
 from ingest._bulk import BulkJob
 from ingest._committer import Committer
 from ingest._queue import Queue
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
-from ingest.store._pack_table import PackTable
+from ingest.store.layout import make_table
 from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.pack import PackHeader, bit
 from ingest.store.recovery import Recovered, recover
+from ingest.store.tree import TreeFile
 
 STORE_ID = bytes(range(16))
 LOG_ID = bytes(range(16, 32))
@@ -39,8 +40,8 @@ class CommitterRig:
         open_max: int = 256,
         put_keys: list[bytes] | None = None,
         sync: bool = True,
-        bulk_jobs: int = limits.BULK_JOBS,
         log_size: int = 4 * SEGMENT_SIZE,
+        layout: str = "pack",
     ) -> None:
         self.data = root / "data"
         self.wal = root / "wal"
@@ -48,7 +49,8 @@ class CommitterRig:
         self.wal.mkdir(exist_ok=True)
         self.workers, self.places, self.open_max, self.sync = workers, places, open_max, sync
         self.put_keys = put_keys or [KEYS.put]
-        self.bulk_jobs, self.log_size = bulk_jobs, log_size
+        self.log_size = log_size
+        self.layout, self.store_id = layout, STORE_ID
         self.cookie = 0
         self.open()
 
@@ -56,8 +58,9 @@ class CommitterRig:
         self.data_fd = os.open(self.data, os.O_RDONLY | os.O_DIRECTORY)
         self.queue = Queue(self.workers, self.places)
         self.queue.committer_gone()
-        self.packs = PackTable(self.data_fd, STORE_ID, self.open_max)
-        self.core = Committer(self.queue, self.packs, self.put_keys, bulk_jobs=self.bulk_jobs, sync=self.sync)
+        self.packs = make_table(self, self.open_max)
+        self.erased_behind = 0
+        self.core = Committer(self.queue, self.packs, self.put_keys, sync=self.sync)
         self.recovered: Recovered = recover(
             self.packs,
             self.wal,
@@ -146,6 +149,7 @@ class CommitterRig:
         if not self.log.has_room(BATCH_BYTES_MAX):
             self.flush()
         self.core.take()
+        self.packs.room = 1 << 20
         jobs = self.core.plan(space)
         self.jobs += jobs
         self.core.check()
@@ -159,10 +163,19 @@ class CommitterRig:
         if not core.batch_empty:
             puts, deletes, notes = core.puts, core.delete_frames, core.notes
             assert self.log.has_room(BatchHeader.payload_size(puts, deletes, notes) + BATCH_HEADER_SIZE)
+            if deletes:
+                self.erased_behind = self.log.number
             self.log.append(core.buffer, puts, deletes, notes)
             assert core.apply() == 0
         core.answer()
         core.check()
+        self.collect()
+
+    def erase(self) -> None:
+        """One more step of the deletes that were not through in their commit."""
+        assert self.core.erase() == 0
+        self.core.answer()
+        self.core.check()
         self.collect()
 
     def finish_jobs(self) -> None:
@@ -172,7 +185,7 @@ class CommitterRig:
         self.jobs.clear()
 
     def commit(self, space: bool = True) -> None:
-        """One round in which the bulk jobs that it starts also end."""
+        """One round in which the bulk jobs and the deletes that it starts also end."""
         self.plan(space)
         self.write()
         if self.jobs:
@@ -180,6 +193,8 @@ class CommitterRig:
             self.plan(space)
             self.write()
             self.finish_jobs()
+        while self.core.erasing:
+            self.erase()
 
     def settle(self, space: bool = True) -> None:
         """Commits until every frame is answered."""
@@ -193,12 +208,25 @@ class CommitterRig:
 
     def flush(self) -> None:
         """As the flusher, but for the syncfs: what a file system loses is the log's tests' matter."""
-        note = self.log.number
+        note = self.erased_behind if self.core.erasing else self.log.number
         self.packs.flush_begins()
         self.packs.flush_done()
         self.log.recycle(note)
 
     # --- what is stored
+
+    def path(self, index: int) -> Path:
+        """The file that a ticket lies in."""
+        if self.layout == "tree":
+            return self.data / ticket.tree_path(ticket.format(index))
+        return self.data / sharding.pack_path(sharding.ticket_pack(index))
+
+    def spoil(self, index: int, data: bytes) -> None:
+        """Writes other data (1458 bytes) over those of a ticket, behind the server's back."""
+        with self.path(index).open("r+b") as file:
+            if self.layout == "pack":
+                file.seek(sharding.slot_offset(sharding.ticket_slot(index)) + FRAME_SIZE - len(data))
+            file.write(data)
 
     def header(self, pack: int) -> PackHeader:
         with (self.data / sharding.pack_path(pack)).open("rb") as file:
@@ -207,9 +235,13 @@ class CommitterRig:
     def stored(self, index: int) -> bytes | Status:
         """The frame that the disk has under a ticket, or MISSING or DELETED."""
         pack, slot = sharding.ticket_pack(index), sharding.ticket_slot(index)
-        path = self.data / sharding.pack_path(pack)
+        path = self.path(index)
         if not path.exists():
             return Status.MISSING
+        if self.layout == "tree":
+            with path.open("rb") as file:
+                held = TreeFile.read(file.fileno())
+            return held.frame(ticket.format(index)) if held.status is Status.SAVED else held.status
         header = self.header(pack)
         if bit(header.deleted, slot):
             return Status.DELETED

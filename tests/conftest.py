@@ -1,4 +1,4 @@
-"""What all tests share: the golden values of the contract."""
+"""What all tests share: the golden values of the contract, and the layouts of a store."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+LAYOUTS = ("pack", "tree")
 VECTORS = Path(__file__).parent / "vectors" / "contract.json"
 
 
@@ -13,3 +14,15 @@ VECTORS = Path(__file__).parent / "vectors" / "contract.json"
 def contract() -> dict[str, Any]:
     """`tests/vectors/contract.json`, made outside of this program from the contract."""
     return json.loads(VECTORS.read_text())
+
+
+@pytest.fixture(scope="session")
+def layout(request: pytest.FixtureRequest) -> str:
+    """What uses this runs once in each layout, or in those that a mark `layout` names."""
+    return request.param
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "layout" in metafunc.fixturenames:
+        mark = metafunc.definition.get_closest_marker("layout")
+        metafunc.parametrize("layout", mark.args if mark else LAYOUTS, indirect=True, scope="session")

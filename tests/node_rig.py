@@ -34,6 +34,7 @@ class NodeRig:
         self.data_dir = data_dir
         self.flags = flags
         self.wrapper = list(wrapper)
+        self.environment: dict[str, str] = {}  # more variables for the servers that are started from now on
         self.process: subprocess.Popen[bytes] | None = None
         self.log_path = data_dir.parent / f"{data_dir.name}.log"
         self.put_address = ("", 0)
@@ -62,7 +63,9 @@ class NodeRig:
             *self.flags,
         ]
         with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log)
+            self.process = subprocess.Popen(
+                command, stderr=log, stdout=log, env=os.environ | self.environment
+            )
         if wait:
             self.wait_until_ready()
 

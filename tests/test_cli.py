@@ -105,7 +105,6 @@ def test_configuration_errors(tmp_path: Path) -> None:
         "unknown variable INGEST_WROKERS (did you mean INGEST_WORKERS?)",
     )
     complains(run("server", "--config", str(tmp_path / "absent")), 78, "No such file")
-    complains(run("server", "--layout", "tree"), 78, "not in this version")
 
 
 def test_results_into_a_closed_pipe_are_no_traceback() -> None:

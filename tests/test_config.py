@@ -197,7 +197,6 @@ def test_a_bad_flag_is_a_usage_error() -> None:
 
 
 def test_values_that_do_not_fit_this_version_or_each_other() -> None:
-    refused("layout: tree is not in this version", flags={"layout": "tree"})
     refused(f"at least {limits.LOG_SIZE_MIN}", flags={"wal_size": str(limits.LOG_SIZE_MIN - 1)})
     assert load_config({"wal_size": str(limits.LOG_SIZE_MIN)}, {}).wal_size == limits.LOG_SIZE_MIN
     refused(

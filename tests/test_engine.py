@@ -31,9 +31,9 @@ STRACE = shutil.which("strace")
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeRig]:
-    """A server that the tests of this module share; each uses tickets of its own."""
-    with running_node(tmp_path_factory.mktemp("engine") / "data", "--workers=2") as rig:
+def node(tmp_path_factory: pytest.TempPathFactory, layout: str) -> Iterator[NodeRig]:
+    """A server of each layout that the tests of this module share; each uses tickets of its own."""
+    with running_node(tmp_path_factory.mktemp("engine") / "data", "--workers=2", f"--layout={layout}") as rig:
         yield rig
         assert rig.stop() == 0, rig.log()
 
@@ -225,9 +225,9 @@ def test_deletes_stay(node: NodeRig, own: int) -> None:
         assert connection.put([own + 5 * PACK_SLOTS]) == {own + 5 * PACK_SLOTS: Status.DELETED}
 
 
-def test_a_restart_changes_nothing(tmp_path: Path) -> None:
+def test_a_restart_changes_nothing(tmp_path: Path, layout: str) -> None:
     first = ticket.parse("RESTART")
-    with running_node(tmp_path / "data") as rig:
+    with running_node(tmp_path / "data", f"--layout={layout}") as rig:
         for how in ("stop", "kill"):
             with rig.connect() as connection:
                 connection.put(range(first, first + 5000))
@@ -292,13 +292,13 @@ def test_four_connections_on_two_workers_are_two_and_two(node: NodeRig) -> None:
 # --- the disk ----------------------------------------------------------------------------------------
 
 
-def test_below_the_reserve_nothing_new_is_stored(tmp_path: Path) -> None:
+def test_below_the_reserve_nothing_new_is_stored(tmp_path: Path, layout: str) -> None:
     index = ticket.parse("NOSPACE")
-    with running_node(tmp_path / "data") as rig:
+    with running_node(tmp_path / "data", f"--layout={layout}") as rig:
         with rig.connect() as connection:
             assert connection.put([index]) == {index: Status.SAVED}
         assert rig.stop() == 0
-    with running_node(tmp_path / "data", "--reserve=1000000GiB") as rig:
+    with running_node(tmp_path / "data", f"--layout={layout}", "--reserve=1000000GiB") as rig:
         with rig.connect() as connection:
             assert connection.put([index + 1]) == {index + 1: Status.NO_SPACE}
             assert connection.put([index]) == {index: Status.SAVED}  # stored already
@@ -326,9 +326,9 @@ def attach_strace(pid: int, *arguments: str) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
-def test_a_failed_sync_is_an_error_and_then_recovery(tmp_path: Path) -> None:
+def test_a_failed_sync_is_an_error_and_then_recovery(tmp_path: Path, layout: str) -> None:
     first = ticket.parse("EIO0000")
-    with running_node(tmp_path / "data") as rig:
+    with running_node(tmp_path / "data", f"--layout={layout}") as rig:
         with rig.connect() as connection:
             assert set(connection.put(range(first, first + 10)).values()) == {Status.SAVED}
             (committer,) = rig.children("ingest-committer")
@@ -350,9 +350,9 @@ def test_a_failed_sync_is_an_error_and_then_recovery(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
-def test_a_failed_sync_of_packs_keeps_the_log_that_covers_them(tmp_path: Path) -> None:
+def test_a_failed_sync_of_packs_keeps_the_log_that_covers_them(tmp_path: Path, layout: str) -> None:
     first = ticket.parse("SYNCFS0")
-    with running_node(tmp_path / "data") as rig:
+    with running_node(tmp_path / "data", f"--layout={layout}") as rig:
         (committer,) = rig.children("ingest-committer")
         tracer = attach_strace(committer, "-e", "inject=syncfs:error=EIO")
         try:
@@ -424,9 +424,9 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def test_drain_acks_what_was_received(tmp_path: Path) -> None:
+def test_drain_acks_what_was_received(tmp_path: Path, layout: str) -> None:
     first = ticket.parse("DRAIN00")
-    with running_node(tmp_path / "data") as rig:
+    with running_node(tmp_path / "data", f"--layout={layout}") as rig:
         with rig.connect() as busy, rig.connect() as idle:
             idle.put([first])
             busy.send(put_frames(rig.keys, range(first + 1, first + 2001)))

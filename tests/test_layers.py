@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: ["errors", "limits", "status"],
     1: ["ticket", "frame", "_frame", "mac", "_hmac", "sharding"],
-    2: ["store", "store.*"],
-    3: ["_queue", "node", "config", "listeners", "logs", "bad_peers", "write_behind", "_committer", "_bulk", "_pending",
-        "_stored", "workers", "pool", "metrics", "machine", "admin", "server", "_put_server", "_get_server", "reload",
-        "tls"],
+    2: ["store", "store.*", "_failpoints"],
+    3: ["failpoints", "_queue", "node", "config", "listeners", "logs", "bad_peers", "write_behind", "_committer", "_bulk",
+        "_pending", "_stored", "workers", "pool", "metrics", "machine", "admin", "server", "_put_server", "_get_server",
+        "reload", "tls"],
     4: ["client", "channel", "put_channel", "get_channel", "key", "loopback", "load_share", "_load", "_sink"],
     8: ["__init__", "__main__", "cli", "loopback_report"],
 }  # fmt: skip

@@ -140,8 +140,8 @@ class TestOpen:
             Store.open(data)
 
     def test_an_unknown_layout(self, tmp_path):
-        with pytest.raises(ConfigError, match="layout 'tree' is not in this version"):
-            Store.open(tmp_path, layout="tree")
+        with pytest.raises(ConfigError, match="layout 'bush' is not in this version"):
+            Store.open(tmp_path, layout="bush")
 
     def test_nothing_stays_open_after_a_refusal(self, data):
         change(data, format=2)

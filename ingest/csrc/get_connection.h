@@ -38,11 +38,10 @@ typedef struct {
     uint8_t ticket[8]; /* as it was received */
 } get_request;
 
-/* A run as it is announced. Its frames lie in consecutive slots of one pack, from `slot` on. */
+/* A run as it is announced. Its frames are those of `first`, an index, and the tickets behind it. */
 typedef struct {
     uint8_t header[RUN_HEADER_SIZE];
-    int64_t pack;
-    int32_t slot;
+    int64_t first;
     uint32_t frames;   /* that follow the header */
     uint8_t failed;    /* reading it went wrong, which is counted once: zeros were sent, which no reader takes for a frame */
 } get_run;

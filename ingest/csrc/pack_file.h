@@ -1,7 +1,8 @@
 /* One pack: docs/format.md, "Packs". Writing it, for the one process that may (the committer).
  *
  * The committer keeps the header of each pack that it has open in memory and writes the file's from it; readers in
- * other processes read the file's. `claimed` marks slots that a put or delete is under way for. */
+ * other processes read the file's. `claimed` marks slots that a put or delete is under way for. Layout tree has no such
+ * file; there the bits in `header` are what the committer has learnt of the slots in `known`. */
 #ifndef INGEST_PACK_FILE_H
 #define INGEST_PACK_FILE_H
 
@@ -36,6 +37,7 @@ typedef struct {
     int touched;         /* header changed in this commit and not written yet */
     uint8_t header[PACK_SECTOR];
     uint8_t claimed[PACK_BITMAP];
+    uint8_t known[PACK_BITMAP]; /* layout tree: slots whose files were looked at */
 } pack_state;
 
 static inline int bit_get(const uint8_t *bits, int i) { return bits[i >> 3] >> (i & 7) & 1; }

@@ -77,7 +77,8 @@ static void pack_table_remove_at(pack_table *t, uint32_t i)
 
 static void pack_close(pack_state *p)
 {
-    close(p->fd);
+    if (p->fd >= 0)
+        close(p->fd);
     free(p);
 }
 

@@ -9,28 +9,36 @@ again a few times before it counts as bad.
 import os
 import resource
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, EIO, ENOENT, errno
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EINTR, EIO, ENOENT, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
-from ingest._hmac cimport hmac_digest504, hmac_verify
+from ingest._hmac cimport hmac_digest504
+from ingest.store._slot_reader cimport SlotReader, extent
 
 from ingest import limits
-from ingest.errors import TicketError, UsageError
+from ingest.errors import UsageError
 from ingest.status import Status
 
 
 cdef extern from "csrc/frame.h" nogil:
     enum: FRAME_SIZE
-    int64_t TICKET_INDEX_LAST
-    int64_t ticket_index(const uint8_t *ticket)
     int64_t ticket_pack(int64_t index)
     int ticket_slot(int64_t index)
     int ticket_run_max(int64_t index)
 
 cdef extern from "csrc/pack_cache.h" nogil:
+    enum: PACK_SECTOR
+    enum: PACK_DIGEST
+    enum: HEADER_UNKNOWN
+    enum: HEADER_GOOD
+    enum: HEADER_BAD
+    enum: SLOT_FREE
+    enum: SLOT_PRESENT
+    enum: SLOT_DELETED
+    int pread_all(int fd, uint8_t *data, size_t size, int64_t offset)
+    int64_t slot_offset(int slot)
     int pack_cache_init(pack_cache *c, int max)
     open_pack *pack_cache_find(pack_cache *c, int64_t id)
     int pack_cache_open(pack_cache *c, int root, int64_t id, open_pack **pack)
@@ -45,7 +53,6 @@ cdef extern from "<unistd.h>" nogil:
 
 
 cdef enum:
-    KEY_SIZE = 32
     SAVED = 1
     ERROR = 2
     MISSING = 8
@@ -64,41 +71,21 @@ def open_max():
     return max(1, min(limits.READ_PACKS_MAX, limits.READ_PACKS_MAX if soft < 0 else soft // 8))
 
 
-cdef class PackReader:
-    """Reads the packs below ``data_fd``, a descriptor of DATA, which stays the caller's and must outlive this.
-
-    ``keys``: objects with ``put`` (32 bytes), all that ever signed what is stored; only ``read_chunk`` needs them.
-    ``store_id``: headers of other stores are bad; None takes those of any. ``packs_max``: descriptors to keep.
-    For one thread at a time.
-    """
+cdef class PackReader(SlotReader):
+    """Reads the packs below ``data_fd``. ``store_id``: headers of other stores are bad; None takes those of any.
+    ``packs_max``: descriptors to keep."""
 
     def __cinit__(self, int data_fd, keys=(), bytes store_id=None, *, packs_max=None):
-        cdef const uint8_t[::1] view
-        if store_id is not None and len(store_id) != 16:
-            raise UsageError(f"a store id has 16 bytes, not {len(store_id)}")
         if packs_max is not None and packs_max < 1:
             raise UsageError("a reader needs at least one descriptor")
         if pack_cache_init(&self.cache, open_max() if packs_max is None else packs_max) < 0:
             raise MemoryError
-        put_keys = [bytes(key.put) for key in keys]
-        if any(len(key) != KEY_SIZE for key in put_keys):
-            raise UsageError(f"a key has {KEY_SIZE} bytes")
-        self.keys = <uint8_t *>malloc(max(1, len(put_keys)) * KEY_SIZE)
-        if self.keys == NULL:
-            raise MemoryError
-        for key in put_keys:
-            view = key
-            memcpy(self.keys + self.key_count * KEY_SIZE, &view[0], KEY_SIZE)
-            self.key_count += 1
         self.any_store = store_id is None
         if store_id is not None:
             memcpy(self.store_id, PyBytes_AS_STRING(store_id), 16)
-        self.data_fd = data_fd
-        self.moment = 1
 
     def __dealloc__(self):
         pack_cache_free(&self.cache)
-        free(self.keys)
 
     def __len__(self):
         """Packs that are open."""
@@ -111,9 +98,6 @@ cdef class PackReader:
 
     # --- cores
 
-    cdef void now(self) noexcept nogil:
-        self.moment += 1
-
     cdef int _get(self, int64_t id, open_pack **pack) noexcept nogil:
         """The pack, open: 0 or an errno."""
         cdef int error = 0
@@ -121,10 +105,6 @@ cdef class PackReader:
         if pack[0] == NULL:
             error = pack_cache_open(&self.cache, self.data_fd, id, pack)
         return error
-
-    cdef open_pack *find(self, int64_t pack) noexcept nogil:
-        cdef open_pack *found
-        return found if self._get(pack, &found) == 0 else NULL
 
     cdef int _read_header(self, open_pack *pack, uint8_t *header) noexcept nogil:
         """0, HEADER_SHORT or an errno."""
@@ -138,7 +118,7 @@ cdef class PackReader:
             if errno != EINTR:
                 return errno
 
-    cdef int refresh(self, open_pack *pack) noexcept nogil:
+    cdef int _refresh(self, open_pack *pack) noexcept nogil:
         """Reads the header again, unless that was done at this moment already: 0, HEADER_SHORT or an errno; EIO when it
         is bad. `pack.header` is then the one in the file, or the bad one."""
         cdef uint8_t header[512]
@@ -172,8 +152,10 @@ cdef class PackReader:
         cdef open_pack *pack
         cdef int error = self._get(ticket_pack(first), &pack)
         if error == 0:
-            error = self.refresh(pack)
+            error = self._refresh(pack)
+        found.first = first
         found.count = min(count, most)
+        found.looks = 1
         found.slot = ticket_slot(first)
         found.pack = NULL
         if error == 0:
@@ -189,67 +171,12 @@ cdef class PackReader:
             found.status = ERROR
 
     cdef int read(self, const extent *found, int count, uint8_t *frames) noexcept nogil:
-        return pread_all(found.pack.fd, frames, <size_t>count * FRAME_SIZE, slot_offset(found.slot))
+        return pread_all((<open_pack *>found.pack).fd, frames, <size_t>count * FRAME_SIZE, slot_offset(found.slot))
 
-    cdef bint _authentic(self, const uint8_t *frame, int64_t index) noexcept nogil:
-        cdef uint8_t good
-        cdef int key
-        if ticket_index(frame) != index:
-            return False
-        for key in range(self.key_count):
-            if hmac_verify(self.keys + key * KEY_SIZE, frame, 1, &good):
-                return True
-        return False
+    cdef void doubt(self, const extent *found) noexcept nogil:
+        (<open_pack *>found.pack).fresh_at = 0
 
-    # --- what Python sees
-
-    cdef int _check_range(self, int64_t first, int64_t count) except -1:
-        if first < 0 or count < 1 or first > TICKET_INDEX_LAST or count > TICKET_INDEX_LAST - first + 1:
-            raise TicketError(f"{count} tickets from index {first} on are not a range of tickets")
-        if count > <int64_t>limits.RANGE_COUNT_MAX:
-            raise TicketError(f"{count} tickets at once: at most {limits.RANGE_COUNT_MAX}")
-        return 0
-
-    def read_range(self, int64_t first, int64_t count):
-        """What lies under ``count`` (1 to 65,536) tickets from index ``first`` on, as a list of (first, status, n, frames)
-        that covers them in order: ``frames`` has n · 1474 bytes if the status is SAVED, as they lie on disk, else none.
-        TicketError when that is no range."""
-        cdef extent found
-        cdef int error
-        self._check_range(first, count)
-        self.now()
-        runs = []
-        while count > 0:
-            with nogil:
-                self.look(first, <int>count, &found)
-            frames = b""
-            if found.status == SAVED:
-                frames = PyBytes_FromStringAndSize(NULL, found.count * FRAME_SIZE)
-                error = self.read(&found, found.count, <uint8_t *>PyBytes_AS_STRING(frames))
-                if error != 0:
-                    found.status, frames = ERROR, b""
-            runs.append((first, Status(found.status), found.count, frames))
-            first += found.count
-            count -= found.count
-        return runs
-
-    def read_chunk(self, int64_t index):
-        """(status, frame) of one ticket: the 1474 bytes if the status is SAVED, else none. A frame that fails its checksum
-        under every key is read a second time, and then answered with ERROR. TicketError when there is no such ticket."""
-        cdef extent found
-        cdef uint8_t frame[1474]
-        cdef int attempt
-        self._check_range(index, 1)
-        with nogil:
-            for attempt in range(2):
-                self.now()
-                self.look(index, 1, &found)
-                if found.status != SAVED:
-                    break
-                if self.read(&found, 1, frame) == 0 and self._authentic(frame, index):
-                    break
-            else:
-                found.status = ERROR
-        if found.status != SAVED:
-            return Status(found.status), b""
-        return Status.SAVED, PyBytes_FromStringAndSize(<char *>frame, FRAME_SIZE)
+    cdef int read_bytes(self, int64_t first, uint64_t offset, size_t size, uint8_t *to) noexcept nogil:
+        cdef open_pack *pack
+        cdef int error = self._get(ticket_pack(first), &pack)     # whatever its header says now
+        return error if error != 0 else pread_all(pack.fd, to, size, slot_offset(ticket_slot(first)) + <int64_t>offset)

@@ -1,18 +1,23 @@
 # distutils: depends = ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/beneath.h ingest/csrc/ticket.h
-"""The packs that the committer has open: claims on slots, their bits, their files.
+"""Layout pack as the committer writes it: the packs that it has open, their bits, their files.
 
 The only writer of pack headers in a running server. The header of an open pack is kept in memory (it is
 authoritative) and written whole, one sector, after each change.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EAGAIN, EBADMSG, EMFILE, ENFILE, ENOENT, ENOMEM, ENOSPC, errno
+from libc.errno cimport EAGAIN, EBADMSG, ENOENT, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
 
+from ingest._failpoints cimport (
+    STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
+)
 from ingest._hmac cimport hmac_digest504
+from ingest.store._slot_table cimport (
+    PACK_DELETED, PACK_PRESENT, PACK_SECTOR, SLOT_DELETED, SlotTable, pack_state, slots_alike,
+)
 
 import os
 
@@ -26,16 +31,18 @@ cdef extern from "csrc/frame.h" nogil:
 cdef extern from "csrc/pack_table.h" nogil:
     enum: PACK_BITMAP
     enum: EMEDIUMTYPE
-    ctypedef struct pack_entry:
-        pack_state *pack
-    pack_entry *pack_table_at(pack_table *t, int i)
+    enum: PACK_HEADER_SIZE
     enum: PACK_GENERATION
     enum: PACK_DIGEST
-    int pack_table_init(pack_table *t, int max)
-    pack_state *pack_table_find(pack_table *t, int64_t id)
-    void pack_table_insert(pack_table *t, pack_state *p)
-    int pack_table_evict(pack_table *t)
-    void pack_table_free(pack_table *t)
+    int64_t slot_offset(int slot)
+    int pwrite_all(int fd, const uint8_t *data, size_t size, int64_t offset)
+    int pread_all(int fd, uint8_t *data, size_t size, int64_t offset)
+    int pack_zero_slots(pack_state *p, int slot, int count)
+    void pack_path(int64_t id, char *path)
+    int64_t file_size(int fd)
+    int64_t file_allocated(int fd)
+    int open_beneath(int root, const char *path, int flags, unsigned mode)
+    uint64_t get_be(const uint8_t *p, int n)
     int directory_beneath(int root, const char *path, int make, const char **name)
     void put_be(uint8_t *p, uint64_t v, int n)
     int ticket_write_value(int64_t v, uint8_t *t)
@@ -87,70 +94,48 @@ cdef int check_header(const uint8_t *header, int64_t pack, const uint8_t *store_
     return 0 if memcmp(expected, header, PACK_GENERATION) == 0 else EMEDIUMTYPE
 
 
-cdef class PackTable:
+cdef class PackTable(SlotTable):
     """Packs below ``data_fd`` (a descriptor of DATA), at most ``open_max`` of them open at a time."""
 
     def __cinit__(self, int data_fd, bytes store_id, int open_max):
-        if len(store_id) != 16:
-            raise ValueError("a store id has 16 bytes")
-        if pack_table_init(&self.table, open_max) < 0:
-            raise MemoryError
-        self.data_fd = data_fd
         self.store_id = store_id
-        self._dirty = set()
         self._replayed = set()
-        self.may_create = True
+        self._dirty_last = -1
+        self.dirty_max = DIRTY_MAX
+        self.bulk_jobs = limits.BULK_JOBS
+        self.inodes_reserve = limits.RESERVE_INODES
+        self.erase_max = 0x7fffffff      # a pack's worth takes two system calls
 
-    def __dealloc__(self):
-        pack_table_free(&self.table)
+    # --- layout pack
 
-    def __len__(self):
-        return self.table.count
+    cdef bint _may_get_dirty(self, int64_t pack) noexcept:
+        return self.dirty_count < DIRTY_MAX or pack in self._dirty
 
-    def close(self):
-        """Closes all packs; nothing may be claimed."""
-        pack_table_free(&self.table)
-        if pack_table_init(&self.table, self.table.max) < 0:
-            raise MemoryError
+    cdef int mark_dirty(self, pack_state *p, int count) except -1:
+        if p.id != self._dirty_last:
+            self._dirty.add(p.id)
+            self._dirty_last = p.id
+            self.dirty_count = len(self._dirty)
+        return 0
 
-    def give_back(self, int count):
-        """Closes up to `count` packs that nothing is under way for: somebody else needs their descriptors."""
-        while count and pack_table_evict(&self.table) == 0:
-            count -= 1
+    def flush_begins(self):
+        SlotTable.flush_begins(self)
+        self._dirty_last = -1
 
-    cdef pack_state *get(self, int64_t pack, int *error) noexcept:
-        cdef pack_state *p = pack_table_find(&self.table, pack)
-        if p != NULL:
-            return p
-        if self.table.count >= self.table.max and pack_table_evict(&self.table) < 0:
-            error[0] = EAGAIN
-            return NULL
-        p = <pack_state *>calloc(1, sizeof(pack_state))
-        if p == NULL:
-            error[0] = ENOMEM
-            return NULL
-        p.id = pack
-        p.slots = ROOT_PACK_SLOTS if pack == 0 else PACK_SLOTS
-        error[0] = self._open(p)
-        if error[0] == EMFILE or error[0] == ENFILE:
-            # Others used up the descriptors that we counted on: make do with fewer.
-            if pack_table_evict(&self.table) == 0:
-                error[0] = self._open(p)
-            elif self.table.count:
-                error[0] = EAGAIN
-        if error[0] != 0:
-            if p.fd >= 0:
-                close(p.fd)
-            free(p)
-            return NULL
-        pack_table_insert(&self.table, p)
-        return p
+    cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
+        return pwrite_all(p.fd, frames, <size_t>count * 1474, slot_offset(slot))
 
-    cdef pack_state *get_to_write(self, int64_t pack, int *error) noexcept:
-        if self.dirty_count >= DIRTY_MAX and pack not in self._dirty:
-            error[0] = EAGAIN
-            return NULL
-        return self.get(pack, error)
+    cdef int publish(self, pack_state *p) noexcept nogil:
+        return self._write_header(p)
+
+    cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
+        return pack_zero_slots(p, slot, count)
+
+    cdef int64_t allocated(self, pack_state *p) noexcept nogil:
+        return file_allocated(p.fd)
+
+    cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil:
+        return pread_all(p.fd, frames, <size_t>count * 1474, slot_offset(slot))
 
     cdef int _open(self, pack_state *p) noexcept:
         cdef char path[32]
@@ -204,48 +189,12 @@ cdef class PackTable:
         put_be(p.header + PACK_GENERATION, get_be(p.header + PACK_GENERATION, 8) + 1, 8)
         hmac_digest504(p.header, p.header + PACK_DIGEST)
 
-    cdef int claim(self, pack_state *p, int slot, int count) noexcept nogil:
-        bits_fill(p.claimed, slot, count, 1)
-        p.claimed_count += count
-        self.claimed += count
-        return 0
-
-    cdef int release(self, pack_state *p, int slot, int count) noexcept nogil:
-        bits_fill(p.claimed, slot, count, 0)
-        p.claimed_count -= count
-        self.claimed -= count
-        return 0
-
-    cdef void set_present(self, pack_state *p, int slot, int count) noexcept nogil:
-        bits_fill(p.header + PACK_PRESENT, slot, count, 1)
-        p.touched = 1
-
-    cdef void set_deleted(self, pack_state *p, int slot, int count) noexcept nogil:
-        bits_fill(p.header + PACK_PRESENT, slot, count, 0)
-        bits_fill(p.header + PACK_DELETED, slot, count, 1)
-        p.touched = 1
-
-    cdef int write_header(self, pack_state *p) noexcept nogil:
+    cdef int _write_header(self, pack_state *p) noexcept nogil:
         if not p.touched:
             return 0
         p.touched = 0
         self._seal(p)
         return pwrite_all(p.fd, p.header, PACK_SECTOR, 0)
-
-    cdef int mark_dirty(self, pack_state *p) except -1:
-        self._dirty.add(p.id)
-        self.dirty_count = len(self._dirty)
-        return 0
-
-    def flush_begins(self):
-        """A syncfs is about to start: what is dirty now is what it makes durable."""
-        self.flushing_count = self.dirty_count
-        self._dirty = set()
-        self.dirty_count = 0
-
-    def flush_done(self):
-        """The syncfs that was started last returned 0."""
-        self.flushing_count = 0
 
     # --- for recovery and tests, where speed does not matter ------------------------------------
 
@@ -253,23 +202,6 @@ cdef class PackTable:
         """The 512 header bytes of a pack as they are in memory; opens (or makes) it. Raises OSError, CorruptionError."""
         cdef pack_state *p = self._must(pack)
         return <bytes>p.header[:PACK_SECTOR]
-
-    def claims(self):
-        """{pack: claimed slots} of the open packs, counted anew from their bits."""
-        cdef int i, slot, count
-        cdef pack_state *p
-        found = {}
-        for i in range(self.table.mask + 1):
-            p = pack_table_at(&self.table, i).pack
-            if p == NULL:
-                continue
-            count = 0
-            for slot in range(p.slots):
-                count += bit_get(p.claimed, slot)
-            assert count == p.claimed_count, f"pack {p.id} has {count} slots claimed and counts {p.claimed_count}"
-            if count:
-                found[p.id] = count
-        return found
 
     cdef pack_state *_must(self, int64_t pack) except NULL:
         cdef int error = 0
@@ -319,7 +251,9 @@ cdef class PackTable:
                     done += alike
             if error:
                 raise OSError(error, os.strerror(error), f"pack {p.id}")
-            self.mark_dirty(p)
+            if failpoints_armed:
+                failpoint_passed(STEP_SLOTS_WRITTEN, WAY_RECOVERY)
+            self.mark_dirty(p, 1)
             self._replayed.add(p.id)
             i += count
             if len(self._replayed) > REPLAYED_MAX:
@@ -329,6 +263,8 @@ cdef class PackTable:
         """Writes the headers of all packs that were replayed to, changed or not."""
         for pack in self._replayed:
             self.rewrite_header(pack)
+            if failpoints_armed:
+                failpoint_passed(STEP_BITS_SET, WAY_RECOVERY)
         self._replayed.clear()
 
     def replay_note(self, int64_t pack, int slot, int count):
@@ -342,7 +278,7 @@ cdef class PackTable:
             if state != SLOT_DELETED:
                 self.set_present(p, slot + done, alike)
             done += alike
-        self.mark_dirty(p)
+        self.mark_dirty(p, 1)
         self._replayed.add(pack)
 
     def replay_delete(self, int64_t pack, int slot, int count):
@@ -352,21 +288,23 @@ cdef class PackTable:
         if slot < 0 or count < 1 or slot + count > p.slots:
             raise CorruptionError(f"pack {pack} has no slots {slot} to {slot + count - 1}")
         self.set_deleted(p, slot, count)
-        error = self.write_header(p)
+        error = self._write_header(p)
+        if failpoints_armed and error == 0:
+            failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY)
         if error == 0:
             error = pack_zero_slots(p, slot, count)
         if error:
             raise OSError(error, os.strerror(error), f"pack {pack}")
-        self.mark_dirty(p)
+        self.mark_dirty(p, 1)
 
     def rewrite_header(self, int64_t pack):
         """Writes a pack's header, changed or not: after a failed sync the page cache may claim what the disk lacks."""
         cdef pack_state *p = self._must(pack)
         p.touched = 1
-        cdef int error = self.write_header(p)
+        cdef int error = self._write_header(p)
         if error:
             raise OSError(error, os.strerror(error))
-        self.mark_dirty(p)
+        self.mark_dirty(p, 1)
 
     def read(self, int64_t pack):
         """All bytes of a pack's file, whatever state its header is in."""

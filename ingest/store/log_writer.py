@@ -18,7 +18,7 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest import limits
+from ingest import _failpoints, limits
 from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, seal_batch
 
 ZEROS_SIZE = 4 << 20
@@ -153,9 +153,12 @@ class LogWriter:
         self.number += 1
         header = BatchHeader(self.number, length, puts, deletes, notes, self.synced_to)
         end = seal_batch(buffer, header, self._seed)
+        way = _failpoints.BULK if notes else _failpoints.LOG
         write_all(self._current.fd, buffer[:end], self._offset)
+        _failpoints.passed(_failpoints.LOG_WRITTEN, way)
         if self.sync:
             os.fdatasync(self._current.fd)
+        _failpoints.passed(_failpoints.LOG_SYNCED, way)
         self._offset += end
         self._current.last_batch = self.number
         self.recorded = header.synced_to

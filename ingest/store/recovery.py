@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingest import limits, sharding, ticket
+from ingest import _failpoints, limits, sharding, ticket
 from ingest._hmac import verify
 from ingest.store._pack_table import LostHeaderError, PackTable
+from ingest.store._slot_table import SlotTable
 from ingest.store.log_format import NOTE_SIZE, Note
 from ingest.store.log_reader import Batch, LogReader
 from ingest.store.log_writer import LogWriter, Segment, write_all
@@ -37,7 +38,7 @@ class Recovered:
 
 
 def recover(
-    packs: PackTable,
+    packs: SlotTable,
     wal_dir: Path,
     log_id: bytes,
     put_keys: list[bytes],
@@ -87,7 +88,9 @@ def _settle(batch: Batch, sync: bool) -> None:
     """Writes the last whole batch once more and syncs it: if its sync had failed, only the drive's cache may have it."""
     if sync:
         write_all(batch.segment.fd, batch.body, batch.offset)
+        _failpoints.passed(_failpoints.LOG_WRITTEN, _failpoints.RECOVERY)
         os.fdatasync(batch.segment.fd)
+        _failpoints.passed(_failpoints.LOG_SYNCED, _failpoints.RECOVERY)
 
 
 def _keep_unused(segment: Segment, segment_size: int, free: list[Segment]) -> None:
@@ -105,7 +108,7 @@ class Replay:
     `logged` gives the index of the ticket of every put that is to be done again, for that case.
     """
 
-    def __init__(self, packs: PackTable, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
+    def __init__(self, packs: SlotTable, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
         self.packs = packs
         self.put_keys = put_keys
         self.logged = logged
@@ -130,6 +133,7 @@ class Replay:
         log.warning(
             "%s: the header is lost; rebuilding it from the slots and the log", sharding.pack_path(pack)
         )
+        assert isinstance(self.packs, PackTable), "no other layout has headers"
         # Whatever the log holds a put of was free, and is not lost if the slot is: the put is still to be done again.
         free = {sharding.ticket_slot(index) for index in self.logged() if sharding.ticket_pack(index) == pack}
         self.packs.install_header(pack, rebuild_bits(self.packs, pack, self.put_keys, free))

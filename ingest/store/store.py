@@ -1,6 +1,6 @@
 """A data directory: its identity, its lock, its space. `docs/format.md`, "The data directory".
 
-DATA/AA/BB/CC/obj      packs
+DATA/AA/BB/CC/obj      packs, or in layout tree a chunk each
 DATA/.ingest/          everything else, 0700
     store.json         what the store is; written once, then only to add keys
     lock               held (flock) by the parent and, inherited, by all its processes
@@ -23,11 +23,12 @@ from typing import Any
 from ingest import limits
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
+from ingest.store import tree
+from ingest.store.layout import LAYOUTS
 from ingest.store.log_writer import sync_directory
 
 FORMAT_VERSION = 1
 META = ".ingest"
-LAYOUTS = ("pack",)
 LOG_ID_FILE = "log.json"
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _HEX_KEY_ID = re.compile(r"[0-9a-f]{16}")
@@ -84,6 +85,8 @@ class Store:
                 )
         if not path.exists():
             _refuse_foreign_files(data_dir)
+            if layout == "tree":
+                tree.check_file_system(data_dir / META)
             log_id = _make_log_directory(wal, data_dir)
             write_json(
                 path,
@@ -150,11 +153,14 @@ class Space:
     data_fd: int
     wal_fd_path: Path
     reserve: int
+    inodes_reserve: int = limits.RESERVE_INODES
+    tombstones: int = 0  # that may take a file each, of layout tree, when `check` looked
 
     def check(self, log_growth: int) -> str | None:
         """None when there is room, else which limit is reached. `log_growth`: bytes the log may still take."""
         stat = os.fstatvfs(self.data_fd)
         free = stat.f_bavail * stat.f_frsize
+        self.tombstones = 0
         try:
             same_disk = os.stat(self.wal_fd_path).st_dev == os.fstat(self.data_fd).st_dev
         except OSError:
@@ -162,8 +168,11 @@ class Space:
         needed = self.reserve + (log_growth if same_disk else 0)
         if free < needed:
             return f"{free >> 20} MiB are free, the reserve (--reserve, and what the log may grow by) is {needed >> 20} MiB"
-        if stat.f_files and stat.f_favail < limits.RESERVE_INODES:
-            return f"{stat.f_favail} inodes are free, the reserve is {limits.RESERVE_INODES}"
+        self.tombstones = (free - needed) // limits.TREE_FILE_SIZE
+        if stat.f_files:  # a file system without a number of inodes has as many as it has space for
+            self.tombstones = min(self.tombstones, (stat.f_favail - self.inodes_reserve) // 2)
+            if stat.f_favail < self.inodes_reserve:
+                return f"{stat.f_favail} inodes are free, the reserve is {self.inodes_reserve}"
         return None
 
 

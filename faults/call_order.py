@@ -1,0 +1,448 @@
+"""Part 4: the order of system calls, as strace saw them, held against what may be acknowledged when.
+
+The rules (docs/architecture.md, "Guarantees, and what they rest on"):
+
+    ack         SAVED or DELETED is sent after an fdatasync of the segment that has the frame's batch returned 0; it began
+                after the batch was written whole, and that began after the frame was received
+    log         a batch is written after the sync of the one before it; the first one of a segment after that of its header
+    bit         a pack's header shows a slot present or deleted only after the sync of the batch that says so
+    bulk        a note is written after its pack's fdatasync, which began after the last direct write; and after each
+                directory in which something was made on the way to the pack was synced
+    recycle     the log says "synced to N" only after a syncfs that began when the packs had all of the batches up to N
+
+What the log holds is read from its segments, what went through the sockets is known to the client.
+"""
+
+from __future__ import annotations
+
+import bisect
+import random
+import threading
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from node_rig import Connection, NodeRig, delete_frame, put_frames, read_exactly
+
+from faults import strace
+from faults.outcome import Outcome
+from faults.strace import Call
+from ingest import limits, sharding, ticket
+from ingest.limits import ACK_SIZE, FRAME_SIZE, PACK_SLOTS
+from ingest.status import Status
+from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, Note, padded
+from ingest.store.pack import PackHeader, bits_of
+
+NUMBER, TITLE, CASES = 4, "order of system calls", 100_000
+FIRST = ticket.parse("ORDER00")
+FAR = 1 << 60  # a line number behind every line
+
+
+@dataclass
+class Session:
+    """One put connection as its client saw it: the tickets of the frames that it sent, the acks that it got, in order."""
+
+    sent: list[bytes] = field(default_factory=list)
+    acks: bytearray = field(default_factory=bytearray)
+
+    @cached_property
+    def places(self) -> dict[bytes, int]:
+        """Which of the frames that were sent was the first one of a ticket."""
+        return {name: i for i, name in reversed(list(enumerate(self.sent)))}
+
+
+@dataclass
+class LoggedBatch:
+    """What one batch of the log says. `deletes` are the tickets of delete frames, `notes` (pack, first slot, count)."""
+
+    puts: list[int] = field(default_factory=list)
+    deletes: list[int] = field(default_factory=list)
+    deleted: list[int] = field(default_factory=list)
+    notes: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+@dataclass
+class Written:
+    """How a batch came to the log: lines where its write began and ended, and where its sync was over."""
+
+    number: int
+    path: str
+    thread: int
+    synced_to: int
+    began: int
+    ended: int
+    synced: int = FAR
+
+
+class Checker:
+    """Holds the calls of one server's life against the rules. `losses` are what broke them; `counts` what was looked at."""
+
+    def __init__(
+        self, found: list[Call], sessions: list[Session], batches: dict[int, LoggedBatch], data: Path
+    ) -> None:
+        self.calls = found
+        self.sessions = sessions
+        self.batches = batches
+        self.data = str(data)
+        self.losses: list[str] = []
+        self.counts: dict[str, int] = defaultdict(int)
+        self.written: dict[int, Written] = {}
+        self.claimed: dict[int, int] = {}  # "synced to N": the line of the first write that says so
+        self.syncs: dict[str, list[Call]] = defaultdict(list)  # that returned 0, by path, by where they began
+        for call in sorted(found, key=lambda call: call.began):
+            if call.name in ("fdatasync", "fsync", "syncfs") and call.result == 0:
+                self.syncs["syncfs" if call.name == "syncfs" else call.path].append(call)
+
+    def check(self) -> None:
+        self.check_log()
+        self.check_acks()
+        self.check_bits()
+        self.check_notes()
+        self.check_recycling()
+
+    def lose(self, line: int, text: str) -> None:
+        self.losses.append(f"line {line + 1} of the strace log: {text}")
+
+    def synced_after(self, path: str, line: int) -> int:
+        """The line at which the first sync of `path` ended that began after `line`; FAR when there is none."""
+        syncs = self.syncs[path]
+        start = bisect.bisect_right([call.began for call in syncs], line)
+        return min((call.ended for call in syncs[start : start + 64]), default=FAR)
+
+    # --- the log
+
+    def check_log(self) -> None:
+        partial: dict[
+            str, tuple[Written, int, int]
+        ] = {}  # by path: a batch whose rest is still to be written
+        header_synced: dict[str, int] = {}
+        previous: Written | None = None
+        for call in self.calls:
+            if call.name != "pwrite64" or not call.path.endswith(".log") or call.result <= 0:
+                continue
+            data = call.data
+            if data.startswith(b"INGWAL01"):
+                header_synced[call.path] = self.synced_after(call.path, call.ended)
+                self.claims(call, int.from_bytes(data[56:64], "big"))
+                self.counts["segments"] += 1
+            elif data.startswith(b"INGBATCH") and call.offset:
+                written = Written(
+                    int.from_bytes(data[8:16], "big"), call.path, call.thread,
+                    int.from_bytes(data[40:48], "big"), call.began, call.ended,
+                )  # fmt: skip
+                self.claims(call, written.synced_to)
+                if header_synced.get(call.path, -1) > call.began:
+                    self.lose(
+                        call.began, f"batch {written.number} behind a segment header that was not synced"
+                    )
+                if previous is not None and previous.synced > call.began:
+                    self.lose(call.began, f"batch {written.number} before batch {previous.number} was synced")
+                if call.result < call.size:
+                    partial[call.path] = (written, call.offset + call.result, call.offset + call.size)
+                written.synced = self.synced_after(call.path, call.ended)
+                # One that recovery settles is written twice under its number: the first time counts.
+                self.written.setdefault(written.number, written)
+                previous = written
+                self.counts["batches"] += 1
+            elif call.path in partial and call.offset == partial[call.path][1]:
+                written, position, end = partial.pop(call.path)
+                written.ended = call.ended
+                written.synced = self.synced_after(call.path, call.ended)
+                if position + call.result < end:
+                    partial[call.path] = (written, position + call.result, end)
+
+    def claims(self, call: Call, synced_to: int) -> None:
+        """A record of the log says how far the packs are: who reads it may rely on that from its write on."""
+        self.claimed.setdefault(synced_to, call.began)
+
+    # --- acks
+
+    def check_acks(self) -> None:
+        where: dict[bytes, int] = {}
+        for number, batch in sorted(self.batches.items()):
+            for index in (*batch.puts, *batch.deletes):
+                where.setdefault(ticket.index_to_wire(index), number)
+            for pack, slot, count in batch.notes:
+                for i in range(count):
+                    where.setdefault(ticket.index_to_wire(sharding.slot_ticket(pack, slot + i)), number)
+        by_first = {session.sent[0]: session for session in self.sessions if session.sent}
+        sockets: dict[str, Session] = {}
+        arrived: dict[str, int] = defaultdict(int)
+        left: dict[str, int] = defaultdict(int)
+        received: dict[tuple[int, int], int] = {}
+        acked = 0
+        for call in self.calls:
+            if call.result <= 0:
+                continue
+            if call.name == "recvfrom":
+                session = sockets.get(call.path) or by_first.pop(call.data[:8], None)
+                if session is None:
+                    continue
+                sockets[call.path] = session
+                before = arrived[call.path] // FRAME_SIZE
+                arrived[call.path] += call.result
+                for frame in range(before, arrived[call.path] // FRAME_SIZE):
+                    received[id(session), frame] = call.ended
+            elif call.name == "sendto" and call.path in sockets:
+                session = sockets[call.path]
+                start = -(-left[call.path] // ACK_SIZE)
+                left[call.path] += call.result
+                for i in range(start, -(-left[call.path] // ACK_SIZE)):
+                    acked += self.check_ack(call, session, i, where, received)
+        self.counts["acks"] = acked
+
+    def check_ack(
+        self,
+        call: Call,
+        session: Session,
+        i: int,
+        where: dict[bytes, int],
+        received: dict[tuple[int, int], int],
+    ) -> bool:
+        """The ack number `i` of a session, which `call` sent. Whether it was one that promises something."""
+        ack = bytes(session.acks[i * ACK_SIZE : (i + 1) * ACK_SIZE])
+        if not ack or ack[8] not in (Status.SAVED, Status.DELETED):
+            return False
+        name = ack[:8]
+        written = self.written.get(where.get(name, -1))
+        text = f"{name.rstrip(bytes(1)).decode()} was acknowledged {Status(ack[8]).name}"
+        if written is None:
+            self.lose(call.began, f"{text} and no batch of the log has it")
+        elif written.synced > call.began:
+            self.lose(call.began, f"{text} before batch {written.number} of the log was synced")
+        else:
+            if received.get((id(session), session.places[name]), FAR) > written.began:
+                self.lose(call.began, f"{text} and was logged before it was received")
+        return True
+
+    # --- bits
+
+    def check_bits(self) -> None:
+        synced: dict[tuple[int, int], int] = {}  # (pack, slot): line from which its bit may be set
+        for number, batch in sorted(self.batches.items()):
+            line = self.written[number].synced if number in self.written else FAR
+            for index in (*batch.puts, *batch.deleted):
+                place = sharding.ticket_pack(index), sharding.ticket_slot(index)
+                synced.setdefault(place, line)
+            for pack, slot, count in batch.notes:
+                for i in range(count):
+                    synced.setdefault((pack, slot + i), line)
+        shown: dict[str, set[int]] = defaultdict(set)
+        for call in self.calls:
+            if call.name != "pwrite64" or not call.data.startswith(b"INGPACK1") or call.offset:
+                continue
+            header = PackHeader.parse(call.data)
+            pack = sharding.pack_id(header.prefix)
+            slots = {*bits_of(header.present), *bits_of(header.deleted)}
+            for slot in slots - shown[call.path]:
+                self.counts["bits"] += 1
+                if synced.get((pack, slot), FAR) > call.began:
+                    self.lose(call.began, f"slot {slot} of {call.path} shows before the log has it durably")
+            shown[call.path] |= slots
+
+    # --- the bulk path
+
+    def check_notes(self) -> None:
+        writes: dict[str, list[Call]] = defaultdict(list)
+        made: dict[str, list[int]] = defaultdict(list)  # by directory: lines at which an entry was made in it
+        seen: set[str] = set()
+        for call in self.calls:
+            if call.name == "pwrite64" and call.path.startswith(self.data) and call.path.endswith("obj"):
+                writes[call.path].append(call)
+            elif call.name == "mkdirat" and call.result == 0:
+                made[call.path].append(call.ended)
+            elif call.name == "openat2" and "O_CREAT" in call.arguments and call.result >= 0:
+                path = f"{call.path}/{call.data.decode()}"
+                if path not in seen:
+                    made[path.rpartition("/")[0]].append(call.ended)
+                    seen.add(path)
+        for number, batch in self.batches.items():
+            written = self.written.get(number)
+            if written is None:
+                continue
+            for pack, slot, _ in batch.notes:
+                self.counts["notes"] += 1
+                path = f"{self.data}/{sharding.pack_path(pack)}"
+                direct = [
+                    call.ended
+                    for call in writes[path]
+                    if call.ended < written.began and call.thread != written.thread and call.offset
+                ]
+                if not direct:
+                    self.lose(
+                        written.began, f"batch {number} notes slot {slot} of {path}, which nobody wrote"
+                    )
+                elif self.synced_after(path, max(direct)) > written.began:
+                    self.lose(written.began, f"batch {number} notes {path} before it was synced")
+                self.check_directories(number, written, path, made)
+
+    def check_directories(self, number: int, written: Written, path: str, made: dict[str, list[int]]) -> None:
+        directory = path.rpartition("/")[0]
+        while len(directory) >= len(self.data):
+            entries = [line for line in made[directory] if line < written.began]
+            # Of entries that others make meanwhile nothing is known: only those on the way to this pack count.
+            if entries and self.synced_after(directory, min(entries)) > written.began:
+                self.lose(
+                    written.began, f"batch {number} notes {path} before its directory {directory} was synced"
+                )
+            self.counts["directories"] += 1
+            directory = directory.rpartition("/")[0]
+
+    # --- recycling
+
+    def check_recycling(self) -> None:
+        applied: list[tuple[int, int]] = []  # (batch, line at which the packs had it)
+        order = sorted(self.written.values(), key=lambda written: written.began)
+        stores = [
+            call
+            for call in self.calls
+            if call.name in ("pwrite64", "fsetxattr", "setxattr", "renameat2", "linkat")
+            and call.path.startswith(self.data)
+            and not call.path.endswith(".log")
+        ]
+        for written, after in zip(order, [*order[1:], None], strict=True):
+            end = after.began if after is not None else FAR
+            mine = [
+                call.ended
+                for call in stores
+                if call.thread == written.thread and written.ended < call.began < end
+            ]
+            applied.append((written.number, max(mine, default=written.ended)))
+        for synced_to, line in sorted(self.claimed.items()):
+            needed = max((end for number, end in applied if number <= synced_to), default=-1)
+            if needed < 0:
+                continue
+            self.counts["recycled"] += 1
+            if self.synced_after("syncfs", needed) > line:
+                self.lose(
+                    line, f"the log says that the packs hold batch {synced_to} durably: no syncfs says so"
+                )
+
+
+# --- the run ---------------------------------------------------------------------------------------
+
+
+def read_segments(directory: Path, batches: dict[int, LoggedBatch]) -> None:
+    """Adds what the log's segments hold now. To be called when all is answered, more often than the log goes round."""
+    for path in sorted(directory.glob("*.log")):
+        content = path.read_bytes()
+        number, offset = int.from_bytes(content[40:48], "big"), BLOCK_SIZE
+        while content[offset : offset + 16] == b"INGBATCH" + number.to_bytes(8, "big"):
+            length, puts, deletes, notes = (
+                int.from_bytes(content[offset + at : offset + at + 4], "big") for at in (24, 28, 32, 36)
+            )
+            batches[number] = parse_payload(
+                content[offset + BATCH_HEADER_SIZE : offset + length], puts, deletes, notes
+            )
+            offset += padded(length)
+            number += 1
+
+
+def parse_payload(payload: bytes, puts: int, deletes: int, notes: int) -> LoggedBatch:
+    batch = LoggedBatch()
+    for i in range(puts + deletes):
+        index = ticket.index_from_wire(payload[i * FRAME_SIZE : i * FRAME_SIZE + 8])
+        if i < puts:
+            batch.puts.append(index)
+        else:
+            count = int.from_bytes(payload[i * FRAME_SIZE + 16 : i * FRAME_SIZE + 24], "big")
+            batch.deletes.append(index)
+            batch.deleted += range(index, index + count)
+    for i in range(notes):
+        at = (puts + deletes) * FRAME_SIZE + i * NOTE_SIZE
+        note = Note.parse(payload[at : at + NOTE_SIZE])
+        batch.notes.append((sharding.pack_id(note.prefix), note.slot, note.count))
+    return batch
+
+
+class Client:
+    """Puts over connections of its own, and remembers what it sent and got on each."""
+
+    def __init__(self, rig: NodeRig) -> None:
+        self.rig = rig
+        self.sessions: list[Session] = []
+        self.errors: list[str] = []
+        self.next = FIRST
+
+    def take(self, count: int, packs: int = 0) -> range:
+        """Tickets that nobody had; at the start of a pack that nobody had, with `packs`."""
+        if packs:
+            pack = sharding.ticket_pack(self.next) + packs
+            self.next = sharding.slot_ticket(pack, 0)
+        first = self.next
+        self.next += count + 1  # a gap, so that runs do not grow together
+        return range(first, first + count)
+
+    def talk(self, messages: list[tuple[list[bytes], bytes | bytearray]]) -> None:
+        """One connection; each message (the tickets of its frames, its bytes) is sent when the one before is answered."""
+        session = Session()
+        self.sessions.append(session)
+        with Connection(self.rig.put_address, self.rig.keys, 120) as connection:
+            for names, frames in messages:
+                session.sent += names
+                connection.send(frames)
+                acks = read_exactly(connection.sock, len(names) * ACK_SIZE)
+                session.acks += acks
+                bad = {acks[i] for i in range(8, len(acks), ACK_SIZE)} - {Status.SAVED, Status.DELETED}
+                if bad:
+                    self.errors.append(f"answers {sorted(bad)} to good frames")
+
+    def puts(self, indices: Iterable[int]) -> tuple[list[bytes], bytes | bytearray]:
+        indices = list(indices)
+        return [ticket.index_to_wire(index) for index in indices], put_frames(self.rig.keys, indices)
+
+    def delete(self, first: int, count: int) -> tuple[list[bytes], bytes | bytearray]:
+        return [ticket.index_to_wire(first)], delete_frame(self.rig.keys, first, count)
+
+    def round(self, chance: random.Random) -> int:
+        """Singles, windows, deletes and long runs side by side. Returns the acks."""
+        singles = [[self.puts(self.take(1)) for _ in range(20)] for _ in range(6)]
+        windows = [[self.puts(self.take(chance.randint(2, 200))) for _ in range(10)] for _ in range(2)]
+        doomed = [self.take(chance.randint(1, 40)) for _ in range(8)]
+        deletes = [[self.puts(r), self.delete(r[0], len(r))] for r in doomed]
+        bulk = [
+            [self.puts(self.take(chance.choice((2, 3)) * PACK_SLOTS - chance.randrange(300), packs=40))]
+            for _ in range(2)
+        ]
+        talks = [*singles, *windows, *deletes, *bulk]
+        threads = [threading.Thread(target=self.talk, args=(messages,)) for messages in talks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(len(names) for messages in talks for names, _ in messages)
+
+
+def run(seed: int, cases: int, directory: Path) -> Outcome:
+    """`cases` acks and more, on one server from its start to its clean end."""
+    if reason := strace.unusable():
+        return Outcome(seed, cases, not_run=reason)
+    chance = random.Random(seed)
+    log = directory / "strace.log"
+    rig = NodeRig(
+        directory / "data", "--reserve=0", f"--wal-size={limits.LOG_SIZE_MIN}", wrapper=strace.command(log)
+    )
+    batches: dict[int, LoggedBatch] = {}
+    try:
+        rig.start()
+        client = Client(rig)
+        acks = 0
+        while acks < cases:
+            acks += client.round(chance)
+            read_segments(directory / "data" / ".ingest" / "wal", batches)
+        code = rig.stop(120)
+    finally:
+        rig.close()
+    if code:
+        client.errors.append(f"a clean stop ended with {code}")
+    with log.open() as lines:
+        checker = Checker(strace.calls(lines), client.sessions, batches, (directory / "data").resolve())
+    checker.check()
+    losses = client.errors + checker.losses
+    if checker.counts["acks"] != acks:
+        losses.append(f"{acks} acks came, the strace log accounts for {checker.counts['acks']}")
+    if not (checker.counts["notes"] and checker.counts["recycled"]):
+        losses.append("not a case: no long run or no recycling was seen")
+    return Outcome(seed, checker.counts["acks"], losses[:20], dict(checker.counts))

@@ -1,0 +1,80 @@
+"""Slots as the committer sees them, in any layout: `csrc/pack_file.h` has the structures."""
+
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "csrc/pack_table.h" nogil:
+    enum: SLOT_FREE
+    enum: SLOT_PRESENT
+    enum: SLOT_DELETED
+    enum: SLOT_CLAIMED
+    enum: PACK_SECTOR
+    enum: PACK_PRESENT
+    enum: PACK_DELETED
+    ctypedef struct pack_state:
+        int64_t id
+        int fd
+        int slots
+        int claimed_count
+        int touched
+        uint8_t *header
+        uint8_t *claimed
+        uint8_t *known
+    ctypedef struct pack_table:
+        uint32_t mask
+        int count
+        int max
+    int slots_alike(const pack_state *p, int slot, int count, int *state)
+    void bits_fill(uint8_t *bits, int start, int count, int value)
+    int bit_get(const uint8_t *bits, int i)
+
+
+cdef class SlotTable:
+    cdef pack_table table
+    cdef readonly int data_fd
+    cdef readonly int dirty_max              # of what the layout counts (packs, files): a flush must come before more
+    cdef readonly int dirty_count            # written to since the last flush began
+    cdef readonly int flushing_count         # what the flush under way is to make durable
+    cdef readonly int bulk_jobs              # long runs that may be written past the log at a time; 0: the layout has none
+    cdef readonly int erase_max              # tickets that one step of a delete may erase: others wait for it
+    cdef readonly uint64_t created           # packs made
+    cdef readonly int64_t claimed            # slots, of all packs
+    cdef readonly int inodes_reserve         # to be kept free, so that what is logged can be applied
+    cdef public bint may_create              # else what would have to make a file is ENOSPC
+    cdef public int64_t room                 # tombstones that may take a file of their own now
+    cdef set _dirty
+
+    # --- what a layout does, in the order in which a commit calls it
+
+    # Opens a new entry of the table: 0 or an errno. EBADMSG: its header fails its check; EMEDIUMTYPE: it is whole and that
+    # of something else.
+    cdef int _open(self, pack_state *p) noexcept
+    # Has the states of some slots in `p`: 0 or an errno.
+    cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil
+    # How many files tombstones of these slots may have to make, or a negative errno: -ENOSPC when that is more than `room`.
+    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil
+    # Counts what these slots make dirty, once they are in the batch.
+    cdef int mark_dirty(self, pack_state *p, int count) except -1
+    # Writes frames into free slots: 0 or an errno. Their bits are set then, and `publish` called.
+    cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil
+    # Makes what changed in `p` visible to readers: 0 or an errno.
+    cdef int publish(self, pack_state *p) noexcept nogil
+    # Leaves nothing but tombstones of slots whose deleted bits are set and published: 0 or an errno.
+    cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil
+    # Bytes that what is stored in `p` takes on the disk, 0 when that is not to be had.
+    cdef int64_t allocated(self, pack_state *p) noexcept nogil
+    # Reads stored frames: 0 or an errno. What is not there reads as zeros.
+    cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil
+
+    # --- what all layouts share
+
+    # The pack, opened and if need be created; NULL with *error an errno: what `_open` gives, or EAGAIN when no descriptor
+    # is free before claims are released.
+    cdef pack_state *get(self, int64_t pack, int *error) noexcept
+    # The same, with the states of `count` slots, also 0; EAGAIN also while the log covers too much already and this would be more.
+    cdef pack_state *get_to_write(self, int64_t pack, int slot, int count, int *error) noexcept
+    cdef bint _may_get_dirty(self, int64_t pack) noexcept
+    cdef int claim(self, pack_state *p, int slot, int count) noexcept nogil
+    cdef int release(self, pack_state *p, int slot, int count) noexcept nogil
+    cdef void set_present(self, pack_state *p, int slot, int count) noexcept nogil
+    cdef void set_deleted(self, pack_state *p, int slot, int count) noexcept nogil

@@ -1,0 +1,204 @@
+"""The mutants. Each is one or a few replacements in the source, and the tests that must fail because of it.
+
+What is searched for must be in the source exactly once, so that a mutant cannot quietly come to mean nothing:
+`tests/test_mutants.py` holds that, and `make mutants CHECK=1` says which ones no longer fit. A path may be a glob.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Edit:
+    """`search` stands exactly once in the files below the root that match the glob `path`."""
+
+    path: str
+    search: str
+    replacement: str
+
+    def find(self, root: Path) -> Path:
+        """The file that has it. ValueError when it is not there exactly once."""
+        found = [
+            path for path in sorted(root.glob(self.path)) for _ in range(path.read_text().count(self.search))
+        ]
+        if len(found) != 1:
+            raise ValueError(f"{self.search!r} is {len(found)} times in {self.path}, and must be there once")
+        return found[0]
+
+    def apply(self, root: Path) -> Path:
+        """Replaces it; returns the file."""
+        path = self.find(root)
+        path.write_text(path.read_text().replace(self.search, self.replacement))
+        return path
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A deliberate fault. `killed_by`: ids of pytest, of which at least one must fail by an assertion, none by an error."""
+
+    name: str
+    fault: str
+    edits: tuple[Edit, ...]
+    killed_by: tuple[str, ...]
+
+
+ORDER = "tests/test_faults_call_order.py::test_no_call_comes_before_what_it_needs"
+WIRE = "tests/test_faults_wire.py::"
+LOG = "ingest/store/log_writer.py"
+COMMITTER = "ingest/write_behind.py"
+APPEND = "self.log.append(core.buffer, puts, deletes, notes)"
+
+MUTANTS = (
+    Mutant(
+        "drop-the-fdatasync",
+        "a batch of the log is written and not synced",
+        (Edit(LOG, "os.fdatasync(self._current.fd)", "pass"),),
+        (ORDER,),
+    ),
+    Mutant(
+        "ack-early",
+        "frames are answered before their batch is written to the log",
+        (Edit(COMMITTER, APPEND, f"(core.apply(), core.answer(), {APPEND})"),),
+        (ORDER,),
+    ),
+    Mutant(
+        "skip-directory-durability",
+        "a long run is noted in the log while the directories of its pack are not durable",
+        (
+            Edit(
+                "ingest/csrc/bulk_write.h",
+                "static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)\n{",
+                "static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)\n{\n    return 0;",
+            ),
+        ),
+        (ORDER,),
+    ),
+    Mutant(
+        "note-before-the-pack-is-synced",
+        "a long run is noted in the log while its slots may be only in the drive's or the kernel's cache",
+        (Edit("ingest/csrc/bulk_write.h", "return fdatasync(pack->fd) < 0 ? errno : 0;", "return 0;"),),
+        (ORDER,),
+    ),
+    Mutant(
+        "retry-a-failed-sync",
+        "a sync of the log that failed is tried again, and believed when it then succeeds",
+        (
+            Edit(
+                LOG,
+                "            os.fdatasync(self._current.fd)\n",
+                "            try:\n                os.fdatasync(self._current.fd)\n"
+                "            except OSError:\n                os.fdatasync(self._current.fd)\n",
+            ),
+        ),
+        ("tests/test_write_behind.py::TestFailingDisk::test_a_sync_of_the_log_that_fails",),
+    ),
+    Mutant(
+        "ignore-a-short-write",
+        "what a write to the log left over is not written",
+        (Edit(LOG, "buffer = buffer[written:]", "buffer = buffer[:0]"),),
+        ("tests/test_log_writer.py::test_short_writes_go_on_where_they_stopped",),
+    ),
+    Mutant(
+        "segment-header-not-synced",
+        "batches are written behind a segment header that may never reach the disk",
+        (Edit(LOG, "            os.fdatasync(segment.fd)\n", "            pass\n"),),
+        ("tests/test_log_writer.py::test_a_new_segment_s_header_is_durable_before_a_batch_is_written",),
+    ),
+    Mutant(
+        "recycle-before-the-packs-are-synced",
+        "the log is given free when the flush of the packs begins",
+        (
+            Edit(
+                COMMITTER,
+                "self._flush_began = time.monotonic_ns()",
+                "self._flush_began = time.monotonic_ns()\n        self.log.recycle(self._flush_note)",
+            ),
+        ),
+        (ORDER,),
+    ),
+    Mutant(
+        "bits-before-the-log-is-synced",
+        "readers see frames that a power cut can take back",
+        (
+            Edit(COMMITTER, "core.apply()", "failure"),
+            Edit(COMMITTER, APPEND, f"failure = core.apply()\n            {APPEND}"),
+        ),
+        (ORDER,),
+    ),
+    Mutant(
+        "settle-nothing",
+        "recovery does not sync the last batch, which perhaps never reached the disk",
+        (Edit("ingest/store/recovery.py", "os.fdatasync(batch.segment.fd)", "pass"),),
+        ("tests/test_recovery.py::TestLog::test_the_last_batch_is_settled",),
+    ),
+    Mutant(
+        "recovery-forgets-deletes",
+        "a delete that only the log has is not done again",
+        (Edit("ingest/store/recovery.py", "self._delete(payload[offset : offset + size])", "pass"),),
+        ("tests/test_recovery.py::TestOrder::test_a_delete_after_a_put",),
+    ),
+    Mutant(
+        "leave-the-ticket-out-of-the-checksum",
+        "a frame is authentic under every ticket",
+        (Edit("ingest/csrc/blake3_lanes.c", "memcpy(block, frame, 8);", "memset(block, 0, 8);"),),
+        (WIRE + "test_flipped_bits_of_a_ticket",),
+    ),
+    Mutant(
+        "accept-what-fails-its-checksum",
+        "a frame that fits no key is stored",
+        (Edit("ingest/_put_server.pyx", "verdicts[i] = FAILED_ALL", "verdicts[i] = PUT_FRAME"),),
+        (WIRE + "test_the_limit_of_bad_frames",),
+    ),
+    Mutant(
+        "no-limit-on-bad-frames",
+        "a connection may send as many bad frames as it likes",
+        (
+            Edit(
+                "ingest/_put_server.pyx",
+                "if c.bad_frames >= self.bad_frame_limit:",
+                "if c.bad_frames >= 1000000000:",
+            ),
+        ),
+        (WIRE + "test_the_limit_of_bad_frames",),
+    ),
+    Mutant(
+        "overwrite-on-conflict",
+        "other bytes under a ticket that is taken replace what is there",
+        (
+            Edit(
+                "ingest/_committer.pyx",
+                "if state == SLOT_FREE and space:",
+                "if (state == SLOT_FREE or state == SLOT_PRESENT) and space:",
+            ),
+        ),
+        (WIRE + "test_each_round_of_these[rivals]",),
+    ),
+    Mutant(
+        "forget-a-tombstone",
+        "a deleted ticket can be put again",
+        (Edit("ingest/store/_*_table.pyx", "bits_fill(p.header + PACK_DELETED, slot, count, 1)", "pass"),),
+        (WIRE + "test_each_round_of_these[replays]",),
+    ),
+    Mutant(
+        "serve-without-checking-over-http",
+        "the admin port shows whatever lies on the disk",
+        (Edit("ingest/store/_*_reader.pyx", " and self._authentic(frame, index)", ""),),
+        (WIRE + "test_http_shows_nothing_that_fails_its_checksum",),
+    ),
+)
+
+# It changes nothing: that it survives shows that the tests fail for the faults, and not by themselves.
+CONTROL = Mutant(
+    "change-nothing",
+    "no fault: it must survive all tests that kill others",
+    (
+        Edit(
+            LOG,
+            "    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)\n",
+            "    fd = os.open(path, os.O_DIRECTORY | os.O_RDONLY)\n",
+        ),
+    ),
+    tuple(dict.fromkeys(test for mutant in MUTANTS for test in mutant.killed_by)),
+)
