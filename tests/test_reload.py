@@ -18,7 +18,7 @@ import trustme
 from node_rig import Connection, NodeRig, data_of, get_frames, put_frames, read_exactly, running_node
 from tls_rig import Files, client_context
 
-from ingest import loopback, mac, ticket
+from ingest import limits, loopback, mac, reload, ticket
 from ingest.errors import ConnectionLostError
 from ingest.limits import ACK_SIZE
 from ingest.status import Status
@@ -173,6 +173,15 @@ def check_stored(rig: NodeRig, writer: Writer, reader: mac.SubKeys) -> None:
                 assert status is Status.SAVED
                 assert stored[16:] == data_of(start + i)
                 assert any(mac.frame_ok(keys.put, stored) for keys in signers)
+
+
+def test_keys_keep_their_counters_and_the_sixteenth_has_none() -> None:
+    keys = mac.KeyRing([bytes([i]) * 32 for i in range(20)])
+    names = reload.name_keys(keys)
+    assert names == keys.ids[: limits.KEYS_COUNTED]
+    newer = mac.KeyRing([bytes([99]) * 32, bytes([0]) * 32])
+    assert reload.name_keys(newer, names) == names
+    assert reload.name_keys(newer, names[:2]) == (*names[:2], newer.ids[0])
 
 
 class TestKeys:

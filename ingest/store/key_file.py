@@ -10,7 +10,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ingest import mac
@@ -127,8 +127,7 @@ def _replace(path: Path, content: bytes) -> None:
         if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
             os.chown(draft, before.st_uid, before.st_gid, dir_fd=directory)
         os.chmod(draft, stat.S_IMODE(before.st_mode), dir_fd=directory)
-        os.link(draft, draft + ".new", src_dir_fd=directory, dst_dir_fd=directory)
-        os.rename(draft + ".new", path.name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(draft, path.name, src_dir_fd=directory, dst_dir_fd=directory)
 
 
 @contextmanager
@@ -147,7 +146,8 @@ def _draft(path: Path, content: bytes) -> Iterator[tuple[str, int]]:
                 os.fsync(fd)
             yield draft, directory
         finally:
-            os.unlink(draft, dir_fd=directory)
+            with suppress(FileNotFoundError):  # it may have got the other name
+                os.unlink(draft, dir_fd=directory)
         os.fsync(directory)
     finally:
         os.close(directory)
