@@ -1,7 +1,9 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ingest._queue import Queue
+from ingest.mac import SubKeys
+from ingest.tls import TlsContext
 
 BAD_FRAMES: str
 UNREAD_ACKS: str
@@ -30,8 +32,12 @@ class PutServer:
         connections_max: int = ...,
         block_places: int = ...,
         unread_acks_max: int = ...,
+        unread_acks_total_max: int = ...,
     ) -> None: ...
-    def set_keys(self, keys: Iterable[_FrameKeys]) -> None: ...
+    def set_keys(
+        self, keys: Iterable[_FrameKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
+    ) -> None: ...
+    def set_tls(self, context: TlsContext | None) -> None: ...
     def fileno(self) -> int: ...
     @property
     def outstanding(self) -> int: ...

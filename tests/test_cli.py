@@ -44,7 +44,9 @@ def test_version() -> None:
     assert run("--version").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["server", "loopback", "keygen", "version"])
+@pytest.mark.parametrize(
+    "command", ["server", "loopback", "keygen", "version", "fsck", "inspect", "export", "check-config"]
+)
 def test_each_command_has_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0
@@ -69,6 +71,18 @@ def test_keygen(tmp_path: Path) -> None:
     assert key.hex() not in result.stdout + result.stderr
     complains(run("keygen", str(path)), 78, "exists already")
     assert read_keys(path) == [key]
+
+
+def test_keygen_rotate(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    first = json.loads(run("keygen", str(path), "--json").stdout)["id"]
+    report = json.loads(run("keygen", "--rotate", str(path), "--json").stdout)
+    assert report["accepted"][0] == report["id"] == first and report["known"] == []
+    second = report["accepted"][1]
+    result = run("keygen", "--rotate", str(path))
+    assert f"accepted are {second} and " in result.stdout and f"known only: {first}" in result.stdout
+    assert not any(key.hex() in result.stdout + result.stderr for key in read_keys(path))
+    complains(run("keygen", "--rotate", str(tmp_path / "absent")), 78, "no such file")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,15 @@ class TestSpace:
             ]
             assert committer.queue.flags & 2
             assert sorted(os.listdir(data)) == [".ingest"]
+
+    def test_a_committer_that_has_nothing_to_do_looks_too(self, data):
+        with CommitterProcess(data, reserve=1 << 60) as committer:
+            committer.start()
+            looks = 0
+            while not committer.queue.flags & _queue.NO_SPACE:
+                looks += 1
+                assert looks < 1000 and not select.select([committer.pidfd], [], [], 0.02)[0]
+            assert "no space: " in committer.log()
 
     def test_a_log_without_room_for_segments_goes_on_with_one(self, tmp_path, data):
         """The log lies on a file system that takes one segment and a half."""
@@ -336,6 +346,15 @@ class TestFailingDisk:
             committer.start()
             assert committer.wait(committer.put(FIRST, 2), committer.put(FIRST + 2, 1)) == [{D}, {S}]
         assert stored(data, FIRST + 1) == bytes(FRAME_SIZE)
+
+    @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EOPNOTSUPP"])
+    def test_a_hole_that_finds_no_room_is_written_with_zeros(self, data, error):
+        """What makes room must not need any."""
+        result = self.run(data, f"fallocate:error={error}", batches=1, deletes=2)
+        assert result["code"] == 0
+        assert result["answers"] == [[["SAVED"] * 3], [["DELETED"]]]
+        assert stored(data, FIRST) == stored(data, FIRST + 1) == bytes(FRAME_SIZE)
+        assert stored(data, FIRST + 2) == frame(FIRST + 2, b"data")
 
     @pytest.mark.parametrize("when", [1, 2])
     def test_a_bulk_job_whose_sync_fails(self, data, when):

@@ -9,6 +9,7 @@ or sync of the log, always.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -23,6 +24,8 @@ from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padd
 
 ZEROS_SIZE = 4 << 20
 SEGMENTS_MAX = 10_000  # four digits name a segment
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_segment(path: Path) -> int:
@@ -52,6 +55,15 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def syncfs(fd: int) -> None:
+    """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last
+    synced so, failed."""
+    while _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 @dataclass
@@ -130,6 +142,11 @@ class LogWriter:
     def unallocated(self) -> int:
         """Bytes that the log may still grow by."""
         return max(0, self.segments_max - self.segments) * self.segment_size
+
+    @property
+    def lacks(self) -> int:
+        """Bytes that it lacks of the smallest log that works well: one segment being written, one full, one recycled."""
+        return max(0, limits.LOG_SIZE_MIN // limits.LOG_SEGMENT_SIZE - self.segments) * self.segment_size
 
     def has_room(self, length: int) -> bool:
         """Whether a batch of `length` bytes can be appended now, with neither growing nor recycling first."""
