@@ -345,7 +345,7 @@ class WriteBehind:
                     log.warning("%s: there is room again, new frames are stored", self.store.data_dir)
                 else:
                     self.queue.set_flag(_queue.NO_SPACE)
-                    log.error("%s: no space, new frames are refused: %s", self.store.data_dir, reason)
+                    log.error("%s: no space: %s; new frames are refused", self.store.data_dir, reason)
         return not self._has_space
 
     @property
