@@ -17,6 +17,8 @@ from ingest import mac, sharding, ticket
 from ingest.errors import ConfigError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import build_frame
+from ingest.status import Status
+from ingest.store import tree
 from ingest.store.pack import PackHeader, bit, set_bits
 from ingest.store.store import Store
 
@@ -242,6 +244,75 @@ class TestAgainstTheLog:
         assert store.fsck().clean
         read = store.read()
         assert all(read[i] == store.expected()[i] for i in store.slots() if i in logged)
+
+
+class TestTree:
+    @pytest.fixture(params=["clean", "killed", "cut"])
+    def store(self, request, templates, tmp_path) -> Small:
+        try:
+            tree.check_file_system(tmp_path)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        made = template(templates, request.param, "tree")
+        made.copy(tmp_path / "store")
+        return Small(tmp_path / "store", made)
+
+    def path(self, store: Small, index: int) -> Path:
+        return store.path / ticket.tree_path(ticket.format(index))
+
+    def test_what_a_crash_leaves_is_no_problem(self, store):
+        with everything_of(store.path):
+            assert store.fsck().problems == []
+
+    @pytest.mark.parametrize("how", ["bytes", "cut", "longer", "attribute", "no attribute"])
+    def test_a_chunk_that_decayed(self, store, how):
+        logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+        with_copy = next(i for i in store.slots() if i in logged)
+        without = next(i for i in store.slots() if i not in logged)
+        for index in (with_copy, without):
+            path = self.path(store, index)
+            if how == "bytes":
+                store.patch(path.relative_to(store.path), 50, b"decay")
+            elif how in ("cut", "longer"):
+                os.truncate(path, 1457 if how == "cut" else 1459)
+            elif how == "attribute":
+                os.setxattr(path, tree.CHECKSUM, b"decayed!")
+            else:
+                os.removexattr(path, tree.CHECKSUM)
+        read = store.read()
+        assert all(read[index][0] is not Status.SAVED for index in (with_copy, without))
+        found = {problem.path: problem.lost for problem in store.fsck().problems}
+        names = [ticket.tree_path(ticket.format(index)) for index in (with_copy, without)]
+        assert found == {names[0]: False, names[1]: True}
+        assert all(problem.repaired and problem.copy for problem in store.fsck(repair=True).problems)
+        assert store.fsck().clean
+        assert store.shows_all(lost={without})
+
+    def test_a_deleted_one_with_bytes(self, store):
+        index = store.slots(alive=False)[0]
+        self.path(store, index).write_bytes(b"not empty")
+        assert store.kinds() == ["deleted_bytes"]
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_missing_file_that_the_log_knows(self, store):
+        settled = [b for b in store.template.batches if b.number <= store.template.settled]
+        logged = {i for b in settled for some in b.frames.values() for i in some}
+        index = next(i for i in store.slots() if i in logged)
+        self.path(store, index).unlink()
+        assert store.only(repair=True).kind == "stale"
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_bad_batch(self, store):
+        if store.template.name.endswith("clean"):
+            pytest.skip("its log holds nothing that the files lack")
+        batch = store.template.batches[TestLog().middle(store)]
+        (place, (lost,)), *_ = batch.frames.items()
+        store.patch(batch.segment, place + 100, b"decay")
+        store.fsck(repair=True)
+        assert store.fsck().clean
+        killed = store.template.name.endswith("killed")
+        assert store.shows_all(lost=set() if killed else {lost})
 
 
 class TestLog:

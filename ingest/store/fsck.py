@@ -189,7 +189,7 @@ class Fsck:
         try:
             content = read_whole(file)
         except FileNotFoundError:
-            content = b""
+            content = bytearray()
         if not content:  # made, and never written to
             self._missing_pack(pack, path, logged, extra)
             return
@@ -246,7 +246,7 @@ class Fsck:
         logged: LoggedPack,
         extra: Extra | None,
         path: str,
-        content: bytes,
+        content: bytes | bytearray,
         faults: list[Fault],
         problems: list[Problem],
     ) -> None:
@@ -258,7 +258,7 @@ class Fsck:
             pieces = [
                 Piece(
                     fault.offset,
-                    content[fault.offset : fault.offset + fault.size],
+                    bytes(content[fault.offset : fault.offset + fault.size]),
                     fault.kind,
                     fault.detail,
                     problem.slot,
@@ -427,14 +427,14 @@ def attributes_of(path: Path) -> dict[str, str]:
     return {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
 
 
-def _same(mended: bytes, content: bytes) -> bool:
+def _same(mended: bytes, content: bytes | bytearray) -> bool:
     """Whether two packs have the same bits and slots."""
     bits = slice(pack_file.PRESENT_OFFSET, pack_file.DIGEST_OFFSET)
     slots = slice(limits.PACK_HEADER_SIZE, None)
     return mended[bits] == content[bits] and mended[slots].rstrip(b"\0") == content[slots].rstrip(b"\0")
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path) -> bytearray:
     """The bytes of a pack, a little more than the most that one may have."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
@@ -446,5 +446,6 @@ def read_whole(path: Path) -> bytes:
             while done < size and (got := file.readinto(view[done:])):
                 done += got
             view.release()
-            return bytes(content[:done]) if done < size else bytes(content)
-        return file.read()
+            del content[done:]
+            return content
+        return bytearray(file.read())

@@ -94,9 +94,10 @@ class PackState(SlotState):
     ) -> None:
         self.store_id = store_id
         self.length = len(content)
-        whole = np.zeros(pack_file.file_size(sharding.pack_slots(pack)), np.uint8)
-        have = np.frombuffer(content, np.uint8)[: len(whole)]
-        whole[: len(have)] = have
+        size = pack_file.file_size(sharding.pack_slots(pack))
+        whole = np.frombuffer(content, np.uint8)[:size]
+        if len(whole) < size:
+            whole = np.concatenate([whole, np.zeros(size - len(whole), np.uint8)])
         self.head = bytes(whole[:PACK_HEADER_SIZE])
         super().__init__(pack, whole[PACK_HEADER_SIZE:].reshape(-1, FRAME_SIZE), put_keys)
         self.never_written = not any(
