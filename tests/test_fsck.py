@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -207,7 +208,13 @@ class TestHeaders:
         os.rename(a, store.path / "x")
         os.rename(b, a)
         os.rename(store.path / "x", b)
-        assert any("this is the pack NZ/obj" in problem.detail for problem in store.fsck().problems)
+        with everything_of(store.path):
+            problems = store.fsck(repair=True).problems
+        assert {(problem.kind, problem.path, problem.repaired) for problem in problems} == {
+            ("misplaced", PACK, False),
+            ("misplaced", "NZ/obj", False),
+        }
+        assert any("this is the pack NZ/obj" in problem.detail for problem in problems)
 
     def test_a_newer_format_is_not_touched(self, small):
         store = small()
@@ -560,6 +567,17 @@ def test_a_full_disk_is_said_and_leaves_the_store_as_it_was(small, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         store.fsck(repair=True)
     assert (store.path / PACK).read_bytes() == pack
+
+
+def test_the_document_names_every_kind():
+    root = Path(__file__).parent.parent
+    text = (root / "docs/operations.md").read_text().split("## Checking and repairing a store")[1]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    code = "".join(path.read_text() for path in (root / "ingest/store").glob("*.py"))
+    used = set(re.findall(r"(?:Problem|Fault)\(\s*\"(\w+)\"", code))
+    used |= set(re.findall(r"_fault\(\s*state,\s*\"(\w+)\"", code))
+    assert named == used
 
 
 class TestCommand:

@@ -113,6 +113,7 @@ class Fsck:
         self.report.log_segments = len(survey.segments)
         self.report.log_batches_pending = survey.batches_pending
         self.report.notes += found.notes
+        self._misplaced = False  # packs that only the operator can put where they belong
         self._unverified = 0  # frames that no key fits, while a key is missing
 
     def run(self) -> None:
@@ -197,7 +198,9 @@ class Fsck:
         self._count(state, 1, len(content))
         faults = self._judged(state, check_pack(state, logged, self.survey.frame))
         problems = self._tell(path, pack, faults)
-        if self.repair and not self._blind and (faults or self._full_replay()):
+        if state.belongs:
+            self._misplaced = True
+        elif self.repair and not self._blind and (faults or self._full_replay()):
             self._mend(state, logged, extra, path, content, faults, problems)
 
     def _count(self, state: SlotState, files: int, size: int) -> None:
@@ -366,7 +369,7 @@ class Fsck:
 
     def _mend_log(self) -> None:
         """The packs hold everything, durably: the segments go into the quarantine, and the server makes new ones."""
-        if not self._full_replay() or self._blind:
+        if not self._full_replay() or self._blind or self._misplaced:
             return
         copies = {}
         for segment in self.survey.segments:

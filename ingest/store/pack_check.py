@@ -104,6 +104,9 @@ class PackState(SlotState):
             self.head[:SECTOR_SIZE]
         )  # maybe: a power cut may have kept it from the disk
         self.header_fault = ""
+        self.belongs = (
+            ""  # the path of the pack that this is, if it lies in the place of another one of this store
+        )
         self.header = self._parse_header()
         self.header_lost = self.header is None
         if self.header is not None:
@@ -123,6 +126,7 @@ class PackState(SlotState):
             self.header_fault = str(error)
             return None
         if header.pack != self.pack:
+            self.belongs = sharding.pack_path(header.pack) if header.store_id == self.store_id else ""
             self.header_fault = (
                 f"this is the pack {sharding.pack_path(header.pack)} in the place of another one"
             )
@@ -169,6 +173,9 @@ FrameAt = Callable[[tuple[int, int]], bytes]  # reads a frame of the log at a pl
 
 def check_pack(state: PackState, logged: LoggedPack, frame_at: FrameAt) -> list[Fault]:
     """What is wrong with a pack."""
+    if state.belongs:
+        # What should lie here may lie there: nothing is thrown away by taking this for lost before somebody looked.
+        return [Fault("misplaced", f"{state.header_fault}: stop, and move it to where it belongs", "")]
     faults = _check_file(state, logged)
     if state.header_lost:
         return faults + (_lost_slots(state, logged) if faults else [])
