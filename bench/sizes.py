@@ -36,6 +36,7 @@ class Sizes:
     peer_closed: int  # records of one run of Redis
     peer_pipelined: int  # records of one run, of either side
     peer_files: int  # records of one run of SeaweedFS
+    tls: int
 
 
 FULL = Sizes(
@@ -64,6 +65,7 @@ FULL = Sizes(
     peer_closed=200_000,
     peer_pipelined=800_000,
     peer_files=20_000,
+    tls=1_500_000,
 )
 
 TINY = Sizes(
@@ -92,4 +94,5 @@ TINY = Sizes(
     peer_closed=400,
     peer_pipelined=2_000,
     peer_files=200,
+    tls=6_000,
 )

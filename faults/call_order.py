@@ -27,12 +27,12 @@ from pathlib import Path
 from node_rig import Connection, NodeRig, delete_frame, put_frames, read_exactly
 
 from faults import strace
-from faults.layouts import LAYOUTS
 from faults.outcome import Outcome
 from faults.strace import Call
 from ingest import limits, sharding, ticket
 from ingest.limits import ACK_SIZE, FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
+from ingest.store.layout import LAYOUTS
 from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, Note, padded
 from ingest.store.pack import PackHeader, bits_of
 

@@ -42,8 +42,8 @@ from faults.power_loss import FLUSH, Piece, durable_count, survivors
 from faults.recovered_server import RecoveredServer
 from ingest import limits, ticket
 from ingest.status import Status
+from ingest.store.layout import LAYOUTS
 from ingest.store.log_format import BLOCK_SIZE, SegmentHeader
-from ingest.store.store import LAYOUTS
 
 NUMBER = 3
 TITLE = "power cut"

@@ -180,6 +180,10 @@ cdef class Committer:
         PyMem_Free(self.in_progress)
         PyMem_Free(self.touched_workers)
 
+    def set_put_keys(self, list put_keys):
+        """The keys (32 bytes each) of which any may have signed what is stored."""
+        self.stored.keys = put_keys
+
     @property
     def buffer(self):
         """The log's buffer: the batch lies in it behind the header's place."""

@@ -37,6 +37,16 @@ TURN_FRAMES_MAX = 2816  # frames received in one turn, about 1 ms of work: acks 
 ACKS_KEPT_SIZE = 4096  # bytes of ack buffer that a quiet connection may keep
 REQUESTS_PIPELINED_MAX = 4096  # get requests parsed ahead of one connection: bounds its memory
 
+# --- TLS -------------------------------------------------------------------------------------------
+TLS_HANDSHAKE_TIMEOUT_S = 10.0  # a client that has not shown who it is by then
+TLS_HANDSHAKE_FRAMES = (
+    704  # what one step of a handshake counts for in TURN_FRAMES_MAX: its signature takes 0.1 to 1 ms
+)
+TLS_READ_BUFFER_SIZE = (
+    64 << 10
+)  # bytes of one recv: four records; larger ones would be mapped and unmapped each time
+CERTIFICATE_FILE_SIZE_MAX = 1 << 20  # bytes: all that a system trusts is half of that
+
 # --- a worker -----------------------------------------------------------------------------------------
 ACCEPTS_PER_TURN = 64  # connections: a flood of them does not starve those that are open
 ACCEPT_PAUSE_S = 0.2  # out of descriptors: until some are closed there is nothing to do but spin
@@ -110,6 +120,8 @@ SUPERVISION_INTERVAL_S = (
 
 # --- the operator's side -------------------------------------------------------------------------
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
+SETTINGS_SIZE_MAX = 4 << 20  # bytes that a reload hands over: a key file and three of certificates
+KEYS_COUNTED = 15  # keys with counters of their own; of all others together there is one more
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
 
 # --- the client ----------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import logging
 import os
 import resource
 import socket
+from collections.abc import Callable
 
-from ingest import failpoints, limits, listeners, logs
+from ingest import failpoints, limits, listeners, logs, reload
 from ingest._queue import Queue
 from ingest.config import ServerConfig
 from ingest.errors import DiskError, KeyFileError
@@ -21,8 +22,10 @@ from ingest.store.store import META, Store
 log = logging.getLogger(__name__)
 
 
-def serve(config: ServerConfig, roles: Roles) -> int:
+def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerConfig] | None = None) -> int:
     """Runs a server until it is told to end. Returns its exit code; raises IngestError when it cannot serve.
+
+    ``read_config`` reads the configuration once more, at SIGHUP.
 
     What is opened here stays open until this process ends: its children use it, and its lock must outlive them.
     """
@@ -30,6 +33,7 @@ def serve(config: ServerConfig, roles: Roles) -> int:
     failpoints.arm(os.environ)
     raise_open_files_limit()
     check_file_size_limit()
+    certificates = reload.read_certificates(config)
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     keys = load_keys(config, store)
     node = Node(
@@ -38,6 +42,9 @@ def serve(config: ServerConfig, roles: Roles) -> int:
         keys=keys,
         queue=Queue(worker_count(config), limits.BLOCK_PLACES * limits.ARENA_BLOCKS),
         admin_socket=listeners.bind_alone(config.admin_listen),
+        certificates=certificates,
+        key_names=reload.name_keys(keys),
+        read_config=read_config,
     )
     bind_frame_sockets(node)
     listeners.listen(node.admin_socket, limits.LISTEN_BACKLOG)

@@ -28,7 +28,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from ingest import _failpoints, _queue, limits, sharding
+from ingest import _failpoints, _queue, limits, reload, sharding
 from ingest._bulk import BulkJob
 from ingest._committer import Committer
 from ingest.errors import CorruptionError, IngestError
@@ -53,6 +53,7 @@ SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
 HOUSEKEEPING_INTERVAL_NS = 1_000_000  # while commits follow each other
+SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
 
 
 class SyncFailedError(IngestError):
@@ -64,12 +65,13 @@ class WriteBehind:
 
     def __init__(self, node: Node) -> None:
         self.config = node.config
+        self.node = node
         self.store = node.store
         self.queue = node.queue
         self.sync = node.config.sync == "disk"
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.packs = layout.make_table(node.store, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2)))
-        self.put_keys = [keys.put for keys in node.keys.all]
+        self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
         self.space = Space(
             node.store.data_dir,
@@ -95,6 +97,9 @@ class WriteBehind:
         self._housekeep_at = 0  # ns
         self._poll = select.poll()
         self._poll.register(self.queue.committer_doorbell, select.POLLIN)
+        self._settings_at = 0.0  # when the parent's line was looked at
+        if node.control is not None:
+            self._poll.register(node.control, select.POLLIN)
 
     def stop(self, *_: object) -> None:
         """Answer what was handed over, flush, end. Safe in a signal handler."""
@@ -266,6 +271,9 @@ class WriteBehind:
     def _housekeep(self) -> None:
         self._end_flush()
         now = time.monotonic()
+        if now - self._settings_at >= SETTINGS_INTERVAL_S:
+            self._settings_at = now
+            self._take_settings()
         if self._flush is None and self._needs_flush():
             urgent = (
                 self.packs.wants_flush
@@ -288,6 +296,14 @@ class WriteBehind:
         for pack, error in dict.fromkeys(self.core.disk_errors):  # each once, however many frames met it
             log.error("%s/%s: %s", self.store.data_dir, sharding.pack_path(pack), os.strerror(error))
         self.core.disk_errors.clear()
+
+    def _take_settings(self) -> None:
+        """What the parent has reloaded: from now on stored frames count that a new key has signed."""
+        settings = reload.receive(self.node) if self.node.control is not None else None
+        if settings is not None:
+            self.core.set_put_keys([keys.put for keys in settings.keys.all])
+            reload.use_log_level(settings.log_level)
+            reload.confirm(self.node)
 
     def _end_spare(self, wait: bool = False) -> None:
         if self._spare is None or not (wait or self._spare.done()):
@@ -380,6 +396,7 @@ class WriteBehind:
             if not self.log.segments and self._growth_errno:
                 timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
             self._poll.poll(timeout * 1000)
+            self._take_settings()
         core.sleeping(False)
         try:
             os.eventfd_read(self.queue.committer_doorbell)

@@ -13,6 +13,7 @@ from bench import (
     bench_random_tickets,
     bench_restart,
     bench_sustained,
+    bench_tls,
     bench_tree,
     bench_verify,
     disk_limit,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     bench_random_tickets.measure: ["random-tickets", "random-restart"],
     bench_restart.measure: ["restart"],
     bench_tree.measure: ["tree"],
+    bench_tls.measure: ["tls-put", "tls-get"],
 }
 
 
