@@ -16,6 +16,7 @@ from ingest.config import ServerConfig, resolve
 from ingest.errors import IngestError, PortTakenError
 from ingest.listeners import Address, format_address
 from ingest.mac import KeyRing
+from ingest.reload import read_certificates
 from ingest.store.key_file import read_keys
 from ingest.store.store import META, Store, lock_holder
 
@@ -64,7 +65,7 @@ def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | Non
     """
     config, sources = resolve(flags, environ, file)
     checked = CheckedConfig({name: (_text(config, name), source) for name, source in sources.items()})
-    for step in (_data_dir, _store, _keys, _addresses):
+    for step in (_data_dir, _store, _keys, _certificates, _addresses):
         try:
             step(config, checked)
         except IngestError as error:
@@ -136,6 +137,10 @@ def _keys(config: ServerConfig, checked: CheckedConfig) -> None:
         except IngestError:
             return  # said already
         store.require_keys(ring)
+
+
+def _certificates(config: ServerConfig, _: CheckedConfig) -> None:
+    read_certificates(config)
 
 
 def _addresses(config: ServerConfig, checked: CheckedConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from ingest import mac, sharding, ticket
 from ingest.errors import ConfigError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import build_frame
+from ingest.status import Status
+from ingest.store import tree
 from ingest.store.pack import PackHeader, bit, set_bits
 from ingest.store.store import Store
 
@@ -205,7 +208,13 @@ class TestHeaders:
         os.rename(a, store.path / "x")
         os.rename(b, a)
         os.rename(store.path / "x", b)
-        assert any("this is the pack NZ/obj" in problem.detail for problem in store.fsck().problems)
+        with everything_of(store.path):
+            problems = store.fsck(repair=True).problems
+        assert {(problem.kind, problem.path, problem.repaired) for problem in problems} == {
+            ("misplaced", PACK, False),
+            ("misplaced", "NZ/obj", False),
+        }
+        assert any("this is the pack NZ/obj" in problem.detail for problem in problems)
 
     def test_a_newer_format_is_not_touched(self, small):
         store = small()
@@ -242,6 +251,75 @@ class TestAgainstTheLog:
         assert store.fsck().clean
         read = store.read()
         assert all(read[i] == store.expected()[i] for i in store.slots() if i in logged)
+
+
+class TestTree:
+    @pytest.fixture(params=["clean", "killed", "cut"])
+    def store(self, request, templates, tmp_path) -> Small:
+        try:
+            tree.check_file_system(tmp_path)
+        except ConfigError as error:
+            pytest.skip(str(error))
+        made = template(templates, request.param, "tree")
+        made.copy(tmp_path / "store")
+        return Small(tmp_path / "store", made)
+
+    def path(self, store: Small, index: int) -> Path:
+        return store.path / ticket.tree_path(ticket.format(index))
+
+    def test_what_a_crash_leaves_is_no_problem(self, store):
+        with everything_of(store.path):
+            assert store.fsck().problems == []
+
+    @pytest.mark.parametrize("how", ["bytes", "cut", "longer", "attribute", "no attribute"])
+    def test_a_chunk_that_decayed(self, store, how):
+        logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+        with_copy = next(i for i in store.slots() if i in logged)
+        without = next(i for i in store.slots() if i not in logged)
+        for index in (with_copy, without):
+            path = self.path(store, index)
+            if how == "bytes":
+                store.patch(path.relative_to(store.path), 50, b"decay")
+            elif how in ("cut", "longer"):
+                os.truncate(path, 1457 if how == "cut" else 1459)
+            elif how == "attribute":
+                os.setxattr(path, tree.CHECKSUM, b"decayed!")
+            else:
+                os.removexattr(path, tree.CHECKSUM)
+        read = store.read()
+        assert all(read[index][0] is not Status.SAVED for index in (with_copy, without))
+        found = {problem.path: problem.lost for problem in store.fsck().problems}
+        names = [ticket.tree_path(ticket.format(index)) for index in (with_copy, without)]
+        assert found == {names[0]: False, names[1]: True}
+        assert all(problem.repaired and problem.copy for problem in store.fsck(repair=True).problems)
+        assert store.fsck().clean
+        assert store.shows_all(lost={without})
+
+    def test_a_deleted_one_with_bytes(self, store):
+        index = store.slots(alive=False)[0]
+        self.path(store, index).write_bytes(b"not empty")
+        assert store.kinds() == ["deleted_bytes"]
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_missing_file_that_the_log_knows(self, store):
+        settled = [b for b in store.template.batches if b.number <= store.template.settled]
+        logged = {i for b in settled for some in b.frames.values() for i in some}
+        index = next(i for i in store.slots() if i in logged)
+        self.path(store, index).unlink()
+        assert store.only(repair=True).kind == "stale"
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_bad_batch(self, store):
+        if store.template.name.endswith("clean"):
+            pytest.skip("its log holds nothing that the files lack")
+        batch = store.template.batches[TestLog().middle(store)]
+        (place, (lost,)), *_ = batch.frames.items()
+        store.patch(batch.segment, place + 100, b"decay")
+        store.fsck(repair=True)
+        assert store.fsck().clean
+        killed = store.template.name.endswith("killed")
+        assert store.shows_all(lost=set() if killed else {lost})
 
 
 class TestLog:
@@ -489,6 +567,17 @@ def test_a_full_disk_is_said_and_leaves_the_store_as_it_was(small, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         store.fsck(repair=True)
     assert (store.path / PACK).read_bytes() == pack
+
+
+def test_the_document_names_every_kind():
+    root = Path(__file__).parent.parent
+    text = (root / "docs/operations.md").read_text().split("## Checking and repairing a store")[1]
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+    code = "".join(path.read_text() for path in (root / "ingest/store").glob("*.py"))
+    used = set(re.findall(r"(?:Problem|Fault)\(\s*\"(\w+)\"", code))
+    used |= set(re.findall(r"_fault\(\s*state,\s*\"(\w+)\"", code))
+    assert named == used
 
 
 class TestCommand:

@@ -145,7 +145,7 @@ def _read(identity: Identity, pack: int, slots: Iterable[int], put_keys: list[by
     try:
         content = read_whole(identity.data_dir / sharding.pack_path(pack))
     except FileNotFoundError:
-        content = b""
+        content = bytearray()
     return PackState(pack, content, identity.store_id, put_keys)
 
 

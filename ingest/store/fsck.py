@@ -113,6 +113,7 @@ class Fsck:
         self.report.log_segments = len(survey.segments)
         self.report.log_batches_pending = survey.batches_pending
         self.report.notes += found.notes
+        self._misplaced = False  # packs that only the operator can put where they belong
         self._unverified = 0  # frames that no key fits, while a key is missing
 
     def run(self) -> None:
@@ -189,7 +190,7 @@ class Fsck:
         try:
             content = read_whole(file)
         except FileNotFoundError:
-            content = b""
+            content = bytearray()
         if not content:  # made, and never written to
             self._missing_pack(pack, path, logged, extra)
             return
@@ -197,7 +198,9 @@ class Fsck:
         self._count(state, 1, len(content))
         faults = self._judged(state, check_pack(state, logged, self.survey.frame))
         problems = self._tell(path, pack, faults)
-        if self.repair and not self._blind and (faults or self._full_replay()):
+        if state.belongs:
+            self._misplaced = True
+        elif self.repair and not self._blind and (faults or self._full_replay()):
             self._mend(state, logged, extra, path, content, faults, problems)
 
     def _count(self, state: SlotState, files: int, size: int) -> None:
@@ -246,7 +249,7 @@ class Fsck:
         logged: LoggedPack,
         extra: Extra | None,
         path: str,
-        content: bytes,
+        content: bytes | bytearray,
         faults: list[Fault],
         problems: list[Problem],
     ) -> None:
@@ -258,7 +261,7 @@ class Fsck:
             pieces = [
                 Piece(
                     fault.offset,
-                    content[fault.offset : fault.offset + fault.size],
+                    bytes(content[fault.offset : fault.offset + fault.size]),
                     fault.kind,
                     fault.detail,
                     problem.slot,
@@ -366,7 +369,7 @@ class Fsck:
 
     def _mend_log(self) -> None:
         """The packs hold everything, durably: the segments go into the quarantine, and the server makes new ones."""
-        if not self._full_replay() or self._blind:
+        if not self._full_replay() or self._blind or self._misplaced:
             return
         copies = {}
         for segment in self.survey.segments:
@@ -427,14 +430,14 @@ def attributes_of(path: Path) -> dict[str, str]:
     return {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
 
 
-def _same(mended: bytes, content: bytes) -> bool:
+def _same(mended: bytes, content: bytes | bytearray) -> bool:
     """Whether two packs have the same bits and slots."""
     bits = slice(pack_file.PRESENT_OFFSET, pack_file.DIGEST_OFFSET)
     slots = slice(limits.PACK_HEADER_SIZE, None)
     return mended[bits] == content[bits] and mended[slots].rstrip(b"\0") == content[slots].rstrip(b"\0")
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path) -> bytearray:
     """The bytes of a pack, a little more than the most that one may have."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(fd, "rb", buffering=0) as file:
@@ -446,5 +449,6 @@ def read_whole(path: Path) -> bytes:
             while done < size and (got := file.readinto(view[done:])):
                 done += got
             view.release()
-            return bytes(content[:done]) if done < size else bytes(content)
-        return file.read()
+            del content[done:]
+            return content
+        return bytearray(file.read())

@@ -94,15 +94,19 @@ class PackState(SlotState):
     ) -> None:
         self.store_id = store_id
         self.length = len(content)
-        whole = np.zeros(pack_file.file_size(sharding.pack_slots(pack)), np.uint8)
-        have = np.frombuffer(content, np.uint8)[: len(whole)]
-        whole[: len(have)] = have
+        size = pack_file.file_size(sharding.pack_slots(pack))
+        whole = np.frombuffer(content, np.uint8)[:size]
+        if len(whole) < size:
+            whole = np.concatenate([whole, np.zeros(size - len(whole), np.uint8)])
         self.head = bytes(whole[:PACK_HEADER_SIZE])
         super().__init__(pack, whole[PACK_HEADER_SIZE:].reshape(-1, FRAME_SIZE), put_keys)
         self.never_written = not any(
             self.head[:SECTOR_SIZE]
         )  # maybe: a power cut may have kept it from the disk
         self.header_fault = ""
+        self.belongs = (
+            ""  # the path of the pack that this is, if it lies in the place of another one of this store
+        )
         self.header = self._parse_header()
         self.header_lost = self.header is None
         if self.header is not None:
@@ -122,6 +126,7 @@ class PackState(SlotState):
             self.header_fault = str(error)
             return None
         if header.pack != self.pack:
+            self.belongs = sharding.pack_path(header.pack) if header.store_id == self.store_id else ""
             self.header_fault = (
                 f"this is the pack {sharding.pack_path(header.pack)} in the place of another one"
             )
@@ -168,6 +173,9 @@ FrameAt = Callable[[tuple[int, int]], bytes]  # reads a frame of the log at a pl
 
 def check_pack(state: PackState, logged: LoggedPack, frame_at: FrameAt) -> list[Fault]:
     """What is wrong with a pack."""
+    if state.belongs:
+        # What should lie here may lie there: nothing is thrown away by taking this for lost before somebody looked.
+        return [Fault("misplaced", f"{state.header_fault}: stop, and move it to where it belongs", "")]
     faults = _check_file(state, logged)
     if state.header_lost:
         return faults + (_lost_slots(state, logged) if faults else [])
