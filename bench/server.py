@@ -20,6 +20,7 @@ from typing import Self
 
 from ingest import limits, mac, ticket
 from ingest.status import Status
+from ingest.tls import client_context
 
 ROOT = Path(__file__).parent.parent
 START_TIMEOUT_S = 60.0
@@ -64,10 +65,12 @@ def memory(pid: int) -> Memory | None:
 
 
 class Server:
-    """One server on `data_dir`, with free ports. As a context: what still runs in the end is killed."""
+    """One server on `data_dir`, with free ports; `tls_ca` when its flags have it speak TLS. As a context: what still
+    runs in the end is killed."""
 
-    def __init__(self, data_dir: Path, *flags: str) -> None:
+    def __init__(self, data_dir: Path, *flags: str, tls_ca: Path | None = None) -> None:
         self.data_dir = data_dir
+        self._tls = client_context(tls_ca) if tls_ca is not None else None
         self.flags = flags
         self.command = [sys.executable, "-m", "ingest", "server", "--data-dir", str(data_dir), *flags]
         self.command += [
@@ -194,7 +197,7 @@ class Server:
         """The get port must give back this frame. ServerError when it does not."""
         request = mac.build_request(mac.derive(self._shared_key).get, frame[: limits.TICKET_SIZE], 1)
         try:
-            reply = _ask(self.get_address, request, limits.RUN_HEADER_SIZE + limits.FRAME_SIZE)
+            reply = self._ask(self.get_address, request, limits.RUN_HEADER_SIZE + limits.FRAME_SIZE)
         except (ConnectionError, TimeoutError) as error:
             raise self._error(f"{frame[:8]!r} was SAVED and does not come back: {error}") from None
         if reply[limits.RUN_HEADER_SIZE :] != frame:
@@ -237,7 +240,7 @@ class Server:
         deadline = time.perf_counter() + START_TIMEOUT_S
         while True:
             try:
-                ack = _ask(self.put_address, frame, limits.ACK_SIZE)
+                ack = self._ask(self.put_address, frame, limits.ACK_SIZE)
                 if ack == wire + bytes([Status.SAVED]):
                     break
                 if ack[8] not in (Status.BUSY, Status.ERROR):
@@ -248,7 +251,7 @@ class Server:
         request = mac.build_request(keys.get, wire, 1)
         while True:
             try:
-                reply = _ask(self.get_address, request, limits.RUN_HEADER_SIZE + limits.FRAME_SIZE)
+                reply = self._ask(self.get_address, request, limits.RUN_HEADER_SIZE + limits.FRAME_SIZE)
             except (ConnectionError, TimeoutError):
                 self._look(deadline, "the get port does not answer")
                 continue
@@ -258,18 +261,20 @@ class Server:
                 )
             return
 
-
-def _ask(address: tuple[str, int], question: bytes, size: int) -> bytes:
-    """`size` bytes of answer. ConnectionError when there are fewer."""
-    with socket.create_connection(address, PROBE_TIMEOUT_S) as sock:
-        sock.sendall(question)
-        answer = b""
-        while len(answer) < size:
-            part = sock.recv(size - len(answer))
-            if not part:
-                raise ConnectionResetError(f"{len(answer)} of {size} bytes")
-            answer += part
-        return answer
+    def _ask(self, address: tuple[str, int], question: bytes, size: int) -> bytes:
+        """`size` bytes of answer. ConnectionError when there are fewer."""
+        sock = socket.create_connection(address, PROBE_TIMEOUT_S)
+        if self._tls is not None:
+            sock = self._tls.wrap_socket(sock, server_hostname=address[0])
+        with sock:
+            sock.sendall(question)
+            answer = b""
+            while len(answer) < size:
+                part = sock.recv(size - len(answer))
+                if not part:
+                    raise ConnectionResetError(f"{len(answer)} of {size} bytes")
+                answer += part
+            return answer
 
 
 @dataclass(frozen=True)

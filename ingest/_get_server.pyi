@@ -1,8 +1,10 @@
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ingest._queue import Queue
+from ingest.mac import SubKeys
 from ingest.store._slot_reader import SlotReader
+from ingest.tls import TlsContext
 
 BAD_REQUEST: str
 UNREAD_REPLIES: str
@@ -34,7 +36,10 @@ class GetServer:
         turn_looks_max: int = ...,
         turn_requests_max: int = ...,
     ) -> None: ...
-    def set_keys(self, keys: Iterable[_RequestKeys]) -> None: ...
+    def set_keys(
+        self, keys: Iterable[_RequestKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
+    ) -> None: ...
+    def set_tls(self, context: TlsContext | None) -> None: ...
     def fileno(self) -> int: ...
     @property
     def drained(self) -> bool: ...

@@ -1,4 +1,4 @@
-# distutils: depends = ingest/csrc/get_connection.h ingest/csrc/frame.h ingest/csrc/queue.h
+# distutils: depends = ingest/csrc/get_connection.h ingest/csrc/frame.h ingest/csrc/queue.h ingest/csrc/tls.h ingest/csrc/counters.h
 """The get port of one worker: requests in, runs of frames out, straight from the files.
 
 The same shape as `_put_server`: the connections live in an epoll of their own, nested in that of the event loop, which
@@ -22,7 +22,7 @@ tells slots that were deleted just now, or lost.
 import os
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -30,7 +30,7 @@ from ingest._hmac cimport hmac_requests
 from ingest._queue cimport Queue, queue_ring, word_add_above_zero
 from ingest.store._slot_reader cimport SlotReader, extent
 
-from ingest import limits
+from ingest import limits, tls
 from ingest._queue import ROW_WORKER
 from ingest.status import Status
 
@@ -64,6 +64,11 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_GET_REFUSED
     enum: C_GET_CLOSED_BAD
     enum: C_FOREIGN_TLS
+    enum: C_GET_CLOSED_HANDSHAKE
+    enum: C_GET_CLOSED_NOT_TLS
+    enum: C_KEY_REQUESTS
+    enum: C_KEY_BAD_REQUESTS
+    enum: KEY_COUNTERS
     enum: C_GET_REQUESTS
     enum: C_GET_REQUESTS_BAD
     enum: C_GET_FRAMES
@@ -75,6 +80,21 @@ cdef extern from "csrc/frame.h" nogil:
     int64_t TICKET_INDEX_LAST
     int64_t ticket_index(const uint8_t *ticket)
     void ticket_write(int64_t index, uint8_t *ticket)
+
+cdef extern from "csrc/tls.h" nogil:
+    enum: TLS_PLAIN
+    ctypedef struct tls_library:
+        pass
+    ctypedef struct tls_session:
+        uint8_t state, wants_write
+        uint32_t error
+    tls_session *tls_new(const tls_library *lib, void *ssl, int fd, bint is_server)
+    void tls_free(tls_session *s)
+    uint32_t tls_unsent(const tls_session *s)
+    bint tls_in_handshake(const tls_session *s)
+    bint tls_at_end(const tls_session *s)
+    int tls_flush(tls_session *s)
+    void tls_end(tls_session *s)
 
 cdef extern from "csrc/foreign.h" nogil:
     enum: FOREIGN_NONE
@@ -113,7 +133,8 @@ cdef extern from "csrc/get_connection.h" nogil:
         uint32_t capacity, head, tail, answered
         get_run run
         uint64_t run_sent
-        double received_at, partial_at, sent_at, linger_since
+        double received_at, partial_at, sent_at, linger_since, adopted_at
+        tls_session *tls
     ctypedef struct get_queue:
         get_connection *first
         uint32_t count
@@ -126,7 +147,8 @@ cdef extern from "csrc/get_connection.h" nogil:
     void get_shrink(get_connection *c)
     void run_header(uint8_t *out, const uint8_t *ticket, uint8_t status, uint32_t n)
     ssize_t socket_receive(int fd, uint8_t *buffer, size_t size)
-    ssize_t socket_send(int fd, const uint8_t *data, size_t size)
+    ssize_t get_receive(get_connection *c, uint8_t *buffer, size_t size)
+    ssize_t get_send(get_connection *c, const uint8_t *data, size_t size)
     void get_queue_push(get_queue *q, get_connection *c)
     void get_queue_remove(get_queue *q, get_connection *c)
 
@@ -159,6 +181,9 @@ cdef enum rare_kind:
     CLOSED_IDLE
     SPOKE_TLS
     SPOKE_HTTP
+    CLOSED_HANDSHAKE
+    CLOSED_SLOW_HANDSHAKE
+    CLOSED_NOT_TLS
 
 BAD_REQUEST = "bad request"
 UNREAD_REPLIES = "unread replies"
@@ -166,12 +191,16 @@ PARTIAL_REQUEST = "partial request"
 IDLE = "idle"
 SPEAKS_TLS = "speaks TLS"
 SPEAKS_HTTP = "speaks HTTP"
-_EVENT_NAMES = (BAD_REQUEST, UNREAD_REPLIES, PARTIAL_REQUEST, IDLE, SPEAKS_TLS, SPEAKS_HTTP)
+_EVENT_NAMES = (
+    BAD_REQUEST, UNREAD_REPLIES, PARTIAL_REQUEST, IDLE, SPEAKS_TLS, SPEAKS_HTTP,
+    tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS,
+)
 
 cdef enum:
     KEY_SIZE = 32
     KEYS_MAX = 4  # two get keys, two inventory keys
     KEY_NONE = 255
+    RETIRED_MAX = 2 * (KEY_COUNTERS - 1)
     EVENTS_MAX = 1024  # sockets seen in one turn; the others wait in the kernel
     DISCARD_SIZE = 65536  # bytes
     DISCARDS_MAX = 16  # receives of a connection in one turn whose bytes are dropped
@@ -186,6 +215,8 @@ cdef double LINGER = limits.LINGER_S
 cdef double UNREAD_TIMEOUT = limits.UNREAD_ACKS_TIMEOUT_S
 cdef double PARTIAL_TIMEOUT = limits.PARTIAL_FRAME_TIMEOUT_S
 cdef double IDLE_TIMEOUT = limits.IDLE_TIMEOUT_S
+cdef double HANDSHAKE_TIMEOUT = limits.TLS_HANDSHAKE_TIMEOUT_S
+cdef uint32_t HANDSHAKE_STEPS = limits.TURN_FRAMES_MAX // limits.TLS_HANDSHAKE_FRAMES
 cdef uint32_t COUNT_MAX = limits.RANGE_COUNT_MAX
 
 assert (Status.SAVED, Status.ERROR, Status.BAD_CHECKSUM, Status.BAD_TICKET) == (SAVED, ERROR, BAD_CHECKSUM, BAD_TICKET)
@@ -223,6 +254,10 @@ cdef class GetServer:
     cdef uint8_t keys[KEYS_MAX * KEY_SIZE]
     cdef uint8_t kinds[KEYS_MAX]   # what each key asks for
     cdef int key_count
+    cdef uint8_t key_numbers[KEYS_MAX]   # of their counters
+    cdef uint8_t retired[RETIRED_MAX * KEY_SIZE]  # keys that are known and not accepted
+    cdef uint8_t retired_numbers[RETIRED_MAX]
+    cdef int retired_count
     cdef epoll_event *events
     cdef uint8_t *discarded
     cdef int epoll_fd, doorbell_fd
@@ -234,6 +269,7 @@ cdef class GetServer:
     cdef readonly int slot
     cdef list _peers
     cdef list _free_slots
+    cdef object _tls
 
     def __cinit__(self):
         self.epoll_fd = self.doorbell_fd = -1
@@ -296,6 +332,7 @@ cdef class GetServer:
             for i in range(self.slots_used):
                 if self.table[i].state != GET_FREE:
                     close_fd(self.table[i].fd)
+                tls_free(self.table[i].tls)
                 free(self.table[i].requests)
         if self.epoll_fd >= 0:
             close_fd(self.epoll_fd)
@@ -329,21 +366,37 @@ cdef class GetServer:
 
     # --- what Python sees
 
-    def set_keys(self, keys):
-        """From now on requests signed with these keys are accepted: one or two, the first tried first."""
+    def set_keys(self, keys, known=(), names=()):
+        """From now on requests signed with these keys are accepted: one or two, the first tried first.
+
+        ``known``: all keys of the server; a request of one that is not accepted is counted under its name. ``names``: the
+        identifiers (``id``) of the keys with counters of their own, by the counters' numbers.
+        """
         accepted = list(keys)
         if not 1 <= len(accepted) <= 2:
             raise ValueError(f"one or two keys are accepted from the network, not {len(accepted)}")
-        ordered = [(key.get, GET_FRAMES) for key in accepted] + [(key.inventory, GET_INVENTORY) for key in accepted]
-        if any(len(key) != KEY_SIZE for key, _ in ordered):
+        ordered = [(key, key.get, GET_FRAMES) for key in accepted]
+        ordered += [(key, key.inventory, GET_INVENTORY) for key in accepted]
+        if any(len(raw) != KEY_SIZE for _, raw, _ in ordered):
             raise ValueError(f"a key has {KEY_SIZE} bytes")
+        retired = [key for key in known if key not in accepted and key.id in names][:KEY_COUNTERS - 1]
         cdef const uint8_t[::1] view
         cdef int i
-        for i, (key, kind) in enumerate(ordered):
-            view = key
+        for i, (key, raw, kind) in enumerate(ordered):
+            view = raw
             memcpy(self.keys + i * KEY_SIZE, &view[0], KEY_SIZE)
             self.kinds[i] = kind
+            self.key_numbers[i] = names.index(key.id) if key.id in names else KEY_COUNTERS - 1
         self.key_count = len(ordered)
+        for i, (key, raw) in enumerate((key, raw) for key in retired for raw in (key.get, key.inventory)):
+            view = raw
+            memcpy(self.retired + i * KEY_SIZE, &view[0], KEY_SIZE)
+            self.retired_numbers[i] = names.index(key.id)
+        self.retired_count = 2 * len(retired)
+
+    def set_tls(self, context):
+        """Connections adopted from now on speak TLS by this `tls.TlsContext` of a server; None: they speak plainly."""
+        self._tls = context
 
     def fileno(self):
         """The descriptor to watch for reading; ``turn`` is to be called when it is readable."""
@@ -386,18 +439,33 @@ cdef class GetServer:
         c.readable = c.at_end = c.sending = c.foreign = c.carry_size = 0
         c.writable = 1
         c.head = c.tail = c.answered = 0
-        c.received_at = c.partial_at = c.sent_at = self.now
+        c.received_at = c.partial_at = c.sent_at = c.adopted_at = self.now
         c.linger_since = -1
         try:
+            c.tls = self._new_session(fd)
             self._watch(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, get_cookie(c))
-        except OSError:
+        except (OSError, MemoryError):
             c.state = GET_FREE
+            tls_free(c.tls)
+            c.tls = NULL
             self._free_slots.append(slot)
             self._refuse(fd)
             raise
         self.connections += 1
         self.counters[<int>C_GET_ACCEPTED] += 1
         return True
+
+    cdef tls_session *_new_session(self, int fd) except? NULL:
+        """NULL without TLS."""
+        cdef tls_session *session
+        cdef void *ssl
+        if self._tls is None:
+            return NULL
+        ssl = <void *><uintptr_t>self._tls.session(fd)
+        session = tls_new(<const tls_library *><uintptr_t>self._tls.library, ssl, fd, True)
+        if session == NULL:
+            raise MemoryError
+        return session
 
     cdef void _refuse(self, int fd) noexcept nogil:
         close_fd(fd)
@@ -420,6 +488,7 @@ cdef class GetServer:
                 if self.table[i].state != GET_FREE:
                     if not self.ticked:
                         self.table[i].received_at = self.table[i].partial_at = self.table[i].sent_at = now
+                        self.table[i].adopted_at = now
                     self._check_deadlines(&self.table[i], now)
             self.now = now
             self.ticked = True
@@ -506,6 +575,9 @@ cdef class GetServer:
             if what & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
                 c.readable = 1
                 self._queue_reading(c)
+            if what & EPOLLOUT and c.tls != NULL and c.tls.wants_write:
+                c.readable = 1
+                self._queue_reading(c)
             if what & EPOLLOUT:
                 c.writable = 1
                 self._queue_serving(c)
@@ -536,6 +608,7 @@ cdef class GetServer:
     cdef void _receive_all(self) noexcept nogil:
         """Reads each queued connection once; those with more to read go to the end of the queue."""
         cdef uint32_t n = self.to_read.count
+        cdef uint32_t handshakes = HANDSHAKE_STEPS
         cdef get_connection *c
         self.request_count = self.segment_count = 0
         while n > 0 and self.to_read.first != NULL:
@@ -544,6 +617,10 @@ cdef class GetServer:
             if c.state == GET_OPEN:
                 if self.request_count == self.requests_max or self.segment_count == self.segments_max:
                     return
+                if tls_in_handshake(c.tls):
+                    if handshakes == 0:
+                        return
+                    handshakes -= 1
                 get_queue_remove(&self.to_read, c)
                 self._receive(c)
             else:
@@ -558,7 +635,7 @@ cdef class GetServer:
         cdef uint32_t whole
         cdef uint8_t carried = c.carry_size
         memcpy(base, c.carry, c.carry_size)
-        n = socket_receive(c.fd, base + c.carry_size, wanted)
+        n = get_receive(c, base + c.carry_size, wanted)
         if n <= 0:
             if n == 0:
                 c.readable = 0
@@ -566,11 +643,13 @@ cdef class GetServer:
                 self._settle(c)
             elif n == -EAGAIN:
                 c.readable = 0
+            elif tls_in_handshake(c.tls):
+                self._refuse_handshake(c)
             else:
                 self._drop(c)
             return
         c.received_at = self.now
-        c.readable = n == wanted or c.at_end
+        c.readable = n == wanted or c.at_end or tls_at_end(c.tls)
         n += c.carry_size
         whole = <uint32_t>(n / REQUEST_SIZE)
         c.carry_size = <uint8_t>(n % REQUEST_SIZE)
@@ -600,7 +679,19 @@ cdef class GetServer:
         c.state = state
         self._queue_reading(c)
 
+    cdef void _refuse_handshake(self, get_connection *c) noexcept nogil:
+        """Not closed at once: a reset would destroy the alert that tells the peer why."""
+        if c.tls.state == TLS_PLAIN:
+            self.counters[<int>C_GET_CLOSED_NOT_TLS] += 1
+            self._note(CLOSED_NOT_TLS, c, 0)
+        else:
+            self.counters[<int>C_GET_CLOSED_HANDSHAKE] += 1
+            self._note(CLOSED_HANDSHAKE, c, c.tls.error)
+        self._stop_reading(c, GET_REFUSED)
+        self._settle(c)
+
     cdef void _discard(self, get_connection *c) noexcept nogil:
+        """What is dropped is not decrypted before."""
         cdef int i
         cdef ssize_t n
         for i in range(DISCARDS_MAX):
@@ -653,6 +744,7 @@ cdef class GetServer:
                     # Eight bytes are one comparison of one word: as constant in time as it needs to be.
                     if word_of(self.tags + (i - start) * 8) == word_of(self.requests + <size_t>i * REQUEST_SIZE + 16):
                         self.key_of[i] = <uint8_t>key
+                        self.counters[<int>C_KEY_REQUESTS + self.key_numbers[key]] += 1
                         left -= 1
             if left == 0:
                 return
@@ -679,6 +771,8 @@ cdef class GetServer:
             self.counters[<int>C_GET_REQUESTS] += 1
             if status:
                 self.counters[<int>C_GET_REQUESTS_BAD] += 1
+                if status == BAD_CHECKSUM:
+                    self._count_bad(raw)
                 self.counters[<int>C_GET_CLOSED_BAD] += 1
                 self._look_for_foreign(c, raw, REQUEST_SIZE)
                 self._note(CLOSED_BAD_REQUEST, c, status)
@@ -686,6 +780,18 @@ cdef class GetServer:
                 break
         self._queue_serving(c)
         self._queue_reading(c)
+
+    cdef void _count_bad(self, const uint8_t *raw) noexcept nogil:
+        """Under the key that signed it, if that is known and not accepted any more. A connection has one such request."""
+        cdef int number = KEY_COUNTERS - 1
+        cdef int i
+        cdef uint8_t tag[8]
+        for i in range(self.retired_count):
+            hmac_requests(self.retired + i * KEY_SIZE, raw, 1, REQUEST_SIZE, tag)
+            if word_of(tag) == word_of(raw + 16):
+                number = self.retired_numbers[i]
+                break
+        self.counters[<int>C_KEY_BAD_REQUESTS + number] += 1
 
     cdef uint8_t _parse(self, const uint8_t *raw, uint8_t key, get_request *request) noexcept nogil:
         """0, or the status with which it is refused."""
@@ -713,7 +819,9 @@ cdef class GetServer:
         cdef int64_t budget = self.turn_bytes_max
         cdef uint32_t looks = self.looks_max
         get_queue_remove(&self.to_serve, c)
-        while get_has_work(c):
+        if tls_unsent(c.tls) and not self._send_held(c):
+            return
+        while get_has_work(c) and c.writable:
             if budget <= 0 or looks == 0:
                 get_queue_push(&self.to_serve, c)
                 break
@@ -728,6 +836,18 @@ cdef class GetServer:
             self._queue_reading(c)  # it may have been waiting for room for its requests
         elif c.state != GET_FREE:
             self._settle(c)
+
+    cdef bint _send_held(self, get_connection *c) noexcept nogil:
+        """Sends the rest of the last record. False when the connection takes no more now, or is closed."""
+        cdef uint32_t before = tls_unsent(c.tls)
+        if tls_flush(c.tls) < 0:
+            self._drop(c)
+            return False
+        if tls_unsent(c.tls) < before:
+            c.sent_at = self.now
+        if tls_unsent(c.tls):
+            c.writable = 0
+        return c.writable
 
     cdef void _collect(self, get_connection *c, uint32_t *looks, int64_t budget) noexcept nogil:
         """Fills the buffer with replies."""
@@ -844,7 +964,7 @@ cdef class GetServer:
         cdef ssize_t n
         if self.piece_count == 0:
             return True
-        n = socket_send(c.fd, self.out, self.out_used)
+        n = get_send(c, self.out, self.out_used)
         if n < 0:
             self._drop(c)
             return False
@@ -869,6 +989,8 @@ cdef class GetServer:
 
     cdef void _sent(self, get_connection *c, ssize_t n, int64_t *budget) noexcept nogil:
         if n > 0:
+            if tls_unsent(c.tls):
+                c.writable = 0
             c.sent_at = self.now
             budget[0] -= n
             self.counters[<int>C_GET_BYTES] += n
@@ -889,11 +1011,11 @@ cdef class GetServer:
         while c.run_sent < size and budget[0] > 0:
             if c.run_sent < RUN_HEADER_SIZE:
                 wanted = RUN_HEADER_SIZE - c.run_sent
-                n = socket_send(c.fd, c.run.header + c.run_sent, wanted)
+                n = get_send(c, c.run.header + c.run_sent, wanted)
             else:
                 wanted = <size_t>min(size - c.run_sent, <uint64_t>self.out_size)
                 self._read_again(c, wanted)
-                n = socket_send(c.fd, self.out, wanted)
+                n = get_send(c, self.out, wanted)
             if n < 0:
                 self._drop(c)
                 return False
@@ -921,6 +1043,8 @@ cdef class GetServer:
         """Moves on a connection that reads no more requests, once all are answered."""
         if c.state == GET_FREE or get_has_work(c):
             return
+        if c.state != GET_LINGERING:
+            tls_end(c.tls)
         if c.state == GET_FINISHED:
             self._drop(c)
         elif c.state == GET_REFUSED or c.state == GET_DRAINING:
@@ -937,7 +1061,10 @@ cdef class GetServer:
             elif now - c.linger_since >= LINGER:
                 self._drop(c)
             return
-        if get_has_work(c):
+        if tls_in_handshake(c.tls):
+            if now - c.adopted_at >= HANDSHAKE_TIMEOUT:
+                kind = CLOSED_SLOW_HANDSHAKE
+        elif get_has_work(c):
             if c.writable:
                 c.sent_at = now  # it is we who do not send: the peer is not late
             elif now - c.sent_at >= UNREAD_TIMEOUT:
@@ -950,7 +1077,10 @@ cdef class GetServer:
         elif c.state == GET_OPEN and now - max(c.received_at, c.sent_at) >= IDLE_TIMEOUT:
             kind = CLOSED_IDLE
         if kind >= 0:
-            self.counters[<int>C_GET_CLOSED_BAD + kind] += 1
+            if kind == CLOSED_SLOW_HANDSHAKE:
+                self.counters[<int>C_GET_CLOSED_HANDSHAKE] += 1
+            else:
+                self.counters[<int>C_GET_CLOSED_BAD + kind] += 1
             self._note(<rare_kind>kind, c, c.carry_size)
             self._drop(c)
         else:
@@ -972,6 +1102,8 @@ cdef class GetServer:
         get_queue_remove(&self.to_serve, c)
         # Not left to close(): a sibling that passed the socket here may still hold its own copy.
         epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, c.fd, NULL)
+        tls_free(c.tls)
+        c.tls = NULL
         close_fd(c.fd)
         c.fd = -1
         c.state = GET_FREE

@@ -1,3 +1,4 @@
+# distutils: depends = ingest/csrc/load.h ingest/csrc/tls.h ingest/csrc/frame.h
 """The engine of the load generator: one epoll loop over the connections of one process, without the GIL.
 
 A turn of the loop takes the acks that came, then fills one send buffer with frames of the connections that may send,
@@ -8,7 +9,7 @@ of each connection (touched only as far as frames are in flight), and for each c
 """
 
 from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
 
@@ -16,9 +17,23 @@ from ingest._hmac cimport hmac_sign, hmac_verify
 
 import os
 
+from ingest import tls
 from ingest.errors import ConnectionLostError, ProtocolError, UsageError
 from ingest.limits import IN_FLIGHT_MAX
 
+
+cdef extern from "csrc/tls.h" nogil:
+    ctypedef struct tls_library:
+        pass
+    ctypedef struct tls_session:
+        pass
+    tls_session *tls_new(const tls_library *lib, void *ssl, int fd, bint is_server)
+    void tls_free(tls_session *s)
+    uint32_t tls_unsent(const tls_session *s)
+    void tls_note_handshake(tls_session *s)
+    ssize_t tls_receive(tls_session *s, uint8_t *buffer, size_t size)
+    ssize_t tls_send(tls_session *s, const uint8_t *data, size_t size)
+    void tls_end(tls_session *s)
 
 cdef extern from "csrc/load.h" nogil:
     enum: FRAME_SIZE
@@ -44,6 +59,7 @@ cdef extern from "csrc/load.h" nogil:
         uint8_t *rest
         size_t rest_start
         size_t rest_end
+        tls_session *tls
         int ack_have
         uint8_t *ack
     ctypedef struct load_part:
@@ -202,6 +218,7 @@ cdef class Engine:
     is due ``(p · connections_total + offset + i) · interval_ns`` after the start and not sent before; its latency counts from then, sent or not,
     so that a server that stalls is charged for every frame that it kept waiting (no coordinated omission: Gil Tene, wrk2).
     Otherwise each connection keeps its window full, and latencies count from sending.
+    ``sessions``: for connections that speak TLS, the SSL of each (`tls.handshake`), which are the engine's from now on.
     """
 
     cdef Content content
@@ -232,7 +249,7 @@ cdef class Engine:
         self.epoll = -1
 
     def __init__(self, Content content, const uint8_t[::1] put_key, sockets, firsts, counts, int window, *,
-                 double interval_ns=0, int64_t offset=0, int64_t connections_total=0):
+                 double interval_ns=0, int64_t offset=0, int64_t connections_total=0, sessions=()):
         cdef int i
         cdef int64_t ring = 64
         if not 1 <= window <= IN_FLIGHT_MAX:
@@ -271,6 +288,7 @@ cdef class Engine:
             self.connections[i].stamps = <uint32_t *>calloc(ring, sizeof(uint32_t))
             if self.connections[i].stamps == NULL:
                 raise MemoryError
+        self._take_sessions(list(sessions))
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             raise OSError(errno, os.strerror(errno))
@@ -279,10 +297,28 @@ cdef class Engine:
             if self._watch(i, EPOLL_CTL_ADD, EPOLLIN) != 0:
                 raise OSError(errno, os.strerror(errno))
 
+    cdef int _take_sessions(self, list sessions) except -1:
+        cdef load_connection *c
+        cdef const tls_library *library
+        if not sessions:
+            return 0
+        if len(sessions) != self.size:
+            raise UsageError(f"{len(sessions)} TLS sessions for {self.size} connections")
+        library = <const tls_library *><uintptr_t>tls.library()
+        for i in range(self.size):
+            c = &self.connections[i]
+            c.tls = tls_new(library, <void *><uintptr_t>sessions[i], c.fd, False)
+            if c.tls == NULL:
+                raise MemoryError
+            tls_note_handshake(c.tls)
+        return 0
+
     def __dealloc__(self):
         cdef int i
         if self.connections != NULL:
             for i in range(self.size):
+                tls_end(self.connections[i].tls)
+                tls_free(self.connections[i].tls)
                 free(self.connections[i].stamps)
                 free(self.connections[i].rest)
         free(self.connections)
@@ -511,9 +547,9 @@ cdef class Engine:
     cdef void _write(self, int i, const uint8_t *data, size_t size) noexcept nogil:
         cdef load_connection *c = &self.connections[i]
         cdef size_t done = self._push(i, data, size)
-        if done == size or c.phase != LOAD_OPEN:
+        if (done == size and not tls_unsent(c.tls)) or c.phase != LOAD_OPEN:
             return
-        c.rest = <uint8_t *>malloc(size - done)
+        c.rest = <uint8_t *>malloc(max(<size_t>1, size - done))
         if c.rest == NULL:
             self._fail(i, NO_MEMORY, ENOMEM)
             return
@@ -528,7 +564,7 @@ cdef class Engine:
         if c.rest == NULL:
             return
         c.rest_start += self._push(i, c.rest + c.rest_start, c.rest_end - c.rest_start)
-        if c.rest_start < c.rest_end and c.phase == LOAD_OPEN:
+        if (c.rest_start < c.rest_end or tls_unsent(c.tls)) and c.phase == LOAD_OPEN:
             return
         free(c.rest)
         c.rest = NULL
@@ -539,6 +575,11 @@ cdef class Engine:
         """How many bytes the socket took. A peer that takes no more may have acks on the way that say why: DEAF."""
         cdef size_t done = 0
         cdef ssize_t n
+        if self.connections[i].tls != NULL:
+            n = tls_send(self.connections[i].tls, data, size)
+            if n < 0:
+                self.connections[i].phase = LOAD_DEAF
+            return <size_t>max(n, <ssize_t>0)
         while done < size:
             n = send(self.connections[i].fd, data + done, size - done, MSG_NOSIGNAL | MSG_DONTWAIT)
             if n >= 0:
@@ -551,26 +592,38 @@ cdef class Engine:
         return done
 
     cdef void _receive(self, int i, uint64_t now) noexcept nogil:
+        # What a TLS session has read ahead does not make its socket readable again.
+        while self._receive_once(i, now) and self.connections[i].tls != NULL and self.failure == FINE:
+            pass
+
+    cdef bint _receive_once(self, int i, uint64_t now) noexcept nogil:
+        """Whether there may be more: the buffer was filled to the brim."""
         cdef load_connection *c = &self.connections[i]
         cdef ssize_t n
         cdef size_t have
         if c.phase == LOAD_DONE:
-            return
+            return False
         have = <size_t>c.ack_have
         memcpy(self.acks, c.ack, have)
-        n = recv(c.fd, self.acks + have, ACKS_SIZE, MSG_DONTWAIT)
+        if c.tls != NULL:
+            n = tls_receive(c.tls, self.acks + have, ACKS_SIZE)
+        else:
+            n = recv(c.fd, self.acks + have, ACKS_SIZE, MSG_DONTWAIT)
+            if n < 0:
+                n = -errno
         if n < 0:
-            if errno != EAGAIN and errno != EINTR:
-                self._fail(i, LOST, errno)
-            return
+            if n != -EAGAIN and n != -EINTR:
+                self._fail(i, LOST, <int>-n)
+            return False
         if n == 0:
             self._fail(i, LOST, 0)
-            return
+            return False
         have += <size_t>n
         self._take(i, have // ACK_SIZE, now)
         c.ack_have = <int>(have % ACK_SIZE)
         memcpy(c.ack, self.acks + have - c.ack_have, c.ack_have)
         self._settle(i, now)
+        return n == ACKS_SIZE
 
     cdef void _take(self, int i, size_t n, uint64_t now) noexcept nogil:
         cdef load_connection *c = &self.connections[i]

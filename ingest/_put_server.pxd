@@ -54,6 +54,19 @@ cdef extern from "csrc/arena.h" nogil:
     int arena_owned(const arena *a, uint32_t place, uint32_t count, uint64_t owner)
     void arena_release(arena *a, uint32_t place, uint32_t count)
 
+cdef extern from "csrc/tls.h" nogil:
+    enum: TLS_PLAIN
+    ctypedef struct tls_library:
+        pass
+    ctypedef struct tls_session:
+        uint8_t state, wants_write
+        uint32_t error
+    tls_session *tls_new(const tls_library *lib, void *ssl, int fd, bint is_server)
+    void tls_free(tls_session *s)
+    bint tls_in_handshake(const tls_session *s)
+    bint tls_at_end(const tls_session *s)
+    void tls_end(tls_session *s)
+
 cdef extern from "csrc/put_connection.h" nogil:
     enum: CONNECTION_FREE
     enum: CONNECTION_OPEN
@@ -69,7 +82,8 @@ cdef extern from "csrc/put_connection.h" nogil:
         uint8_t *carry
         uint8_t *acks
         uint32_t acks_start, acks_end, acks_capacity
-        double received_at, partial_at, sent_at, linger_since
+        double received_at, partial_at, sent_at, linger_since, adopted_at
+        tls_session *tls
     ctypedef struct read_queue:
         connection *first
         uint32_t count
@@ -118,3 +132,6 @@ cdef enum rare_kind:
     CLOSED_IDLE
     SPOKE_TLS
     SPOKE_HTTP
+    CLOSED_HANDSHAKE
+    CLOSED_SLOW_HANDSHAKE
+    CLOSED_NOT_TLS

@@ -1,3 +1,4 @@
+# distutils: depends = ingest/csrc/put_connection.h ingest/csrc/tls.h ingest/csrc/arena.h ingest/csrc/frame.h ingest/csrc/queue.h ingest/csrc/counters.h
 """The put port of one worker: frames in, acks out, and in between runs for the committer.
 
 The frame sockets of a worker live in an epoll of their own, nested in that of the event loop: the loop calls
@@ -17,7 +18,7 @@ the arena, too many unread acks) stays in the queue of readable ones, and nothin
 import os
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -27,12 +28,13 @@ from ingest._failpoints cimport (
 from ingest._hmac cimport hmac_verify
 from ingest._queue cimport (
     C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, C_BYTES_RECEIVED, C_FOREIGN_TLS, C_FRAMES_RECEIVED,
-    C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD, C_PUT_CLOSED_UNREAD, C_PUT_REFUSED,
+    C_KEY_BAD_FRAMES, C_KEY_FRAMES, C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD,
+    C_PUT_CLOSED_HANDSHAKE, C_PUT_CLOSED_NOT_TLS, C_PUT_CLOSED_UNREAD, C_PUT_REFUSED, KEY_COUNTERS,
     RUN_DELETE, RUN_PUT, Queue, full_fence, latency_bucket, monotonic_us, queue_outcome, queue_ring, queue_run,
     ring_load, ring_publish, ring_store, word_add_above_zero, word_load, word_store,
 )
 
-from ingest import limits
+from ingest import limits, tls
 from ingest._queue import ROW_WORKER
 from ingest.status import Status
 
@@ -43,11 +45,15 @@ IDLE = "idle"
 STRAY_OUTCOME = "outcome for places that are not outstanding"
 SPEAKS_TLS = "speaks TLS"
 SPEAKS_HTTP = "speaks HTTP"
-_EVENT_NAMES = (BAD_FRAMES, UNREAD_ACKS, PARTIAL_FRAME, IDLE, SPEAKS_TLS, SPEAKS_HTTP)
+_EVENT_NAMES = (
+    BAD_FRAMES, UNREAD_ACKS, PARTIAL_FRAME, IDLE, SPEAKS_TLS, SPEAKS_HTTP,
+    tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS,
+)
 
 cdef enum:
     KEY_SIZE = 32
     KEYS_MAX = 4  # two put keys, two delete keys
+    RETIRED_MAX = 2 * (KEY_COUNTERS - 1)
     RETRY_FRAMES = 16  # frames that failed the first key and are tried with the others at once: the lanes of one call
     EVENTS_MAX = 1024  # sockets seen in one turn; the others wait in the kernel
     DISCARD_SIZE = 65536  # bytes
@@ -62,6 +68,8 @@ cdef double LINGER = limits.LINGER_S
 cdef double UNREAD_ACKS_TIMEOUT = limits.UNREAD_ACKS_TIMEOUT_S
 cdef double PARTIAL_FRAME_TIMEOUT = limits.PARTIAL_FRAME_TIMEOUT_S
 cdef double IDLE_TIMEOUT = limits.IDLE_TIMEOUT_S
+cdef double HANDSHAKE_TIMEOUT = limits.TLS_HANDSHAKE_TIMEOUT_S
+cdef uint32_t HANDSHAKE_FRAMES = limits.TLS_HANDSHAKE_FRAMES
 
 assert Status.BAD_CHECKSUM == BAD_CHECKSUM_STATUS and Status.BAD_TICKET == BAD_TICKET_STATUS
 
@@ -99,6 +107,10 @@ cdef class PutServer:
     cdef uint8_t keys[KEYS_MAX * KEY_SIZE]
     cdef uint8_t key_verdicts[KEYS_MAX]  # PUT_FRAME or DELETE_FRAME; keys[0] is the first put key
     cdef int key_count
+    cdef uint8_t key_numbers[KEYS_MAX]   # of their counters
+    cdef uint8_t retired[RETIRED_MAX * KEY_SIZE]  # keys that are known and not accepted
+    cdef uint8_t retired_numbers[RETIRED_MAX]
+    cdef int retired_count
     cdef epoll_event *events
     cdef uint8_t *discarded
     cdef int epoll_fd, doorbell_fd, committer_fd
@@ -115,6 +127,7 @@ cdef class PutServer:
     cdef readonly int slot
     cdef list _peers
     cdef list _free_slots
+    cdef object _tls
 
     def __cinit__(self):
         self.epoll_fd = -1
@@ -178,6 +191,7 @@ cdef class PutServer:
             for i in range(self.slots_used):
                 if self.table[i].state != CONNECTION_FREE:
                     close_fd(self.table[i].fd)
+                tls_free(self.table[i].tls)
                 free(self.table[i].carry)
                 free(self.table[i].acks)
         if self.epoll_fd >= 0:
@@ -208,21 +222,36 @@ cdef class PutServer:
 
     # --- what Python sees
 
-    def set_keys(self, keys):
-        """From now on frames signed with these keys are accepted: one or two, the first tried first."""
+    def set_keys(self, keys, known=(), names=()):
+        """From now on frames signed with these keys are accepted: one or two, the first tried first.
+
+        ``known``: all keys of the server; a frame of one that is not accepted is counted under its name. ``names``: the
+        identifiers (``id``) of the keys with counters of their own, by the counters' numbers.
+        """
         accepted = list(keys)
         if not 1 <= len(accepted) <= 2:
             raise ValueError(f"one or two keys are accepted from the network, not {len(accepted)}")
-        ordered = [(key.put, PUT_FRAME) for key in accepted] + [(key.delete, DELETE_FRAME) for key in accepted]
-        if any(len(key) != KEY_SIZE for key, _ in ordered):
+        ordered = [(key, key.put, PUT_FRAME) for key in accepted] + [(key, key.delete, DELETE_FRAME) for key in accepted]
+        if any(len(raw) != KEY_SIZE for _, raw, _ in ordered):
             raise ValueError(f"a key has {KEY_SIZE} bytes")
+        retired = [key for key in known if key not in accepted and key.id in names][:KEY_COUNTERS - 1]
         cdef const uint8_t[::1] view
         cdef int i
-        for i, (key, kind) in enumerate(ordered):
-            view = key
+        for i, (key, raw, kind) in enumerate(ordered):
+            view = raw
             memcpy(self.keys + i * KEY_SIZE, &view[0], KEY_SIZE)
             self.key_verdicts[i] = kind
+            self.key_numbers[i] = names.index(key.id) if key.id in names else KEY_COUNTERS - 1
         self.key_count = len(ordered)
+        for i, (key, raw) in enumerate((key, raw) for key in retired for raw in (key.put, key.delete)):
+            view = raw
+            memcpy(self.retired + i * KEY_SIZE, &view[0], KEY_SIZE)
+            self.retired_numbers[i] = names.index(key.id)
+        self.retired_count = 2 * len(retired)
+
+    def set_tls(self, context):
+        """Connections adopted from now on speak TLS by this `tls.TlsContext` of a server; None: they speak plainly."""
+        self._tls = context
 
     def fileno(self):
         """The descriptor to watch for reading; ``turn`` is to be called when it is readable."""
@@ -271,12 +300,15 @@ cdef class PutServer:
         c.writable = 1
         c.bad_frames = c.outstanding = c.carry_size = 0
         c.acks_start = c.acks_end = 0
-        c.received_at = c.partial_at = c.sent_at = self.now
+        c.received_at = c.partial_at = c.sent_at = c.adopted_at = self.now
         c.linger_since = -1
         try:
+            c.tls = self._new_session(fd)
             self._watch(fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET, connection_cookie(c))
-        except OSError:
+        except (OSError, MemoryError):
             c.state = CONNECTION_FREE
+            tls_free(c.tls)
+            c.tls = NULL
             self._free_slots.append(slot)
             close_fd(fd)
             word_add_above_zero(&self.ring.put_connections, -1)
@@ -285,6 +317,18 @@ cdef class PutServer:
         self.connections += 1
         self.counters[<int>C_PUT_ACCEPTED] += 1
         return True
+
+    cdef tls_session *_new_session(self, int fd) except? NULL:
+        """NULL without TLS."""
+        cdef tls_session *session
+        cdef void *ssl
+        if self._tls is None:
+            return NULL
+        ssl = <void *><uintptr_t>self._tls.session(fd)
+        session = tls_new(<const tls_library *><uintptr_t>self._tls.library, ssl, fd, True)
+        if session == NULL:
+            raise MemoryError
+        return session
 
     def turn(self):
         """Does all that can be done now, without waiting."""
@@ -302,6 +346,7 @@ cdef class PutServer:
                 if self.table[i].state != CONNECTION_FREE:
                     if not self.ticked:
                         self.table[i].received_at = self.table[i].partial_at = self.table[i].sent_at = now
+                        self.table[i].adopted_at = now
                     self._check_deadlines(&self.table[i], now)
             self.now = now
             self.ticked = True
@@ -423,6 +468,9 @@ cdef class PutServer:
             if what & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
                 c.readable = 1
                 self._queue_reading(c)
+            if what & EPOLLOUT and c.tls != NULL and c.tls.wants_write:
+                c.readable = 1
+                self._queue_reading(c)
             if what & EPOLLOUT and not c.writable:
                 c.writable = 1
                 self._mark_dirty(c)
@@ -494,19 +542,23 @@ cdef class PutServer:
         wanted = <ssize_t>min(room, self.receive_frames_max) * FRAME_SIZE - c.carry_size
         if c.carry_size:
             memcpy(base, c.carry, c.carry_size)
+        if tls_in_handshake(c.tls):
+            self.turn_frames += HANDSHAKE_FRAMES
         n = connection_receive(c, base + c.carry_size, wanted)
         if n <= 0:
             if n == 0:
                 self._end_of_stream(c)
             elif n == -EAGAIN:
                 c.readable = c.fast = 0
+            elif tls_in_handshake(c.tls):
+                self._refuse_handshake(c)
             else:
                 self._drop(c)
             return True
         self.counters[<int>C_BYTES_RECEIVED] += n
         c.received_at = self.now
         c.fast = n == wanted
-        c.readable = n == wanted or c.at_end
+        c.readable = n == wanted or c.at_end or tls_at_end(c.tls)
         n += c.carry_size
         whole = <uint32_t>(n / FRAME_SIZE)
         c.carry_size = <uint32_t>(n % FRAME_SIZE)
@@ -543,6 +595,16 @@ cdef class PutServer:
         self._forget_partial(c)
         c.state = CONNECTION_FINISHED
         self._mark_dirty(c)
+
+    cdef void _refuse_handshake(self, connection *c) noexcept nogil:
+        """Not closed at once: a reset would destroy the alert that tells the peer why."""
+        if c.tls.state == TLS_PLAIN:
+            self.counters[<int>C_PUT_CLOSED_NOT_TLS] += 1
+            self._note(CLOSED_NOT_TLS, c, 0)
+        else:
+            self.counters[<int>C_PUT_CLOSED_HANDSHAKE] += 1
+            self._note(CLOSED_HANDSHAKE, c, c.tls.error)
+        self._stop_reading(c, CONNECTION_REFUSED)
 
     cdef void _forget_partial(self, connection *c) noexcept nogil:
         if c.carry_size:
@@ -592,7 +654,8 @@ cdef class PutServer:
             return
         if failpoints_armed:
             failpoint_passed(STEP_RECEIVED, WAY_LOG)
-        hmac_verify(self.keys, self.frames + <size_t>self.stretch * FRAME_SIZE, count, self.verdicts)
+        self.counters[<int>C_KEY_FRAMES + self.key_numbers[0]] += hmac_verify(
+            self.keys, self.frames + <size_t>self.stretch * FRAME_SIZE, count, self.verdicts)
         if failpoints_armed:
             failpoint_passed(STEP_VERIFIED, WAY_LOG)
         for i in range(self.segment_count):
@@ -649,6 +712,7 @@ cdef class PutServer:
             for i in range(n):
                 if good[i] and verdicts[i] == FAILED_FIRST:
                     verdicts[i] = self.key_verdicts[key]
+                    self.counters[<int>C_KEY_FRAMES + self.key_numbers[key]] += 1
             if left == 0:
                 return
         for i in range(n):
@@ -657,6 +721,8 @@ cdef class PutServer:
 
     cdef void _answer_bad(self, connection *c, const uint8_t *frame, uint8_t status) noexcept nogil:
         c.bad_frames += 1
+        if status == BAD_CHECKSUM_STATUS:
+            self._count_bad(frame)
         self._look_for_foreign(c, frame, FRAME_SIZE)
         if not self._ack(c, frame, 1, status):
             return
@@ -665,6 +731,17 @@ cdef class PutServer:
             self.counters[<int>C_PUT_CLOSED_BAD] += 1
             self._note(CLOSED_BAD_FRAMES, c, c.bad_frames)
             self._stop_reading(c, CONNECTION_REFUSED)
+
+    cdef void _count_bad(self, const uint8_t *frame) noexcept nogil:
+        """Under the key that signed it, if that is known and not accepted any more. A connection has few such frames."""
+        cdef int number = KEY_COUNTERS - 1
+        cdef int i
+        cdef uint8_t good
+        for i in range(self.retired_count):
+            if hmac_verify(self.retired + i * KEY_SIZE, frame, 1, &good):
+                number = self.retired_numbers[i]
+                break
+        self.counters[<int>C_KEY_BAD_FRAMES + number] += 1
 
     cdef bint _ack(self, connection *c, const uint8_t *frames, uint32_t n, uint8_t status) noexcept nogil:
         """Acks wait in the connection's buffer for the end of the turn. False when it had to be dropped."""
@@ -805,6 +882,8 @@ cdef class PutServer:
         if c.state == CONNECTION_OPEN:
             self._queue_reading(c)  # it may have been waiting for its acks to be read
         elif c.outstanding == 0 and connection_unsent(c) == 0:
+            if c.state != CONNECTION_LINGERING:
+                tls_end(c.tls)
             if c.state == CONNECTION_FINISHED:
                 self._drop(c)
             elif c.state != CONNECTION_LINGERING:
@@ -824,7 +903,10 @@ cdef class PutServer:
             return
         if c.readable and c.state == CONNECTION_OPEN:
             c.received_at = c.partial_at = now  # it is we who do not read: the peer is not late
-        if connection_unsent(c):
+        if tls_in_handshake(c.tls):
+            if now - c.adopted_at >= HANDSHAKE_TIMEOUT:
+                kind = CLOSED_SLOW_HANDSHAKE
+        elif connection_unsent(c):
             # Up to the limit a client may send on and read later: it is late only when nothing moves either way.
             moved = c.sent_at if self._leaves_too_much_unread(c) else max(c.received_at, c.sent_at)
             if now - moved >= UNREAD_ACKS_TIMEOUT:
@@ -835,7 +917,10 @@ cdef class PutServer:
         if kind < 0 and c.state == CONNECTION_OPEN and c.carry_size and now - c.partial_at >= PARTIAL_FRAME_TIMEOUT:
             kind = CLOSED_PARTIAL_FRAME  # however it grows: a byte a minute holds a connection as well as none
         if kind >= 0:
-            self.counters[<int>C_PUT_CLOSED_UNREAD + kind - CLOSED_UNREAD_ACKS] += 1
+            if kind == CLOSED_SLOW_HANDSHAKE:
+                self.counters[<int>C_PUT_CLOSED_HANDSHAKE] += 1
+            else:
+                self.counters[<int>C_PUT_CLOSED_UNREAD + kind - CLOSED_UNREAD_ACKS] += 1
             self._note(<rare_kind>kind, c, connection_unsent(c) if kind == CLOSED_UNREAD_ACKS else c.carry_size)
             self._drop(c)
         else:
@@ -859,6 +944,8 @@ cdef class PutServer:
         self._forget_partial(c)
         # Not left to close(): a sibling that passed the socket here may still hold its own copy.
         epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, c.fd, NULL)
+        tls_free(c.tls)
+        c.tls = NULL
         close_fd(c.fd)
         c.fd = -1
         c.state = CONNECTION_FREE

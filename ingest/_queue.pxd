@@ -70,6 +70,11 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_ACK_MICROSECONDS
     enum: C_OUTSTANDING_FRAMES
     enum: C_ACK_LATENCY_BUCKET
+    enum: C_PUT_CLOSED_HANDSHAKE
+    enum: C_PUT_CLOSED_NOT_TLS
+    enum: C_KEY_FRAMES
+    enum: C_KEY_BAD_FRAMES
+    enum: KEY_COUNTERS
     int latency_bucket(uint64_t microseconds)
     uint64_t monotonic_us()
 

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import uvloop
 from aiohttp import web
 
-from ingest import __version__, limits, listeners, metrics, ticket
+from ingest import __version__, limits, listeners, metrics, reload, ticket
 from ingest.errors import DiskError, TicketError
 from ingest.status import Status
 from ingest.store.layout import make_reader
 
 if TYPE_CHECKING:
     from ingest._queue import Queue
+    from ingest.mac import KeyRing
     from ingest.node import Node
 
 log = logging.getLogger(__name__)
@@ -38,15 +39,26 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Admin:
     """What the port answers. ``host`` is the address that it is bound to."""
 
-    def __init__(self, queue: Queue, places: metrics.Places, host: str, read_chunk: ReadChunk) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        places: metrics.Places,
+        host: str,
+        read_chunk: ReadChunk,
+        key_names: tuple[str, ...] = (),
+    ) -> None:
         self._queue = queue
-        self._exposition = metrics.Exposition(queue, places)
+        self._exposition = metrics.Exposition(queue, places, key_names)
         self._local = listeners.is_loopback(host)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
         self._disk = ThreadPoolExecutor(1, "disk")
         # statvfs may wait too: the metrics have a thread of their own, beside chunks and health checks.
         self._scraping = ThreadPoolExecutor(1, "metrics")
+
+    def set_keys(self, read_chunk: ReadChunk, key_names: tuple[str, ...]) -> None:
+        """From now on chunks are read so, and counters of keys have these names."""
+        self._read_chunk, self._exposition.key_names = read_chunk, key_names
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
@@ -117,13 +129,26 @@ def _json(code: int, content: dict[str, Any]) -> web.Response:
     return web.Response(status=code, text=json.dumps(content) + "\n", content_type="application/json")
 
 
-async def serve(node: Node, read_chunk: ReadChunk) -> None:
-    """Answers on ``node.admin_socket``, which listens, until SIGTERM."""
+def take_settings(node: Node, admin: Admin, reader: Callable[[KeyRing], ReadChunk]) -> None:
+    """What the parent has reloaded."""
+    settings = reload.receive(node)
+    if settings is not None:
+        admin.set_keys(reader(settings.keys), settings.key_names)
+        reload.use_log_level(settings.log_level)
+        reload.confirm(node)
+
+
+async def serve(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
+    """Answers on ``node.admin_socket``, which listens, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
+    may have signed them."""
     host, _ = listeners.bound_address(node.admin_socket)
     places = metrics.Places(node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size)
-    admin = Admin(node.queue, places, host, read_chunk)
+    admin = Admin(node.queue, places, host, reader(node.verifying_keys), node.key_names)
     ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    if node.control is not None:
+        loop.add_reader(node.control.fileno(), take_settings, node, admin, reader)
     runner = web.AppRunner(
         admin.application(), access_log=None, shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S
     )
@@ -137,6 +162,9 @@ async def serve(node: Node, read_chunk: ReadChunk) -> None:
 
 def admin_main(node: Node) -> int:
     """The admin process: answers until SIGTERM. Returns its exit code."""
-    reader = make_reader(node.store, node.keys.all)
-    uvloop.run(serve(node, reader.read_chunk))
+
+    def reader(keys: KeyRing) -> ReadChunk:
+        return make_reader(node.store, keys.all).read_chunk
+
+    uvloop.run(serve(node, reader))
     return 0

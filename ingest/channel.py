@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 import time
 from abc import ABC, abstractmethod
 
@@ -27,10 +28,13 @@ Address = tuple[str, int]
 
 class Channel(ABC):
     """``timeout``: seconds for connecting and for silence; ``retry_for``: seconds without any answer after which
-    what is not answered fails with ConnectionLostError."""
+    what is not answered fails with ConnectionLostError; ``tls``: None for a server that speaks plainly."""
 
-    def __init__(self, address: Address, timeout: float, retry_for: float) -> None:
+    def __init__(
+        self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.address = address
+        self._tls = tls
         self.timeout = timeout
         self.retry_for = retry_for
         self._answered_at = time.monotonic()  # or when waiting for an answer began
@@ -104,7 +108,7 @@ class Channel(ABC):
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         try:
             async with asyncio.timeout(self.timeout):
-                reader, writer = await asyncio.open_connection(*self.address, limit=1 << 20)
+                reader, writer = await asyncio.open_connection(*self.address, limit=1 << 20, ssl=self._tls)
         except TimeoutError:
             raise ConnectionLostError(f"{self._name}: no connection within {self.timeout:g} s") from None
         except OSError as error:

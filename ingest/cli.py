@@ -54,6 +54,13 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
                 f"Bad frames that end a connection. [default: {defaults.bad_frame_limit}]",
             ),
             ("--bad-peer-delay", "S", "Seconds to refuse a bad peer for, growing. [default: 0, off]"),
+            (
+                "--tls-cert",
+                "FILE",
+                "Certificate of the frame ports and its chain, PEM: they then speak TLS only.",
+            ),
+            ("--tls-key", "FILE", "Its private key, PEM, without a password."),
+            ("--tls-client-ca", "FILE", "CAs, PEM: clients must show a certificate that one of them signed."),
             ("--log-level", "|".join(logs.LEVELS), "[default: info]"),
         )
     ):
@@ -69,19 +76,25 @@ def _server_options(command: Callable[..., None]) -> Callable[..., None]:
 def server(file: Path | None, **flags: str | None) -> None:
     """Runs a server until TERM or INT, which drain it; a second one ends it at once.
 
+    HUP reloads keys, certificates and the log level.
+
     A flag goes before its variable (INGEST_DATA_DIR for --data-dir), that before the file, that before the default.
 
     \b
     Example:
       ingest server --data-dir /var/lib/ingest --listen 0.0.0.0:5000
     """
-    settings = configuration.load_config(flags, os.environ, file)
+
+    def read_config() -> configuration.ServerConfig:
+        return configuration.load_config(flags, os.environ, file)
+
+    settings = read_config()
     # Not before it is needed: the other commands start without it.
     from ingest import admin, pool, workers, write_behind
     from ingest.server import serve
 
     roles = pool.Roles(admin.admin_main, write_behind.committer_main, workers.worker_main)
-    sys.exit(serve(settings, roles))
+    sys.exit(serve(settings, roles, read_config))
 
 
 @cli.command("check-config")
@@ -158,6 +171,11 @@ def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
 @click.option("--rate", type=float, metavar="R", help="Frames/s in all. [default: as fast as acks come]")
 @click.option("--first", metavar="TICKET", help="Where to begin. [default: random, 7 characters]")
 @click.option("--verify", is_flag=True, help="Read everything back and compare.")
+@click.option(
+    "--tls-ca", type=click.Path(path_type=Path), metavar="FILE", help="Speak TLS; CAs of the server, PEM."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), metavar="FILE", help="Own certificate, PEM, and")
+@click.option("--tls-key", type=click.Path(path_type=Path), metavar="FILE", help="its key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def loopback(as_json: bool, **options: Any) -> None:
     """Puts frames into a server as fast as it takes them, and says how fast that was. Exits with 1 unless all were SAVED.
@@ -183,19 +201,36 @@ def loopback(as_json: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--rotate", is_flag=True, help="Put a new key into FILE, which exists: one step of a rotation.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def keygen(file: Path, as_json: bool) -> None:
+def keygen(file: Path, rotate: bool, as_json: bool) -> None:
     """Makes FILE with one new random key; only its owner can read it. An existing file is never overwritten.
+
+    With --rotate the second key of FILE becomes the first, the first one is not accepted from the network any more, and a
+    new one comes second, for the next time. A file with one key gets its second. HUP tells the server; docs/operations.md
+    says when.
 
     \b
     Example:
       ingest keygen /etc/ingest/key
+      ingest keygen --rotate /etc/ingest/key
     """
-    from ingest.mac import derive
-    from ingest.store.key_file import make_key_file
+    from ingest.mac import KeyRing, derive
+    from ingest.store.key_file import make_key_file, rotate_key_file
 
-    key_id = derive(make_key_file(file)).id
-    _print({"key_file": str(file), "id": key_id}, f"{file}: key {key_id}", as_json)
+    if not rotate:
+        key_id = derive(make_key_file(file)).id
+        _print({"key_file": str(file), "id": key_id}, f"{file}: key {key_id}", as_json)
+        return
+    keys = KeyRing(rotate_key_file(file))
+    accepted = [key.id for key in keys.accepted]
+    known = list(keys.ids[len(accepted) :])
+    text = f"{file}: accepted are {' and '.join(accepted)}"
+    _print(
+        {"key_file": str(file), "id": keys.signing.id, "accepted": accepted, "known": known},
+        f"{text}; known only: {', '.join(known)}" if known else text,
+        as_json,
+    )
 
 
 @cli.command()

@@ -13,6 +13,7 @@ are answers. A client belongs to the event loop (a ``Client``: to the process) t
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import CancelledError
@@ -63,6 +64,7 @@ class AsyncClient:
         *,
         timeout: float = limits.CLIENT_TIMEOUT_S,
         retry_for: float = limits.CLIENT_RETRY_S,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         if put is None and get is None:
             raise UsageError("a client needs the address of the put port, of the get port, or both")
@@ -70,8 +72,8 @@ class AsyncClient:
             raise UsageError(f"time-outs of {timeout:g} and {retry_for:g} s: more is needed")
         self._keys = mac.KeyRing(shared_keys(key))
         self._retry_for = retry_for
-        self._puts = PutChannel(_address(put), timeout, retry_for) if put is not None else None
-        self._gets = GetChannel(_address(get), timeout, retry_for) if get is not None else None
+        self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
+        self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
 
     @classmethod
     async def connect(
@@ -82,13 +84,15 @@ class AsyncClient:
         *,
         timeout: float = limits.CLIENT_TIMEOUT_S,
         retry_for: float = limits.CLIENT_RETRY_S,
+        tls: ssl.SSLContext | None = None,
     ) -> Self:
         """A client of the put port and the get port (either may be None). ``key``: see `ingest.key.Key`.
 
         ``timeout``: seconds for a connection to open, and of silence with something unanswered; ``retry_for``: above.
+        ``tls``: what `ingest.tls.client_context` makes, or another context, when the server speaks TLS.
         ConnectionLostError when a port cannot be reached, KeyFileError, UsageError.
         """
-        client = cls(put, get, key, timeout=timeout, retry_for=retry_for)
+        client = cls(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
         try:
             for channel in client._channels:
                 await channel.open()
@@ -329,11 +333,14 @@ class Client:
         *,
         timeout: float = limits.CLIENT_TIMEOUT_S,
         retry_for: float = limits.CLIENT_RETRY_S,
+        tls: ssl.SSLContext | None = None,
     ) -> Self:
         """See ``AsyncClient.connect``."""
         loop = _LoopThread()
         try:
-            client = loop.run(AsyncClient.connect(put, get, key, timeout=timeout, retry_for=retry_for))
+            client = loop.run(
+                AsyncClient.connect(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
+            )
         except BaseException:
             loop.stop()
             raise

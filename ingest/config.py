@@ -53,7 +53,17 @@ class ServerConfig:
     drain_timeout: float = limits.DRAIN_TIMEOUT_S
     bad_frame_limit: int = limits.BAD_FRAME_LIMIT
     bad_peer_delay: float = 0.0
+    tls_cert: Path | None = None  # None: the frame ports speak plainly
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None  # None: clients need no certificate
     log_level: str = "info"
+
+    @property
+    def certificate_files(self) -> tuple[Path, Path, Path | None] | None:
+        """Chain, its key, and the CA of clients; None without TLS."""
+        if self.tls_cert is None or self.tls_key is None:
+            return None
+        return self.tls_cert, self.tls_key, self.tls_client_ca
 
 
 class FileConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -73,6 +83,9 @@ class FileConfig(msgspec.Struct, forbid_unknown_fields=True):
     drain_timeout: float | None = None
     bad_frame_limit: int | None = None
     bad_peer_delay: float | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
     log_level: str | None = None
 
 
@@ -149,6 +162,9 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
     "drain_timeout": _seconds,
     "bad_frame_limit": _count(1, 1_000_000),
     "bad_peer_delay": _seconds,
+    "tls_cert": _path,
+    "tls_key": _path,
+    "tls_client_ca": _path,
     "log_level": _one_of(*logs.LEVELS),
 }
 
@@ -199,6 +215,14 @@ def check_config(config: ServerConfig) -> None:
     """ConfigError for values that are fine by themselves but not for this version, or not together."""
     if config.wal_size < limits.LOG_SIZE_MIN:
         raise ConfigError(f"wal_size: {config.wal_size} bytes, at least {limits.LOG_SIZE_MIN} are needed")
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise ConfigError(
+            "tls_cert and tls_key: one of them is not enough, TLS needs the certificate and its key"
+        )
+    if config.tls_client_ca is not None and config.tls_cert is None:
+        raise ConfigError(
+            "tls_client_ca: clients can be asked for certificates only with tls_cert and tls_key"
+        )
     addresses: dict[Address, str] = {}
     for name in ("listen", "read_listen", "admin_listen"):
         address: Address = getattr(config, name)

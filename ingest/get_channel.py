@@ -6,6 +6,7 @@ Reads are repeated on the next connection when theirs ended before the reply was
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -44,8 +45,10 @@ class _Request:
 
 
 class GetChannel(Channel):
-    def __init__(self, address: Address, timeout: float, retry_for: float) -> None:
-        super().__init__(address, timeout, retry_for)
+    def __init__(
+        self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
+    ) -> None:
+        super().__init__(address, timeout, retry_for, tls)
         self._unsent: deque[_Request] = deque()
         self._sent: deque[_Request] = deque()
         self._bytes = bytearray()

@@ -37,6 +37,16 @@ TURN_FRAMES_MAX = 2816  # frames received in one turn, about 1 ms of work: acks 
 ACKS_KEPT_SIZE = 4096  # bytes of ack buffer that a quiet connection may keep
 REQUESTS_PIPELINED_MAX = 4096  # get requests parsed ahead of one connection: bounds its memory
 
+# --- TLS -------------------------------------------------------------------------------------------
+TLS_HANDSHAKE_TIMEOUT_S = 10.0  # a client that has not shown who it is by then
+TLS_HANDSHAKE_FRAMES = (
+    704  # what one step of a handshake counts for in TURN_FRAMES_MAX: its signature takes 0.1 to 1 ms
+)
+TLS_READ_BUFFER_SIZE = (
+    64 << 10
+)  # bytes of one recv: four records; larger ones would be mapped and unmapped each time
+CERTIFICATE_FILE_SIZE_MAX = 1 << 20  # bytes: all that a system trusts is half of that
+
 # --- a worker -----------------------------------------------------------------------------------------
 ACCEPTS_PER_TURN = 64  # connections: a flood of them does not starve those that are open
 ACCEPT_PAUSE_S = 0.2  # out of descriptors: until some are closed there is nothing to do but spin
@@ -55,6 +65,7 @@ LOG_SEGMENT_SIZE = 32 << 20  # bytes: 16 of them make the default log; one is wr
 LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
 LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
 LOG_GROW_RETRY_S = 5.0  # after a disk without room for a segment: each try writes up to one of them in vain
+LOG_START_RETRY_S = 1.0  # the same, of a log that has no segment yet: nothing is stored until it has
 LOG_DESCRIPTOR_RETRY_S = 0.25  # after a process without a descriptor for a segment: nothing was written
 BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
@@ -63,6 +74,9 @@ DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of
 DIRTY_FILES_MAX = 65_536  # of layout tree, the same: a recovery makes about 15,000 of them in a second
 BATCH_ERASED_FILES_MAX = (
     512  # of layout tree at once, about 30 ms: a delete of 65,536 tickets leaves others a turn
+)
+DELETE_LOOKS_MAX = (
+    4096  # of layout tree: files that deletes look at in one commit, about 20 ms when they are cached
 )
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
@@ -106,6 +120,8 @@ SUPERVISION_INTERVAL_S = (
 
 # --- the operator's side -------------------------------------------------------------------------
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
+SETTINGS_SIZE_MAX = 4 << 20  # bytes that a reload hands over: a key file and three of certificates
+KEYS_COUNTED = 15  # keys with counters of their own; of all others together there is one more
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
 
 # --- the client ----------------------------------------------------------------------------------

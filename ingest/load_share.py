@@ -17,9 +17,10 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from ingest import errors, limits, mac, ticket
+from ingest import errors, limits, mac, ticket, tls
 from ingest._load import Content, Engine
 from ingest.errors import ConnectionLostError, IngestError, ProtocolError, UsageError
 from ingest.frame import RunHeader
@@ -50,6 +51,7 @@ class Share:
     connections_total: int = 0
     duration_ns: int = 0
     timeout_s: float = 60.0
+    tls: tuple[str | None, ...] | None = None  # paths of CA, certificate and key; None: plain
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -57,7 +59,7 @@ class Share:
     @classmethod
     def from_json(cls, text: str) -> Share:
         content = json.loads(text)
-        for name in ("connect", "read_connect", "keys", "firsts", "counts"):
+        for name in ("connect", "read_connect", "keys", "firsts", "counts", "tls"):
             content[name] = tuple(content[name]) if content[name] is not None else None
         return cls(**content)
 
@@ -107,6 +109,12 @@ class Worker:
         for _ in share.firsts:
             self._sockets.append(_connect(share.connect, share.timeout_s))
             self._sockets[-1].setblocking(False)
+        sessions = []
+        if share.tls is not None:
+            ca, cert, key = (None if name is None else Path(name) for name in share.tls)
+            context = tls.TlsContext(tls.read_certificates(cert, key, ca), is_server=False)
+            for sock in self._sockets:
+                sessions.append(tls.handshake(context, sock, share.connect[0], share.timeout_s))
         self._engine = Engine(
             self.content,
             self.ring.signing.put,
@@ -117,6 +125,7 @@ class Worker:
             interval_ns=share.interval_ns,
             offset=share.offset,
             connections_total=share.connections_total,
+            sessions=sessions,
         )
 
     def start(self, at_ns: int) -> None:
@@ -158,7 +167,7 @@ class Worker:
         report = self.report()
         if self.share.read_connect is None:
             raise UsageError("to read back what was put, the address of the read port is needed")
-        with _connect(self.share.read_connect, self.share.timeout_s) as sock:
+        with self._connect_to_read(self.share.read_connect) as sock:
             reader = _Reader(sock, self)
             ranges = [
                 (first, sent)
@@ -170,6 +179,16 @@ class Worker:
                 yield report
             for _ in reader.read([(index, 1) for index in doubtful], last_time=True):
                 yield report
+
+    def _connect_to_read(self, address: tuple[str, int]) -> socket.socket:
+        sock = _connect(address, self.share.timeout_s)
+        if self.share.tls is None:
+            return sock
+        try:
+            return tls.client_context(*self.share.tls).wrap_socket(sock, server_hostname=address[0])
+        except OSError as error:
+            sock.close()
+            raise ConnectionLostError(f"{address[0]}:{address[1]}: TLS handshake failed: {error}") from error
 
     def close(self) -> None:
         self._engine = None

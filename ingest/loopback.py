@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from json import loads
+from pathlib import Path
 from typing import Any
 
 from ingest import limits, ticket
@@ -51,6 +52,9 @@ class LoopbackOptions:
     first         the ticket to begin with; None: a random pack-aligned one of 7 characters. Each connection has tickets
                   of its own, the next one beginning whole packs (1296 tickets) later
     verify        read everything back, compare data and checksums
+    tls_ca        the server speaks TLS, and its certificate is checked against these (PEM)
+    tls_cert      the certificate to show to it, with its chain (PEM), and
+    tls_key       its key
     timeout       seconds without any progress after which the run has failed
     seed          of the data; None: random
     """
@@ -66,6 +70,9 @@ class LoopbackOptions:
     rate: float | None = None
     first: str | None = None
     verify: bool = False
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     timeout: float = 60.0
     seed: int | None = None
 
@@ -87,6 +94,8 @@ class LoopbackOptions:
                 raise UsageError(f"{getattr(self, name)} {name}: 1 to {most} are possible")
         if self.verify and self.read_connect is None:
             raise UsageError("verify needs the address of the read port")
+        if (self.tls_cert is None) != (self.tls_key is None) or (self.tls_cert and self.tls_ca is None):
+            raise UsageError("TLS needs the CA of the server; a certificate goes with its key")
         if self.first is not None:
             ticket.parse(self.first)
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
@@ -207,9 +216,18 @@ def plan(options: LoopbackOptions) -> list[Share]:
                 connections_total=n,
                 duration_ns=int(options.duration * 1e9) if options.duration and not options.rate else 0,
                 timeout_s=options.timeout,
+                tls=_tls_files(options),
             )
         )
     return shares
+
+
+def _tls_files(options: LoopbackOptions) -> tuple[str | None, ...] | None:
+    if options.tls_ca is None:
+        return None
+    return tuple(
+        None if path is None else str(path) for path in (options.tls_ca, options.tls_cert, options.tls_key)
+    )
 
 
 def _whole_packs(count: int) -> int:

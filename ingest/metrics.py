@@ -97,10 +97,10 @@ def _connections(port: str) -> Iterator[Counter]:
         help = "Connections refused, by reason."
         yield _worker(f"{prefix}_{name}", help, "connections_refused", port=port, reason=reason)
     for name, reason in _CLOSED[port].items():
-        help = "Connections that the server closed, by reason."
-        yield _worker(f"{prefix}_{name}", help, "connections_closed", port=port, reason=reason)
+        yield _worker(f"{prefix}_{name}", _CLOSED_HELP, "connections_closed", port=port, reason=reason)
 
 
+_CLOSED_HELP = "Connections that the server closed, by reason."
 _FOREIGN = "Connections that began like another protocol."
 
 # In the order of csrc/counters.h.
@@ -153,6 +153,10 @@ COUNTERS: tuple[Counter, ...] = (
     _hidden(
         "PAST_CPU_MICROSECONDS", "any", "What those before it used: part of ingest_process_cpu_seconds_total."
     ),
+    _worker("PUT_CLOSED_HANDSHAKE", _CLOSED_HELP, "connections_closed", port="put", reason="tls_handshake"),
+    _worker("PUT_CLOSED_NOT_TLS", _CLOSED_HELP, "connections_closed", port="put", reason="not_tls"),
+    _worker("GET_CLOSED_HANDSHAKE", _CLOSED_HELP, "connections_closed", port="get", reason="tls_handshake"),
+    _worker("GET_CLOSED_NOT_TLS", _CLOSED_HELP, "connections_closed", port="get", reason="not_tls"),
 )
 
 INDEX = {counter.name: index for index, counter in enumerate(COUNTERS)}
@@ -194,7 +198,27 @@ def _histograms_of() -> Iterator[Histogram]:
 
 
 HISTOGRAMS = tuple(_histograms_of())
-ROW_LENGTH = HISTOGRAMS[-1].start + HISTOGRAMS[-1].buckets
+
+
+@dataclass(frozen=True)
+class KeyCounters:
+    """Counters of the workers by the number of a key, behind the histograms; the last one is ``rest``: (key, reason)."""
+
+    metric: str
+    help: str
+    rest: tuple[str, str]
+    reason: str = ""  # of the others, where they are bad
+
+
+KEY_COUNTERS = limits.KEYS_COUNTED + 1
+_KEY_START = HISTOGRAMS[-1].start + HISTOGRAMS[-1].buckets
+_BY_KEY = (
+    KeyCounters("frames_by_key", "Authentic frames, by the key that signed them.", ("other", "")),
+    KeyCounters("bad_frames", "Frames that no accepted key signed.", ("", "unknown_key"), "retired_key"),
+    KeyCounters("requests_by_key", "Authentic get and inventory requests, by key.", ("other", "")),
+    KeyCounters("bad_requests", "Requests that no accepted key signed.", ("", "unknown_key"), "retired_key"),
+)
+ROW_LENGTH = _KEY_START + len(_BY_KEY) * KEY_COUNTERS
 
 
 def row_names(queue: Queue) -> list[tuple[str, str]]:
@@ -236,9 +260,10 @@ class Places:
 class Exposition(Collector):
     """Reads the shared rows, /proc and the file systems at each scrape. For one thread at a time."""
 
-    def __init__(self, queue: Queue, places: Places) -> None:
+    def __init__(self, queue: Queue, places: Places, key_names: tuple[str, ...] = ()) -> None:
         self._queue = queue
         self._places = places
+        self.key_names = key_names  # by the numbers of their counters
         self._cpu_seconds: dict[str, float] = {}  # shown last
 
     def text(self) -> bytes:
@@ -254,6 +279,7 @@ class Exposition(Collector):
         ]
         yield from _counters(rows)
         yield from _histograms(rows)
+        yield from _by_key(rows, self.key_names)
         yield from self._queue_gauges()
         yield from self._disk_gauges()
         yield from self._processes(rows)
@@ -364,4 +390,17 @@ def _histograms(rows: Sequence[tuple[str, str, list[int]]]) -> Iterator[Metric]:
                 bound = "+Inf" if last else repr(float(f"{2**i * histogram.unit:.9g}"))
                 buckets.append((bound, total))
             family.add_metric([name], buckets, row[INDEX[histogram.sum]] * histogram.sum_scale)
+        yield family
+
+
+def _by_key(rows: Sequence[tuple[str, str, list[int]]], key_names: tuple[str, ...]) -> Iterator[Metric]:
+    for index, counters in enumerate(_BY_KEY):
+        labels = ["process", "key", *(["reason"] if counters.reason else [])]
+        family = CounterMetricFamily(f"ingest_{counters.metric}", counters.help, labels=labels)
+        start = _KEY_START + index * KEY_COUNTERS
+        numbers = [(number, (name, counters.reason)) for number, name in enumerate(key_names)]
+        for role, process, row in rows:
+            if role == "worker":
+                for number, values in (*numbers, (KEY_COUNTERS - 1, counters.rest)):
+                    family.add_metric([process, *values][: len(labels)], row[start + number])
         yield family

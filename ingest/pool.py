@@ -14,6 +14,8 @@ workers. Each of them has a place, and a place is in one of these states:
 
 A committer that died makes the queue's epoch odd; its replacement recovers and makes it even. Workers keep their frames
 meanwhile and submit them again.
+
+Each child has a line to the parent, a socket pair made when it starts: what it says there is the business of `reload`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from ingest import _queue, limits, listeners, logs, metrics
 from ingest.errors import ConfigError, CorruptionError, IngestError
+from ingest.reload import Reload
 
 if TYPE_CHECKING:
     from ingest.node import Node
@@ -77,6 +81,7 @@ class Place:
     started: float = 0.0
     delay: float = 0.0  # of the last restart
     due: float = 0.0  # RETIRING, RESTING: not started again before
+    line: socket.socket | None = None  # the parent's end, while it runs
     told_to_end: bool = False
     exit_code: int = 0  # of the last one that ended; the negative number of a signal
 
@@ -104,6 +109,15 @@ class Pool:
         self._deadline = 0.0  # of the drain
         self._clean = True
         self._signals_read = self._signals_write = -1
+        self._reload = Reload(node, self._lines)
+
+    def _lines(self, to_workers: bool) -> dict[str, socket.socket]:
+        """To the workers that run, or to the other processes that do."""
+        return {
+            place.name: place.line
+            for place in self._places
+            if place.state is State.RUNNING and place.line is not None and (place.slot >= 0) == to_workers
+        }
 
     def _worker_place(self, roles: Roles, slot: int) -> Place:
         return Place(f"worker-{slot}", lambda: roles.worker(self._node, slot), slot)
@@ -144,12 +158,34 @@ class Pool:
         running = {place.pidfd: place for place in self._places if place.state is State.RUNNING}
         for pidfd in running:
             poll.register(pidfd, select.POLLIN)
+        lines = {
+            place.line.fileno(): place
+            for place in running.values()
+            if place.line is not None and place.name in self._reload.waiting
+        }
+        for line in lines:
+            poll.register(line, select.POLLIN)
         for fd, _ in poll.poll(self._timeout_ms(time.monotonic())):
-            if fd in running:
+            if fd in lines:
+                self._take_answer(lines[fd])
+            elif fd in running:
                 self._ended(running[fd])
             elif not self._take_signals():
                 return False
         return True
+
+    def _take_answer(self, place: Place) -> None:
+        if place.line is None:  # it was reaped in the same round
+            return
+        try:
+            if place.line.recv(32, socket.MSG_DONTWAIT):
+                self._reload.answered(place.name)
+                return
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.debug("%s: %s", place.name, error.strerror)
+        self._reload.answered(place.name)  # it has ended: what takes its place knows the rest
 
     def _timeout_ms(self, now: float) -> int | None:
         moments = [place.due for place in self._places if place.state is State.RESTING]
@@ -166,7 +202,10 @@ class Pool:
         for number in os.read(self._signals_read, 512):
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                log.warning("SIGHUP: nothing was reloaded, this version takes new settings at a restart")
+                if self._draining:
+                    log.warning("SIGHUP: nothing was reloaded, the server is ending")
+                else:
+                    self._reload.begin()
             elif self._draining:
                 log.warning("%s again: ending at once", name)
                 return False
@@ -211,6 +250,7 @@ class Pool:
         place.back_off(time.monotonic())
         expected = self._draining and code in (0, -signal.SIGTERM)
         (log.info if expected else log.error)("%s (pid %d) %s", place.name, place.pid, _how(code))
+        self._reload.answered(place.name)
         if place is self._committer:
             self._committer_ended(code)
         elif place is self._admin:
@@ -307,17 +347,24 @@ class Pool:
         parent = os.getpid()
         pid = 0
         place.started = time.monotonic()
+        ends: tuple[socket.socket, ...] = ()
         # Blocked until the child has its own handlers: a signal to it must not be taken for one to the parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
+            ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             pid = os.fork()
             if pid == 0:
+                self._node.control = ends[1]
+                ends[0].close()
                 self._become(place, parent)
             place.pid, place.pidfd = pid, os.pidfd_open(pid)
+            place.line, childs = ends
+            childs.close()
         except OSError as error:  # no process or no descriptor is to be had for the moment
             if pid:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+            listeners.close_all(ends)
             log.error("%s does not start: %s", place.name, error.strerror)
             place.state = State.RESTING
             place.back_off(place.started)
@@ -362,6 +409,8 @@ class Pool:
         for other in self._places:
             if other.pidfd >= 0:
                 os.close(other.pidfd)
+            if other.line is not None:
+                other.line.close()
         if place is not self._admin:
             self._node.admin_socket.close()
         for sockets in (self._node.put_sockets, self._node.get_sockets):
@@ -372,6 +421,9 @@ class Pool:
         self._row(place)[metrics.INDEX["PAST_CPU_MICROSECONDS"]] += int((used.ru_utime + used.ru_stime) * 1e6)
         os.close(place.pidfd)
         place.pidfd = -1
+        if place.line is not None:
+            place.line.close()
+            place.line = None
         return os.waitstatus_to_exitcode(status)
 
     # --- signals ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ when the ack says ERROR or BUSY. Acks are matched by ticket, so no two frames of
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections import deque
 
@@ -73,8 +74,10 @@ class _Pending:
 
 
 class PutChannel(Channel):
-    def __init__(self, address: Address, timeout: float, retry_for: float) -> None:
-        super().__init__(address, timeout, retry_for)
+    def __init__(
+        self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
+    ) -> None:
+        super().__init__(address, timeout, retry_for, tls)
         self._pending: dict[bytes, _Pending] = {}  # by ticket as on the wire
         self._unsent: deque[_Pending] = deque()
         self._sent = 0

@@ -7,11 +7,12 @@ import logging
 import os
 import resource
 import socket
+from collections.abc import Callable
 
-from ingest import failpoints, limits, listeners, logs
+from ingest import failpoints, limits, listeners, logs, reload
 from ingest._queue import Queue
 from ingest.config import ServerConfig
-from ingest.errors import KeyFileError
+from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.node import Node
 from ingest.pool import Pool, Roles
@@ -21,14 +22,18 @@ from ingest.store.store import META, Store
 log = logging.getLogger(__name__)
 
 
-def serve(config: ServerConfig, roles: Roles) -> int:
+def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerConfig] | None = None) -> int:
     """Runs a server until it is told to end. Returns its exit code; raises IngestError when it cannot serve.
+
+    ``read_config`` reads the configuration once more, at SIGHUP.
 
     What is opened here stays open until this process ends: its children use it, and its lock must outlive them.
     """
     logs.start(config.log_level)
     failpoints.arm(os.environ)
     raise_open_files_limit()
+    check_file_size_limit()
+    certificates = reload.read_certificates(config)
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     keys = load_keys(config, store)
     node = Node(
@@ -37,6 +42,9 @@ def serve(config: ServerConfig, roles: Roles) -> int:
         keys=keys,
         queue=Queue(worker_count(config), limits.BLOCK_PLACES * limits.ARENA_BLOCKS),
         admin_socket=listeners.bind_alone(config.admin_listen),
+        certificates=certificates,
+        key_names=reload.name_keys(keys),
+        read_config=read_config,
     )
     bind_frame_sockets(node)
     listeners.listen(node.admin_socket, limits.LISTEN_BACKLOG)
@@ -98,8 +106,23 @@ def announce(node: Node, lock_fd: int) -> None:
         os.getpid(),
     )
     content = json.dumps({"pid": os.getpid(), **found}).encode() + b"\n"
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, content, 0)
+    # Over the last one, filled up with blanks, as JSON allows: a full disk still takes what needs no new block.
+    content = content.ljust(os.fstat(lock_fd).st_size)
+    try:
+        os.pwrite(lock_fd, content, 0)
+        os.ftruncate(lock_fd, len(content.rstrip()) + 1)
+    except OSError as error:
+        log.error("DATA/%s/lock does not say where this server listens: %s", META, error.strerror)
+
+
+def check_file_size_limit() -> None:
+    """A log segment is the largest file that a server writes. DiskError when it may not."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < limits.LOG_SEGMENT_SIZE:
+        raise DiskError(
+            f"files may have {limit} bytes here (ulimit -f), "
+            f"a segment of the log has {limits.LOG_SEGMENT_SIZE}: raise the limit"
+        )
 
 
 def raise_open_files_limit() -> None:

@@ -20,17 +20,19 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import uvloop
 
-from ingest import _queue, limits, logs, metrics
+from ingest import _queue, limits, logs, metrics, reload, tls
 from ingest._put_server import BAD_FRAMES, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, PutServer
 from ingest.bad_peers import BadPeers
+from ingest.tls import Certificates, TlsContext
 
 if TYPE_CHECKING:
+    from ingest.mac import KeyRing, SubKeys
     from ingest.node import Node
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,10 @@ class FrameServer(Protocol):
     def turn(self) -> list[Event] | None: ...
     def tick(self, now: float) -> list[Event] | None: ...
     def adopt(self, fd: int, peer: str) -> bool: ...
+    def set_keys(
+        self, keys: Iterable[SubKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
+    ) -> None: ...
+    def set_tls(self, context: TlsContext | None) -> None: ...
     def begin_drain(self) -> list[Event] | None: ...
     def close(self) -> None: ...
 
@@ -104,6 +110,7 @@ class Worker:
         on_drained: Callable[[], None],
     ) -> None:
         self._loop = loop
+        self._node = node
         self._queue = node.queue
         self._slot = slot
         self._put = Port(b"P", node.put_sockets[slot], put_server)
@@ -120,6 +127,8 @@ class Worker:
     def start(self) -> None:
         self._inbox.setblocking(False)
         self._loop.add_reader(self._inbox.fileno(), self._take_messages)
+        if self._node.control is not None:
+            self._loop.add_reader(self._node.control.fileno(), self._take_settings)
         for port in self._ports.values():
             port.listener.setblocking(False)
             self._loop.add_reader(port.server.fileno(), self._turn, port)
@@ -183,6 +192,17 @@ class Worker:
             self._queue.count_connection(self._slot, port.is_put, drift)
             drift = 0
         port.drift = drift
+
+    def _take_settings(self) -> None:
+        """What the parent has reloaded. Connections that are open keep their certificate, not their keys."""
+        assert self._node.control is not None
+        settings = reload.receive(self._node)
+        if settings is None:
+            return
+        for port in self._ports.values():
+            configure(port.server, settings.keys, settings.key_names, settings.certificates)
+        reload.use_log_level(settings.log_level)
+        reload.confirm(self._node)
 
     def _look_whether_drained(self) -> None:
         if all(port.server.drained for port in self._ports.values()):
@@ -338,6 +358,13 @@ class Worker:
                 log.error("the committer gave %d outcomes for frames that nobody waits for", number)
             elif what in (SPEAKS_TLS, SPEAKS_HTTP):
                 self._report_foreign(port, what, peer)
+            elif what == tls.NOT_TLS:
+                hint = "this port speaks TLS only (--tls-cert)"
+                closed = f"{port.name} connection closed: {what}"
+                self._peer_line(closed, logging.WARNING, "%s: %s: %s", peer, closed, hint)
+            elif what == tls.HANDSHAKE:
+                closed = f"{port.name} connection closed: {what}"
+                self._peer_line(closed, logging.WARNING, "%s: %s: %s", peer, closed, tls.error_text(number))
             else:
                 closed = f"{port.name} connection closed: {what}"
                 self._peer_line(closed, logging.INFO, "%s: %s (%d)", peer, closed, number)
@@ -357,7 +384,7 @@ class Worker:
     def _report_foreign(self, port: Port, what: str, peer: str) -> None:
         hint = "this port speaks frames, HTTP is on the admin port"
         if what == SPEAKS_TLS:
-            hint = "this port speaks plain frames, not TLS"
+            hint = "this port speaks plain frames, not TLS (--tls-cert)"
         self._peer_line(
             what, logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint
         )
@@ -388,8 +415,18 @@ def peer_name(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def configure(
+    server: FrameServer, keys: KeyRing, key_names: tuple[str, ...], certificates: Certificates | None
+) -> None:
+    """Has a server accept these keys, and speak TLS on new connections when there are certificates."""
+    server.set_keys(keys.accepted, keys.all, key_names)
+    server.set_tls(None if certificates is None else TlsContext(certificates, is_server=True))
+
+
 def make_put_server(node: Node, slot: int) -> FrameServer:
-    return PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
+    server = PutServer(node.queue, slot, node.keys.accepted, bad_frame_limit=node.config.bad_frame_limit)
+    configure(server, node.keys, node.key_names, node.certificates)
+    return server
 
 
 def make_get_server(node: Node, slot: int) -> FrameServer:
@@ -398,7 +435,9 @@ def make_get_server(node: Node, slot: int) -> FrameServer:
     from ingest.store.layout import make_reader
 
     reader = make_reader(node.store, node.keys.all)
-    return GetServer(node.queue, slot, reader, node.keys.accepted)
+    server = GetServer(node.queue, slot, reader, node.keys.accepted)
+    configure(server, node.keys, node.key_names, node.certificates)
+    return server
 
 
 def worker_main(

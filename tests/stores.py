@@ -1,4 +1,4 @@
-"""Small stores at rest for the tests of the tools: what `faults.damaged_store` builds, each once a session, copied for each test."""
+"""Small stores at rest for the tests of the tools: built once a session by `faults.damaged_store`, copied for each test."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class Port:
         if self.pid == 0:
             code = 1
             try:
-                uvloop.run(admin.serve(node, read_chunk))
+                uvloop.run(admin.serve(node, lambda _: read_chunk))
                 code = 0
             finally:
                 os._exit(code)

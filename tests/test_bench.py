@@ -13,6 +13,8 @@ from bench import (
     bench_random_tickets,
     bench_restart,
     bench_sustained,
+    bench_tls,
+    bench_tree,
     bench_verify,
     disk_limit,
     load,
@@ -37,6 +39,8 @@ BENCHMARKS = {
     bench_get.measure: ["get-sequential", "get-random"],
     bench_random_tickets.measure: ["random-tickets", "random-restart"],
     bench_restart.measure: ["restart"],
+    bench_tree.measure: ["tree"],
+    bench_tls.measure: ["tls-put", "tls-get"],
 }
 
 
@@ -70,7 +74,7 @@ def test_the_path_that_was_in_use_is_again_after_the_benchmark(place):
 
 def test_every_row_of_the_issue_is_measured():
     names = {name for names in BENCHMARKS.values() for name in names}
-    assert len(names) >= 13
+    assert len(names) >= 14
 
 
 # --- the limit of the disk -----------------------------------------------------------------------

@@ -13,6 +13,7 @@ from stores import everything_of
 from test_cli import complains, run
 
 from ingest.check_config import check
+from ingest.listeners import format_address
 
 FREE = {"listen": "127.0.0.1:0", "read_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in FREE.items()]
@@ -84,7 +85,7 @@ def test_a_data_directory_that_is_a_file(tmp_path):
 
 def test_the_server_s_own_ports_are_no_second_problem(tmp_path):
     with running_node(tmp_path / "data", "--workers=1", "--reserve=0") as rig:
-        own = {name: "%s:%d" % address for name, address in addresses(rig).items()}
+        own = {name: format_address(address) for name, address in addresses(rig).items()}
         ((code, text),) = what(tmp_path, **own)
         rig.stop()
     assert code == 75 and f"process {rig.pid}" in text

@@ -73,6 +73,18 @@ def test_keygen(tmp_path: Path) -> None:
     assert read_keys(path) == [key]
 
 
+def test_keygen_rotate(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    first = json.loads(run("keygen", str(path), "--json").stdout)["id"]
+    report = json.loads(run("keygen", "--rotate", str(path), "--json").stdout)
+    assert report["accepted"][0] == report["id"] == first and report["known"] == []
+    second = report["accepted"][1]
+    result = run("keygen", "--rotate", str(path))
+    assert f"accepted are {second} and " in result.stdout and f"known only: {first}" in result.stdout
+    assert not any(key.hex() in result.stdout + result.stderr for key in read_keys(path))
+    complains(run("keygen", "--rotate", str(tmp_path / "absent")), 78, "no such file")
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

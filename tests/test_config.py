@@ -71,6 +71,9 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         drain_timeout = 5
         bad_frame_limit = 6
         bad_peer_delay = 0.5
+        tls_cert = "/c"
+        tls_key = "/ck"
+        tls_client_ca = "/ca"
         log_level = "debug"
         """,
     )
@@ -89,6 +92,9 @@ def test_every_key_from_a_file(tmp_path: Path) -> None:
         drain_timeout=5.0,
         bad_frame_limit=6,
         bad_peer_delay=0.5,
+        tls_cert=Path("/c"),
+        tls_key=Path("/ck"),
+        tls_client_ca=Path("/ca"),
         log_level="debug",
     )
 
@@ -231,3 +237,13 @@ def test_sizes(text: str | int, size: int) -> None:
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    "names", [["tls_cert"], ["tls_key"], ["tls_client_ca"], ["tls_key", "tls_client_ca"]]
+)
+def test_tls_needs_a_certificate_and_its_key(names: list[str]) -> None:
+    refused("tls", dict.fromkeys(names, "/x.pem"))
+    config = load_config({"tls_cert": "/c", "tls_key": "/k"}, {})
+    assert config.certificate_files == (Path("/c"), Path("/k"), None)
+    assert load_config({}, {}).certificate_files is None

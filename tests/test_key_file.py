@@ -8,7 +8,7 @@ import pytest
 
 from ingest.errors import KeyFileError
 from ingest.limits import KEY_FILE_SIZE_MAX
-from ingest.store.key_file import make_key_file, read_keys
+from ingest.store.key_file import make_key_file, read_keys, rotate_key_file
 
 KEY = bytes(range(32))
 
@@ -180,3 +180,47 @@ def test_data_named_relatively(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / ".ingest").mkdir()
     (tmp_path / ".ingest" / "key").symlink_to(key_file(tmp_path / "secret"))
     refused("symbolic link", Path(".ingest/key"), data_dir=Path())
+
+
+def test_a_rotation_moves_the_keys_up_and_adds_one(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    first = make_key_file(path)
+    _, second = rotate_key_file(path)
+    assert read_keys(path) == [first, second]  # the new one is accepted before anybody signs with it
+    assert rotate_key_file(path)[::2] == [second, first]
+    _, third, _ = read_keys(path)
+    assert rotate_key_file(path) == read_keys(path)
+    assert read_keys(path)[0::2] == [third, second]
+    assert read_keys(path)[3] == first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert os.listdir(tmp_path) == ["key"]
+
+
+def test_a_rotation_keeps_a_link_and_the_mode(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    real, link = tmp_path / "secrets" / "key", tmp_path / "key"
+    make_key_file(real)
+    real.chmod(0o400)
+    link.symlink_to(real)
+    rotate_key_file(link)
+    assert link.is_symlink() and len(read_keys(link)) == 2
+    assert stat.S_IMODE(real.stat().st_mode) == 0o400
+
+
+def test_a_rotation_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = key_file(tmp_path / "key")
+
+    def failing(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", failing)
+        with pytest.raises(KeyFileError, match="No space left"):
+            rotate_key_file(path)
+    assert read_keys(path) == [KEY]
+    assert os.listdir(tmp_path) == ["key"]
+    key_file(path, b"nothing\n")
+    with pytest.raises(KeyFileError, match="line 1"):
+        rotate_key_file(path)
+    with pytest.raises(KeyFileError, match="no such file"):
+        rotate_key_file(tmp_path / "absent")

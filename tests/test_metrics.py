@@ -65,6 +65,10 @@ def test_the_counters_are_those_of_the_header_in_its_order() -> None:
         "C_COMMIT_LATENCY_BUCKET",
         "C_FLUSH_LATENCY_BUCKET",
         "C_ACK_LATENCY_BUCKET",
+        "C_KEY_FRAMES",
+        "C_KEY_BAD_FRAMES",
+        "C_KEY_REQUESTS",
+        "C_KEY_BAD_REQUESTS",
         "C_COUNTERS",
     ]
 
@@ -76,7 +80,9 @@ def test_the_histograms_are_those_of_the_header() -> None:
     for histogram in metrics.HISTOGRAMS:
         assert histogram.start == start
         start += histogram.buckets
-    assert metrics.ROW_LENGTH == start <= len(Queue(1, 1).counter_row(0))
+    keys = 4 * int(re.findall(r"#define KEY_COUNTERS (\d+)", HEADER.read_text())[0])  # behind them
+    assert keys == metrics.KEY_COUNTERS * 4
+    assert metrics.ROW_LENGTH == start + keys <= len(Queue(1, 1).counter_row(0))
 
 
 def test_counters_of_one_metric_have_the_same_labels_and_help() -> None:

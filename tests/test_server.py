@@ -36,7 +36,7 @@ PATIENCE_S = 20.0
 
 
 def admin_main(node: Node) -> int:
-    uvloop.run(admin.serve(node, lambda index: (Status.MISSING, b"")))
+    uvloop.run(admin.serve(node, lambda _: lambda index: (Status.MISSING, b"")))
     return 0
 
 

@@ -6,6 +6,7 @@
 
 #include <stdint.h>
 #include <time.h>
+#define KEY_COUNTERS 16
 
 enum counter {
     /* workers */
@@ -78,12 +79,22 @@ enum counter {
     /* every process */
     C_PID,                  /* level */
     C_PAST_CPU_MICROSECONDS, /* that its predecessors used; the parent's to write */
+    /* workers, TLS */
+    C_PUT_CLOSED_HANDSHAKE, /* a handshake that failed or took too long */
+    C_PUT_CLOSED_NOT_TLS,   /* plain bytes where TLS is spoken */
+    C_GET_CLOSED_HANDSHAKE,
+    C_GET_CLOSED_NOT_TLS,
     /* histograms: bucket i counts values up to 2^i frames or 16 * 2^i microseconds, the last one everything above */
     C_COMMIT_SIZE_BUCKET,                                /* committer, 16 buckets */
     C_COMMIT_LATENCY_BUCKET = C_COMMIT_SIZE_BUCKET + 16, /* committer, 22 buckets, as the next two */
     C_FLUSH_LATENCY_BUCKET = C_COMMIT_LATENCY_BUCKET + 22,
     C_ACK_LATENCY_BUCKET = C_FLUSH_LATENCY_BUCKET + 22,  /* worker */
-    C_COUNTERS = C_ACK_LATENCY_BUCKET + 22
+    /* workers: by the number of the key (`reload.name_keys`), the last one for all keys without a number of their own */
+    C_KEY_FRAMES = C_ACK_LATENCY_BUCKET + 22,         /* authentic frames */
+    C_KEY_BAD_FRAMES = C_KEY_FRAMES + KEY_COUNTERS,   /* of a key that is known and not accepted; the last: of none */
+    C_KEY_REQUESTS = C_KEY_BAD_FRAMES + KEY_COUNTERS, /* likewise */
+    C_KEY_BAD_REQUESTS = C_KEY_REQUESTS + KEY_COUNTERS,
+    C_COUNTERS = C_KEY_BAD_REQUESTS + KEY_COUNTERS
 };
 
 #define SIZE_BUCKETS 16

@@ -21,6 +21,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "frame.h"
+#include "tls.h"
 
 #define REQUEST_SIZE 24
 #define RUN_HEADER_SIZE 16
@@ -69,13 +70,15 @@ typedef struct get_connection {
     double partial_at;     /* first byte of the partial request received */
     double sent_at;        /* last byte sent, or first request after there were none */
     double linger_since;   /* first tick in LINGERING, before that negative */
+    double adopted_at;     /* the clock of tick() */
+    tls_session *tls;      /* NULL: plain */
     uint8_t queued[GET_QUEUES];
     struct get_connection *next[GET_QUEUES], *previous[GET_QUEUES];
 } get_connection;
 
 static inline uint64_t get_cookie(const get_connection *c) { return c->slot | (uint64_t)c->generation << 32; }
 static inline uint32_t get_waiting(const get_connection *c) { return c->tail - c->head; }
-static inline int get_has_work(const get_connection *c) { return c->sending || c->head != c->tail; }
+static inline int get_has_work(const get_connection *c) { return c->sending || c->head != c->tail || tls_unsent(c->tls); }
 static inline get_request *get_head(const get_connection *c) { return &c->requests[c->head & (c->capacity - 1)]; }
 
 /* Room for `n` more requests, behind `tail`: 0, or -1 without memory. */
@@ -133,18 +136,31 @@ static inline ssize_t socket_receive(int fd, uint8_t *buffer, size_t size)
     }
 }
 
-/* send without waiting; the number of bytes (0: the socket takes none), or -errno. */
+/* send without waiting; the number of bytes (fewer: the socket is full, EPOLLOUT will tell when it is not), or -errno. */
 static inline ssize_t socket_send(int fd, const uint8_t *data, size_t size)
 {
-    for (;;) {
-        ssize_t n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    size_t sent = 0;
+    while (sent < size) {
+        ssize_t n = send(fd, data + sent, size - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n >= 0)
-            return n;
-        if (errno == EAGAIN)
-            return 0;
-        if (errno != EINTR)
+            sent += (size_t)n; /* a short send alone does not say that the socket is full */
+        else if (errno == EAGAIN)
+            break;
+        else if (errno != EINTR)
             return -errno;
     }
+    return (ssize_t)sent;
+}
+
+/* The same two on a connection, whether it speaks TLS or not. */
+static inline ssize_t get_receive(get_connection *c, uint8_t *buffer, size_t size)
+{
+    return c->tls ? tls_receive(c->tls, buffer, size) : socket_receive(c->fd, buffer, size);
+}
+
+static inline ssize_t get_send(get_connection *c, const uint8_t *data, size_t size)
+{
+    return c->tls ? tls_send(c->tls, data, size) : socket_send(c->fd, data, size);
 }
 
 /* Queues of connections: first come, first served. A connection is in each at most once. */

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 #include "frame.h"
+#include "tls.h"
 
 #define LOAD_WORDS 183 /* of 8 bytes: 1464 bytes, the first 1458 of which are used */
 
@@ -107,8 +108,10 @@ typedef struct {
     int64_t acked;
     uint64_t done_at;   /* ns, when the last ack came */
     uint32_t *stamps;   /* when position p was sent, at p & mask; 0: it does not wait for an ack */
-    uint8_t *rest;      /* what the socket did not take of the last chunk: rest_start to rest_end, or NULL */
+    uint8_t *rest;      /* what the socket did not take of the last chunk: rest_start to rest_end, or NULL. Empty while
+                         * only the TLS session holds something back */
     size_t rest_start, rest_end;
+    tls_session *tls;   /* NULL: plain */
     int ack_have;       /* bytes of a partial ack */
     uint8_t ack[ACK_SIZE];
 } load_connection;

@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 #include "frame.h"
+#include "tls.h"
 
 enum connection_state {
     CONNECTION_FREE = 0,
@@ -50,11 +51,13 @@ typedef struct connection {
     double partial_at;    /* first byte of the partial frame received */
     double sent_at;       /* last byte sent, or first ack after there were none */
     double linger_since;  /* first tick in LINGERING, before that negative */
+    double adopted_at;    /* the clock of tick() */
+    tls_session *tls;     /* NULL: plain */
     struct connection *next, *previous; /* in the queue that it is in */
 } connection;
 
 static inline uint64_t connection_cookie(const connection *c) { return c->slot | (uint64_t)c->generation << 32; }
-static inline uint32_t connection_unsent(const connection *c) { return c->acks_end - c->acks_start; }
+static inline uint32_t connection_unsent(const connection *c) { return c->acks_end - c->acks_start + tls_unsent(c->tls); }
 
 /* Room for `n` more acks, 9 bytes each; NULL without memory. The caller moves `acks_end`. */
 static inline uint8_t *connection_acks(connection *c, uint32_t n)
@@ -80,9 +83,24 @@ static inline uint8_t *connection_acks(connection *c, uint32_t n)
     return c->acks + c->acks_end;
 }
 
+static inline int connection_send_tls(connection *c, uint32_t *sent)
+{
+    uint32_t before = connection_unsent(c);
+    ssize_t n = tls_send(c->tls, c->acks + c->acks_start, c->acks_end - c->acks_start);
+    if (n < 0)
+        return (int)-n;
+    c->acks_start += (uint32_t)n;
+    *sent = before - connection_unsent(c);
+    if (connection_unsent(c))
+        c->writable = 0;
+    return 0;
+}
+
 /* Sends what waits, as far as the socket takes it. 0, or an errno that ends the connection. Sets *sent. */
 static inline int connection_send(connection *c, uint32_t *sent)
 {
+    if (c->tls)
+        return connection_send_tls(c, sent);
     *sent = 0;
     while (c->acks_start < c->acks_end) {
         uint32_t size = c->acks_end - c->acks_start;
@@ -92,21 +110,22 @@ static inline int connection_send(connection *c, uint32_t *sent)
                 continue;
             if (errno != EAGAIN)
                 return errno;
-            n = 0;
-        }
-        c->acks_start += (uint32_t)n;
-        *sent += (uint32_t)n;
-        if ((uint32_t)n < size) {
+            /* Only this says that the socket is full, and that it will be told when it is not: a short send does not. */
             c->writable = 0;
             return 0;
         }
+        c->acks_start += (uint32_t)n;
+        *sent += (uint32_t)n;
     }
     return 0;
 }
 
-/* recv without waiting; the number of bytes, 0 at the end of the stream, or -errno. */
+/* recv without waiting; the number of bytes, 0 at the end of the stream, or -errno. What is to be dropped is not decrypted:
+ * then the bytes are those of the socket. */
 static inline ssize_t connection_receive(connection *c, uint8_t *buffer, size_t size)
 {
+    if (c->tls && c->state == CONNECTION_OPEN)
+        return tls_receive(c->tls, buffer, size);
     for (;;) {
         ssize_t n = recv(c->fd, buffer, size, MSG_DONTWAIT);
         if (n >= 0)

@@ -18,7 +18,7 @@
 #ifndef FRAME_SIZE
 #define FRAME_SIZE 1474
 #endif
-#define COUNTERS_MAX 256
+#define COUNTERS_MAX 512
 
 enum run_kind { RUN_PUT = 0, RUN_DELETE = 1 };
 

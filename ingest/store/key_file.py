@@ -9,6 +9,8 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ingest import mac
@@ -63,6 +65,27 @@ def make_key_file(path: Path) -> bytes:
     return key
 
 
+def rotate_key_file(path: Path) -> list[bytes]:
+    """One step of a rotation: replaces ``path``, durably, whole old or whole new. Returns the keys in their new order.
+
+    One key alone gets a new one behind it, which is accepted from then on. Of several the second becomes the first, the
+    first is not accepted any more (all that it signed stays readable), and a new one is accepted for the next rotation:
+    clients sign with the second key before this is done. KeyFileError as for ``read_keys``, or when it cannot be written.
+    """
+    path = Path(os.path.realpath(path))  # a mounted secret is a link: it stays one
+    keys = read_keys(path)
+    new = secrets.token_bytes(mac.SHARED_KEY_SIZE)
+    keys = [keys[0], new] if len(keys) == 1 else [keys[1], new, keys[0], *keys[2:]]
+    content = mac.format_keys(keys).encode("ascii")
+    if len(content) > KEY_FILE_SIZE_MAX:
+        raise KeyFileError(f"key file {path}: with one more key it has more than {KEY_FILE_SIZE_MAX} bytes")
+    try:
+        _replace(path, content)
+    except OSError as error:
+        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+    return keys
+
+
 def _open(path: Path, data_dir: Path | None) -> int:
     # O_NONBLOCK: a FIFO under this name must not hold the start up.
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -93,6 +116,24 @@ def _read(fd: int) -> bytes:
 
 def _write_new(path: Path, content: bytes) -> None:
     """A crash leaves no half file under the name: the bytes are durable before it is linked."""
+    with _draft(path, content) as (draft, directory):
+        os.link(draft, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Likewise, for a file that exists: its owner stays the same, and its mode."""
+    before = os.stat(path)
+    with _draft(path, content) as (draft, directory):
+        if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+            os.chown(draft, before.st_uid, before.st_gid, dir_fd=directory)
+        os.chmod(draft, stat.S_IMODE(before.st_mode), dir_fd=directory)
+        os.rename(draft, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+@contextmanager
+def _draft(path: Path, content: bytes) -> Iterator[tuple[str, int]]:
+    """A durable file beside ``path`` (0600) under a name of its own, which is gone in the end, and its directory. What the
+    caller did there is durable afterwards."""
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         draft = f".{path.name}.{secrets.token_hex(8)}"
@@ -103,9 +144,10 @@ def _write_new(path: Path, content: bytes) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(fd)
-            os.link(draft, path.name, src_dir_fd=directory, dst_dir_fd=directory)
+            yield draft, directory
         finally:
-            os.unlink(draft, dir_fd=directory)
+            with suppress(FileNotFoundError):  # it may have got the other name
+                os.unlink(draft, dir_fd=directory)
         os.fsync(directory)
     finally:
         os.close(directory)
