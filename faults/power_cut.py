@@ -69,6 +69,7 @@ class Plan:
     states: int
     directory: Path
     flags: tuple[str, ...] = ()
+    steps: tuple[str, ...] = ()  # what the load is made of; empty: anything
 
     def __str__(self) -> str:
         return f"{self.file_system}, {self.layout}, recording {self.seed}"
@@ -88,8 +89,12 @@ def run(
     file_systems: Sequence[str] = FILE_SYSTEMS,
     layouts: Sequence[str] = LAYOUTS,
     flags: tuple[str, ...] = (),
+    steps: tuple[str, ...] = (),
 ) -> Outcome:
-    """Tries `cases` states, shared evenly by all pairs of a file system and a layout. `flags` go to the recorded server."""
+    """Tries `cases` states, shared evenly by all pairs of a file system and a layout.
+
+    `flags` go to the recorded server, `steps` are what its load is made of (empty: anything).
+    """
     reason = what_lacks(directory, file_systems)
     if reason:
         return Outcome(seed, 0, not_run=reason)
@@ -97,7 +102,9 @@ def run(
     kinds = itertools.cycle(itertools.product(file_systems, layouts))
     recordings = max(-(-cases // STATES), min(cases, len(file_systems) * len(layouts)))
     shares = [cases * (i + 1) // recordings - cases * i // recordings for i in range(recordings)]
-    plans = [Plan(chance.randrange(1 << 31), *next(kinds), share, directory, flags) for share in shares]
+    plans = [
+        Plan(chance.randrange(1 << 31), *next(kinds), share, directory, flags, steps) for share in shares
+    ]
     total = Result()
     with _processes(min(PROCESSES, len(plans))) as pool:
         for result in pool.map(record_and_cut, plans):
@@ -228,6 +235,8 @@ class Replay:
 
     def _shape(self) -> tuple[list[int], int]:
         """How often each of STEPS is done, and how many frames one writer puts."""
+        if self.plan.steps:
+            return [int(step in self.plan.steps) for step in STEPS], 6000
         if self.plan.layout == "pack" and self.chance.random() < 0.15:
             # Past the bulk path, and enough to make the log go round.
             shape = {"many": 60, "bulk": 0, "packs": 0, "rest": 0}

@@ -21,7 +21,7 @@ from ingest import limits
 
 cdef extern from "csrc/bulk_write.h" nogil:
     size_t BULK_IMAGE_SIZE
-    int bulk_write(int data_fd, const pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
+    int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
     int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
 
 cdef int FRAME = limits.FRAME_SIZE
@@ -139,7 +139,9 @@ cdef class BulkPath:
                 if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != (pass_ == 0):
                     continue
                 error = 0
+                self.packs.create_direct = True
                 p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
+                self.packs.create_direct = False
                 if p == NULL:
                     continue        # the way through the log will answer it
                 if slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE:

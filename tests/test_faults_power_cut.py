@@ -228,6 +228,16 @@ def test_nothing_that_was_acknowledged_is_lost(file_system: str, tmp_path: Path)
     assert outcome.counts["recorded_flushes"] > 0
 
 
+def test_a_bulk_put_into_new_packs_leaves_them_whole_or_empty(tmp_path: Path) -> None:
+    """Or with a header of zeros that nothing names in the log: all tickets of the pack then answered ERROR for ever."""
+    needs("ext4")
+    seed = random.randrange(1 << 30)
+    outcome = power_cut.run(
+        seed, 6, tmp_path, file_systems=["ext4"], layouts=["pack"], steps=("packs", "single")
+    )
+    assert outcome.passed, f"seed {seed}: {outcome.losses}"
+
+
 def test_without_syncs_the_cuts_lose_what_was_acknowledged(tmp_path: Path) -> None:
     """The proof can fail: with --sync os an ack promises nothing about power, and the cuts show it."""
     needs("ext4")

@@ -25,7 +25,7 @@ static int synced(int (*sync)(int), int fd)
 /* Writes consecutive frames, given in parts, into the slots from `slot` on; or, with sync, syncs the pack (no parts).
  * Whole blocks go past the page cache; the first and last block, which other slots share, through it. `image` is a
  * page-aligned buffer of BULK_IMAGE_SIZE. An errno or 0. */
-static int bulk_write(int data_fd, const pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
+static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
 {
     if (sync)
         return synced(fdatasync, pack->fd);
@@ -39,11 +39,12 @@ static int bulk_write(int data_fd, const pack_state *pack, int slot, const bulk_
     int64_t low = (from + PACK_BLOCK - 1) / PACK_BLOCK * PACK_BLOCK, high = to / PACK_BLOCK * PACK_BLOCK;
     int error = 0;
     /* A new pack's header must not reach the disk after the size that the slots give the file: a power cut would leave a
-     * pack without a header that no log record names. Written back here, its block comes into the journal first. */
-    while (sync_file_range(pack->fd, 0, PACK_HEADER_SIZE,
-                           SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER) < 0)
-        if (errno != EINTR)
+     * pack without a header that no log record names. */
+    if (pack->header_cached) {
+        if (fdatasync(pack->fd) < 0)
             return errno;
+        pack->header_cached = 0;
+    }
     int direct = open_beneath(data_fd, path, O_WRONLY | O_DIRECT, 0);
     if (direct < 0 && errno != EINVAL)
         return errno;

@@ -44,6 +44,7 @@ cdef extern from "csrc/pack_table.h" nogil:
     int64_t file_allocated(int fd)
     int open_beneath(int root, const char *path, int flags, unsigned mode)
     uint64_t get_be(const uint8_t *p, int n)
+    int pack_create_direct(int fd, const uint8_t *header)
     int directory_beneath(int root, const char *path, int make, const char **name)
     void put_be(uint8_t *p, uint64_t v, int n)
     int ticket_write_value(int64_t v, uint8_t *t)
@@ -230,6 +231,7 @@ cdef class PackTable(SlotTable):
                     return error
                 error = check_header(p.header, p.id, store_id)
                 if error == 0:
+                    p.header_cached = get_be(p.header + PACK_GENERATION, 8) == 1    # as it was created: by whom?
                     return 0
             memset(zeros, 0, PACK_SECTOR)
             size = file_size(p.fd)
@@ -252,6 +254,9 @@ cdef class PackTable(SlotTable):
         cdef uint8_t page[4096]
         memset(page, 0, 4096)
         self._seal(p)
+        if self.create_direct and pack_create_direct(p.fd, p.header) == 0:
+            return 0
+        p.header_cached = 1
         memcpy(page, p.header, PACK_SECTOR)
         return pwrite_all(p.fd, page, 4096, 0)
 

@@ -17,6 +17,7 @@ cdef extern from "csrc/pack_table.h" nogil:
         int slots
         int claimed_count
         int touched
+        int header_cached
         uint8_t *header
         uint8_t *claimed
         uint8_t *known
@@ -42,6 +43,7 @@ cdef class SlotTable:
     cdef readonly uint64_t created           # packs made
     cdef readonly int64_t claimed            # slots, of all packs
     cdef readonly int inodes_reserve         # to be kept free, so that what is logged can be applied
+    cdef bint create_direct                  # a new pack's header is on its way to the disk before its slots are
     cdef public bint may_create              # else what would have to make a file is ENOSPC
     cdef public int64_t room                 # tombstones that may take a file of their own now
     cdef set _dirty
