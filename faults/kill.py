@@ -17,8 +17,8 @@ from pathlib import Path
 from node_rig import NodeRig
 
 from faults.history import MIXED, SMALL, Load
-from faults.layouts import LAYOUTS
 from faults.outcome import Outcome
+from ingest.store.layout import LAYOUTS
 
 NUMBER, TITLE, CASES = 1, "kill -9 under load and in recovery", 500
 STAGE = 25  # cycles of one store: bounds the disk that a run takes

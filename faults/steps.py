@@ -18,9 +18,9 @@ from pathlib import Path
 from node_rig import NodeRig
 
 from faults.history import BULK, DELETES, MIXED, SMALL, Load, Mix
-from faults.layouts import LAYOUTS
 from faults.outcome import Outcome
 from ingest import failpoints
+from ingest.store.layout import LAYOUTS
 
 NUMBER, TITLE = 2, "kill -9 at every named step"
 EACH = 25  # cases of each step and way

@@ -18,12 +18,12 @@ from typing import Any
 
 from node_rig import data_of
 
-from faults.layouts import LAYOUTS
 from faults.outcome import Outcome
 from faults.wire_client import Acks, Talk, Target, flipped, frame_of, request_of, split, well_formed
 from ingest import ticket
 from ingest.limits import BAD_FRAME_LIMIT, FRAME_SIZE, RANGE_COUNT_MAX, REQUEST_SIZE
 from ingest.status import Status
+from ingest.store.layout import LAYOUTS
 from ingest.ticket import LAST
 
 NUMBER, TITLE = 7, "the wire, bit by bit"

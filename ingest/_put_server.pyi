@@ -32,6 +32,7 @@ class PutServer:
         connections_max: int = ...,
         block_places: int = ...,
         unread_acks_max: int = ...,
+        unread_acks_total_max: int = ...,
     ) -> None: ...
     def set_keys(
         self, keys: Iterable[_FrameKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...

@@ -116,6 +116,7 @@ cdef class PutServer:
     cdef int epoll_fd, doorbell_fd, committer_fd
     cdef uint32_t slots_max, slots_used, bad_frame_limit, receive_frames_max, receive_frames_min
     cdef uint32_t turn_frames_max, turn_frames, unread_acks_max, acks_kept
+    cdef uint64_t unread_acks_total, unread_acks_total_max  # bytes, of all connections
     cdef uint32_t turn_began       # microseconds of a clock that may wrap
     cdef answered answered[ANSWERED_MAX]  # acks of this turn that wait to be timed
     cdef uint32_t answered_count
@@ -133,7 +134,8 @@ cdef class PutServer:
 
     def __init__(self, Queue queue, int slot, keys, *, int bad_frame_limit=limits.BAD_FRAME_LIMIT,
                  int connections_max=limits.CONNECTIONS_MAX, int block_places=limits.BLOCK_PLACES,
-                 uint32_t unread_acks_max=limits.UNREAD_ACKS_MAX):
+                 uint32_t unread_acks_max=limits.UNREAD_ACKS_MAX,
+                 uint64_t unread_acks_total_max=limits.UNREAD_ACKS_TOTAL_MAX):
         if not 0 <= slot < queue.workers:
             raise ValueError(f"worker {slot} of {queue.workers}")
         if bad_frame_limit < 1 or connections_max < 1:
@@ -161,6 +163,7 @@ cdef class PutServer:
         self.receive_frames_min = min(<uint32_t>limits.RECEIVE_FRAMES_MIN, <uint32_t>block_places)
         self.turn_frames_max = limits.TURN_FRAMES_MAX
         self.unread_acks_max = unread_acks_max
+        self.unread_acks_total_max = unread_acks_total_max
         self.acks_kept = limits.ACKS_KEPT_SIZE
         self._peers = []
         self._free_slots = []
@@ -347,6 +350,7 @@ cdef class PutServer:
                     self._check_deadlines(&self.table[i], now)
             self.now = now
             self.ticked = True
+            self._go_on_later()
         return self._report()
 
     def begin_drain(self):
@@ -488,8 +492,15 @@ cdef class PutServer:
             return
         if c.state != CONNECTION_OPEN:
             read_queue_push(&self.to_discard, c)
-        elif connection_unsent(c) <= self.unread_acks_max:
+        elif not self._leaves_too_much_unread(c):
             read_queue_push(&self.to_read, c)
+
+    cdef bint _leaves_too_much_unread(self, const connection *c) noexcept nogil:
+        """Whether a connection is not read because of its acks: its own limit is the contract's, the one for all together is
+        what keeps thousands of such connections from taking the memory of the others."""
+        cdef uint32_t unsent = connection_unsent(c)
+        return unsent > self.unread_acks_max or (
+            self.unread_acks_total > self.unread_acks_total_max and unsent > self.acks_kept)
 
     cdef void _unqueue(self, connection *c) noexcept nogil:
         read_queue_remove(&self.to_read if c.state == CONNECTION_OPEN else &self.to_discard, c)
@@ -743,6 +754,7 @@ cdef class PutServer:
             return False
         acks_write(acks, frames, n, status)
         c.acks_end += n * ACK_SIZE
+        self.unread_acks_total += n * ACK_SIZE
         self.counters[<int>C_ACKS_SAVED + status - 1] += n
         self._mark_dirty(c)
         return True
@@ -857,8 +869,11 @@ cdef class PutServer:
 
     cdef void _settle(self, connection *c) noexcept nogil:
         cdef uint32_t sent
+        cdef int error
         if c.writable and connection_unsent(c):
-            if connection_send(c, &sent) != 0:
+            error = connection_send(c, &sent)
+            self.unread_acks_total -= sent
+            if error:
                 self._drop(c)
                 return
             if sent:
@@ -893,7 +908,7 @@ cdef class PutServer:
                 kind = CLOSED_SLOW_HANDSHAKE
         elif connection_unsent(c):
             # Up to the limit a client may send on and read later: it is late only when nothing moves either way.
-            moved = c.sent_at if connection_unsent(c) > self.unread_acks_max else max(c.received_at, c.sent_at)
+            moved = c.sent_at if self._leaves_too_much_unread(c) else max(c.received_at, c.sent_at)
             if now - moved >= UNREAD_ACKS_TIMEOUT:
                 kind = CLOSED_UNREAD_ACKS
         elif c.state == CONNECTION_OPEN and c.carry_size == 0 and c.outstanding == 0:
@@ -910,6 +925,8 @@ cdef class PutServer:
             self._drop(c)
         else:
             connection_shrink(c, self.acks_kept)
+            if c.state == CONNECTION_OPEN:
+                self._queue_reading(c)  # it may have been waiting for others to leave less unread
 
     cdef void _note(self, rare_kind kind, connection *c, uint32_t value) noexcept nogil:
         # Three times as many as connections: one may speak another protocol, be refused, and reach a deadline before
@@ -927,11 +944,12 @@ cdef class PutServer:
         self._forget_partial(c)
         # Not left to close(): a sibling that passed the socket here may still hold its own copy.
         epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, c.fd, NULL)
-        tls_free(c.tls)
-        c.tls = NULL
         close_fd(c.fd)
         c.fd = -1
         c.state = CONNECTION_FREE
+        self.unread_acks_total -= connection_unsent(c)
+        tls_free(c.tls)
+        c.tls = NULL
         c.acks_start = c.acks_end = 0
         connection_shrink(c, 0)
         self.connections -= 1

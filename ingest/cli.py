@@ -16,6 +16,7 @@ from ingest import config as configuration
 from ingest import logs
 from ingest.errors import IngestError
 from ingest.listeners import Address, parse_address
+from ingest.store_commands import export, fsck, inspect
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -94,6 +95,36 @@ def server(file: Path | None, **flags: str | None) -> None:
 
     roles = pool.Roles(admin.admin_main, write_behind.committer_main, workers.worker_main)
     sys.exit(serve(settings, roles, read_config))
+
+
+@cli.command("check-config")
+@_server_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def check_config(file: Path | None, as_json: bool, **flags: str | None) -> None:
+    """Prints what `ingest server` would start with, where each value comes from, and what would keep it from starting.
+
+    Makes and starts nothing. Exits as the start would: 0, 75 (a server runs there, a port is taken) or 78.
+
+    \b
+    Example:
+      ingest check-config --config /etc/ingest.toml
+    """
+    from ingest.check_config import check
+
+    checked = check(flags, os.environ, file)
+    if as_json:
+        click.echo(json.dumps(checked.as_json()))
+    else:
+        width = max(len(name) for name in checked.settings)
+        most = max(len(value) for value, _ in checked.settings.values())
+        for name, (value, source) in checked.settings.items():
+            click.echo(f"{name:{width}}  {value:{most}}  {source}")
+        for note in checked.notes:
+            click.echo(f"note: {note}")
+        for problem in checked.problems:
+            click.echo(f"problem: {problem.what}")
+        click.echo(f"a server would {'not ' if checked.problems else ''}start")
+    sys.exit(checked.exit_code)
 
 
 def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
@@ -212,6 +243,10 @@ def version(as_json: bool) -> None:
       ingest version --json
     """
     _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
+
+
+for _command in (fsck, inspect, export):
+    cli.add_command(_command)
 
 
 def _print(content: dict[str, Any], text: str, as_json: bool) -> None:

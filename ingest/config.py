@@ -178,6 +178,15 @@ def load_config(
 
     ConfigError names the source and the key; UsageError for a flag that means nothing.
     """
+    return resolve(flags, environ, file)[0]
+
+
+def resolve(
+    flags: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] = os.environ,
+    file: Path | None = None,
+) -> tuple[ServerConfig, dict[str, str]]:
+    """As `load_config`, and where the value of each field comes from: its flag, its variable, the file, or `default`."""
     flags = {name: value for name, value in (flags or {}).items() if value is not None}
     assert flags.keys() <= PARSERS.keys(), flags.keys() - PARSERS.keys()
     variables = _read_environment(environ)
@@ -185,17 +194,21 @@ def load_config(
         file = Path(environ[CONFIG_VARIABLE])
     written = _read_file(file) if file is not None else {}
     values: dict[str, Any] = {}
+    sources = dict.fromkeys(PARSERS, "default")
     # In the order of precedence, so that what is overridden is checked all the same.
     for name, parse in PARSERS.items():
         if name in written:
             values[name] = _parse(parse, written[name], f"{file}: {name}", ConfigError)
+            sources[name] = str(file)
         if name in variables:
-            values[name] = _parse(parse, variables[name], PREFIX + name.upper(), ConfigError)
+            sources[name] = PREFIX + name.upper()
+            values[name] = _parse(parse, variables[name], sources[name], ConfigError)
         if name in flags:
-            values[name] = _parse(parse, flags[name], "--" + name.replace("_", "-"), UsageError)
+            sources[name] = "--" + name.replace("_", "-")
+            values[name] = _parse(parse, flags[name], sources[name], UsageError)
     config = ServerConfig(**values)
     check_config(config)
-    return config
+    return config, sources
 
 
 def check_config(config: ServerConfig) -> None:

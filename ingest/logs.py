@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from dataclasses import dataclass
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -28,36 +29,45 @@ def name_process(name: str) -> None:
     _process = name
 
 
-class LineBudget:
-    """At most ``lines`` log lines in each ``interval`` (seconds) about what strangers can cause at will.
+@dataclass
+class _Interval:
+    until: float
+    left: int
+    left_out: int = 0
 
-    Times are of a clock that the caller reads. ``left_out`` counts what was not logged since the last ``lapsed``.
+
+class LineBudget:
+    """At most ``lines`` log lines of a kind in each ``interval`` (seconds) about what strangers can cause at will.
+
+    Kinds are words of ours, few of them: one has its own budget, so that a flood of one hides no other. Times are of a clock
+    that the caller reads.
     """
 
     def __init__(self, lines: int, interval: float) -> None:
         self._lines = lines
         self._interval = interval
-        self._until = 0.0
-        self._left = lines
-        self.left_out = 0
+        self._kinds: dict[str, _Interval] = {}
 
-    def take(self, now: float) -> bool:
+    def take(self, kind: str, now: float) -> bool:
         """Whether there may be a line now. If not, it counts as left out."""
-        if now >= self._until:
-            self._until = now + self._interval
-            self._left = self._lines
-        if self._left == 0:
-            self.left_out += 1
+        current = self._kinds.get(kind)
+        if current is None or now >= current.until:
+            left_out = current.left_out if current else 0
+            current = self._kinds[kind] = _Interval(now + self._interval, self._lines, left_out)
+        if current.left == 0:
+            current.left_out += 1
             return False
-        self._left -= 1
+        current.left -= 1
         return True
 
-    def lapsed(self, now: float) -> int:
-        """How many lines were left out in an interval that is over by now; told once."""
-        if now < self._until:
-            return 0
-        number, self.left_out = self.left_out, 0
-        return number
+    def lapsed(self, now: float) -> list[tuple[str, int]]:
+        """The kinds of which lines were left out in an interval that is over by now, and how many; told once."""
+        over = [
+            (kind, one.left_out) for kind, one in self._kinds.items() if now >= one.until and one.left_out
+        ]
+        for kind, _ in over:
+            self._kinds[kind].left_out = 0
+        return over
 
 
 class _Formatter(logging.Formatter):

@@ -170,9 +170,8 @@ class Worker:
         now = time.monotonic()
         for port in self._ports.values():
             self._report(port, port.server.tick(now))
-        left_out = self._peer_lines.lapsed(now)
-        if left_out:
-            log.warning("%d more lines like these, about peers, were left out", left_out)
+        for kind, number in self._peer_lines.lapsed(now):
+            log.warning("%d more lines about peers were left out: %s", number, kind)
         if self._draining:
             self._look_whether_drained()
         else:
@@ -241,7 +240,12 @@ class Worker:
     def _place(self, port: Port, connection: socket.socket, address: Any) -> None:
         """Refuses an accepted connection, passes it on, or keeps it."""
         if self._bad_peers.refused(address[0], time.monotonic()):
-            self._peer_line(logging.INFO, "%s: refused, bad frames came from there", peer_name(address))
+            self._peer_line(
+                "refused for bad frames",
+                logging.INFO,
+                "%s: refused, bad frames came from there",
+                peer_name(address),
+            )
             self._refuse(port, connection, "BAD_PEER")
             return
         self._queue.count_connection(self._slot, port.is_put, 1)
@@ -265,13 +269,16 @@ class Worker:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if not port.server.adopt(connection.detach(), peer_name(address)) and not self._draining:
                 self._peer_line(
+                    "refused over the limit",
                     logging.WARNING,
                     "%s: refused, this worker has %d %s connections, the limit is %d",
                     *(peer_name(address), port.server.connections, port.name, limits.CONNECTIONS_MAX),
                 )
         except OSError as error:
             # It ended before it began, or the kernel has no memory to watch it: nobody else is concerned.
-            self._peer_line(logging.INFO, "%s: not served: %s", peer_name(address), error.strerror)
+            self._peer_line(
+                "not served", logging.INFO, "%s: not served: %s", peer_name(address), error.strerror
+            )
             if connection.fileno() >= 0:
                 self._uncount(port)
                 self._refuse(port, connection, "RESOURCES")
@@ -352,28 +359,21 @@ class Worker:
             elif what in (SPEAKS_TLS, SPEAKS_HTTP):
                 self._report_foreign(port, what, peer)
             elif what == tls.NOT_TLS:
-                hint = "this port speaks TLS only (--tls-cert)"
-                self._peer_line(
-                    logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, hint
-                )
+                self._report_tls(port, what, peer, "this port speaks TLS only (--tls-cert)")
             elif what == tls.HANDSHAKE:
-                why = tls.error_text(number)
-                self._peer_line(
-                    logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, why
-                )
+                self._report_tls(port, what, peer, tls.error_text(number))
             else:
-                self._peer_line(
-                    logging.INFO, "%s: %s connection closed: %s (%d)", peer, port.name, what, number
-                )
+                closed = f"{port.name} connection closed: {what}"
+                self._peer_line(closed, logging.INFO, "%s: %s (%d)", peer, closed, number)
 
     def _count(self, counter: str) -> None:
         self._counters[metrics.INDEX[counter]] += 1
 
-    def _peer_line(self, level: int, text: str, *values: object) -> None:
+    def _peer_line(self, kind: str, level: int, text: str, *values: object) -> None:
         """A log line about something that a peer can do as often as it likes."""
         if not log.isEnabledFor(level):
             return
-        if self._peer_lines.take(time.monotonic()):
+        if self._peer_lines.take(kind, time.monotonic()):
             log.log(level, text, *values)
         else:
             self._count("LINES_SUPPRESSED")
@@ -382,15 +382,21 @@ class Worker:
         hint = "this port speaks frames, HTTP is on the admin port"
         if what == SPEAKS_TLS:
             hint = "this port speaks plain frames, not TLS (--tls-cert)"
-        self._peer_line(logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint)
+        self._peer_line(
+            what, logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint
+        )
+
+    def _report_tls(self, port: Port, what: str, peer: str, why: str) -> None:
+        self._peer_line(what, logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, why)
 
     def _report_bad(self, peer: str, bad_frames: int) -> None:
         address = peer.rsplit(":", 1)[0].strip("[]")
         delay = self._bad_peers.offended(address, time.monotonic())
         if delay == 0:
-            self._peer_line(logging.WARNING, "%s: closed after %d bad frames", peer, bad_frames)
+            self._peer_line(BAD_FRAMES, logging.WARNING, "%s: closed after %d bad frames", peer, bad_frames)
             return
         self._peer_line(
+            BAD_FRAMES,
             logging.WARNING,
             "%s: closed after %d bad frames, %s refused for %g s",
             *(peer, bad_frames, address, delay),

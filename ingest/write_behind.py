@@ -17,7 +17,6 @@ Each ends by ringing the doorbell.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
@@ -36,6 +35,7 @@ from ingest.errors import CorruptionError, IngestError
 from ingest.node import Node
 from ingest.store import layout
 from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
+from ingest.store.log_writer import syncfs
 from ingest.store.recovery import recover
 from ingest.store.store import Space
 
@@ -54,15 +54,6 @@ SPACE_CHECK_INTERVAL_S = (
 )
 
 SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def syncfs(fd: int) -> None:
-    """Writes back all of the file system of `fd`; OSError when that, or any write-back since the last call, failed."""
-    if _libc.syncfs(fd) != 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 class SyncFailedError(IngestError):

@@ -44,7 +44,9 @@ def test_version() -> None:
     assert run("--version").returncode == 0
 
 
-@pytest.mark.parametrize("command", ["server", "loopback", "keygen", "version"])
+@pytest.mark.parametrize(
+    "command", ["server", "loopback", "keygen", "version", "fsck", "inspect", "export", "check-config"]
+)
 def test_each_command_has_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.returncode == 0

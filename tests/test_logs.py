@@ -55,3 +55,19 @@ def test_a_closed_stderr_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", Gone())
     logs.start("info")
     logging.getLogger("ingest.x").error("nobody reads this")
+
+
+def test_lines_about_peers_have_a_limit() -> None:
+    budget = logs.LineBudget(lines=3, interval=10.0)
+    assert [budget.take("bad", 100.0) for _ in range(5)] == [True, True, True, False, False]
+    assert budget.lapsed(109.9) == []
+    assert not budget.take("bad", 109.9)
+    assert budget.take("idle", 109.9)  # a flood of one kind hides no other
+    assert budget.lapsed(110.0) == [("bad", 3)]
+    assert budget.lapsed(110.0) == []
+    assert [budget.take("bad", 115.0) for _ in range(4)] == [True, True, True, False]
+    assert budget.take("bad", 125.0)
+    assert (
+        budget.lapsed(125.0) == []
+    )  # what is left out is told when its next interval is over, at the latest
+    assert budget.lapsed(135.0) == [("bad", 1)]

@@ -478,6 +478,27 @@ class TestBackPressure:
             assert [what for what, _, _ in rig.events] == [UNREAD_ACKS]
             assert 2000 < rig.events[0][2] <= 2000 + 9 * 64
 
+    def test_all_connections_together_have_a_limit_of_unread_acks(self) -> None:
+        with Rig(unread_acks_total_max=20_000) as rig:
+            rig.tick(0.0)
+            greedy = [rig.connect(receive_buffer=2048) for _ in range(4)]
+            honest = rig.connect()
+            for client in greedy:
+                assert send_until_stuck(
+                    rig, client, frame(9) * 10_000
+                )  # 90,000 bytes of acks: not near its own limit
+            honest.send(frame(10))
+            assert rig.receive(honest, 9) == ack(10)
+            # Each one that is closed makes room for others, which are read again until they have to wait, too.
+            for i in range(1, 9):
+                rig.tick(i * limits.UNREAD_ACKS_TIMEOUT_S)
+                rig.settle()
+            assert [what for what, _, _ in rig.events] == [UNREAD_ACKS] * 4
+            # What was closed does not count any more.
+            again = rig.connect()
+            rig.send(again, frame(9) * 10_000)
+            assert rig.receive(again, 90_000) == ack(9) * 10_000
+
     def test_it_is_read_again_when_it_reads_its_acks(self) -> None:
         with Rig(unread_acks_max=2000) as rig:
             client = rig.connect(receive_buffer=2048)

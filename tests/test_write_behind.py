@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -169,6 +170,15 @@ class TestSpace:
             ]
             assert committer.queue.flags & 2
             assert sorted(os.listdir(data)) == [".ingest"]
+
+    def test_a_committer_that_has_nothing_to_do_looks_too(self, data):
+        with CommitterProcess(data, reserve=1 << 60) as committer:
+            committer.start()
+            looks = 0
+            while not committer.queue.flags & _queue.NO_SPACE:
+                looks += 1
+                assert looks < 1000 and not select.select([committer.pidfd], [], [], 0.02)[0]
+            assert "no space: " in committer.log()
 
     def test_a_log_without_room_for_segments_goes_on_with_one(self, tmp_path, data):
         """The log lies on a file system that takes one segment and a half."""

@@ -126,8 +126,8 @@ def seal_batch(buffer: memoryview, header: BatchHeader, seed: int) -> int:
     return end
 
 
-def parse_batch(buffer: memoryview, seed: int) -> BatchHeader | str:
-    """The header of the whole batch at the start of `buffer`, or the reason why there is none."""
+def parse_batch_head(buffer: memoryview, seed: int) -> BatchHeader | str:
+    """The header of the batch at the start of `buffer`, whatever its payload is, or the reason why there is none."""
     if len(buffer) < BATCH_HEADER_SIZE:
         return "no room for a batch header"
     magic, number, _, length, puts, deletes, notes, synced_to, _ = BATCH_HEADER.unpack_from(buffer)
@@ -138,17 +138,22 @@ def parse_batch(buffer: memoryview, seed: int) -> BatchHeader | str:
     header = BatchHeader(number, length, puts, deletes, notes, synced_to)
     if length > len(buffer):
         return f"batch {number} of {length} bytes reaches past the end of its segment"
-    reason = header.check()
-    if reason is not None:
-        return reason
+    return header.check() or header
+
+
+def parse_batch(buffer: memoryview, seed: int) -> BatchHeader | str:
+    """The header of the whole batch at the start of `buffer`, or the reason why there is none."""
+    header = parse_batch_head(buffer, seed)
+    if isinstance(header, str):
+        return header
     hasher = xxhash.xxh3_64(seed=seed)
     hasher.update(buffer[: BATCH_DIGEST.start])
     hasher.update(bytes(8))
     hasher.update(buffer[BATCH_DIGEST.stop : BATCH_HEAD_DIGEST.start])
     hasher.update(bytes(8))
-    hasher.update(buffer[BATCH_HEAD_DIGEST.stop : length])
+    hasher.update(buffer[BATCH_HEAD_DIGEST.stop : header.length])
     if hasher.digest() != buffer[BATCH_DIGEST]:
-        return f"batch {number} fails its digest"
+        return f"batch {header.number} fails its digest"
     return header
 
 

@@ -9,6 +9,7 @@ or sync of the log, always.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import mmap
 import os
@@ -23,6 +24,8 @@ from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padd
 
 ZEROS_SIZE = 4 << 20
 SEGMENTS_MAX = 10_000  # four digits name a segment
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_segment(path: Path) -> int:
@@ -52,6 +55,14 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def syncfs(fd: int) -> None:
+    """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last
+    synced so, failed."""
+    if _libc.syncfs(fd) != 0:
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
 
 
 @dataclass

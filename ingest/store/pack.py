@@ -21,6 +21,7 @@ VERSION = 1
 SECTOR_SIZE = 512  # bytes: what of the header holds anything
 BITMAP_SIZE = 168  # bytes: bits for 1344 slots, of which 1296 or 1332 exist
 STORE_ID_SIZE = 16  # bytes
+PRESENT_OFFSET = 64
 DIGEST_OFFSET = 504
 
 _FIELDS = struct.Struct(f">8sII8s{STORE_ID_SIZE}sQ16x{BITMAP_SIZE}s{BITMAP_SIZE}s104x")

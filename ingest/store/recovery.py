@@ -176,19 +176,22 @@ def logged_puts(wal_dir: Path, log_id: bytes, segment_size: int) -> Iterator[int
 def rebuild_bits(packs: PackTable, pack: int, put_keys: list[bytes], free: set[int]) -> bytes:
     """The present and deleted bitmaps (168 bytes each) of a pack whose header is lost, from its slots.
 
-    Contract A4: a slot with a valid frame is present, every other one counts as deleted, but for those in `free`. A header
-    that is all zeros was never written (the power went before it reached the disk): then what is not valid was never
-    acknowledged, and stays free.
+    Contract A4: a slot with a valid frame is present, every other one counts as deleted, but for those in `free`,
+    which the log has. A header that is all zeros was never written (the power went before it reached the disk), if
+    the log has all that lies there: then what is not valid was never acknowledged, and stays free.
     """
     present, deleted = bytearray(HEADER_BITS), bytearray(HEADER_BITS)
     content = packs.read(pack)
-    never_written = not any(content[:512])
+    valid = set()
     for slot in range(sharding.pack_slots(pack)):
         offset = sharding.slot_offset(slot)
         frame = content[offset : offset + limits.FRAME_SIZE]
         if len(frame) == limits.FRAME_SIZE and _belongs(frame, pack, slot, put_keys):
+            valid.add(slot)
             present[slot // 8] |= 1 << slot % 8
-        elif not never_written and slot not in free:
+    never_written = not any(content[:512]) and valid <= free
+    for slot in range(sharding.pack_slots(pack)):
+        if slot not in valid and not never_written and slot not in free:
             deleted[slot // 8] |= 1 << slot % 8
     return bytes(present + deleted)
 

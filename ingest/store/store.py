@@ -30,6 +30,7 @@ from ingest.store.log_writer import sync_directory
 FORMAT_VERSION = 1
 META = ".ingest"
 LOG_ID_FILE = "log.json"
+EXPORT_MARK = "export.json"  # in META while `ingest export` makes a store
 _HEX_ID = re.compile(r"[0-9a-f]{32}")
 _HEX_KEY_ID = re.compile(r"[0-9a-f]{16}")
 
@@ -78,11 +79,9 @@ class Store:
     ) -> Store:
         path = data_dir / META / "store.json"
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
-        for inside in (path, data_dir / META / "wal"):
-            if inside.is_symlink():
-                raise ConfigError(
-                    f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
-                )
+        _refuse_links(data_dir)
+        if (data_dir / META / EXPORT_MARK).exists():
+            raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
         if not path.exists():
             _refuse_foreign_files(data_dir)
             if layout == "tree":
@@ -99,6 +98,20 @@ class Store:
                 },
             )
             sync_directory(data_dir)
+        return cls._read(data_dir, wal, layout, data_fd, lock_fd)
+
+    @classmethod
+    def read(cls, data_dir: Path, *, wal_dir: Path | None = None, layout: str = "pack") -> Store:
+        """As `open`, of a store that exists, but without its lock, and without changing anything: for looking only."""
+        _refuse_links(data_dir)
+        if (data_dir / META / EXPORT_MARK).exists():
+            raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
+        wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
+        return cls._read(data_dir, wal, layout, -1, -1)
+
+    @classmethod
+    def _read(cls, data_dir: Path, wal: Path, layout: str, data_fd: int, lock_fd: int) -> Store:
+        path = data_dir / META / "store.json"
         record = read_store_json(path)
         if record["layout"] != layout:
             raise ConfigError(
@@ -126,12 +139,7 @@ class Store:
 
         Raises KeyFileError when one lacks: what it signed could not be verified any more.
         """
-        missing = [key_id for key_id in self.key_ids if key_id not in keys.ids]
-        if missing:
-            raise KeyFileError(
-                f"the key file lacks the key {', '.join(missing)} that signed what is stored in {self.data_dir}: "
-                "add it behind the others"
-            )
+        self.require_keys(keys)
         accepted = [subkeys.id for subkeys in keys.accepted if subkeys.id not in self.key_ids]
         if accepted:
             path = self.data_dir / META / "store.json"
@@ -139,6 +147,15 @@ class Store:
             record["keys"] = [*self.key_ids, *accepted]
             write_json(path, record)
             self.key_ids = record["keys"]
+
+    def require_keys(self, keys: KeyRing) -> None:
+        """KeyFileError when a key that ever signed here is not among `keys`."""
+        missing = [key_id for key_id in self.key_ids if key_id not in keys.ids]
+        if missing:
+            raise KeyFileError(
+                f"the key file lacks the key {', '.join(missing)} that signed what is stored in {self.data_dir}: "
+                "add it behind the others"
+            )
 
     def close(self) -> None:
         """Gives up the lock, if no child holds it."""
@@ -176,6 +193,14 @@ class Space:
         return None
 
 
+def _refuse_links(data_dir: Path) -> None:
+    for inside in (data_dir / META / "store.json", data_dir / META / "wal"):
+        if inside.is_symlink():
+            raise ConfigError(
+                f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
+            )
+
+
 def _open_and_lock(data_dir: Path) -> tuple[int, int]:
     make_directory(data_dir)
     meta = data_dir / META
@@ -189,7 +214,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
         lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = _holder(lock_fd)
+        holder = lock_holder(lock_fd)
         os.close(lock_fd)
         os.close(data_fd)
         raise StoreLockedError(f"{data_dir} is in use by another ingest server{holder}") from error
@@ -201,7 +226,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
     return data_fd, lock_fd
 
 
-def _holder(lock_fd: int) -> str:
+def lock_holder(lock_fd: int) -> str:
     """Who holds the lock, from what it wrote there; empty when that is not readable."""
     try:
         record = json.loads(os.pread(lock_fd, 4096, 0))

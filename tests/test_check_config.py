@@ -1,0 +1,122 @@
+"""`ingest check-config`: what a start would do, without starting."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from node_rig import NodeRig, running_node
+from stores import everything_of
+from test_cli import complains, run
+
+from ingest.check_config import check
+from ingest.listeners import format_address
+
+FREE = {"listen": "127.0.0.1:0", "read_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in FREE.items()]
+
+
+def test_where_each_value_comes_from(tmp_path):
+    file = tmp_path / "ingest.toml"
+    file.write_text('workers = 3\nsync = "os"\nwal_size = "1GiB"\n')
+    flags = {**FREE, "data_dir": str(tmp_path / "data"), "workers": "2"}
+    checked = check(flags, {"INGEST_SYNC": "disk"}, file)
+    assert checked.settings["workers"] == ("2", "--workers")
+    assert checked.settings["sync"] == ("disk", "INGEST_SYNC")
+    assert checked.settings["wal_size"] == ("1024MiB", str(file))
+    assert checked.settings["layout"] == ("pack", "default")
+    assert checked.settings["key_file"] == (str(tmp_path / "data/.ingest/key"), "default")
+    assert checked.exit_code == 0
+    assert not (tmp_path / "data").exists()
+
+
+def what(tmp_path: Path, **flags: str) -> list[tuple[int, str]]:
+    checked = check({**FREE, "data_dir": str(tmp_path / "data"), **flags}, {}, None)
+    return [(problem.exit_code, problem.what) for problem in checked.problems]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Path:
+    """A store that a server made."""
+    with running_node(tmp_path / "data", "--workers=1", "--reserve=0") as rig:
+        rig.stop()
+    return tmp_path / "data"
+
+
+def test_a_store_that_would_start(stopped, tmp_path):
+    with everything_of(stopped):
+        assert what(tmp_path) == []
+
+
+def test_certificates_that_cannot_be_used(tmp_path):
+    (tmp_path / "cert.pem").write_text("nothing")
+    ((code, text),) = what(tmp_path, tls_cert=str(tmp_path / "cert.pem"), tls_key=str(tmp_path / "key.pem"))
+    assert code == 78 and "key.pem: No such file" in text
+    (tmp_path / "key.pem").write_text("nothing")
+    ((code, text),) = what(tmp_path, tls_cert=str(tmp_path / "cert.pem"), tls_key=str(tmp_path / "key.pem"))
+    assert code == 78 and "cert.pem: no certificate" in text
+
+
+def test_what_is_wrong_with_a_store(stopped, tmp_path):
+    ((code, text),) = what(tmp_path, layout="tree")
+    assert code == 78 and "layout" in text
+    key = stopped / ".ingest/key"
+    os.chmod(key, 0o644)
+    ((code, text),) = what(tmp_path)
+    assert code == 78 and "chmod 600" in text
+    os.chmod(key, 0o600)
+    key.write_text("0" * 64 + "\n")
+    ((code, text),) = what(tmp_path)
+    assert code == 78 and "lacks the key" in text
+    os.rename(stopped / ".ingest/wal", tmp_path / "wal")
+    problems = what(tmp_path)
+    assert any("--wal-dir" in text for _, text in problems)
+
+
+def test_a_port_that_is_taken(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ((code, text),) = what(tmp_path, listen=f"127.0.0.1:{taken.getsockname()[1]}")
+    assert code == 75 and text.startswith("listen: ")
+
+
+def test_an_address_of_nobody(tmp_path):
+    ((code, text),) = what(tmp_path, admin_listen="192.0.2.1:5080")
+    assert code == 78 and "192.0.2.1" in text
+
+
+def test_a_data_directory_that_is_a_file(tmp_path):
+    (tmp_path / "data").write_text("hello")
+    assert any("no directory" in text for _, text in what(tmp_path))
+
+
+def test_the_server_s_own_ports_are_no_second_problem(tmp_path):
+    with running_node(tmp_path / "data", "--workers=1", "--reserve=0") as rig:
+        own = {name: format_address(address) for name, address in addresses(rig).items()}
+        ((code, text),) = what(tmp_path, **own)
+        rig.stop()
+    assert code == 75 and f"process {rig.pid}" in text
+
+
+def addresses(rig: NodeRig) -> dict[str, tuple[str, int]]:
+    return {"listen": rig.put_address, "read_listen": rig.get_address, "admin_listen": rig.admin_address}
+
+
+def test_the_command(tmp_path):
+    result = run("check-config", "--data-dir", str(tmp_path / "data"), *FLAGS)
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["data_dir", str(tmp_path / "data"), "--data-dir"]
+    assert lines[-1] == "a server would start"
+    result = run(
+        "check-config", "--json", "--admin-listen", "192.0.2.1:1", "--data-dir", str(tmp_path / "data")
+    )
+    found = json.loads(result.stdout)
+    assert result.returncode == 78 and not found["ok"]
+    assert any("192.0.2.1" in problem["what"] for problem in found["problems"])
+    assert found["settings"]["workers"] == {"value": "0", "source": "default"}
+    complains(run("check-config", INGEST_WORKER="3"), 78, "INGEST_WORKERS")
+    complains(run("check-config", "--workers", "many"), 2, "--workers")
+    assert not (tmp_path / "data").exists()

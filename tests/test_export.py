@@ -1,0 +1,155 @@
+"""`ingest export`: everything arrives, in either layout, and a half-made copy is never taken for a store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from node_rig import running_node
+from stores import Small, everything_of, read_store, slot_offset, template
+from test_cli import complains, run
+
+from ingest import ticket
+from ingest.errors import ConfigError, KeyFileError
+from ingest.limits import DATA_SIZE
+from ingest.status import Status
+from ingest.store import export as export_module
+from ingest.store.chunk_file import CHECKSUM_ATTRIBUTE, read_chunk_file
+from ingest.store.export import export
+from ingest.store.fsck import fsck
+from ingest.store.store import Store
+
+
+@pytest.fixture(params=["clean", "killed", "cut"])
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Small:
+    made = template(tmp_path_factory.mktemp("exported"), request.param)
+    made.copy(tmp_path / "store")
+    return Small(tmp_path / "store", made)
+
+
+def needs_attributes(path: Path) -> None:
+    probe = path / "probe"
+    probe.touch()
+    try:
+        os.setxattr(probe, CHECKSUM_ATTRIBUTE, b"12345678")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+
+
+def test_to_packs(store, tmp_path):
+    with everything_of(store.path):
+        result = store.export(tmp_path / "new")
+    assert result.problems == []
+    assert result.chunks == sum(data is not None for data in store.truth.values())
+    assert result.deleted == sum(data is None for data in store.truth.values())
+    read = read_store(tmp_path / "new", store.keys)
+    assert {index: read[index] for index in store.truth} == store.expected()
+    old, new = (json.loads((d / ".ingest/store.json").read_text()) for d in (store.path, tmp_path / "new"))
+    assert new["keys"] == old["keys"]
+    assert new["store_id"] != old["store_id"] and new["log_id"] != old["log_id"]
+    assert fsck(tmp_path / "new").clean
+
+
+def test_to_a_tree_and_back(store, tmp_path):
+    needs_attributes(tmp_path)
+    store.export(tmp_path / "tree", "tree")
+    for index, data in store.truth.items():
+        file = read_chunk_file(tmp_path / "tree" / ticket.tree_path(ticket.format(index)))
+        assert (file.data, file.is_tombstone) == ((b"", True) if data is None else (data, False))
+    assert fsck(tmp_path / "tree").clean
+    back = export(tmp_path / "tree", tmp_path / "back", "pack")
+    assert back.problems == []
+    read = read_store(tmp_path / "back", store.keys)
+    assert {index: read[index] for index in store.truth} == store.expected()
+
+
+def test_a_bad_slot_is_named_and_left_out(store, tmp_path):
+    logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+    index = next(i for i in store.slots() if i not in logged)
+    store.patch("4/obj", slot_offset(index) + 50, b"decay")
+    (problem,) = store.export(tmp_path / "new").problems
+    assert f"ticket {ticket.format(index)}" in problem
+    read = read_store(tmp_path / "new", store.keys)
+    assert read.pop(index)[0] is Status.MISSING
+    assert {i: read[i] for i in store.truth if i != index} == {
+        i: expected for i, expected in store.expected().items() if i != index
+    }
+
+
+def test_a_frame_that_is_only_in_the_log_is_a_copy(store, tmp_path):
+    index = next(i for b in reversed(store.template.batches) for some in b.frames.values() for i in some)
+    assert read_store_after_export(store, tmp_path)[index] == store.expected()[index]
+
+
+def read_store_after_export(store: Small, tmp_path: Path) -> dict[int, tuple[Status, bytes]]:
+    store.export(tmp_path / "new")
+    return read_store(tmp_path / "new", store.keys)
+
+
+def test_a_corrupt_log_is_for_fsck_first(store, tmp_path):
+    batch = store.template.batches[0]
+    store.patch(batch.segment, 20, b"decay")
+    with pytest.raises(ConfigError, match="ingest fsck"):
+        store.export(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_directory_with_something_in_it(store, tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine").write_text("hello")
+    with everything_of(tmp_path / "new"), pytest.raises(ConfigError, match="not empty"):
+        store.export(tmp_path / "new")
+
+
+def test_an_export_that_was_cut_off_is_no_store(store, tmp_path, monkeypatch):
+    class Cut(Exception):
+        pass
+
+    def cut(_: int) -> None:
+        raise Cut
+
+    monkeypatch.setattr(export_module, "syncfs", cut)
+    with pytest.raises(Cut):
+        store.export(tmp_path / "new")
+    with pytest.raises(ConfigError, match="cut off"):
+        Store.open(tmp_path / "new")
+    with pytest.raises(ConfigError, match="remove it"):
+        store.export(tmp_path / "new")
+
+
+def test_the_key_file_is_needed_and_one_that_lies_elsewhere_stays_there(store, tmp_path):
+    elsewhere = tmp_path / "key"
+    os.rename(store.path / ".ingest/key", elsewhere)
+    with pytest.raises(KeyFileError):
+        store.export(tmp_path / "new")
+    result = store.export(tmp_path / "new", key_file=elsewhere)
+    assert not result.key_copied and not (tmp_path / "new/.ingest/key").exists()
+
+
+class TestCommand:
+    def test_a_server_s_store_and_a_server_on_the_copy(self, tmp_path):
+        with running_node(tmp_path / "data", "--workers=1", "--reserve=0") as rig:
+            with rig.connect() as connection:
+                connection.put(range(36, 336))
+                connection.delete(40, 3)
+            busy = run("export", str(tmp_path / "data"), str(tmp_path / "new"), "--layout", "pack")
+            complains(busy, 75, "stop it first")
+            rig.kill_all()
+        result = run("export", str(tmp_path / "data"), str(tmp_path / "new"), "--layout", "pack", "--json")
+        found = json.loads(result.stdout)
+        assert (result.returncode, found["chunks"], found["deleted"]) == (0, 297, 3)
+        assert found["bytes"] == 297 * DATA_SIZE and found["key_copied"]
+        with running_node(tmp_path / "new", "--workers=1", "--reserve=0") as rig:
+            answers = rig.get(36, 300)
+            rig.stop()
+        assert [status for status, _ in answers[3:8]] == [Status.SAVED] + [Status.DELETED] * 3 + [
+            Status.SAVED
+        ]
+        again = run("export", str(tmp_path / "data"), str(tmp_path / "new"), "--layout", "pack")
+        complains(again, 78, "not empty")
+
+    def test_usage(self, tmp_path):
+        complains(run("export", str(tmp_path), str(tmp_path / "x"), "--layout", "log"), 2, "--layout")
+        complains(run("export", str(tmp_path), str(tmp_path / "x"), "--layout", "pack"), 78, "not a store")

@@ -1,0 +1,58 @@
+"""The short form of part 6 of the proof (docs/faults.md): damaged copies of small stores."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from faults import corruption
+from faults.corruption import Damage, differences, within
+
+
+def test_corruption(tmp_path):
+    outcome = corruption.run(seed=20261121, cases=150, directory=tmp_path)
+    assert outcome.passed, outcome.losses
+    counts = outcome.counts
+    assert counts["found"] > 75
+    assert counts["served"] > 20 and counts["refused_to_start"] > 20
+    assert counts["harmless"] < 50
+
+
+def test_a_loss_is_seen(tmp_path, monkeypatch):
+    """A check that finds nothing fails this part."""
+    monkeypatch.setattr(corruption, "check", lambda *_, **__: [])
+    monkeypatch.setattr(corruption, "ProcessPoolExecutor", Here)
+    outcome = corruption.run(seed=1, cases=12, directory=tmp_path)
+    assert any("fsck found nothing" in loss for loss in outcome.losses)
+    assert any("repeat with the seed 1" in loss for loss in outcome.losses)
+
+
+class Here:
+    """Does in this process what a pool would do in others."""
+
+    def __init__(self, *_: object, **__: object) -> None: ...
+
+    def __enter__(self) -> Here:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def map(self, function, items, chunksize: int = 1):
+        return map(function, items)
+
+
+def test_differences_are_exact_at_their_ends():
+    assert differences(b"abc", b"abc") == []
+    assert differences(bytes(200), bytes(100) + b"x" + bytes(99)) == [(100, 101)]
+    assert differences(bytes(70), bytes(64)) == [(64, 70)]
+    assert within([(5, 6)], [(0, 4), (4, 9)]) and not within([(5, 10)], [(0, 4), (4, 9)])
+
+
+@pytest.mark.parametrize("fault", corruption.FAULTS)
+def test_faults_are_their_seed_s(fault):
+    contents = [bytearray(random.Random(1).randbytes(9000)) for _ in range(2)]
+    texts = [fault(random.Random(2), content) for content in contents]
+    assert texts[0] == texts[1] and contents[0] == contents[1]
+    before = random.Random(1).randbytes(9000)
+    assert Damage("pack", corruption.Path("obj"), texts[0], before, bytes(contents[0])).changed

@@ -1,0 +1,530 @@
+"""`ingest fsck`: what it finds, what it mends, and what it leaves alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from stores import Small, everything_of, slot_offset, starts, template
+from test_cli import run
+
+from ingest import mac, sharding, ticket
+from ingest.errors import ConfigError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
+from ingest.mac import build_frame
+from ingest.store.pack import PackHeader, bit, set_bits
+from ingest.store.store import Store
+
+PACK = "4/obj"
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("templates")
+
+
+@pytest.fixture
+def small(templates: Path, tmp_path: Path) -> Callable[..., Small]:
+    def copy(end: str = "clean") -> Small:
+        made = template(templates, end)
+        made.copy(tmp_path / f"store-{end}")
+        return Small(tmp_path / f"store-{end}", made)
+
+    return copy
+
+
+def header_of(store: Small, path: str = PACK) -> PackHeader:
+    return PackHeader.parse((store.path / path).read_bytes())
+
+
+def write_header(store: Small, header: PackHeader, path: str = PACK) -> None:
+    store.patch(path, 0, header.serialize())
+
+
+class TestClean:
+    @pytest.mark.parametrize("end", ["clean", "killed", "cut"])
+    def test_what_a_crash_leaves_is_no_problem(self, small, end):
+        store = small(end)
+        with everything_of(store.path):
+            report = store.fsck()
+        assert report.problems == []
+        assert (report.log_batches_pending > 0) == (end != "clean")
+        assert any("the next start brings them in" in note for note in report.notes) == (end != "clean")
+        if end == "clean":
+            assert report.chunks == sum(data is not None for data in store.truth.values())
+            assert report.deleted == sum(data is None for data in store.truth.values())
+            assert report.files == len(list(store.path.rglob("obj")))
+
+    @pytest.mark.parametrize("end", ["clean", "killed", "cut"])
+    def test_a_repair_of_nothing_changes_nothing(self, small, end):
+        store = small(end)
+        with everything_of(store.path):
+            assert store.fsck(repair=True).clean
+
+    def test_a_torn_batch_is_a_crash(self, small):
+        store = small("killed")
+        last = store.template.batches[-1]
+        store.patch(last.segment, last.offset + last.length - 1, b"\x55")
+        report = store.fsck()
+        assert report.clean
+        assert any("never acknowledged" in note for note in report.notes)
+
+    def test_a_pack_that_was_only_begun(self, small):
+        store = small()
+        path = store.path / "AB" / "obj"
+        path.parent.mkdir(mode=0o700)
+        path.touch(0o600)
+        assert store.fsck().clean
+
+    def test_bytes_in_a_free_slot(self, small):
+        store = small()
+        free = next(s for s in range(1290, 1296) if not bit(header_of(store).present, s))
+        store.patch(PACK, sharding.slot_offset(free), b"left by a bulk job")
+        assert store.fsck().clean
+
+
+class TestSlots:
+    def test_one_that_the_log_has_is_written_again(self, small):
+        store = small()
+        logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+        index = next(i for i in store.slots() if i in logged)
+        store.patch(PACK, slot_offset(index) + 700, b"decay")
+        problem = store.only()
+        assert (problem.kind, problem.path, problem.slot) == ("slot", PACK, sharding.ticket_slot(index))
+        assert problem.ticket == ticket.format(index)
+        assert "from the log" in problem.repair and not problem.lost
+        assert store.only(repair=True).repaired
+        assert store.fsck().clean
+        assert store.shows_all()
+
+    def test_one_without_a_copy_is_marked_and_does_not_become_free(self, small):
+        store = small()
+        logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+        index = next(i for i in store.slots() if i not in logged)
+        before = (store.path / PACK).read_bytes()[slot_offset(index) :][:FRAME_SIZE]
+        store.patch(PACK, slot_offset(index) + 20, b"decay")
+        broken = before[:20] + b"decay" + before[25:]
+        problem = store.only(repair=True)
+        assert problem.lost and problem.repaired
+        assert store.fsck().clean
+        assert store.shows_all(lost={index})
+        copy = store.path / str(problem.copy)
+        assert copy.read_bytes() == broken
+        (piece,) = json.loads(copy.with_suffix(".json").read_text())["pieces"]
+        assert (piece["offset"], piece["size"], piece["at"]) == (slot_offset(index), FRAME_SIZE, 0)
+        assert (piece["slot"], piece["ticket"]) == (sharding.ticket_slot(index), ticket.format(index))
+
+    def test_two_that_changed_places_come_back(self, small):
+        store = small()
+        logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+        one, other = [i for i in store.slots() if i not in logged][:2]
+        raw = (store.path / PACK).read_bytes()
+        for to, source in ((one, other), (other, one)):
+            store.patch(PACK, slot_offset(to), raw[slot_offset(source) :][:FRAME_SIZE])
+        assert store.kinds() == ["slot", "slot"]
+        store.fsck(repair=True)
+        assert store.fsck().clean
+        assert store.shows_all()
+
+    def test_a_deleted_one_with_bytes(self, small):
+        store = small()
+        index = store.slots(alive=False)[0]
+        store.patch(PACK, slot_offset(index), b"not zero")
+        assert store.kinds() == ["deleted_bytes"]
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all()
+
+    def test_present_and_deleted(self, small):
+        store = small()
+        index = store.slots()[0]
+        header = header_of(store)
+        set_bits(header.deleted, sharding.ticket_slot(index))
+        write_header(store, header)
+        assert "both_bits" in store.kinds()
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all(lost={index})
+
+    def test_other_bytes_than_the_log_s_are_a_contradiction(self, small):
+        store = small()
+        index = next(
+            i
+            for b in store.template.batches
+            if b.number <= store.template.settled
+            for some in b.frames.values()
+            for i in some
+            if store.truth[i] is not None and sharding.ticket_pack(i) == 5
+        )
+        forged = build_frame(store.keys.put, ticket.index_to_wire(index), b"authentic, and another one")
+        store.patch(PACK, slot_offset(index), forged)
+        assert store.kinds() == ["contradiction"]
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all()
+
+
+class TestHeaders:
+    def test_a_lost_one_is_built_again_from_the_slots(self, small):
+        store = small()
+        store.patch(PACK, 30, b"decay")
+        assert store.only().kind == "header"
+        old = (store.path / PACK).read_bytes()[:PACK_HEADER_SIZE]
+        problem = store.only(repair=True)
+        assert (store.path / str(problem.copy)).read_bytes() == old
+        assert store.fsck().clean and store.shows_all()
+        free = next(s for s in range(1290, 1296))
+        assert bit(header_of(store).deleted, free), "what may have been used is not given away again"
+
+    def test_zeros_behind_it(self, small):
+        store = small()
+        store.patch(PACK, 3000, b"x")
+        assert store.only(repair=True).kind == "header_tail"
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_file_that_is_too_long(self, small):
+        store = small()
+        size = sharding.slot_offset(1296)
+        store.patch(PACK, size + 9, b"x")
+        assert store.only(repair=True).kind == "length"
+        assert store.fsck().clean and store.shows_all()
+
+    def test_one_of_another_store(self, small):
+        store = small()
+        header = header_of(store)
+        header.store_id = bytes(16)
+        write_header(store, header)
+        assert "another store" in store.only(repair=True).detail
+        assert store.fsck().clean and store.shows_all()
+
+    def test_two_packs_that_changed_places_are_named(self, small):
+        store = small()
+        a, b = (store.path / path for path in (PACK, "NZ/obj"))
+        os.rename(a, store.path / "x")
+        os.rename(b, a)
+        os.rename(store.path / "x", b)
+        assert any("this is the pack NZ/obj" in problem.detail for problem in store.fsck().problems)
+
+    def test_a_newer_format_is_not_touched(self, small):
+        store = small()
+        raw = bytearray((store.path / PACK).read_bytes()[:512])
+        raw[8:12] = (2).to_bytes(4, "big")
+        raw[504:] = mac.blake3(bytes(raw[:504])).digest(8)
+        store.patch(PACK, 0, bytes(raw))
+        with everything_of(store.path / "4"), pytest.raises(StoreFormatError, match="format version 2"):
+            store.fsck(repair=True)
+
+    def test_a_header_of_zeros_over_frames_that_only_the_pack_has_was_lost(self, small):
+        store = small("killed")
+        store.patch(PACK, 0, bytes(512))
+        assert "header" in store.kinds()
+        deleted = store.slots(alive=False)
+        assert deleted
+        read = store.read()  # recovery builds it again by itself, and by the same rule
+        assert all(read[index] == store.expected()[index] for index in deleted)
+
+
+class TestAgainstTheLog:
+    def test_an_older_pack_is_found_and_brought_up_to_the_log(self, small):
+        store = small()
+        (store.path / PACK).write_bytes(store.template.stale[PACK])
+        assert set(store.kinds()) == {"stale"}
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_missing_pack(self, small):
+        store = small()
+        logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
+        os.unlink(store.path / PACK)
+        assert store.only(repair=True).kind == "missing"
+        assert store.fsck().clean
+        read = store.read()
+        assert all(read[i] == store.expected()[i] for i in store.slots() if i in logged)
+
+
+class TestLog:
+    def middle(self, store: Small) -> int:
+        """A batch with puts that the packs may lack, and whole ones behind it."""
+        return next(
+            i
+            for i, batch in enumerate(store.template.batches)
+            if batch.number > store.template.settled and len(batch.frames) > 2
+        )
+
+    def test_a_bad_batch_before_a_whole_one(self, small):
+        store = small("cut")
+        batch = store.template.batches[self.middle(store)]
+        (place, (index,)), *_ = batch.frames.items()
+        store.patch(batch.segment, place + 100, b"decay")
+        assert not starts(store.path)
+        report = store.fsck()
+        log = next(p for p in report.problems if p.kind == "log")
+        assert f"batch {batch.number} lost, which the packs may lack" in log.detail
+        assert [p.ticket for p in report.problems if p.kind == "log_frame"] == [ticket.format(index)]
+        report = store.fsck(repair=True)
+        assert all(problem.repaired for problem in report.problems)
+        assert store.fsck().clean
+        assert store.shows_all(lost={index}), "every other frame of the batch is authentic by itself"
+
+    @pytest.mark.parametrize("end", ["killed", "cut"])
+    @pytest.mark.parametrize("size", [8, 512])
+    def test_a_lost_segment_header(self, small, end, size):
+        store = small(end)
+        batch = store.template.batches[-1]
+        store.patch(batch.segment, 0, bytes(size))
+        assert "log" in store.kinds()
+        store.fsck(repair=True)
+        assert store.fsck().clean
+        assert store.shows_all()
+
+    def test_the_segments_are_kept(self, small):
+        store = small("cut")
+        batch = store.template.batches[self.middle(store)]
+        store.patch(batch.segment, batch.offset + 70, b"decay")
+        old = {path.name: path.read_bytes() for path in (store.path / ".ingest/wal").glob("*.log")}
+        store.fsck(repair=True)
+        assert not list((store.path / ".ingest/wal").glob("*.log"))
+        kept = {}
+        for about in (store.path / ".ingest/quarantine").rglob("*.json"):
+            record = json.loads(about.read_text())
+            if record.get("moved"):
+                kept[Path(record["path"]).name] = about.with_suffix(".copy").read_bytes()
+        assert kept == old
+
+    def test_a_short_segment(self, small):
+        store = small("killed")
+        path = store.path / store.template.batches[-1].segment
+        os.truncate(path, path.stat().st_size - 4096)
+        assert "log" in store.kinds()
+        store.fsck(repair=True)
+        assert store.fsck().clean and store.shows_all()
+
+
+class TestIdentity:
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}'])
+    def test_a_lost_store_json_is_written_again(self, small, content):
+        store = small()
+        path = store.path / ".ingest/store.json"
+        old = json.loads(path.read_text())
+        path.write_bytes(content)
+        assert store.only(repair=True).kind == "store_json"
+        assert json.loads(path.read_text()) == old
+        assert store.fsck().clean and store.shows_all()
+
+    @pytest.mark.parametrize("field", ["store_id", "log_id"])
+    def test_a_wrong_id(self, small, field):
+        store = small()
+        path = store.path / ".ingest/store.json"
+        old = json.loads(path.read_text())
+        path.write_text(json.dumps(old | {field: "0" * 32}))
+        assert store.kinds() == ["store_json"]
+        store.fsck(repair=True)
+        assert json.loads(path.read_text()) == old
+
+    def test_an_unknown_version_is_refused(self, small):
+        store = small()
+        path = store.path / ".ingest/store.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
+        with everything_of(store.path), pytest.raises(StoreFormatError, match="7"):
+            store.fsck(repair=True)
+
+    def test_a_wrong_log_json(self, small):
+        store = small()
+        path = store.path / ".ingest/wal/log.json"
+        path.write_text("{}")
+        assert store.only(repair=True).kind == "log_json"
+        assert store.fsck().clean and store.shows_all()
+
+    def test_the_log_is_elsewhere(self, small, tmp_path):
+        store = small()
+        os.rename(store.path / ".ingest/wal", tmp_path / "wal")
+        with pytest.raises(ConfigError, match="--wal-dir"):
+            store.fsck()
+        assert store.fsck(wal_dir=tmp_path / "wal").clean
+
+    def test_a_damaged_key_file_condemns_nothing(self, small):
+        store = small()
+        path = store.path / ".ingest/key"
+        old = path.read_text()
+        path.write_text(("1" if old[0] != "1" else "2") + old[1:])
+        with everything_of(store.path):
+            problem = store.only(repair=True)
+        assert (problem.kind, problem.repaired) == ("key", False)
+        assert "put it back" in problem.detail
+        path.write_text(old)
+        assert store.fsck().clean
+
+    def test_a_key_that_signed_nothing_here_is_dropped_from_store_json(self, small):
+        store = small()
+        path = store.path / ".ingest/store.json"
+        old = json.loads(path.read_text())
+        path.write_text(json.dumps(old | {"keys": ["0" * 16]}))
+        assert store.only(repair=True).kind == "store_json"
+        assert json.loads(path.read_text()) == old
+
+    def test_a_named_key_file_must_be_there(self, small, tmp_path):
+        with pytest.raises(KeyFileError):
+            small().fsck(key_file=tmp_path / "none")
+
+    def test_no_store(self, tmp_path):
+        with everything_of(tmp_path), pytest.raises(ConfigError, match="not a store"):
+            Small(tmp_path, None).path  # noqa: B018
+            from ingest.store.fsck import fsck
+
+            fsck(tmp_path)
+
+    def test_a_running_server_s_store(self, small):
+        store = small()
+        held = Store.open(store.path)
+        try:
+            with pytest.raises(StoreLockedError, match="stop it first"):
+                store.fsck()
+        finally:
+            held.close()
+
+
+class TestNames:
+    def test_modes(self, small):
+        store = small()
+        os.chmod(store.path / PACK, 0o644)
+        os.chmod(store.path / "NZ", 0o755)
+        assert store.kinds() == ["mode", "mode"]
+        store.fsck(repair=True)
+        assert store.fsck().clean
+
+    def test_what_no_ticket_leads_to_is_moved_away_and_no_link_followed(self, small, tmp_path):
+        store = small()
+        outside = tmp_path / "outside"
+        outside.mkdir()
+        (outside / "obj").write_bytes(b"mine")
+        (store.path / "QQ").symlink_to(outside)
+        (store.path / "4" / "55").mkdir()
+        (store.path / "4" / "readme").write_text("hello")
+        (store.path / "lost+found").mkdir()
+        assert store.kinds() == ["unexpected", "unexpected", "unexpected"]
+        report = store.fsck(repair=True)
+        assert (outside / "obj").read_bytes() == b"mine"
+        assert any(
+            (store.path / str(p.copy)).read_bytes() == b"hello" for p in report.problems if "readme" in p.path
+        )
+        assert store.fsck().clean and store.shows_all()
+
+
+class Cut(Exception):
+    pass
+
+
+CALLS = ("rename", "fsync", "unlink", "chmod")
+
+
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """After ``cut_off(k)`` the k-th call that changes a disk does not return: as kill -9 does it, nothing is cleaned up."""
+    left = [0]
+
+    def guard(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(*arguments: object, **named: object) -> object:
+            left[0] -= 1
+            if left[0] == 0:
+                raise Cut
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in CALLS:
+        guard(name)
+    yield lambda k: left.__setitem__(0, k)
+    left[0] = 0
+
+
+def test_a_repair_that_is_cut_off_anywhere_is_finished_by_the_next(small, cut_off, tmp_path):
+    """A store with everything wrong at once; `k` goes over every call that makes something durable."""
+    store = small("cut")
+    batch = store.template.batches[TestLog().middle(store)]
+    (place, (lost,)), *_ = batch.frames.items()
+    store.patch(batch.segment, place + 100, b"decay")
+    one = next(i for i in store.slots() if i != lost)
+    store.patch(PACK, slot_offset(one) + 60, b"decay")
+    store.patch("NZ/obj", 40, b"decay")
+    (store.path / ".ingest/store.json").write_bytes(b"{")
+    os.chmod(store.path / "obj", 0o640)
+    (store.path / "4" / "readme").write_text("hello")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(store.path, damaged)
+    cuts = 0
+    for k in range(1, 1000, 3):
+        shutil.rmtree(store.path)
+        shutil.copytree(damaged, store.path)
+        cut_off(k)
+        try:
+            store.fsck(repair=True)
+        except Cut:
+            cuts += 1
+        else:
+            break
+        finally:
+            cut_off(0)
+        store.fsck(repair=True)
+        assert store.fsck().clean, f"cut off at call {k}"
+        read = store.read()
+        wrong = [i for i in store.truth if i not in (one, lost) and read[i] != store.expected()[i]]
+        assert not wrong, f"cut off at call {k}"
+    assert cuts > 5
+    assert store.fsck().clean
+
+
+def test_a_full_disk_is_said_and_leaves_the_store_as_it_was(small, monkeypatch):
+    store = small()
+    store.patch(PACK, slot_offset(store.slots()[0]) + 60, b"decay")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pack = (store.path / PACK).read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        store.fsck(repair=True)
+    assert (store.path / PACK).read_bytes() == pack
+
+
+class TestCommand:
+    """From outside, on a store whose segments have the real size: without any."""
+
+    @pytest.fixture
+    def store(self, small) -> Small:
+        store = small()
+        for path in (store.path / ".ingest/wal").glob("*.log"):
+            path.unlink()
+        return store
+
+    def test_clean(self, store):
+        result = run("fsck", str(store.path))
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.endswith("clean\n")
+        assert f"{store.fsck().chunks:,} chunks" in result.stdout
+
+    def test_problems(self, store):
+        index = store.slots()[0]
+        store.patch(PACK, slot_offset(index) + 60, b"decay")
+        result = run("fsck", str(store.path))
+        assert result.returncode == 1
+        first, *_, last = result.stdout.splitlines()
+        assert f"{PACK}, slot {sharding.ticket_slot(index)}, ticket {ticket.format(index)}" in first
+        assert "--repair" in first and "--repair" in last
+        found = json.loads(run("fsck", str(store.path), "--repair", "--json").stdout)
+        assert found["problems"][0].items() >= {
+            "kind": "slot", "path": PACK, "slot": sharding.ticket_slot(index), "ticket": ticket.format(index),
+            "repaired": True, "lost": True,
+        }.items()  # fmt: skip
+        assert (store.path / found["problems"][0]["copy"]).exists()
+        assert run("fsck", str(store.path)).returncode == 0
+
+    def test_no_store(self, tmp_path):
+        result = run("fsck", str(tmp_path / "none"))
+        assert (result.returncode, result.stdout) == (78, "")
+        assert "is not a store" in result.stderr
+        assert run("fsck").returncode == 2

@@ -1,0 +1,162 @@
+"""`ingest inspect`: one file of each kind, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from node_rig import running_node
+from packs import A0, Packs
+from stores import Small, everything_of, template
+from test_cli import complains, run
+
+from ingest import ticket
+from ingest.errors import UsageError
+from ingest.limits import DATA_SIZE
+from ingest.store.chunk_file import write_chunk_file
+from ingest.store.inspection import inspect
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    root = tmp_path_factory.mktemp("inspected")
+    made = template(root, "killed")
+    made.copy(root / "copy")
+    return Small(root / "copy", made)
+
+
+def test_a_pack(store):
+    found = inspect(store.path / "4/obj")
+    alive, gone = store.slots(settled=False), store.slots(alive=False, settled=False)
+    assert (found["kind"], found["prefix"], found["path"]) == ("pack", "4", "4/obj")
+    assert (found["present"], found["deleted"]) == (len(alive), len(gone))
+    assert found["present"] + found["deleted"] + found["free"] == found["slots"] == 1296
+    shown = [
+        index
+        for first, last in found["present_tickets"]
+        for index in range(ticket.parse(first), ticket.parse(last) + 1)
+    ]
+    assert shown == alive
+    assert "problem" not in found
+
+
+def test_runs_of_tickets_of_the_root_pack(tmp_path):
+    with Packs(tmp_path) as packs:
+        packs.put([0, 1, 35, 36, 37, 36 + 1295])
+        packs.put([A0])
+        found = inspect(tmp_path / "obj")
+    assert found["present_tickets"] == [["00", "01"], ["ZZ", "ZZ"], ["0", "1"], ["Z", "Z"]]
+    assert found["slots"] == 1332
+
+
+def test_a_pack_in_another_place(store, tmp_path):
+    other = tmp_path / "obj"
+    other.write_bytes((store.path / "4/obj").read_bytes())
+    assert inspect(other)["problem"] == "its place is 4/obj"
+
+
+def test_a_lost_header(store, tmp_path):
+    raw = bytearray((store.path / "4/obj").read_bytes())
+    raw[20] ^= 1
+    (tmp_path / "obj").write_bytes(raw)
+    assert "fails its checksum" in inspect(tmp_path / "obj")["problem"]
+
+
+def test_a_segment(store):
+    batch = store.template.batches[-1]
+    found = inspect(store.path / batch.segment)
+    here = [b for b in store.template.batches if b.segment == batch.segment]
+    assert [b["number"] for b in found["batches"]] == [b.number for b in here]
+    assert [b["offset"] for b in found["batches"]] == [b.offset for b in here]
+    assert found["end"] > here[-1].offset
+    assert found["puts"] + found["deletes"] == sum(len(b.frames) for b in here)
+    assert "problem" not in found
+
+
+def test_a_bad_batch_before_a_whole_one(store, tmp_path):
+    batch = store.template.batches[-1]
+    raw = bytearray((store.path / batch.segment).read_bytes())
+    raw[4096 + 70] ^= 1
+    (tmp_path / "0007.log").write_bytes(raw)
+    assert "corruption" in inspect(tmp_path / "0007.log")["problem"]
+
+
+def test_a_segment_that_was_never_used(tmp_path):
+    (tmp_path / "0001.log").write_bytes(bytes(8192))
+    assert inspect(tmp_path / "0001.log")["used"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "member"),
+    [("store.json", "store", "store_id"), ("wal/log.json", "log", "made_for")],
+)
+def test_descriptions(store, name, kind, member):
+    found = inspect(store.path / ".ingest" / name)
+    assert found["kind"] == kind and member in found["record"]
+
+
+def test_a_key_file_shows_identifiers_and_no_key(store):
+    path = store.path / ".ingest/key"
+    found = inspect(path)
+    assert found["keys"] == [{"id": store.keys.id, "use": "signs and is accepted"}]
+    secret = path.read_text().strip()
+    for arguments in ((), ("--json",)):
+        assert secret not in run("inspect", str(path), *arguments).stdout
+    renamed = store.path.parent / "anything"
+    renamed.write_text(secret)
+    os.chmod(renamed, 0o600)
+    assert inspect(renamed)["kind"] == "key"
+
+
+def test_chunks_of_layout_tree(tmp_path):
+    path = tmp_path / "AA/BB/C/obj"
+    frame = b"AABBC\0\0\0" + b"checksum" + bytes(DATA_SIZE)
+    try:
+        write_chunk_file(path, frame, tmp_path / "staged")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    found = inspect(path)
+    assert (found["kind"], found["ticket"], found["checksum"]) == ("chunk", "AABBC", b"checksum".hex())
+    os.truncate(path, 5)
+    assert "1458 bytes" in inspect(path)["problem"]
+    write_chunk_file(path, None, tmp_path / "staged")
+    found = inspect(path)
+    assert (found["kind"], found["ticket"]) == ("tombstone", "AABBC")
+    assert "problem" not in found
+
+
+def test_what_is_no_file_of_ours(tmp_path):
+    (tmp_path / "readme").write_text("hello")
+    for path in (tmp_path / "readme", tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError):
+            inspect(path)
+    (tmp_path / "link").symlink_to(tmp_path / "readme")
+    with pytest.raises(UsageError, match="symbolic link"):
+        inspect(tmp_path / "link")
+
+
+def test_the_command(store, tmp_path):
+    with everything_of(store.path):
+        result = run("inspect", str(store.path / "4/obj"))
+        segment = run("inspect", str(store.path / store.template.batches[-1].segment))
+    assert result.returncode == segment.returncode == 0
+    assert "present tickets" in result.stdout
+    assert str(store.template.batches[-1].number) in segment.stdout
+    found = json.loads(run("inspect", str(store.path / ".ingest/store.json"), "--json").stdout)
+    assert found["record"]["layout"] == "pack"
+    (tmp_path / "readme").write_text("hello")
+    complains(run("inspect", str(tmp_path / "readme")), 2, "no file that ingest writes")
+    complains(run("inspect", str(tmp_path / "none")), 1, "No such file")
+
+
+def test_a_live_store(tmp_path):
+    with running_node(tmp_path / "data", "--workers=1", "--reserve=0") as rig:
+        with rig.connect() as connection:
+            connection.put(range(36, 36 + 300))
+            assert inspect(tmp_path / "data/obj")["present"] == 300
+            assert inspect(tmp_path / "data/.ingest/wal/0000.log")["batches"]
+            lock = inspect(tmp_path / "data/.ingest/lock")
+        assert lock["kind"] == "lock" and lock["record"]["pid"] == rig.pid
+        rig.stop()
