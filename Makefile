@@ -5,12 +5,13 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
 
-.PHONY: help venv build dev demo test smoke lint format bench faults mutants clean
+.PHONY: help venv build dev demo test smoke lint format bench peers faults mutants clean
 
 help:
 	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way"
 	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
 	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
+	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"
 	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
 	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
 	@echo "make build   only build, into $(VENV)"
@@ -66,6 +67,17 @@ format: dev
 # ROWS=verify,restart takes some; RESULTS=FILE says where the JSON goes; INGEST_BENCH_DIR is on the disk that is measured.
 bench: dev
 	@$(RUN) -m pytest bench --timeout=0 -s --benchmark-quiet --rows='$(ROWS)' $(if $(RESULTS),--results='$(RESULTS)')
+
+$(VENV)/.peers: $(VENV)/.dev
+	@echo "installing NATS and SeaweedFS into $(VENV)"
+	@$(PIP) install --no-build-isolation --editable '.[dev,peers]'
+	@touch $@
+
+# About eight minutes. Redis is the system's: apt-get install redis-server redis-tools. RESULTS as above; PLOT=FILE.png too.
+peers: dev $(VENV)/.peers
+	@$(RUN) -m pytest bench/peers.py --timeout=0 -s --benchmark-quiet --command='make peers' \
+	    --results='$(or $(RESULTS),bench/results/local/peers.json)'
+	@$(RUN) -m bench.plot_peers '$(or $(RESULTS),bench/results/local/peers.json)' '$(or $(PLOT),bench/results/local/peers.png)'
 
 # PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
 faults: dev

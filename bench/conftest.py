@@ -25,6 +25,7 @@ _MACHINE = pytest.StashKey[dict[str, object]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rows", default="", help="which benchmarks, separated by commas; all by default")
+    parser.addoption("--command", default="make bench", help="what was typed, for the results")
     parser.addoption(
         "--results", type=Path, help="where the JSON goes; default bench/results/local/TIME-COMMIT.json"
     )
@@ -82,7 +83,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     about = config.stash[_MACHINE]
     chosen = config.getoption("--rows")
-    content = report.document(rows, about, "make bench" + (f" ROWS={chosen}" if chosen else ""))
+    content = report.document(
+        rows, about, config.getoption("--command") + (f" ROWS={chosen}" if chosen else "")
+    )
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{content['commit']}.json"
     path = config.getoption("--results") or Path(__file__).parent / "results" / "local" / name
     report.write(path, content)

@@ -30,6 +30,13 @@ class Sizes:
     random_s: float
     restart_s: float
     tls: int
+    tree: int
+    tree_rounds: int
+    peer_rounds: int
+    peer_s: float
+    peer_closed: int  # records of one run of Redis
+    peer_pipelined: int  # records of one run, of either side
+    peer_files: int  # records of one run of SeaweedFS
 
 
 FULL = Sizes(
@@ -52,6 +59,13 @@ FULL = Sizes(
     random_s=15.0,
     restart_s=4.0,
     tls=1_500_000,
+    tree=50_000,
+    tree_rounds=5,
+    peer_rounds=5,
+    peer_s=3.0,
+    peer_closed=200_000,
+    peer_pipelined=800_000,
+    peer_files=20_000,
 )
 
 TINY = Sizes(
@@ -74,4 +88,11 @@ TINY = Sizes(
     random_s=0.5,
     restart_s=0.3,
     tls=6_000,
+    tree=600,
+    tree_rounds=1,
+    peer_rounds=1,
+    peer_s=0.1,
+    peer_closed=400,
+    peer_pipelined=2_000,
+    peer_files=200,
 )

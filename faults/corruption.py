@@ -33,10 +33,11 @@ from node_rig import NodeRig, get_frames
 from faults.damaged_store import Template, build, checked, read_all, started, tickets
 from faults.outcome import Outcome
 from ingest import limits, mac, sharding, ticket
-from ingest.errors import IngestError
+from ingest.errors import ConfigError, IngestError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import KeyRing, SubKeys
 from ingest.status import Status
+from ingest.store import tree
 from ingest.store.fsck import fsck
 from ingest.store.key_file import read_keys
 from ingest.store.pack import PackHeader, bit
@@ -295,6 +296,8 @@ def harmless(template: Template, damaged: Damage) -> bool:
             spaces += [(sharding.slot_offset(s), sharding.slot_offset(s + 1)) for s in dead]
         return within(damaged.changed, spaces)
     if damaged.kind in ("segment", "batch"):
+        if not any(damaged.before) and not any(damaged.after):
+            return True  # never used, and of any length
         return len(damaged.after) == len(damaged.before) and within(
             damaged.changed, free_of_segment(template, damaged)
         )
@@ -446,7 +449,9 @@ def one_case(
     the server."""
     random_ = random.Random(f"{seed} {number}")
     case = Case()
-    template = templates[-1] if through_server else random_.choice(templates[:-1])
+    # A tree has a file for each of its chunks, and takes ten times as long to copy.
+    weights = [6 if template.layout == "pack" else 1 for template in templates[:-1]]
+    (template,) = templates[-1:] if through_server else random_.choices(templates[:-1], weights)
     copy = directory / f"case-{number}"
     template.copy(copy)
     damaged = damage(random_, template, copy)
@@ -599,4 +604,8 @@ def _job(templates: list[Template], seed: int, directory: Path, number: int) -> 
 
 def layouts(directory: Path) -> tuple[str, ...]:
     """Those that this file system can hold."""
-    return ("pack",)
+    try:
+        tree.check_file_system(directory)
+    except ConfigError:
+        return ("pack",)
+    return ("pack", "tree")

@@ -22,9 +22,10 @@ from ingest.frame import delete_data
 from ingest.limits import DATA_SIZE, FRAME_SIZE, PACK_SLOTS
 from ingest.mac import KeyRing, SubKeys
 from ingest.status import Status
-from ingest.store._pack_reader import PackReader
-from ingest.store._pack_table import PackTable
+from ingest.store._slot_reader import SlotReader
+from ingest.store._slot_table import SlotTable
 from ingest.store.key_file import read_keys
+from ingest.store.layout import make_reader, make_table
 from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader, Note, padded
 from ingest.store.log_writer import LogWriter
 from ingest.store.recovery import recover
@@ -130,7 +131,10 @@ class Builder:
             self.packs.write_headers()
 
     def note(self, first: int, count: int) -> None:
-        """Frames that went into their pack past the log."""
+        """Frames that went into their pack past the log; in layout tree all go through it."""
+        if self.layout == "tree":
+            self.put(list(range(first, first + count)))
+            return
         raw = self.frames(list(range(first, first + count)))
         self.packs.replay_puts(raw)
         self.packs.write_headers()
@@ -177,8 +181,8 @@ class Builder:
                 self.stale[str(path.relative_to(self.directory))] = path.read_bytes()
 
 
-def open_table(store: Store) -> PackTable:
-    return PackTable(store.data_fd, store.store_id, 64)
+def open_table(store: Store) -> SlotTable:
+    return make_table(store, 64)
 
 
 def build(directory: Path, layout: str, end: str, seed: int, segment_size: int = SMALL_SEGMENT) -> Template:
@@ -255,7 +259,7 @@ def _delete_some(builder: Builder, count: int, apply: bool = True) -> None:
 
 
 @contextmanager
-def started(directory: Path, segment_size: int) -> Iterator[PackReader]:
+def started(directory: Path, segment_size: int) -> Iterator[SlotReader]:
     """What a server does before it serves, and what it then reads with. Raises what would keep it from starting."""
     store = Store.open(directory, layout=stored_layout(directory))
     try:
@@ -274,7 +278,7 @@ def started(directory: Path, segment_size: int) -> Iterator[PackReader]:
             recovered.writer.close()
         finally:
             table.close()
-        reader = PackReader(store.data_fd, ring.all, store.store_id)
+        reader = make_reader(store, ring.all)
         yield reader
         reader.close()
     finally:
@@ -292,7 +296,7 @@ def tickets() -> list[tuple[int, int]]:
     return [(sharding.slot_ticket(pack, 0), SPAN + 12) for pack in PACKS] + [(0, 36)]
 
 
-def read_all(reader: PackReader, keys: SubKeys) -> dict[int, tuple[Status, bytes]]:
+def read_all(reader: SlotReader, keys: SubKeys) -> dict[int, tuple[Status, bytes]]:
     """Status and data of each ticket, as a client that checks gets them: what fails twice is ERROR."""
     found: dict[int, tuple[Status, bytes]] = {}
     for first, count in tickets():

@@ -5,7 +5,7 @@ The steps of one commit, in this order (`docs/architecture.md`, "Life of one put
 
     take      runs from the rings of all workers                           → pending
     plan      claim slots; duplicates, conflicts, tombstones are answered; → batch (copied to the log's buffer), bulk jobs
-    (the log is written and synced)
+    (the log is written and synced; meanwhile, from `begin_slots` to `apply`, a thread may write the slots)
     apply     slots written, then bits set; deleted slots erased
     (erase    the rest of deletes that would take too long at once, between later commits)
     answer    outcomes to the workers
@@ -94,8 +94,10 @@ cdef int DATA = 16          # offset of the data in a frame
 cdef int BATCH_MAX = limits.BATCH_FRAMES_MAX
 cdef int BULK_PENDING = limits.BULK_PENDING_MIN
 cdef int HOLD_MIN = limits.BULK_HOLD_MIN
+cdef int AHEAD_MIN = 8                             # frames worth waking a thread for
 cdef int DELETES_MAX = 64                          # of one batch: each touches up to 53 packs
 cdef int NOTES_MAX = 1024
+cdef int LOOKS_MAX = limits.DELETE_LOOKS_MAX
 
 
 cdef struct placed:     # an item in the batch; its frames lie at `staged` in the log's buffer
@@ -120,6 +122,8 @@ cdef class Committer:
     cdef StoredFrames stored
     cdef placed *batch
     cdef int batch_count
+    cdef pack_state **batch_packs      # those of the batch, each once
+    cdef bint slots_begun              # a thread writes the batch's slots
     cdef readonly int puts             # frames in the batch
     cdef item *deletes
     cdef int delete_count              # in the batch
@@ -134,6 +138,7 @@ cdef class Committer:
     cdef uint8_t *staging
     cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
     cdef uint8_t *touched_workers
+    cdef readonly bint looking         # it left a delete behind because too many slots had to be looked up
     cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
@@ -149,11 +154,12 @@ cdef class Committer:
         self.bulk = BulkPath(queue, packs, packs.bulk_jobs, sync)
         self.stored = StoredFrames(put_keys)
         self.batch = <placed *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(placed))
+        self.batch_packs = <pack_state **>PyMem_Malloc((BATCH_MAX + 1) * sizeof(pack_state *))
         self.deletes = <item *>PyMem_Malloc(DELETES_MAX * sizeof(item))
         self.ranges = <delete_range *>PyMem_Malloc(DELETES_MAX * 64 * sizeof(delete_range))
         self.in_progress = <int64_t *>PyMem_Malloc(queue.workers * sizeof(int64_t))
         self.touched_workers = <uint8_t *>PyMem_Malloc(queue.workers)
-        if not (self.batch and self.deletes and self.ranges and self.in_progress and self.touched_workers):
+        if not (self.batch and self.batch_packs and self.deletes and self.ranges and self.in_progress and self.touched_workers):
             raise MemoryError
         memset(self.in_progress, 0, queue.workers * sizeof(int64_t))
         memset(self.touched_workers, 0, queue.workers)
@@ -165,7 +171,10 @@ cdef class Committer:
         self.disk_errors = []
 
     def __dealloc__(self):
+        if self.slots_begun and self.packs is not None:
+            self.packs.end_writes()         # they are in the buffer that goes with this object
         PyMem_Free(self.batch)
+        PyMem_Free(self.batch_packs)
         PyMem_Free(self.deletes)
         PyMem_Free(self.ranges)
         PyMem_Free(self.in_progress)
@@ -233,7 +242,8 @@ cdef class Committer:
         cdef Pending pending = self.pending
         cdef item *it
         assert self.puts == 0 and self.delete_count == 0, "the last batch was not answered"
-        self.stalled = False
+        self.stalled = self.looking = False
+        self.packs.looked = 0
         if pending.count == 0:
             return jobs
         # A refused frame must not make a pack, or refusing would use up what the reserve keeps.
@@ -368,7 +378,7 @@ cdef class Committer:
         """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
         cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
         cdef uint64_t count = get_be(frame + DATA, 8)
-        cdef int64_t index = it.first, made, room = self.packs.room if self.packs.may_create else 0
+        cdef int64_t index = it.first, room = self.packs.room if self.packs.may_create else 0
         cdef int first_range = self.range_count, most, state = 0, error = 0, i
         cdef pack_state *p
         cdef delete_range *r
@@ -386,14 +396,17 @@ cdef class Committer:
             most = ticket_run_max(index)
             if <uint64_t>most > count:
                 most = count
-            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), 0, &error)
+            if self.packs.looked > LOOKS_MAX:
+                # What it has learnt so far is kept: it goes on from there.
+                self.looking = True
+                break
+            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), most, &error)
             if p == NULL:
                 break
-            made = self.packs.admit_tombstones(p, ticket_slot(index), most, room)
-            if made < 0:
-                error = <int>-made
+            room -= self.packs.new_tombstones(p, ticket_slot(index), most)
+            if room < 0:
+                error = ENOSPC
                 break
-            room -= made
             i = 0
             while i < most:
                 i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
@@ -477,6 +490,22 @@ cdef class Committer:
 
     # --- apply and answer -----------------------------------------------------------------------
 
+    def begin_slots(self):
+        """Has a thread write the batch's slots while the log is written and synced: `apply` and `answer` wait for it.
+
+        Only in a layout where nobody sees a slot before its bit is published, which is after the sync, as ever: what a
+        batch that is lost leaves behind are bytes in free slots. A batch of few frames is left to `apply`.
+        """
+        cdef int i = 0, frames
+        cdef placed *b
+        if self.puts < AHEAD_MIN or not self.packs.hides_slots:
+            return
+        while i < self.batch_count:
+            b = &self.batch[i]
+            i = self._end_of_neighbours(i, &frames)
+            self.packs.write_later(b.pack, b.it.slot, frames, self._staged(b.staged))
+        self.slots_begun = self.packs.begin_writes()
+
     def apply(self):
         """Writes the batch's slots, then their packs' bits: the log is synced. Returns 0 or an errno; then what was
         claimed stays so and the caller answers ERROR and leaves the rest to recovery."""
@@ -497,36 +526,56 @@ cdef class Committer:
                 error = self.packs.publish(job.sequences[i].pack)
                 if error:
                     return error
-        self.erasing_count += self.delete_count
+        if self.delete_count == 0:
+            return 0
+        self.erasing_count = self.delete_count
         self.delete_count = 0
-        return self.erase() if self.range_count and self.range_erased == 0 else 0
+        return self.erase()
 
     cdef int _apply_puts(self) noexcept nogil:
-        cdef int i = 0, j, error, frames
-        cdef int armed = failpoints_armed
+        cdef int i, packs = 0
         cdef placed *b
-        while i < self.batch_count:
+        cdef int error = self._write_slots()
+        if error:
+            return error
+        for i in range(self.batch_count):
             b = &self.batch[i]
-            frames = b.it.count
-            j = i + 1
-            # Neighbours in the batch that are neighbours in the pack too lie one behind the other in the log's buffer.
-            while (j < self.batch_count and self.batch[j].pack == b.pack
-                   and self.batch[j].it.slot == b.it.slot + frames and self.batch[j].staged == b.staged + frames):
-                frames += self.batch[j].it.count
-                j += 1
-            error = self.packs.write(b.pack, b.it.slot, frames, self._staged(b.staged))
-            if error:
-                return error
-            if armed:
+            self.packs.release(b.pack, b.it.slot, b.it.count)
+            self.packs.set_present(b.pack, b.it.slot, b.it.count)
+            if i == 0 or self.batch[i - 1].pack != b.pack:      # the batch is in the order of the packs
+                self.batch_packs[packs] = b.pack
+                packs += 1
+        return self.packs.publish_all(self.batch_packs, packs)
+
+    cdef int _write_slots(self) noexcept nogil:
+        """Writes them, or waits for the thread that does."""
+        cdef int i = 0, frames, error = 0
+        cdef int armed = failpoints_armed
+        cdef bint begun = self.slots_begun
+        cdef placed *b
+        if begun:
+            self.slots_begun = False
+            error = self.packs.end_writes()
+        while i < self.batch_count and error == 0:
+            b = &self.batch[i]
+            i = self._end_of_neighbours(i, &frames)
+            if not begun:
+                error = self.packs.write(b.pack, b.it.slot, frames, self._staged(b.staged))
+            if armed and error == 0:
                 failpoint_passed(STEP_SLOTS_WRITTEN, WAY_LOG)
-            self.packs.release(b.pack, b.it.slot, frames)
-            self.packs.set_present(b.pack, b.it.slot, frames)
-            if j == self.batch_count or self.batch[j].pack != b.pack:
-                error = self.packs.publish(b.pack)
-                if error:
-                    return error
-            i = j
-        return 0
+        return error
+
+    cdef int _end_of_neighbours(self, int i, int *frames) noexcept nogil:
+        """Neighbours in the batch that are neighbours in the pack too lie one behind the other in the log's buffer: they are
+        one write. The first item behind those of item `i`, and how many frames they are."""
+        cdef placed *b = &self.batch[i]
+        frames[0] = b.it.count
+        i += 1
+        while (i < self.batch_count and self.batch[i].pack == b.pack
+               and self.batch[i].it.slot == b.it.slot + frames[0] and self.batch[i].staged == b.staged + frames[0]):
+            frames[0] += self.batch[i].it.count
+            i += 1
+        return i
 
     def erase(self):
         """Goes on with the deletes of an earlier batch. Returns 0 or an errno, like `apply`."""
@@ -573,6 +622,9 @@ cdef class Committer:
         cdef int i
         cdef item *it
         cdef BulkJob job
+        if self.slots_begun:                # only when the log failed
+            self.slots_begun = False
+            self.packs.end_writes()
         for i in range(self.batch_count):
             it = &self.batch[i].it
             self.in_progress[it.worker] -= it.count

@@ -14,3 +14,5 @@ cdef size_t hmac_verify(const uint8_t *key, const uint8_t *frames, size_t n, uin
 cdef void hmac_requests(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags) noexcept nogil
 # The first 8 bytes of BLAKE3 without a key over the 504 bytes at `header` (a pack header's own checksum).
 cdef void hmac_digest504(const uint8_t *header, uint8_t *tag) noexcept nogil
+# The same for `n` headers, 8 bytes each.
+cdef void hmac_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags) noexcept nogil

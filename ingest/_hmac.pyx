@@ -25,7 +25,7 @@ cdef extern from "csrc/blake3_lanes.h" nogil:
     int lanes_use(int path)
     void lanes_frame_tags(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *tags)
     void lanes_request_tags(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags)
-    void lanes_digest504(const uint8_t *header, uint8_t *tag)
+    void lanes_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags)
     void lanes_frames_sign(const uint8_t *key, uint8_t *frames, size_t n)
     size_t lanes_frames_verify(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *good)
 
@@ -58,7 +58,11 @@ cdef void hmac_requests(const uint8_t *key, const uint8_t *requests, size_t n, s
 
 
 cdef void hmac_digest504(const uint8_t *header, uint8_t *tag) noexcept nogil:
-    lanes_digest504(header, tag)
+    lanes_digests504(&header, 1, tag)
+
+
+cdef void hmac_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags) noexcept nogil:
+    lanes_digests504(headers, n, tags)
 
 
 def paths():
@@ -178,6 +182,24 @@ def digest504(header):
     cdef uint8_t tag[TAG_BYTES]
     hmac_digest504(h.start, tag)
     return PyBytes_FromStringAndSize(<char *>tag, TAG_BYTES)
+
+
+def digests504(headers):
+    """The same of each of ``headers``, a list of at most 64: 8 bytes each. UsageError when one is shorter."""
+    cdef const uint8_t *starts[64]
+    cdef uint8_t tags[64 * TAG_BYTES]
+    cdef list held = [_Bytes("header", header, False) for header in headers]
+    cdef Py_ssize_t i
+    cdef Py_ssize_t n = len(held)
+    if n > 64:
+        raise UsageError(f"{n} headers at once; 64 are possible")
+    for i in range(n):
+        if (<_Bytes>held[i]).size < HEADER_BYTES:
+            raise UsageError(f"a pack header has at least {HEADER_BYTES} bytes, not {(<_Bytes>held[i]).size}")
+        starts[i] = (<_Bytes>held[i]).start
+    with nogil:
+        hmac_digests504(starts, n, tags)
+    return PyBytes_FromStringAndSize(<char *>tags, n * TAG_BYTES)
 
 
 def _read_environment():

@@ -132,7 +132,11 @@ def _keys(config: ServerConfig, checked: CheckedConfig) -> None:
         return
     ring = KeyRing(read_keys(path, data_dir=config.data_dir))
     if described:
-        Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout).require_keys(ring)
+        try:
+            store = Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
+        except IngestError:
+            return  # said already
+        store.require_keys(ring)
 
 
 def _certificates(config: ServerConfig, _: CheckedConfig) -> None:

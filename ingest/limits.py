@@ -65,6 +65,7 @@ LOG_SEGMENT_SIZE = 32 << 20  # bytes: 16 of them make the default log; one is wr
 LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
 LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
 LOG_GROW_RETRY_S = 5.0  # after a disk without room for a segment: each try writes up to one of them in vain
+LOG_START_RETRY_S = 1.0  # the same, of a log that has no segment yet: nothing is stored until it has
 LOG_DESCRIPTOR_RETRY_S = 0.25  # after a process without a descriptor for a segment: nothing was written
 BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
@@ -73,6 +74,9 @@ DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of
 DIRTY_FILES_MAX = 65_536  # of layout tree, the same: a recovery makes about 15,000 of them in a second
 BATCH_ERASED_FILES_MAX = (
     512  # of layout tree at once, about 30 ms: a delete of 65,536 tickets leaves others a turn
+)
+DELETE_LOOKS_MAX = (
+    4096  # of layout tree: files that deletes look at in one commit, about 20 ms when they are cached
 )
 FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk

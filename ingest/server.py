@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ingest import failpoints, limits, listeners, logs, reload
 from ingest._queue import Queue
 from ingest.config import ServerConfig
-from ingest.errors import KeyFileError
+from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.node import Node
 from ingest.pool import Pool, Roles
@@ -32,6 +32,7 @@ def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerCo
     logs.start(config.log_level)
     failpoints.arm(os.environ)
     raise_open_files_limit()
+    check_file_size_limit()
     certificates = reload.read_certificates(config)
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     keys = load_keys(config, store)
@@ -105,8 +106,23 @@ def announce(node: Node, lock_fd: int) -> None:
         os.getpid(),
     )
     content = json.dumps({"pid": os.getpid(), **found}).encode() + b"\n"
-    os.ftruncate(lock_fd, 0)
-    os.pwrite(lock_fd, content, 0)
+    # Over the last one, filled up with blanks, as JSON allows: a full disk still takes what needs no new block.
+    content = content.ljust(os.fstat(lock_fd).st_size)
+    try:
+        os.pwrite(lock_fd, content, 0)
+        os.ftruncate(lock_fd, len(content.rstrip()) + 1)
+    except OSError as error:
+        log.error("DATA/%s/lock does not say where this server listens: %s", META, error.strerror)
+
+
+def check_file_size_limit() -> None:
+    """A log segment is the largest file that a server writes. DiskError when it may not."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < limits.LOG_SEGMENT_SIZE:
+        raise DiskError(
+            f"files may have {limit} bytes here (ulimit -f), "
+            f"a segment of the log has {limits.LOG_SEGMENT_SIZE}: raise the limit"
+        )
 
 
 def raise_open_files_limit() -> None:

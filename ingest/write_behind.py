@@ -37,7 +37,7 @@ from ingest.store import layout
 from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.log_writer import syncfs
 from ingest.store.recovery import recover
-from ingest.store.store import Space
+from ingest.store.store import OUT_OF_SPACE, Space, explain
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZ
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
+HOUSEKEEPING_INTERVAL_NS = 1_000_000  # while commits follow each other
 
 SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
 
@@ -74,7 +75,11 @@ class WriteBehind:
         self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
         self.space = Space(
-            node.store.data_fd, node.store.wal_dir, node.config.reserve, self.packs.inodes_reserve
+            node.store.data_dir,
+            node.store.data_fd,
+            node.store.wal_dir,
+            node.config.reserve,
+            self.packs.inodes_reserve,
         )
         self.threads = ThreadPoolExecutor(limits.BULK_JOBS + 2, thread_name_prefix="committer")
         self.stopping = False
@@ -90,6 +95,7 @@ class WriteBehind:
         self._has_space = True
         self.queue.clear_flag(_queue.NO_SPACE)  # the last committer's: this one looks for itself
         self._space_checked_at = 0.0
+        self._housekeep_at = 0  # ns
         self._poll = select.poll()
         self._poll.register(self.queue.committer_doorbell, select.POLLIN)
         self._settings_at = 0.0  # when the parent's line was looked at
@@ -131,7 +137,10 @@ class WriteBehind:
                 sync=self.sync,
             )
         except OSError as error:
-            raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {error}") from error
+            if error.errno in OUT_OF_SPACE:
+                self.queue.set_flag(_queue.NO_SPACE)
+            why = explain(error, self.store.data_dir)
+            raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {why}") from error
         self.log = recovered.writer
         seconds = time.monotonic() - began
         self.core.count_recovery(recovered.frames, int(seconds * 1e9))
@@ -152,6 +161,9 @@ class WriteBehind:
             if self.core.erasing:
                 self._settle(self.core.erase())
                 progressed = True
+            if progressed and taken_at < self._housekeep_at:
+                continue  # commits follow each other within 0.2 ms: not after each of them
+            self._housekeep_at = taken_at + HOUSEKEEPING_INTERVAL_NS
             self._housekeep()
             if progressed:
                 continue
@@ -179,7 +191,8 @@ class WriteBehind:
             failed_job |= not core.bulk_done(job)
         if failed_job:
             core.wake()
-            raise SyncFailedError("a sync of packs failed")
+            self._log_disk_errors()
+            raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
         pending = core.pending_frames
         jobs = core.plan(not self._out_of_space())
         if jobs or core.puts or core.delete_frames:
@@ -192,7 +205,8 @@ class WriteBehind:
             core.answer()
             if core.stalled:
                 self._begin_flush()
-            return bool(jobs) or core.pending_frames < pending  # duplicates, for one, need no batch
+            # Duplicates, for one, need no batch.
+            return bool(jobs) or core.looking or core.pending_frames < pending
         self._write_batch(taken_at)
         if core.stalled:
             self._begin_flush()
@@ -204,11 +218,12 @@ class WriteBehind:
         if deletes:
             self._erased_behind = self.log.number
         size = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
+        core.begin_slots()
         try:
             self.log.append(core.buffer, puts, deletes, notes)
         except OSError as error:
             core.answer(failed=True)
-            raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
+            raise SyncFailedError(f"writing the log failed: {explain(error, self.store.wal_dir)}") from error
         failure = core.apply()
         if not failure:
             _failpoints.passed(_failpoints.BITS_SET, _failpoints.BULK if notes else _failpoints.LOG)
@@ -219,7 +234,8 @@ class WriteBehind:
         """Answers what was applied; after an errno, only recovery can tell what became of it."""
         self.core.answer(failed=failure != 0)
         if failure:
-            raise SyncFailedError(f"writing chunks in {self.store.data_dir} failed: {os.strerror(failure)}")
+            why = explain(OSError(failure, os.strerror(failure)), self.store.data_dir)
+            raise SyncFailedError(f"writing chunks failed: {why}")
 
     def _submit(self, work: Callable[[], None]) -> Future[None]:
         """Runs `work` in a thread and rings when the future is done (not before: it would be looked at in vain)."""
@@ -268,15 +284,13 @@ class WriteBehind:
             if urgent:
                 self._begin_flush()
         self._end_spare()
-        if self.log.number and self._may_grow():
+        if (self.log.number or self._growth_errno) and self._may_grow():
             self._spare = self._submit(self.log.make_spare)
         for pack, slot in self.core.corrupt:
             name = sharding.pack_path(pack)
             log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
         self.core.corrupt.clear()
-        for pack, error in self.core.disk_errors:
-            log.error("%s: %s", sharding.pack_path(pack), os.strerror(error))
-        self.core.disk_errors.clear()
+        self._log_disk_errors()
         self.core.publish_gauges(self.log.used, self.log.allocated)
 
     def _take_settings(self) -> None:
@@ -286,6 +300,11 @@ class WriteBehind:
             self.core.set_put_keys([keys.put for keys in settings.keys.all])
             reload.use_log_level(settings.log_level)
             reload.confirm(self.node)
+
+    def _log_disk_errors(self) -> None:
+        for pack, error in dict.fromkeys(self.core.disk_errors):  # each once, however many frames met it
+            log.error("%s/%s: %s", self.store.data_dir, sharding.pack_path(pack), os.strerror(error))
+        self.core.disk_errors.clear()
 
     def _end_spare(self, wait: bool = False) -> None:
         if self._spare is None or not (wait or self._spare.done()):
@@ -301,30 +320,33 @@ class WriteBehind:
                 log.warning("%s: the log grows again", self.store.wal_dir)
             self._growth_errno = 0
         except OSError as error:
-            code, delay = error.errno or errno.EIO, limits.LOG_GROW_RETRY_S
+            code = error.errno or errno.EIO
+            delay = limits.LOG_GROW_RETRY_S if self.log.segments else limits.LOG_START_RETRY_S
             if code in OUT_OF_DESCRIPTORS:
                 delay = limits.LOG_DESCRIPTOR_RETRY_S
                 self.packs.give_back(LOG_DESCRIPTORS)
             self._grow_again_at = time.monotonic() + delay
             if code != self._growth_errno:
                 has = "it goes on with what it has" if self.log.segments else "and has no segment yet"
-                log.error("%s: the log does not grow, %s: %s", self.store.wal_dir, has, error)
+                log.error("the log does not grow, %s: %s", has, explain(error, self.store.wal_dir))
             self._growth_errno = code
 
     def _out_of_space(self) -> bool:
         now = time.monotonic()
         if now - self._space_checked_at >= SPACE_CHECK_INTERVAL_S:
             self._space_checked_at = now
-            reason = self.space.check(self.log.unallocated)
+            reason = self.space.check(self.log.unallocated, self.log.lacks)
             self.packs.room = self.space.tombstones
+            if reason is None and not self.log.segments and self._growth_errno in OUT_OF_SPACE:
+                reason = f"{self.store.wal_dir}: the log gets no segment: {os.strerror(self._growth_errno)}"
             if (reason is None) != self._has_space:
                 self._has_space = reason is None
                 if reason is None:
                     self.queue.clear_flag(_queue.NO_SPACE)
-                    log.warning("%s: there is room again", self.store.data_dir)
+                    log.warning("%s: there is room again, new frames are stored", self.store.data_dir)
                 else:
                     self.queue.set_flag(_queue.NO_SPACE)
-                    log.error("%s: no space: %s", self.store.data_dir, reason)
+                    log.error("%s: no space, new frames are refused: %s", self.store.data_dir, reason)
         return not self._has_space
 
     @property
@@ -392,7 +414,9 @@ class WriteBehind:
             try:
                 self.log.append(self.core.buffer, 0, 0, 0)
             except OSError as error:
-                raise SyncFailedError(f"writing the log in {self.store.wal_dir} failed: {error}") from error
+                raise SyncFailedError(
+                    f"writing the log failed: {explain(error, self.store.wal_dir)}"
+                ) from error
         self.threads.shutdown()
         self.log.close()
         self.packs.close()

@@ -165,6 +165,7 @@ class CommitterRig:
             assert self.log.has_room(BatchHeader.payload_size(puts, deletes, notes) + BATCH_HEADER_SIZE)
             if deletes:
                 self.erased_behind = self.log.number
+            core.begin_slots()
             self.log.append(core.buffer, puts, deletes, notes)
             assert core.apply() == 0
         core.answer()
@@ -198,7 +199,7 @@ class CommitterRig:
 
     def settle(self, space: bool = True) -> None:
         """Commits until every frame is answered."""
-        for _ in range(64):
+        for _ in range(128):
             self.commit(space)
             if not any(self.outstanding):
                 return

@@ -14,6 +14,7 @@ from bench import (
     bench_restart,
     bench_sustained,
     bench_tls,
+    bench_tree,
     bench_verify,
     disk_limit,
     load,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     bench_random_tickets.measure: ["random-tickets", "random-restart"],
     bench_restart.measure: ["restart"],
     bench_tls.measure: ["tls-put", "tls-get"],
+    bench_tree.measure: ["tree"],
 }
 
 
@@ -72,7 +74,7 @@ def test_the_path_that_was_in_use_is_again_after_the_benchmark(place):
 
 def test_every_row_of_the_issue_is_measured():
     names = {name for names in BENCHMARKS.values() for name in names}
-    assert len(names) >= 13
+    assert len(names) >= 14
 
 
 # --- the limit of the disk -----------------------------------------------------------------------

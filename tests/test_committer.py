@@ -43,6 +43,13 @@ def rig(tmp_path: Path, layout: str) -> Iterator[CommitterRig]:
         rig.core.check()
 
 
+@pytest.fixture
+def failing_rig(tmp_path: Path, layout: str) -> Iterator[CommitterRig]:
+    """Without the look at its claims: those of a commit that failed stay."""
+    with CommitterRig(tmp_path, layout=layout) as rig:
+        yield rig
+
+
 def overwrite(rig: CommitterRig, index: int, data: bytes) -> None:
     path = rig.data / sharding.pack_path(sharding.ticket_pack(index))
     with path.open("r+b") as file:
@@ -70,6 +77,41 @@ class TestPuts:
         rig.collect()
         assert rig.answers[cookie] == [S]
         assert rig.stored(FIRST) == frame(FIRST, b"data")
+
+    def test_slots_that_are_written_beside_the_log_are_seen_when_it_is_synced(self, rig):
+        cookie = rig.put_run(FIRST, 20)
+        rig.plan()
+        rig.core.begin_slots()
+        assert rig.stored(FIRST) is Status.MISSING
+        rig.log.append(rig.core.buffer, 20, 0, 0)
+        rig.collect()
+        assert rig.answers[cookie] == [None] * 20
+        assert rig.stored(FIRST) is Status.MISSING
+        assert rig.core.apply() == 0
+        rig.core.answer()
+        rig.collect()
+        assert rig.answers[cookie] == [S] * 20
+        assert [rig.stored(FIRST + i) for i in range(20)] == [frame(FIRST + i, b"data") for i in range(20)]
+
+    def test_slots_of_a_batch_that_the_log_never_got_stay_free(self, failing_rig):
+        rig = failing_rig
+        rig.put_run(FIRST, 20, b"lost")
+        rig.plan()
+        rig.core.begin_slots()
+        rig.crash()
+        assert rig.stored(FIRST + 3) is Status.MISSING
+        cookie = rig.put_run(FIRST, 20, b"kept")
+        rig.commit()
+        assert rig.answers[cookie] == [S] * 20
+        assert rig.stored(FIRST + 3) == frame(FIRST + 3, b"kept")
+
+    def test_headers_of_more_packs_than_are_hashed_at_once(self, tmp_path):
+        with CommitterRig(tmp_path) as rig:
+            cookies = [rig.put(FIRST + 1296 * i) for i in range(130)]
+            rig.commit()
+            assert all(rig.answers[cookie] == [S] for cookie in cookies)
+            assert rig.stored(FIRST + 1296 * 129) == frame(FIRST + 1296 * 129, b"data")
+            assert [rig.header(sharding.ticket_pack(FIRST) + i).generation for i in (0, 64, 129)] == [2] * 3
 
     def test_runs_of_several_workers_and_packs_are_one_batch(self, tmp_path, layout):
         with CommitterRig(tmp_path, layout=layout, workers=3) as rig:
@@ -283,7 +325,7 @@ class TestDeletes:
             rig.put(index)
         rig.commit()
         gone = rig.delete(first, count)
-        rig.commit()
+        rig.settle()
         assert rig.answers[gone] == [D]
         assert [rig.stored(index) for index in inside] == [D] * 3
         assert [rig.stored(index) for index in outside] == [frame(index, b"data") for index in outside]
@@ -590,12 +632,6 @@ class no_growth:
 
 
 class TestLimitsAndFailures:
-    @pytest.fixture
-    def failing_rig(self, tmp_path: Path, layout: str) -> Iterator[CommitterRig]:
-        """Without the look at its claims: those of a commit that failed stay."""
-        with CommitterRig(tmp_path, layout=layout) as rig:
-            yield rig
-
     def test_too_many_dirty_packs_wait_for_a_flush(self, tmp_path):
         with CommitterRig(tmp_path, open_max=4096, places=8192) as rig:
             most = limits.DIRTY_PACKS_MAX // 2
@@ -659,19 +695,34 @@ class TestLimitsAndFailures:
         rig.collect()
         assert [rig.answers[cookie] for cookie in cookies] == [[E], [E]]
 
-    def test_packs_that_cannot_be_written_keep_the_log_that_has_them(self, failing_rig):
+    @pytest.mark.parametrize("count", [1, 20], ids=["in_apply", "beside_the_log"])
+    def test_packs_that_cannot_be_written_keep_the_log_that_has_them(self, failing_rig, count):
         rig = failing_rig
-        cookie = rig.put(FIRST + 100)
+        cookie = rig.put_run(FIRST + 100, count)
         rig.plan()
-        rig.log.append(rig.core.buffer, 1, 0, 0)
+        rig.log.append(rig.core.buffer, count, 0, 0)
         with no_growth(1000):  # less than a chunk
+            rig.core.begin_slots()
             assert rig.core.apply() != 0
         assert rig.stored(FIRST + 100) is Status.MISSING
         rig.core.answer(failed=True)
         rig.collect()
-        assert rig.answers[cookie] == [E]
+        assert rig.answers[cookie] == [E] * count
         rig.crash()
         assert rig.stored(FIRST + 100) == frame(FIRST + 100, b"data"), "recovery does what the log says"
+
+    def test_a_log_that_fails_waits_for_the_slots_that_are_being_written(self, failing_rig):
+        rig = failing_rig
+        cookie = rig.put_run(FIRST + 100, 20)
+        rig.plan()
+        rig.log.append(rig.core.buffer, 0, 0, 0)
+        rig.core.begin_slots()
+        with no_growth(), pytest.raises(OSError):
+            rig.log.append(rig.core.buffer, 20, 0, 0)
+        rig.core.answer(failed=True)
+        rig.collect()
+        assert rig.answers[cookie] == [E] * 20
+        assert rig.stored(FIRST + 100) is Status.MISSING
 
 
 class TestWorkers:
@@ -935,12 +986,14 @@ class Model(RuleBasedStateMachine):
     def flush(self) -> None:
         self.rig.flush()
 
-    @rule(applied=st.booleans(), logged=st.booleans(), ran=st.booleans())
-    def crash(self, applied: bool, logged: bool, ran: bool) -> None:
+    @rule(begun=st.booleans(), applied=st.booleans(), logged=st.booleans(), ran=st.booleans())
+    def crash(self, begun: bool, applied: bool, logged: bool, ran: bool) -> None:
         """Ends the committer in the middle of a commit. What was not answered may be there or not: ask the disk."""
         rig = self.rig
         rig.plan()
         rig.core.write_notes()
+        if begun:
+            rig.core.begin_slots()
         if logged and not rig.core.batch_empty:
             rig.log.append(rig.core.buffer, rig.core.puts, rig.core.delete_frames, rig.core.notes)
             if applied:

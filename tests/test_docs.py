@@ -7,8 +7,10 @@ import pytest
 
 from ingest import limits, mac, metrics, sharding, ticket
 from ingest._queue import Queue
+from ingest.errors import CorruptionError
 from ingest.status import Status
 from ingest.store import log_format
+from ingest.store.tree import CHECKSUM, DELETED, TreeFile
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -169,7 +171,13 @@ def test_no_example_goes_unchecked():
         "run header: one frame follows",
         "run header: nothing follows",
     }
-    assert set(blocks(FORMAT)) == {"pack header", "segment header", "batch"}
+    assert set(blocks(FORMAT)) == {
+        "pack header",
+        "AB/C/obj",
+        "user.ingest.checksum of AB/C/obj",
+        "segment header",
+        "batch",
+    }
 
 
 # --- format.md -----------------------------------------------------------------------------------
@@ -182,6 +190,44 @@ def test_paths(contract):
         row = golden[text]
         assert [int(index), tree, pack] == [row["index"], row["tree"], row["pack"]]
         assert [int(slot), int(offset)] == [row["slot"], row["offset"]]
+
+
+def test_tree_example(contract):
+    file = TreeFile(
+        example(FORMAT, "AB/C/obj"), example(FORMAT, "user.ingest.checksum of AB/C/obj"), deleted=False
+    )
+    assert ticket.tree_path("ABC") == "AB/C/obj"
+    assert file.frame("ABC") == example(PROTOCOL, "put frame")
+    attributes = [row[0] for row in table(FORMAT, "Layout tree", "attribute", "bytes", "what")]
+    assert attributes == [CHECKSUM, DELETED]
+
+
+def test_what_a_tree_file_means():
+    """Each row of the table, with files made after it."""
+    values = {
+        "there": [True],
+        "any": [None, bytes(8), b"x"],
+        "none": [None],
+        "8 bytes": [bytes(8)],
+        "of other length": [b"x"],
+    }
+    sizes = {"any": [0, 7, 1458, 1459], "1458 bytes": [1458], "more or fewer": [0, 1457, 1459]}
+    rows = table(FORMAT, "Layout tree", "deleted", "checksum", "data", "the ticket")
+    for deleted, checksum, data, meaning in rows:
+        for value in values[checksum]:
+            for size in sizes[data]:
+                file = TreeFile(bytes(size), value, deleted == "there")
+                if meaning.startswith("corruption"):
+                    with pytest.raises(CorruptionError):
+                        _ = file.status
+                else:
+                    word = {
+                        Status.DELETED: "deleted",
+                        Status.MISSING: "holds nothing",
+                        Status.SAVED: "stored",
+                    }
+                    assert meaning.startswith(word[file.status]), (file, meaning)
+    assert len(rows) == 5
 
 
 def test_pack_header_has_no_gap():

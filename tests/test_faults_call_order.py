@@ -61,7 +61,7 @@ def pack_header(*slots: int) -> bytes:
     header = PackHeader.of_pack(PACK_ID, STORE)
     for slot in slots:
         set_bits(header.present, slot)
-    return header.serialize()
+    return header.serialize()[:512]
 
 
 def receive(name: bytes) -> Call:

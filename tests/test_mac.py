@@ -189,6 +189,12 @@ class TestEveryPath:
         _hmac.force_path(path)
         assert _hmac.digest504(header) == blake3(header[:504]).digest(8)
 
+    @given(n=st.integers(0, 64), seed=st.integers(0, 2**32))
+    def test_digests504_of_many_headers(self, path, n, seed):
+        _hmac.force_path(path)
+        headers = [random_bytes(seed + i, 504) for i in range(n)]
+        assert _hmac.digests504(headers) == b"".join(blake3(header).digest(8) for header in headers)
+
     def test_every_flipped_bit_is_refused(self, path):
         frame = bytes(signed(1, 1))
         frames = bytearray(frame * (FRAME * 8))
@@ -365,6 +371,10 @@ def test_half_requests_are_an_error():
 def test_a_short_header_is_an_error():
     with pytest.raises(UsageError, match="at least 504 bytes, not 503"):
         _hmac.digest504(bytes(503))
+    with pytest.raises(UsageError):
+        _hmac.digests504([bytes(504), bytes(503)])
+    with pytest.raises(UsageError):
+        _hmac.digests504([bytes(504)] * 65)
 
 
 def test_a_buffer_is_free_again_after_a_call_and_after_an_error():

@@ -392,7 +392,7 @@ class TestSpace:
         self, store: Store, monkeypatch: pytest.MonkeyPatch, answer: FakeStat, growth: int = 0
     ) -> str | None:
         monkeypatch.setattr(os, "fstatvfs", lambda fd: answer)
-        return Space(store.data_fd, store.wal_dir, self.RESERVE).check(growth)
+        return Space(store.data_dir, store.data_fd, store.wal_dir, self.RESERVE).check(growth)
 
     @pytest.fixture
     def store(self, data, opened):
@@ -425,6 +425,24 @@ class TestSpace:
             )
             assert self.check(store, patch, FakeStat(self.RESERVE), 1 << 40) is None
 
+    @pytest.mark.parametrize(
+        ("lacks", "free", "short"), [(0, 0, False), (96, 96, False), (96, 95, True), (512, 256, False)]
+    )
+    def test_the_log_s_disk_needs_what_the_log_lacks_but_no_more_than_the_reserve(
+        self, store, tmp_path, monkeypatch, lacks, free, short
+    ):
+        real = os.stat
+        monkeypatch.setattr(os, "fstatvfs", lambda fd: FakeStat(1 << 40))
+        monkeypatch.setattr(os, "statvfs", lambda path: FakeStat(free << 20))
+        with monkeypatch.context() as patch:
+            other = os.stat_result((0, 0, 99, *[0] * 7))
+            patch.setattr(os, "stat", lambda path, **kw: other if path == store.wal_dir else real(path, **kw))
+            space = Space(store.data_dir, store.data_fd, store.wal_dir, self.RESERVE)
+            reason = space.check(1 << 40, lacks << 20)
+        assert (reason is not None) == short
+        if short:
+            assert f"the file system of {store.wal_dir}: 95 MiB are free" in str(reason)
+
     def test_inodes(self, store, monkeypatch):
         few = limits.RESERVE_INODES
         assert self.check(store, monkeypatch, FakeStat(1 << 40, free_files=few)) is None
@@ -441,4 +459,4 @@ class TestSpace:
 
         monkeypatch.setattr(os, "fstatvfs", fstatvfs)
         with pytest.raises(OSError, match="Input/output"):
-            Space(store.data_fd, store.wal_dir, 0).check(0)
+            Space(store.data_dir, store.data_fd, store.wal_dir, 0).check(0)

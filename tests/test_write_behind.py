@@ -347,6 +347,15 @@ class TestFailingDisk:
             assert committer.wait(committer.put(FIRST, 2), committer.put(FIRST + 2, 1)) == [{D}, {S}]
         assert stored(data, FIRST + 1) == bytes(FRAME_SIZE)
 
+    @pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT", "EOPNOTSUPP"])
+    def test_a_hole_that_finds_no_room_is_written_with_zeros(self, data, error):
+        """What makes room must not need any."""
+        result = self.run(data, f"fallocate:error={error}", batches=1, deletes=2)
+        assert result["code"] == 0
+        assert result["answers"] == [[["SAVED"] * 3], [["DELETED"]]]
+        assert stored(data, FIRST) == stored(data, FIRST + 1) == bytes(FRAME_SIZE)
+        assert stored(data, FIRST + 2) == frame(FIRST + 2, b"data")
+
     @pytest.mark.parametrize("when", [1, 2])
     def test_a_bulk_job_whose_sync_fails(self, data, when):
         """Both packs are written, one of them perhaps synced, none is noted: all of the job is ERROR."""

@@ -27,13 +27,19 @@ static int directory_beneath(int root, const char *path, int make, const char **
         }
         memcpy(component, p, n);
         component[n] = 0;
-        if (make && mkdirat(dir, component, 0700) < 0 && errno != EEXIST) {
+        int made = make ? mkdirat(dir, component, 0700) : 0;
+        while (made < 0 && errno == EINTR)
+            made = mkdirat(dir, component, 0700);
+        if (made < 0 && errno != EEXIST) {
             int e = errno;
             close(dir);
             errno = e;
             return -1;
         }
-        int next = openat(dir, component, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        int next;
+        do
+            next = openat(dir, component, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        while (next < 0 && errno == EINTR);
         int e = errno;
         close(dir);
         errno = e;
@@ -51,14 +57,19 @@ static int open_beneath(int root, const char *path, int flags, unsigned mode)
     how.flags = (uint64_t)(unsigned)(flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     how.mode = (flags & O_CREAT) ? mode : 0;
     how.resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS;
-    int fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    int fd;
+    do /* a file system that waits for somebody else may be interrupted */
+        fd = (int)syscall(SYS_openat2, root, path, &how, sizeof how);
+    while (fd < 0 && errno == EINTR);
     if (fd >= 0 || (errno != ENOSYS && errno != EPERM))
         return fd;
     const char *name;
     int dir = directory_beneath(root, path, 0, &name);
     if (dir < 0)
         return -1;
-    fd = openat(dir, name, (int)how.flags, mode);
+    do
+        fd = openat(dir, name, (int)how.flags, mode);
+    while (fd < 0 && errno == EINTR);
     int e = errno;
     close(dir);
     errno = e;

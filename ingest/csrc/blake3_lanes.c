@@ -114,6 +114,14 @@ static size_t portable_some_requests(const uint8_t *key, const uint8_t *requests
     return portable4_requests(key, requests, n, stride, tags), n;
 }
 
+static size_t portable_some_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags)
+{
+    if (n == 1)
+        return portable_row_digest504(headers[0], tags), 1;
+    n = n < 4 ? n : 4;
+    return portable4_digests504(headers, n, tags), n;
+}
+
 #ifdef LANES_X86
 /* ---- AVX2 ---------------------------------------------------------------------------------------------------- */
 
@@ -189,6 +197,14 @@ static size_t avx2_some_requests(const uint8_t *key, const uint8_t *requests, si
         return avx2_row_request(key, requests, tags), 1;
     n = n < 8 ? n : 8;
     return avx2x8_requests(key, requests, n, stride, tags), n;
+}
+
+static size_t avx2_some_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags)
+{
+    if (n == 1)
+        return avx2_row_digest504(headers[0], tags), 1;
+    n = n < 8 ? n : 8;
+    return avx2x8_digests504(headers, n, tags), n;
 }
 
 /* ---- AVX-512 --------------------------------------------------------------------------------------------------- */
@@ -269,6 +285,16 @@ static size_t avx512_some_requests(const uint8_t *key, const uint8_t *requests, 
     n = n < 16 ? n : 16;
     return avx512x16_requests(key, requests, n, stride, tags), n;
 }
+
+static size_t avx512_some_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags)
+{
+    if (n == 1)
+        return avx512_row_digest504(headers[0], tags), 1;
+    if (n <= 8)
+        return avx512x8_digests504(headers, n, tags), n;
+    n = n < 16 ? n : 16;
+    return avx512x16_digests504(headers, n, tags), n;
+}
 #endif
 
 /* ---- the choice ------------------------------------------------------------------------------------------------ */
@@ -277,14 +303,14 @@ static size_t avx512_some_requests(const uint8_t *key, const uint8_t *requests, 
 struct lanes {
     size_t (*some_frames)(const uint8_t *key, const uint8_t *frames, size_t n, uint8_t *tags);
     size_t (*some_requests)(const uint8_t *key, const uint8_t *requests, size_t n, size_t stride, uint8_t *tags);
-    void (*digest504)(const uint8_t *header, uint8_t *tag);
+    size_t (*some_digests504)(const uint8_t *const *headers, size_t n, uint8_t *tags);
 };
 
 static const struct lanes LANES_OF[LANES_PATHS] = {
-    [LANES_PORTABLE] = {portable_some_frames, portable_some_requests, portable_row_digest504},
+    [LANES_PORTABLE] = {portable_some_frames, portable_some_requests, portable_some_digests504},
 #ifdef LANES_X86
-    [LANES_AVX2] = {avx2_some_frames, avx2_some_requests, avx2_row_digest504},
-    [LANES_AVX512] = {avx512_some_frames, avx512_some_requests, avx512_row_digest504},
+    [LANES_AVX2] = {avx2_some_frames, avx2_some_requests, avx2_some_digests504},
+    [LANES_AVX512] = {avx512_some_frames, avx512_some_requests, avx512_some_digests504},
 #endif
 };
 
@@ -341,7 +367,12 @@ void lanes_request_tags(const uint8_t key[32], const uint8_t *requests, size_t n
         i += lanes->some_requests(key, requests + i * stride, n - i, stride, tags + 8 * i);
 }
 
-void lanes_digest504(const uint8_t *header, uint8_t tag[8]) { LANES_OF[lanes_path()].digest504(header, tag); }
+void lanes_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags)
+{
+    const struct lanes *lanes = &LANES_OF[lanes_path()];
+    for (size_t i = 0; i < n;)
+        i += lanes->some_digests504(headers + i, n - i, tags + 8 * i);
+}
 
 void lanes_frames_sign(const uint8_t key[32], uint8_t *frames, size_t n)
 {

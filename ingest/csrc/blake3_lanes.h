@@ -24,8 +24,8 @@ int lanes_use(int path);
 void lanes_frame_tags(const uint8_t key[32], const uint8_t *frames, size_t n, uint8_t *tags);
 /* The checksums over the first 16 bytes of each of `n` requests that lie `stride` bytes apart. */
 void lanes_request_tags(const uint8_t key[32], const uint8_t *requests, size_t n, size_t stride, uint8_t *tags);
-/* First 8 bytes of BLAKE3 (no key) over the 504 bytes at `header`. */
-void lanes_digest504(const uint8_t *header, uint8_t tag[8]);
+/* First 8 bytes of BLAKE3 (no key) over the 504 bytes at each of `n` `headers`, 8 bytes each. */
+void lanes_digests504(const uint8_t *const *headers, size_t n, uint8_t *tags);
 
 /* Writes the checksum of each of `n` frames into it. */
 void lanes_frames_sign(const uint8_t key[32], uint8_t *frames, size_t n);

@@ -13,13 +13,22 @@ typedef struct {
     int count;
 } bulk_part;
 
+/* Calls `sync` until it was not interrupted; an errno or 0. One that failed is never called again. */
+static int synced(int (*sync)(int), int fd)
+{
+    while (sync(fd) < 0)
+        if (errno != EINTR)
+            return errno;
+    return 0;
+}
+
 /* Writes consecutive frames, given in parts, into the slots from `slot` on; or, with sync, syncs the pack (no parts).
  * Whole blocks go past the page cache; the first and last block, which other slots share, through it. `image` is a
  * page-aligned buffer of BULK_IMAGE_SIZE. An errno or 0. */
 static int bulk_write(int data_fd, const pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
 {
     if (sync)
-        return fdatasync(pack->fd) < 0 ? errno : 0;
+        return synced(fdatasync, pack->fd);
     char path[32];
     pack_path(pack->id, path);
     int64_t from = slot_offset(slot), to = from;
@@ -55,11 +64,12 @@ static int bulk_write(int data_fd, const pack_state *pack, int slot, const bulk_
 static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
 {
     char path[32], other[32] = "";
+    int error;
     pack_path(pack, path);
     if (previous >= 0)
         pack_path(previous, other);
-    else if (fsync(data_fd) < 0)
-        return errno;
+    else if ((error = synced(fsync, data_fd)) != 0)
+        return error;
     for (char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
         size_t length = (size_t)(slash - path);
         if (strncmp(path, other, length + 1) == 0)
@@ -70,7 +80,7 @@ static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
         int fd = open_beneath(data_fd, directory, O_RDONLY | O_DIRECTORY, 0);
         if (fd < 0)
             return errno;
-        int error = fsync(fd) < 0 ? errno : 0;
+        error = synced(fsync, fd);
         close(fd);
         if (error)
             return error;

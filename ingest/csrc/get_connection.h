@@ -136,18 +136,20 @@ static inline ssize_t socket_receive(int fd, uint8_t *buffer, size_t size)
     }
 }
 
-/* send without waiting; the number of bytes (0: the socket takes none), or -errno. */
+/* send without waiting; the number of bytes (fewer: the socket is full, EPOLLOUT will tell when it is not), or -errno. */
 static inline ssize_t socket_send(int fd, const uint8_t *data, size_t size)
 {
-    for (;;) {
-        ssize_t n = send(fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL);
+    size_t sent = 0;
+    while (sent < size) {
+        ssize_t n = send(fd, data + sent, size - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
         if (n >= 0)
-            return n;
-        if (errno == EAGAIN)
-            return 0;
-        if (errno != EINTR)
+            sent += (size_t)n; /* a short send alone does not say that the socket is full */
+        else if (errno == EAGAIN)
+            break;
+        else if (errno != EINTR)
             return -errno;
     }
+    return (ssize_t)sent;
 }
 
 /* The same two on a connection, whether it speaks TLS or not. */

@@ -183,6 +183,31 @@ static int slots_dead(const pack_state *p, int from, int to)
     return 1;
 }
 
+/* Writes zeros over what a file holds between two offsets; a hole there stays one, so that nothing is allocated. An errno
+ * or 0. */
+static int zero_data(int fd, int64_t from, int64_t to)
+{
+    static const uint8_t zeros[PACK_BLOCK];
+    while (from < to) {
+        off_t data = lseek(fd, from, SEEK_DATA);
+        if (data < 0)
+            return errno == ENXIO ? 0 : errno; /* nothing but a hole to the end */
+        if (data >= to)
+            return 0;
+        off_t hole = lseek(fd, data, SEEK_HOLE);
+        if (hole < 0)
+            return errno;
+        for (from = hole < to ? hole : to; data < from;) {
+            int64_t size = from - data < PACK_BLOCK ? from - data : PACK_BLOCK;
+            int error = pwrite_all(fd, zeros, (size_t)size, data);
+            if (error)
+                return error;
+            data += size;
+        }
+    }
+    return 0;
+}
+
 /* Zeroes `count` dead slots from `slot` on; their blocks go back to the file system, also the blocks that they share
  * with slots that are dead too. A pack with nothing alive shrinks to its header. An errno or 0. */
 static int pack_zero_slots(pack_state *p, int slot, int count)
@@ -202,15 +227,10 @@ static int pack_zero_slots(pack_state *p, int slot, int count)
     while (fallocate(p->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from, to - from) < 0) {
         if (errno == EINTR)
             continue;
-        if (errno != EOPNOTSUPP)
+        /* A hole in the middle of an extent may need a new block of metadata, which a full disk does not have. */
+        if (errno != EOPNOTSUPP && errno != ENOSPC && errno != EDQUOT)
             return errno;
-        static const uint8_t zeros[FRAME_SIZE];
-        for (int s = slot; s < slot + count; s++) {
-            int e = pwrite_all(p->fd, zeros, FRAME_SIZE, slot_offset(s));
-            if (e)
-                return e;
-        }
-        return 0;
+        return zero_data(p->fd, slot_offset(slot), slot_offset(slot + count));
     }
     return 0;
 }

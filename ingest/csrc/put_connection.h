@@ -111,14 +111,12 @@ static inline int connection_send(connection *c, uint32_t *sent)
                 continue;
             if (errno != EAGAIN)
                 return errno;
-            n = 0;
-        }
-        c->acks_start += (uint32_t)n;
-        *sent += (uint32_t)n;
-        if ((uint32_t)n < size) {
+            /* Only this says that the socket is full, and that it will be told when it is not: a short send does not. */
             c->writable = 0;
             return 0;
         }
+        c->acks_start += (uint32_t)n;
+        *sent += (uint32_t)n;
     }
     return 0;
 }

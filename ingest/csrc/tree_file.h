@@ -142,8 +142,11 @@ static int tree_make(int parent, const char *name, int flags)
     size_t length = strlen(name) - 4; /* without "/obj" */
     memcpy(directory, name, length);
     directory[length] = 0;
-    if (mkdirat(parent, directory, 0700) < 0 && errno != EEXIST)
-        return -1;
+    while (mkdirat(parent, directory, 0700) < 0)
+        if (errno == EEXIST)
+            break;
+        else if (errno != EINTR)
+            return -1;
     return open_beneath(parent, name, flags | O_CREAT | O_NOCTTY, 0600);
 }
 

@@ -109,14 +109,16 @@ cdef class PackReader(SlotReader):
     cdef int _read_header(self, open_pack *pack, uint8_t *header) noexcept nogil:
         """0, HEADER_SHORT or an errno."""
         cdef ssize_t n
-        while True:
-            n = pread(pack.fd, header, PACK_SECTOR, 0)
-            if n == PACK_SECTOR:
-                return 0
-            if n >= 0:
-                return HEADER_SHORT
-            if errno != EINTR:
+        cdef int have = 0
+        while have < PACK_SECTOR:
+            n = pread(pack.fd, header + have, PACK_SECTOR - have, have)
+            if n == 0:
+                return HEADER_SHORT     # the end of the file; fewer bytes than asked for alone are not
+            if n > 0:
+                have += n
+            elif errno != EINTR:
                 return errno
+        return 0
 
     cdef int _refresh(self, open_pack *pack) noexcept nogil:
         """Reads the header again, unless that was done at this moment already: 0, HEADER_SHORT or an errno; EIO when it

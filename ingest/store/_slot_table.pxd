@@ -36,7 +36,9 @@ cdef class SlotTable:
     cdef readonly int dirty_count            # written to since the last flush began
     cdef readonly int flushing_count         # what the flush under way is to make durable
     cdef readonly int bulk_jobs              # long runs that may be written past the log at a time; 0: the layout has none
+    cdef readonly bint hides_slots           # what `write` wrote is not seen before `publish`
     cdef readonly int erase_max              # tickets that one step of a delete may erase: others wait for it
+    cdef int looked                          # slots whose states had to be read from the disk; whoever counts sets it to 0
     cdef readonly uint64_t created           # packs made
     cdef readonly int64_t claimed            # slots, of all packs
     cdef readonly int inodes_reserve         # to be kept free, so that what is logged can be applied
@@ -51,14 +53,20 @@ cdef class SlotTable:
     cdef int _open(self, pack_state *p) noexcept
     # Has the states of some slots in `p`: 0 or an errno.
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil
-    # How many files tombstones of these slots may have to make, or a negative errno: -ENOSPC when that is more than `room`.
-    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil
+    # How many files tombstones of these slots, whose states are known, have to make.
+    cdef int new_tombstones(self, pack_state *p, int slot, int count) noexcept nogil
     # Counts what these slots make dirty, once they are in the batch.
     cdef int mark_dirty(self, pack_state *p, int count) except -1
     # Writes frames into free slots: 0 or an errno. Their bits are set then, and `publish` called.
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil
+    # The same, but a thread does it between `begin_writes` and `end_writes`, which gives an errno or 0. Only where nobody
+    # sees a slot before it is published (`hides_slots`). The frames must stay until then, and what is claimed too.
+    cdef void write_later(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil
+    cdef bint begin_writes(self) noexcept nogil      # False: there is no thread to be had, and nothing is queued any more
+    cdef int end_writes(self) noexcept nogil
     # Makes what changed in `p` visible to readers: 0 or an errno.
     cdef int publish(self, pack_state *p) noexcept nogil
+    cdef int publish_all(self, pack_state **packs, int n) noexcept nogil
     # Leaves nothing but tombstones of slots whose deleted bits are set and published: 0 or an errno.
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil
     # Bytes that what is stored in `p` takes on the disk, 0 when that is not to be had.
@@ -71,7 +79,7 @@ cdef class SlotTable:
     # The pack, opened and if need be created; NULL with *error an errno: what `_open` gives, or EAGAIN when no descriptor
     # is free before claims are released.
     cdef pack_state *get(self, int64_t pack, int *error) noexcept
-    # The same, with the states of `count` slots, also 0; EAGAIN also while the log covers too much already and this would be more.
+    # The same, with the states of `count` slots; EAGAIN also while the log covers too much already and this would be more.
     cdef pack_state *get_to_write(self, int64_t pack, int slot, int count, int *error) noexcept
     cdef bint _may_get_dirty(self, int64_t pack) noexcept
     cdef int claim(self, pack_state *p, int slot, int count) noexcept nogil

@@ -62,7 +62,7 @@ cdef class SlotTable:
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0
 
-    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil:
+    cdef int new_tombstones(self, pack_state *p, int slot, int count) noexcept nogil:
         return 0
 
     cdef int mark_dirty(self, pack_state *p, int count) except -1:
@@ -71,7 +71,24 @@ cdef class SlotTable:
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
         return 0
 
+    cdef void write_later(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
+        pass
+
+    cdef bint begin_writes(self) noexcept nogil:
+        return False
+
+    cdef int end_writes(self) noexcept nogil:
+        return 0
+
     cdef int publish(self, pack_state *p) noexcept nogil:
+        return 0
+
+    cdef int publish_all(self, pack_state **packs, int n) noexcept nogil:
+        cdef int i, error
+        for i in range(n):
+            error = self.publish(packs[i])
+            if error:
+                return error
         return 0
 
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:

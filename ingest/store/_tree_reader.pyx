@@ -46,7 +46,9 @@ cdef class TreeReader(SlotReader):
     """Reads the tickets' files below ``data_fd``. A file does not say of which store it is: its checksum does."""
 
     def __dealloc__(self):
-        self._close()
+        while self.file_count > 0:      # not a method: there is none yet when the making of the base has failed
+            self.file_count -= 1
+            close(self.files[self.file_count])
 
     def __len__(self):
         return self.file_count

@@ -5,14 +5,14 @@ Nothing stays open between two calls; what is kept of a pack is what was learnt 
 writer, so that stays true.
 """
 
-from libc.errno cimport EMFILE, ENFILE, ENOSPC
+from libc.errno cimport EMFILE, ENFILE
 from libc.stdint cimport int64_t, uint8_t
 
 from ingest._failpoints cimport (
     STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
 )
 from ingest.store._slot_table cimport (
-    PACK_DELETED, PACK_PRESENT, SLOT_DELETED, SlotTable, bit_get, bits_fill, pack_state, slots_alike,
+    PACK_DELETED, PACK_PRESENT, SLOT_DELETED, SlotTable, bit_get, pack_state, slots_alike,
 )
 
 import os
@@ -51,22 +51,20 @@ cdef class TreeTable(SlotTable):
         self.inodes_reserve = limits.RESERVE_INODES_TREE
 
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil:
-        return 0 if tree_knows(p, slot, count) else tree_do(self.data_fd, p, slot, count, TREE_KNOW, NULL)
+        if tree_knows(p, slot, count):
+            return 0
+        self.looked += count
+        return tree_do(self.data_fd, p, slot, count, TREE_KNOW, NULL)
 
     cdef int mark_dirty(self, pack_state *p, int count) except -1:
         self.dirty_count += count
         return 0
 
-    cdef int64_t admit_tombstones(self, pack_state *p, int slot, int count, int64_t room) noexcept nogil:
-        cdef int error, i, made = count
-        if made > room:
-            # Where something is stored a tombstone takes nothing; but to know that takes as long as to make it.
-            error = self._know(p, slot, count)
-            if error:
-                return -error
-            for i in range(slot, slot + count):
-                made -= bit_get(p.header + PACK_PRESENT, i) or bit_get(p.header + PACK_DELETED, i)
-        return made if made <= room else -ENOSPC
+    cdef int new_tombstones(self, pack_state *p, int slot, int count) noexcept nogil:
+        cdef int i, made = count
+        for i in range(slot, slot + count):
+            made -= bit_get(p.header + PACK_PRESENT, i) or bit_get(p.header + PACK_DELETED, i)
+        return made
 
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
         return tree_do(self.data_fd, p, slot, count, TREE_WRITE, frames)    # of known slots: who claimed them knew
@@ -76,7 +74,6 @@ cdef class TreeTable(SlotTable):
         return 0
 
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
-        bits_fill(p.known, slot, count, 1)
         return tree_do(self.data_fd, p, slot, count, TREE_ERASE, NULL)
 
     cdef int64_t allocated(self, pack_state *p) noexcept nogil:

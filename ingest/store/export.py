@@ -19,7 +19,8 @@ import numpy as np
 
 from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError, KeyFileError
-from ingest.store.chunk_file import CHECKSUM_ATTRIBUTE, read_chunks, write_chunk_file
+from ingest.store import tree
+from ingest.store.chunk_file import read_chunks, write_chunk_file
 from ingest.store.findings import Progress, no_progress
 from ingest.store.fsck import locked, read_whole
 from ingest.store.identity import Identity, identify
@@ -165,20 +166,12 @@ class _Target:
         make_directory(self.meta)
         write_json(self.meta / EXPORT_MARK, {"source": str(source_dir.resolve()), "layout": layout})
         if layout == "tree":
-            self._try_attributes()
+            tree.check_file_system(self.meta)
         self.log_id = secrets.token_hex(16)
         make_directory(self.meta / "wal")
         write_json(self.meta / "wal" / LOG_ID_FILE, {"log_id": self.log_id, "made_for": str(path.resolve())})
         self.key_ids = source.record["keys"]
         self._copy_key(source)
-
-    def _try_attributes(self) -> None:
-        try:
-            os.setxattr(self.meta / EXPORT_MARK, CHECKSUM_ATTRIBUTE, bytes(8))
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path}: layout tree needs extended attributes, and this file system has none: {error.strerror}"
-            ) from None
 
     def _copy_key(self, source: Identity) -> None:
         """The key file, if it is the store's own; one that lies elsewhere stays there."""

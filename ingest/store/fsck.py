@@ -19,7 +19,7 @@ from pathlib import Path
 from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError, DiskError, StoreLockedError
 from ingest.store import pack as pack_file
-from ingest.store.chunk_file import read_chunk_file, read_chunks, write_chunk_file
+from ingest.store.chunk_file import read_chunks, write_chunk_file
 from ingest.store.findings import Problem, Progress, Report, no_progress
 from ingest.store.identity import STORE_JSON, Identity, identify
 from ingest.store.log_survey import LoggedPack, LogSurvey
@@ -304,9 +304,10 @@ class Fsck:
         path = ticket.tree_path(ticket.format(sharding.slot_ticket(pack, slot)))
         file = self.data_dir / path
         if problems and os.path.lexists(file):
-            old = read_chunk_file(file)
-            piece = Piece(0, old.data, problems[0].kind, problems[0].detail, None, problems[0].ticket)
-            copy = self.quarantine.keep(path, [piece], attributes=old.attributes)
+            piece = Piece(
+                0, file.read_bytes(), problems[0].kind, problems[0].detail, None, problems[0].ticket
+            )
+            copy = self.quarantine.keep(path, [piece], attributes=attributes_of(file))
             for problem in problems:
                 problem.copy = copy
         frame = None if gone else found.frames[slot].tobytes()
@@ -419,6 +420,11 @@ class Fsck:
         for problem in identity.problems:
             problem.repaired = True
         sync_directory(self.data_dir)
+
+
+def attributes_of(path: Path) -> dict[str, str]:
+    """The extended attributes of a file, in hex."""
+    return {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
 
 
 def _same(mended: bytes, content: bytes) -> bool:

@@ -18,7 +18,6 @@ from ingest import limits, sharding, ticket
 from ingest.errors import CorruptionError, DiskError, IngestError, StoreFormatError, UsageError
 from ingest.mac import derive, parse_keys
 from ingest.store import pack as pack_file
-from ingest.store.chunk_file import CHECKSUM_ATTRIBUTE, DELETED_ATTRIBUTE
 from ingest.store.key_file import read_keys
 from ingest.store.log_format import (
     BATCH_MAGIC,
@@ -30,6 +29,7 @@ from ingest.store.log_format import (
     parse_batch,
 )
 from ingest.store.pack import PackHeader, bits_of
+from ingest.store.tree import CHECKSUM, DELETED
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -68,9 +68,9 @@ def _attributes(path: Path) -> set[str]:
 
 def _kind(path: Path, head: bytes, size: int) -> str:
     attributes = _attributes(path)
-    if DELETED_ATTRIBUTE in attributes:
+    if DELETED in attributes:
         return "tombstone"
-    if CHECKSUM_ATTRIBUTE in attributes:
+    if CHECKSUM in attributes:
         return "chunk"
     if head.startswith(pack_file.MAGIC):
         return "pack"
@@ -165,9 +165,9 @@ def _ticket_of_place(path: Path) -> str | None:
 def _chunk(path: Path, head: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {"ticket": _ticket_of_place(path)}
     try:
-        found["checksum"] = os.getxattr(path, CHECKSUM_ATTRIBUTE, follow_symlinks=False).hex()
+        found["checksum"] = os.getxattr(path, CHECKSUM, follow_symlinks=False).hex()
     except OSError:
-        found["problem"] = f"it has no attribute {CHECKSUM_ATTRIBUTE}"
+        found["problem"] = f"it has no attribute {CHECKSUM}"
     if len(head) != limits.DATA_SIZE:
         found["problem"] = f"a chunk has {limits.DATA_SIZE} bytes, this one {path.stat().st_size}"
     return found

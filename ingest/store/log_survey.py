@@ -251,6 +251,9 @@ class LogSurvey:
                 self._lost(
                     segment, start, end, (expected, found - 1), f"{why}, but batch {found} at {end} is whole"
                 )
+            elif segment.damaged:
+                # Nobody can tell where it ended: what is authentic counts as stored.
+                self._salvage(segment.view, start, end, header.seed)
             elif following is None:
                 # Bytes of earlier uses lie behind every end: only a header of this use says that a batch was begun.
                 head = parse_batch_head(segment.view[start:], header.seed)

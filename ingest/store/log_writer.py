@@ -60,9 +60,10 @@ def sync_directory(path: Path) -> None:
 def syncfs(fd: int) -> None:
     """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last
     synced so, failed."""
-    if _libc.syncfs(fd) != 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
+    while _libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
 
 
 @dataclass
@@ -141,6 +142,11 @@ class LogWriter:
     def unallocated(self) -> int:
         """Bytes that the log may still grow by."""
         return max(0, self.segments_max - self.segments) * self.segment_size
+
+    @property
+    def lacks(self) -> int:
+        """Bytes that it lacks of the smallest log that works well: one segment being written, one full, one recycled."""
+        return max(0, limits.LOG_SIZE_MIN // limits.LOG_SEGMENT_SIZE - self.segments) * self.segment_size
 
     def has_room(self, length: int) -> bool:
         """Whether a batch of `length` bytes can be appended now, with neither growing nor recycling first."""

@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def make(data_fd: int, first: str, count: int, data: Buffer) -> None: ...
