@@ -29,6 +29,7 @@ class Sizes:
     packs: int  # that tickets in random order fall into
     random_s: float
     restart_s: float
+    tls: int
     tree: int
     tree_rounds: int
     peer_rounds: int
@@ -36,7 +37,6 @@ class Sizes:
     peer_closed: int  # records of one run of Redis
     peer_pipelined: int  # records of one run, of either side
     peer_files: int  # records of one run of SeaweedFS
-    tls: int
 
 
 FULL = Sizes(
@@ -58,6 +58,7 @@ FULL = Sizes(
     packs=1_000_000,
     random_s=15.0,
     restart_s=4.0,
+    tls=1_500_000,
     tree=50_000,
     tree_rounds=5,
     peer_rounds=5,
@@ -65,7 +66,6 @@ FULL = Sizes(
     peer_closed=200_000,
     peer_pipelined=800_000,
     peer_files=20_000,
-    tls=1_500_000,
 )
 
 TINY = Sizes(
@@ -87,6 +87,7 @@ TINY = Sizes(
     packs=5_000,
     random_s=0.5,
     restart_s=0.3,
+    tls=6_000,
     tree=600,
     tree_rounds=1,
     peer_rounds=1,
@@ -94,5 +95,4 @@ TINY = Sizes(
     peer_closed=400,
     peer_pipelined=2_000,
     peer_files=200,
-    tls=6_000,
 )

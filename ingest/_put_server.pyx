@@ -944,12 +944,12 @@ cdef class PutServer:
         self._forget_partial(c)
         # Not left to close(): a sibling that passed the socket here may still hold its own copy.
         epoll_ctl(self.epoll_fd, EPOLL_CTL_DEL, c.fd, NULL)
-        tls_free(c.tls)
-        c.tls = NULL
         close_fd(c.fd)
         c.fd = -1
         c.state = CONNECTION_FREE
         self.unread_acks_total -= connection_unsent(c)
+        tls_free(c.tls)
+        c.tls = NULL
         c.acks_start = c.acks_end = 0
         connection_shrink(c, 0)
         self.connections -= 1

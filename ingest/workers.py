@@ -359,12 +359,9 @@ class Worker:
             elif what in (SPEAKS_TLS, SPEAKS_HTTP):
                 self._report_foreign(port, what, peer)
             elif what == tls.NOT_TLS:
-                hint = "this port speaks TLS only (--tls-cert)"
-                closed = f"{port.name} connection closed: {what}"
-                self._peer_line(closed, logging.WARNING, "%s: %s: %s", peer, closed, hint)
+                self._report_tls(port, what, peer, "this port speaks TLS only (--tls-cert)")
             elif what == tls.HANDSHAKE:
-                closed = f"{port.name} connection closed: {what}"
-                self._peer_line(closed, logging.WARNING, "%s: %s: %s", peer, closed, tls.error_text(number))
+                self._report_tls(port, what, peer, tls.error_text(number))
             else:
                 closed = f"{port.name} connection closed: {what}"
                 self._peer_line(closed, logging.INFO, "%s: %s (%d)", peer, closed, number)
@@ -388,6 +385,9 @@ class Worker:
         self._peer_line(
             what, logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint
         )
+
+    def _report_tls(self, port: Port, what: str, peer: str, why: str) -> None:
+        self._peer_line(what, logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, why)
 
     def _report_bad(self, peer: str, bad_frames: int) -> None:
         address = peer.rsplit(":", 1)[0].strip("[]")

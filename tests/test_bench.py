@@ -39,8 +39,8 @@ BENCHMARKS = {
     bench_get.measure: ["get-sequential", "get-random"],
     bench_random_tickets.measure: ["random-tickets", "random-restart"],
     bench_restart.measure: ["restart"],
-    bench_tree.measure: ["tree"],
     bench_tls.measure: ["tls-put", "tls-get"],
+    bench_tree.measure: ["tree"],
 }
 
 

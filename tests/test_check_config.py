@@ -51,6 +51,15 @@ def test_a_store_that_would_start(stopped, tmp_path):
         assert what(tmp_path) == []
 
 
+def test_certificates_that_cannot_be_used(tmp_path):
+    (tmp_path / "cert.pem").write_text("nothing")
+    ((code, text),) = what(tmp_path, tls_cert=str(tmp_path / "cert.pem"), tls_key=str(tmp_path / "key.pem"))
+    assert code == 78 and "key.pem: No such file" in text
+    (tmp_path / "key.pem").write_text("nothing")
+    ((code, text),) = what(tmp_path, tls_cert=str(tmp_path / "cert.pem"), tls_key=str(tmp_path / "key.pem"))
+    assert code == 78 and "cert.pem: no certificate" in text
+
+
 def test_what_is_wrong_with_a_store(stopped, tmp_path):
     ((code, text),) = what(tmp_path, layout="tree")
     assert code == 78 and "layout" in text

@@ -87,10 +87,11 @@ static inline int connection_send_tls(connection *c, uint32_t *sent)
 {
     uint32_t before = connection_unsent(c);
     ssize_t n = tls_send(c->tls, c->acks + c->acks_start, c->acks_end - c->acks_start);
+    if (n > 0)
+        c->acks_start += (uint32_t)n;
+    *sent = before - connection_unsent(c);
     if (n < 0)
         return (int)-n;
-    c->acks_start += (uint32_t)n;
-    *sent = before - connection_unsent(c);
     if (connection_unsent(c))
         c->writable = 0;
     return 0;
