@@ -139,10 +139,8 @@ cdef class BulkPath:
                 if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != (pass_ == 0):
                     continue
                 error = 0
-                self.packs.create_direct = True
                 p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
-                self.packs.create_direct = False
-                if p == NULL:
+                if p == NULL or self.packs.create_past_cache(p) != 0:
                     continue        # the way through the log will answer it
                 if slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE:
                     continue        # duplicates among them: the log's way looks at each

@@ -500,6 +500,10 @@ cdef class Committer:
         cdef placed *b
         if self.puts < AHEAD_MIN or not self.packs.hides_slots:
             return
+        for i in range(self.batch_count):
+            if self.batch[i].pack.fresh:
+                return      # nothing of a new pack may reach the disk before the log has it
+        i = 0
         while i < self.batch_count:
             b = &self.batch[i]
             i = self._end_of_neighbours(i, &frames)

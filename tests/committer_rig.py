@@ -239,6 +239,8 @@ class CommitterRig:
         path = self.path(index)
         if not path.exists():
             return Status.MISSING
+        if self.layout == "pack" and path.stat().st_size == 0:
+            return Status.MISSING  # planned, and not in the log yet
         if self.layout == "tree":
             with path.open("rb") as file:
                 held = TreeFile.read(file.fileno())

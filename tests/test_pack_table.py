@@ -62,6 +62,7 @@ class TestHeader:
         vector = contract["pack_headers"][0]
         table = PackTable(data[1], bytes.fromhex(vector["store_id_hex"]), 64)
         pack = sharding.pack_id(vector["prefix"])
+        table.header(pack)
         for slot in vector["present"]:
             table.replay_note(pack, slot, 1)
         for slot in vector["deleted"]:
@@ -73,6 +74,7 @@ class TestHeader:
         table.close()
 
     def test_each_write_has_a_higher_generation(self, table, data):
+        table.header(PACK)
         generations = []
         for _ in range(3):
             table.rewrite_header(PACK)
@@ -217,6 +219,7 @@ class TestReplay:
         assert table.dirty_count == 2
 
     def test_bits_are_not_written_before_slots(self, table, data):
+        table.header(PACK)
         table.replay_puts(run(FIRST, 2))
         assert list(bits_of(PackHeader.parse(path_of(data).read_bytes()).present)) == []
 

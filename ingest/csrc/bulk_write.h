@@ -41,8 +41,8 @@ static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *
     /* A new pack's header must not reach the disk after the size that the slots give the file: a power cut would leave a
      * pack without a header that no log record names. */
     if (pack->header_cached) {
-        if (fdatasync(pack->fd) < 0)
-            return errno;
+        if ((error = synced(fdatasync, pack->fd)) != 0)
+            return error;
         pack->header_cached = 0;
     }
     int direct = open_beneath(data_fd, path, O_WRONLY | O_DIRECT, 0);

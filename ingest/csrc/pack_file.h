@@ -35,6 +35,7 @@ typedef struct {
     int slots;
     int claimed_count;   /* slots claimed: while there are any, the pack stays in the table */
     int touched;         /* header changed in this commit and not written yet */
+    int fresh;           /* its file is empty: the header is not written before the log has what goes behind it */
     int header_cached;   /* a new pack's header, of which the disk may have the size and not the bytes */
     uint8_t header[PACK_SECTOR];
     uint8_t claimed[PACK_BITMAP];

@@ -6,7 +6,7 @@ authoritative) and written whole, one sector, after each change.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EAGAIN, EBADMSG, ENOENT, ENOSPC, errno
+from libc.errno cimport EAGAIN, EBADMSG, EINVAL, ENOENT, ENOSPC, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
@@ -149,6 +149,9 @@ cdef class PackTable(SlotTable):
         self._dirty_last = -1
 
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
+        cdef int error = self._create(p) if p.fresh else 0
+        if error:
+            return error
         return pwrite_all(p.fd, frames, <size_t>count * 1474, slot_offset(slot))
 
     cdef void write_later(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
@@ -189,7 +192,7 @@ cdef class PackTable(SlotTable):
                 p = packs[first + i]
                 memcpy(p.header + PACK_DIGEST, tags + 8 * i, 8)
                 p.touched = 0
-                error = pwrite_all(p.fd, p.header, PACK_SECTOR, 0)
+                error = pwrite_all(p.fd, p.header, PACK_SECTOR, 0)     # not fresh: its slots are written
                 if error:
                     return error
             first += some
@@ -242,23 +245,41 @@ cdef class PackTable(SlotTable):
             if not self.may_create:
                 return ENOSPC
             new_header(p.header, p.id, store_id)
-            error = self._create(p)
-            if error != 0:
-                ftruncate(p.fd, 0)      # half a header would be taken for a lost one
-                return error
-            self.created += 1
+            p.fresh = 1
             return 0
 
+    cdef int create_past_cache(self, pack_state *p) noexcept nogil:
+        cdef int error
+        if not p.fresh:
+            return 0
+        self._seal(p)
+        error = pack_create_direct(p.fd, p.header)
+        if error == EINVAL:
+            return self._create(p)      # no O_DIRECT on this file system
+        if error:
+            ftruncate(p.fd, 0)          # half a header would be taken for a lost one
+            return error
+        self.created += 1
+        p.fresh = p.touched = 0
+        return 0
+
     cdef int _create(self, pack_state *p) noexcept nogil:
-        """Writes the header page of a new pack."""
+        """Writes the header page of a new pack. Only when the log has what goes into it: a power cut may leave the size
+        of the file and not the header."""
         cdef uint8_t page[4096]
+        cdef int error
         memset(page, 0, 4096)
         self._seal(p)
-        if self.create_direct and pack_create_direct(p.fd, p.header) == 0:
-            return 0
-        p.header_cached = 1
         memcpy(page, p.header, PACK_SECTOR)
-        return pwrite_all(p.fd, page, 4096, 0)
+        error = pwrite_all(p.fd, page, 4096, 0)
+        if error:
+            if p.fresh and file_size(p.fd) <= PACK_HEADER_SIZE:
+                ftruncate(p.fd, 0)      # half a header would be taken for a lost one
+            return error
+        self.created += p.fresh
+        p.fresh = p.touched = 0
+        p.header_cached = 1
+        return 0
 
     cdef void _count_generation(self, pack_state *p) noexcept nogil:
         put_be(p.header + PACK_GENERATION, get_be(p.header + PACK_GENERATION, 8) + 1, 8)
@@ -268,6 +289,8 @@ cdef class PackTable(SlotTable):
         hmac_digest504(p.header, p.header + PACK_DIGEST)
 
     cdef int _write_header(self, pack_state *p) noexcept nogil:
+        if p.fresh and p.touched:
+            return self._create(p)
         if not p.touched:
             return 0
         p.touched = 0
@@ -279,6 +302,9 @@ cdef class PackTable(SlotTable):
     def header(self, int64_t pack):
         """The 512 header bytes of a pack as they are in memory; opens (or makes) it. Raises OSError, CorruptionError."""
         cdef pack_state *p = self._must(pack)
+        cdef int error = self._create(p) if p.fresh else 0
+        if error:
+            raise OSError(error, os.strerror(error), f"pack {pack}")
         return <bytes>p.header[:PACK_SECTOR]
 
     cdef pack_state *_must(self, int64_t pack) except NULL:

@@ -17,6 +17,7 @@ cdef extern from "csrc/pack_table.h" nogil:
         int slots
         int claimed_count
         int touched
+        int fresh
         int header_cached
         uint8_t *header
         uint8_t *claimed
@@ -43,7 +44,6 @@ cdef class SlotTable:
     cdef readonly uint64_t created           # packs made
     cdef readonly int64_t claimed            # slots, of all packs
     cdef readonly int inodes_reserve         # to be kept free, so that what is logged can be applied
-    cdef bint create_direct                  # a new pack's header is on its way to the disk before its slots are
     cdef public bint may_create              # else what would have to make a file is ENOSPC
     cdef public int64_t room                 # tombstones that may take a file of their own now
     cdef set _dirty
@@ -59,6 +59,8 @@ cdef class SlotTable:
     cdef int new_tombstones(self, pack_state *p, int slot, int count) noexcept nogil
     # Counts what these slots make dirty, once they are in the batch.
     cdef int mark_dirty(self, pack_state *p, int count) except -1
+    # Makes the file of a new pack before slots are written past the page cache: 0 or an errno.
+    cdef int create_past_cache(self, pack_state *p) noexcept nogil
     # Writes frames into free slots: 0 or an errno. Their bits are set then, and `publish` called.
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil
     # The same, but a thread does it between `begin_writes` and `end_writes`, which gives an errno or 0. Only where nobody

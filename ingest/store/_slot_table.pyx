@@ -68,6 +68,9 @@ cdef class SlotTable:
     cdef int mark_dirty(self, pack_state *p, int count) except -1:
         return 0
 
+    cdef int create_past_cache(self, pack_state *p) noexcept nogil:
+        return 0
+
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
         return 0
 
