@@ -45,6 +45,12 @@ def test_nothing_is_stored_where_nothing_is(packs: Packs) -> None:
     assert reader(packs).read_chunk(A0) == (Status.MISSING, b"")
 
 
+def test_a_pack_that_is_being_made_holds_nothing(packs: Packs) -> None:
+    packs.write(A0, 0, b"")
+    assert status_of(reader(packs), A0) is Status.MISSING
+    assert packs.path(A0).stat().st_size == 0
+
+
 def test_each_state_of_a_slot(packs: Packs) -> None:
     packs.put([A0, A0 + 1, A0 + 3])
     packs.delete([A0 + 1])
