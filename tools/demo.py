@@ -323,7 +323,8 @@ def main() -> int:
         "--chunks", type=int, default=CHUNKS_MIN, metavar="N", help="put at least so many (%(default)s)"
     )
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, interrupted)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a shell's background job has it ignored
+        signal.signal(number, interrupted)
     console = Console(soft_wrap=True)
     directory = Path(tempfile.mkdtemp(prefix="ingest-demo-"))
     try:
