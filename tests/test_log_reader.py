@@ -245,6 +245,12 @@ class TestSegments:
         with pytest.raises(CorruptionError, match=r"0000\.log: the segment header fails its digest"):
             read_log(wal)
 
+    def test_batches_behind_a_header_of_zeros_are_corruption(self, wal):
+        """Not a segment that was never used: its header was durable before its first batch."""
+        damage(wal / "0000.log", 0, bytes(BLOCK_SIZE))
+        with pytest.raises(CorruptionError, match="header is gone, but batches follow; `ingest fsck`"):
+            LogReader(wal, LOG_ID, SEGMENT_SIZE)
+
     def test_two_segments_of_one_use_are_refused(self, wal):
         (wal / "0001.log").write_bytes((wal / "0000.log").read_bytes())
         with pytest.raises(CorruptionError, match="claim the same use of the log"):

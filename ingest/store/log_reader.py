@@ -8,6 +8,7 @@ A batch is written only after the sync of the one before it returned, so only th
     bytes that do not check, then a whole batch  | corruption: refuse to start
     with a later number                          |
     a batch that the packs lack is not there     | corruption: refuse to start
+    batches in a segment whose header is zeros   | corruption: refuse to start
 """
 
 from __future__ import annotations
@@ -103,6 +104,12 @@ class LogReader:
                 header = SegmentHeader.parse(bytes(block))
             except (CorruptionError, StoreFormatError) as error:
                 raise type(error)(f"{segment.path}: {error}; `ingest fsck` tells more") from None
+            if header is None:
+                os.preadv(segment.fd, [block], BLOCK_SIZE)
+                if block[: len(BATCH_MAGIC)] == BATCH_MAGIC:  # the header is durable before the first batch is written
+                    raise CorruptionError(
+                        f"{segment.path}: the segment's header is gone, but batches follow; `ingest fsck` tells more"
+                    )
         if header is not None and header.log_id != self.log_id:
             raise CorruptionError(f"{segment.path} belongs to another log ({header.log_id.hex()})")
         return header
