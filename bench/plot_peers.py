@@ -20,30 +20,38 @@ from ingest.limits import DATA_SIZE
 
 OURS, THEIRS = "#1b6ca8", "#b9c0c8"
 PANELS = (
-    ("closed", "disk", "one put in flight on each connection\nanswered when it is on the disk"),
-    ("closed", "os", "one put in flight on each connection\nanswered before it is on the disk"),
+    ("closed", "disk", "one put in flight on each of {} connections\nanswered when it is on the disk"),
+    ("closed", "os", "one put in flight on each of {} connections\nanswered before it is on the disk"),
     ("pipelined", "disk", "pipelined\nanswered when it is on the disk"),
     ("pipelined", "os", "pipelined\nanswered before it is on the disk"),
 )
 
 
-def bars(rows: list[dict[str, Any]], manner: str, sync: str) -> list[tuple[str, float, float, float, bool]]:
-    """(name, median rate, lowest, highest, whether it is ours) of one panel, the fastest first."""
+Bar = tuple[str, float, float, float, bool]
+
+
+def connections(row: dict[str, Any]) -> int:
+    return int(row["notes"].get("connections", 64))  # results that do not say it are older: all had 64
+
+
+def bars(rows: list[dict[str, Any]], manner: str, sync: str) -> list[Bar]:
+    """(name, median rate, lowest, highest, whether it is ours) of one panel, the slowest first."""
     found = []
-    rates: list[float] = []
+    ours: dict[str, list[float]] = {}  # the same in all rows of as many connections
     for row in rows:
         if (row["notes"]["manner"], row["notes"]["sync"]) != (manner, sync):
             continue
         peer = [one["peer"] for one in row["rounds"]]
-        rates = [one["ours"] for one in row["rounds"]]  # the same in all rows of a panel
-        name = row["notes"]["peer"].replace("the same Redis, ", "Redis, appendfsync always,\n")
+        over = f",\n{connections(row)} connections" if manner == "pipelined" else ""
+        name = row["notes"]["peer"].replace("the same Redis, ", "Redis, appendfsync always,\n") + over
         found.append((name, statistics.median(peer), min(peer), max(peer), False))
-    if rates:
-        found.append((f"ingest, --sync {sync}", statistics.median(rates), min(rates), max(rates), True))
+        ours[f"ingest, --sync {sync}{over}"] = [one["ours"] for one in row["rounds"]]
+    for name, rates in ours.items():
+        found.append((name, statistics.median(rates), min(rates), max(rates), True))
     return sorted(found, key=lambda bar: bar[1])
 
 
-def draw_panel(axes: Axes, found: list[tuple[str, float, float, float, bool]], title: str) -> None:
+def draw_panel(axes: Axes, found: list[Bar], title: str) -> None:
     names, rates, lows, highs, ours = zip(*found, strict=True)
     spread = [
         [rate - low for rate, low in zip(rates, lows, strict=True)],
@@ -68,8 +76,13 @@ def draw_panel(axes: Axes, found: list[tuple[str, float, float, float, bool]], t
 def draw(results: dict[str, Any], to: Path) -> None:
     """One panel for each manner and promise that was measured."""
     rows = [row for row in results["rows"] if row["notes"].get("manner") in ("closed", "pipelined")]
-    panels = [(found, title) for manner, sync, title in PANELS if (found := bars(rows, manner, sync))]
-    heights = [0.8 + 0.42 * len(found) for found, _ in panels]
+    closed = {connections(row) for row in rows if row["notes"]["manner"] == "closed"}
+    panels = [
+        (found, title.format(*closed))
+        for manner, sync, title in PANELS
+        if (found := bars(rows, manner, sync))
+    ]
+    heights = [0.8 + 0.16 * sum(2 + bar[0].count("\n") for bar in found) for found, _ in panels]
     picture, grid = pyplot.subplots(
         len(panels),
         1,
@@ -89,7 +102,7 @@ def draw(results: dict[str, Any], to: Path) -> None:
     about = results["machine"]
     cpu = about["cpu"].replace("(R)", "")
     picture.suptitle(
-        f"records of {DATA_SIZE} bytes, 64 connections: ingest against peers\n"
+        f"records of {DATA_SIZE} bytes: ingest against peers\n"
         f"{cpu}, {about['cores']} cores shared with the client, {about['file_system']}, Linux {about['kernel']}\n"
         f"median of {len(rows[0]['rounds'])} rounds in turns, lowest and highest; "
         f"{results['date'][:10]}, commit {results['commit']}",

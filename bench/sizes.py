@@ -35,7 +35,9 @@ class Sizes:
     peer_rounds: int
     peer_s: float
     peer_closed: int  # records of one run of Redis
-    peer_pipelined: int  # records of one run, of either side
+    peer_pipelined: int  # the same, pipelined
+    pipelined: int  # records of one run of ours against it: takes about as long
+    pipelined_connections: tuple[int, int]  # few and many
     peer_files: int  # records of one run of SeaweedFS
 
 
@@ -61,10 +63,12 @@ FULL = Sizes(
     tls=1_500_000,
     tree=50_000,
     tree_rounds=5,
-    peer_rounds=5,
+    peer_rounds=3,
     peer_s=3.0,
     peer_closed=200_000,
     peer_pipelined=800_000,
+    pipelined=1_600_000,
+    pipelined_connections=(4, 64),
     peer_files=20_000,
 )
 
@@ -94,5 +98,7 @@ TINY = Sizes(
     peer_s=0.1,
     peer_closed=400,
     peer_pipelined=2_000,
+    pipelined=4_000,
+    pipelined_connections=(2, 8),
     peer_files=200,
 )

@@ -6,34 +6,45 @@ import pytest
 
 from bench import nats_load, peer, peers, plot_peers, report
 from bench.peer import PEERS, Nats, Peer, Redis
+from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch
-from bench.sizes import TINY
+from bench.sizes import FULL, TINY
 
 
 def wanted(kind):
-    """The first contest of each manner that it takes part in."""
-    by_manner = {}
-    for contest in peers.CONTESTS:
+    """The first contest of each manner and number of connections that it takes part in."""
+    found = {}
+    for contest in peers.contests(TINY):
         if contest.peer is kind:
-            by_manner.setdefault(contest.manner, contest)
-    return list(by_manner.values())
+            found.setdefault((contest.manner, contest.connections), contest)
+    return list(found.values())
 
 
 @pytest.mark.parametrize("kind", PEERS, ids=lambda kind: kind.NAME)
 def test_a_peer_is_measured_where_it_is_installed(kind, tmp_path, monkeypatch):
     if why := kind.missing():
         pytest.skip(why)
-    monkeypatch.setattr(peers, "DEPTHS", (16,))
-    monkeypatch.setattr(peers, "WINDOWS", (64,))
+    monkeypatch.setattr(peers, "PIPELINES", (16,))
+    monkeypatch.setattr(peers, "IN_FLIGHT", (512,))
     place = tmp_path / "place"
     place.mkdir()
     rows = peers.measure(Scratch(place), TINY, wanted(kind))
-    assert [row.name for row in rows] == [contest.name for contest in wanted(kind)]
+    assert [row.name for row in rows if row.notes["manner"] != peers.BEST] == [
+        contest.name for contest in wanted(kind)
+    ]
     for row in rows:
         (one,) = row.rounds
         assert one.value == one.ours / one.peer > 0
         assert one.details["peer_run"]["disk_bytes_per_record"] > 0
         assert row.notes["version"] and row.notes["client"]
+        if kind is Redis and row.notes["manner"] == peers.PIPELINED:
+            over = row.notes["connections"]
+            assert one.details["peer_run"]["connections"] == one.details["our_run"]["connections"] == over
+            assert (
+                one.details["our_run"]["window"] == 512 // over and one.details["peer_run"]["pipeline"] == 16
+            )
+            assert row.notes["depths_tried"]["ours"][over].keys() == {512 // over}
+            assert row.notes["depths_tried"]["redis"][over].keys() == {16}
     assert list(place.iterdir()) == [], "a benchmark left something on the disk"
 
     results = report.document(rows, report.machine(tmp_path, "ext4"), "none")
@@ -90,6 +101,43 @@ def test_the_chart_has_ours_once_in_each_panel():
     ]
 
 
+def test_the_chart_has_ours_once_for_each_number_of_pipelined_connections():
+    def row(peer, over):
+        notes = {"manner": "pipelined", "sync": "disk", "peer": peer, "connections": over}
+        return {"notes": notes, "rounds": [{"ours": 100 + over, "peer": over}]}
+
+    found = plot_peers.bars([row("a", 4), row("a", 64), row("b", 64)], "pipelined", "disk")
+    assert sorted((bar[0], bar[1]) for bar in found if bar[4]) == [
+        ("ingest, --sync disk,\n4 connections", 104),
+        ("ingest, --sync disk,\n64 connections", 164),
+    ]
+    assert [bar[0] for bar in found if not bar[4]] == [
+        "a,\n4 connections",
+        "a,\n64 connections",
+        "b,\n64 connections",
+    ]
+
+
+def test_the_best_row_has_the_fastest_run_of_each_side_in_each_round():
+    def row(over, *rates):
+        rounds = [
+            Round.ratio(ours, peer, our_run={"connections": over}, peer_run={"connections": over})
+            for ours, peer in rates
+        ]
+        return Row(
+            f"over-{over}", "", RATIO, rounds=rounds, notes={"connections": over, "manner": "pipelined"}
+        )
+
+    found = peers.best([row(4, (600, 100), (300, 210)), row(64, (400, 200), (420, 140))])
+    assert [(one.ours, one.peer, one.value) for one in found.rounds] == [(600, 200, 3.0), (420, 210, 2.0)]
+    assert [
+        (one.details["our_run"]["connections"], one.details["peer_run"]["connections"])
+        for one in found.rounds
+    ] == [(4, 64), (64, 4)]
+    assert (found.must, found.reach, found.notes["connections"]) == (3.0, 6.0, [4, 64])
+
+
 def test_peers_have_distinct_names_and_contests():
-    assert len({contest.name for contest in peers.CONTESTS}) == len(peers.CONTESTS)
+    found = peers.contests(FULL)
+    assert len({contest.name for contest in found}) == len(found)
     assert all(issubclass(kind, Peer) for kind in PEERS)
