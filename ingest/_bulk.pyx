@@ -65,9 +65,12 @@ cdef class BulkJob:
             for i in range(self.sequence_count):
                 s = &self.sequences[i]
                 s.error = bulk_write(self.data_fd, s.pack, s.slot, self.parts + s.item, s.items, self.image, 0)
+                if s.error < 0:         # a failed sync: only recovery can tell what is stored
+                    self.error = s.error = -s.error
+                    break
             if failpoints_armed:
                 failpoint_passed(STEP_SLOTS_WRITTEN, WAY_BULK)
-            if self.sync:
+            if self.sync and self.error == 0:
                 for i in range(self.sequence_count):
                     s = &self.sequences[i]
                     if s.error:

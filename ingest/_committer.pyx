@@ -501,7 +501,7 @@ cdef class Committer:
         if self.puts < AHEAD_MIN or not self.packs.hides_slots:
             return
         for i in range(self.batch_count):
-            if self.batch[i].pack.fresh:
+            if self.batch[i].pack.fresh or self.batch[i].pack.header_cached:
                 return      # nothing of a new pack may reach the disk before the log has it
         i = 0
         while i < self.batch_count:

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from ingest.errors import ConfigError
+from ingest.store.tree import check_file_system
+
 LAYOUTS = ("pack", "tree")
 VECTORS = Path(__file__).parent / "vectors" / "contract.json"
 
@@ -19,6 +22,11 @@ def contract() -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def layout(request: pytest.FixtureRequest) -> str:
     """What uses this runs once in each layout, or in those that a mark `layout` names."""
+    if request.param == "tree":
+        try:
+            check_file_system(request.getfixturevalue("tmp_path_factory").mktemp("attributes"))
+        except ConfigError as error:
+            pytest.skip(str(error))
     return request.param
 
 

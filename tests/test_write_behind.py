@@ -411,7 +411,7 @@ with CommitterProcess(Path({data!r})) as committer:
 """
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@needs_strace
 def test_a_new_pack_s_header_goes_past_the_page_cache_before_its_slots_do(data, tmp_path):
     """Or a power cut could keep the size that the slots give the file, and not the header."""
     script = BULK_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data)).replace(
@@ -430,6 +430,32 @@ def test_a_new_pack_s_header_goes_past_the_page_cache_before_its_slots_do(data, 
     assert len(first) == 2
     for call in first.values():
         assert '"INGPACK1"..., 4096, 0' in call, call
+
+
+@needs_strace
+def test_a_pack_of_the_committer_before_is_synced_before_a_bulk_run_goes_into_it(data, tmp_path):
+    """Its header may be in the page cache only; the disk must not have the size of the slots without it."""
+    with CommitterProcess(data) as committer:
+        small = committer.put(FIRST, 1)
+        committer.start()
+        committer.wait(small)
+        committer.kill()
+    script = (
+        BULK_SCRIPT.format(tests=str(Path(__file__).parent), data=str(data))
+        .replace("wait_end()", "stop()")
+        .replace("FIRST + 1296 * i, 1296", "FIRST + 1 + 1296 * i, 1295")
+    )
+    trace = tmp_path / "strace.log"
+    subprocess.run(
+        ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=pwrite64,fdatasync", "-y", "-s", "8",
+         sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        check=True, timeout=120, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    name = sharding.pack_path(sharding.ticket_pack(FIRST))
+    calls = re.findall(rf"(pwrite64|fdatasync)\(\d+<[^>]*/{name}>(.*)", trace.read_text())
+    large = next(i for i, (_, rest) in enumerate(calls) if re.search(r", \d{6,}, \d+\) = ", rest))
+    assert "fdatasync" in [call for call, _ in calls[:large]], calls
 
 
 def test_a_new_committer_looks_for_space_itself(data):

@@ -24,7 +24,7 @@ static int synced(int (*sync)(int), int fd)
 
 /* Writes consecutive frames, given in parts, into the slots from `slot` on; or, with sync, syncs the pack (no parts).
  * Whole blocks go past the page cache; the first and last block, which other slots share, through it. `image` is a
- * page-aligned buffer of BULK_IMAGE_SIZE. An errno or 0. */
+ * page-aligned buffer of BULK_IMAGE_SIZE. An errno or 0; a negative errno when a sync failed that is not to be retried. */
 static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
 {
     if (sync)
@@ -38,12 +38,12 @@ static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *
     }
     int64_t low = (from + PACK_BLOCK - 1) / PACK_BLOCK * PACK_BLOCK, high = to / PACK_BLOCK * PACK_BLOCK;
     int error = 0;
-    /* A new pack's header must not reach the disk after the size that the slots give the file: a power cut would leave a
+    /* A pack's header must not reach the disk after the size that the slots give the file: a power cut would leave a
      * pack without a header that no log record names. */
     if (pack->header_cached) {
         if ((error = synced(fdatasync, pack->fd)) != 0)
-            return error;
-        pack->header_cached = 0;
+            return -error;
+        pack->header_cached = HEADER_DURABLE;
     }
     int direct = open_beneath(data_fd, path, O_WRONLY | O_DIRECT, 0);
     if (direct < 0 && errno != EINVAL)

@@ -29,6 +29,10 @@
 #define PACK_DIGEST 504
 #define PACK_BLOCK 4096
 
+/* Where a pack's header is: in the page cache, of which the disk may have the file's size and not the bytes; there when
+ * the flush under way began; on the disk. */
+enum { HEADER_DURABLE, HEADER_CACHED, HEADER_FLUSHING };
+
 typedef struct {
     int64_t id;
     int fd;
@@ -36,7 +40,7 @@ typedef struct {
     int claimed_count;   /* slots claimed: while there are any, the pack stays in the table */
     int touched;         /* header changed in this commit and not written yet */
     int fresh;           /* its file is empty: the header is not written before the log has what goes behind it */
-    int header_cached;   /* a new pack's header, of which the disk may have the size and not the bytes */
+    int header_cached;   /* HEADER_...: only behind a durable one may slots be written that the log does not have yet */
     uint8_t header[PACK_SECTOR];
     uint8_t claimed[PACK_BITMAP];
     uint8_t known[PACK_BITMAP]; /* layout tree: slots whose files were looked at */

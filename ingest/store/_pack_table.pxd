@@ -27,6 +27,7 @@ cdef class PackTable(SlotTable):
     cdef slot_writer _writer
     cdef set _replayed                       # packs whose headers `write_headers` is to write
 
+    cdef void _advance_headers(self, int state, int following) noexcept nogil
     cdef int _create(self, pack_state *p) noexcept nogil
     cdef void _count_generation(self, pack_state *p) noexcept nogil
     cdef void _seal(self, pack_state *p) noexcept nogil

@@ -7,7 +7,7 @@ authoritative) and written whole, one sector, after each change.
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.errno cimport EAGAIN, EBADMSG, EINVAL, ENOENT, ENOSPC, errno
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
@@ -17,7 +17,7 @@ from ingest._failpoints cimport (
 )
 from ingest._hmac cimport hmac_digest504, hmac_digests504
 from ingest.store._slot_table cimport (
-    PACK_DELETED, PACK_PRESENT, PACK_SECTOR, SLOT_DELETED, SlotTable, pack_state, slots_alike,
+    PACK_DELETED, PACK_PRESENT, PACK_SECTOR, SLOT_DELETED, SlotTable, pack_state, pack_table, slots_alike,
 )
 
 import os
@@ -30,6 +30,12 @@ cdef extern from "csrc/frame.h" nogil:
     pass
 
 cdef extern from "csrc/pack_table.h" nogil:
+    ctypedef struct pack_entry:
+        pack_state *pack
+    pack_entry *pack_table_at(pack_table *t, int i)
+    enum: HEADER_DURABLE
+    enum: HEADER_CACHED
+    enum: HEADER_FLUSHING
     enum: PACK_BITMAP
     enum: EMEDIUMTYPE
     enum: PACK_HEADER_SIZE
@@ -147,6 +153,19 @@ cdef class PackTable(SlotTable):
     def flush_begins(self):
         SlotTable.flush_begins(self)
         self._dirty_last = -1
+        self._advance_headers(HEADER_CACHED, HEADER_FLUSHING)
+
+    def flush_done(self):
+        SlotTable.flush_done(self)
+        self._advance_headers(HEADER_FLUSHING, HEADER_DURABLE)
+
+    cdef void _advance_headers(self, int state, int following) noexcept nogil:
+        cdef uint32_t i
+        cdef pack_state *p
+        for i in range(self.table.mask + 1):
+            p = pack_table_at(&self.table, i).pack
+            if p != NULL and p.header_cached == state:
+                p.header_cached = following
 
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
         cdef int error = self._create(p) if p.fresh else 0
@@ -234,7 +253,7 @@ cdef class PackTable(SlotTable):
                     return error
                 error = check_header(p.header, p.id, store_id)
                 if error == 0:
-                    p.header_cached = get_be(p.header + PACK_GENERATION, 8) == 1    # as it was created: by whom?
+                    p.header_cached = HEADER_CACHED     # for all we know: a committer before us may have written it
                     return 0
             memset(zeros, 0, PACK_SECTOR)
             size = file_size(p.fd)
@@ -278,7 +297,7 @@ cdef class PackTable(SlotTable):
             return error
         self.created += p.fresh
         p.fresh = p.touched = 0
-        p.header_cached = 1
+        p.header_cached = HEADER_CACHED
         return 0
 
     cdef void _count_generation(self, pack_state *p) noexcept nogil:
@@ -347,6 +366,8 @@ cdef class PackTable(SlotTable):
             slot = ticket_slot(first)
             done = 0
             with nogil:
+                if p.fresh:
+                    error = self._create(p)     # the log has its frames; workers read meanwhile
                 while done < count and error == 0:
                     alike = slots_alike(p, slot + done, count - done, &state)
                     if state != SLOT_DELETED:
