@@ -32,7 +32,7 @@ def small_disk(root: Path, name: str, mib: int, *, inodes: int = 0) -> Iterator[
     try:
         yield mount
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        subprocess.run(["umount", "-l", str(mount)], check=True)
         image.unlink()
 
 

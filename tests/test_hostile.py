@@ -509,7 +509,7 @@ def mounted(image: str, directory: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", str(directory)], check=True)
+        subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
 def test_a_flood_of_random_tickets(few_inodes: Path, tmp_path: Path) -> None:
