@@ -579,7 +579,7 @@ def run(seed: int, cases: int, directory: Path, processes: int | None = None) ->
     templates = [
         build(directory / f"template-{layout}-{end}", layout, end, seed)
         for layout in layouts(directory)
-        for end in ("clean", "killed", "cut")
+        for end in ("clean", "killed", "cut", "begun")
     ]
     templates.append(build(directory / "template-server", "pack", "killed", seed, limits.LOG_SEGMENT_SIZE))
     losses: list[str] = []

@@ -34,6 +34,8 @@ from ingest.store.store import META, Store
 SMALL_SEGMENT = 128 << 10  # bytes
 SEGMENTS = 4
 PACKS = (0, 5, 900)  # the root pack, one of a single character, one of two
+LONG_PACK = sharding.pack_id("AABBC")  # its tickets have seven characters
+NEW_PACKS = (LONG_PACK + 1, 1, 40_000)  # that only batches name which the packs lack
 SPAN = 150  # slots of a pack that are used
 
 
@@ -154,6 +156,14 @@ class Builder:
         if apply:
             self.packs.replay_delete(sharding.ticket_pack(first), sharding.ticket_slot(first), count)
 
+    def put_and_delete(self, index: int, first: int, count: int) -> None:
+        """One batch of a put and of a delete of tickets that were never stored; the power goes before they are applied."""
+        frame = bytearray(ticket.index_to_wire(first) + bytes(8) + delete_data(count))
+        sign(self.keys.delete, frame)
+        deleted = list(range(first, first + count))
+        self.append(self.frames([index]) + frame, [[index], deleted], deletes=1)
+        self.truth.update(dict.fromkeys(deleted))
+
     def append(self, payload: bytes, about: list[list[int]], deletes: int = 0, notes: int = 0) -> None:
         puts = (len(payload) - notes * NOTE_SIZE) // FRAME_SIZE - deletes
         length = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
@@ -187,7 +197,7 @@ def open_table(store: Store) -> SlotTable:
 
 def build(directory: Path, layout: str, end: str, seed: int, segment_size: int = SMALL_SEGMENT) -> Template:
     """A store that ends with ``end``: "clean" (stopped), "killed" (the packs have all, and do not know it), "cut"
-    (the power went: the packs lack the end of the log)."""
+    (the power went: the packs lack the end of the log), "begun" (likewise, and some of the packs have no file yet)."""
     random_ = random.Random(f"{seed} {layout} {end} {segment_size}")
     builder = Builder(directory, layout, random_, segment_size)
     try:
@@ -210,6 +220,8 @@ def build(directory: Path, layout: str, end: str, seed: int, segment_size: int =
             for _ in range(3):
                 _put_some(builder, random_.randrange(4, 12), apply=end == "killed")
             _delete_some(builder, 2, apply=end == "killed")
+            if end == "begun":
+                _begin_packs(builder)
             _put_some(builder, 4, apply=end == "killed")
     finally:
         builder.close()
@@ -246,6 +258,14 @@ def _put_some(builder: Builder, count: int, apply: bool = True) -> None:
     ]
     if len(free) >= count:
         builder.put(builder.random.sample(free, count), apply)
+
+
+def _begin_packs(builder: Builder) -> None:
+    """A pack that has its file, and batches that each delete in a pack that has none, and that no other batch names."""
+    builder.put([sharding.slot_ticket(LONG_PACK, slot) for slot in (2, 9)])
+    for i, pack in enumerate(NEW_PACKS):
+        put = sharding.slot_ticket(LONG_PACK, 20 + i)
+        builder.put_and_delete(put, sharding.slot_ticket(pack, builder.random.randrange(SPAN)), 2)
 
 
 def _delete_some(builder: Builder, count: int, apply: bool = True) -> None:
@@ -293,7 +313,8 @@ def stored_layout(directory: Path) -> str:
 
 def tickets() -> list[tuple[int, int]]:
     """(first, count) of the ranges that hold all that a template ever has, and more."""
-    return [(sharding.slot_ticket(pack, 0), SPAN + 12) for pack in PACKS] + [(0, 36)]
+    packs = (*PACKS, LONG_PACK, *NEW_PACKS)
+    return [(sharding.slot_ticket(pack, 0), SPAN + 12) for pack in packs] + [(0, 36)]
 
 
 def read_all(reader: SlotReader, keys: SubKeys) -> dict[int, tuple[Status, bytes]]:

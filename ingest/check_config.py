@@ -18,7 +18,7 @@ from ingest.listeners import Address, format_address
 from ingest.mac import KeyRing
 from ingest.reload import read_certificates
 from ingest.store.key_file import read_keys
-from ingest.store.store import META, Store, lock_holder
+from ingest.store.store import META, Store, check_new, lock_holder
 
 ADDRESSES = {
     "listen": "put",
@@ -59,7 +59,8 @@ class CheckedConfig:
 
 
 def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None) -> CheckedConfig:
-    """Resolves the configuration as a server does and tries everything that a start does first.
+    """Resolves the configuration as a server does and tries what a start would fail at: the directory, the store, its
+    log, the keys, the certificates, the addresses. Not what it needs while it goes on: memory, room on the disk.
 
     ConfigError or UsageError, as from a start, for values that can't be read at all.
     """
@@ -102,6 +103,9 @@ def _store(config: ServerConfig, checked: CheckedConfig) -> None:
         checked.notes.append(
             f"{config.data_dir} holds no store yet: one with layout {config.layout} will be made"
         )
+        if not checked.problems:  # else the directory is none that anything could be made in
+            wal = config.wal_dir if config.wal_dir is not None else config.data_dir / META / "wal"
+            check_new(config.data_dir, wal, config.layout)
         return
     Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     holder = _server_on(config.data_dir)

@@ -92,6 +92,27 @@ def test_a_data_directory_that_is_a_file(tmp_path):
     assert any("no directory" in text for _, text in what(tmp_path))
 
 
+def test_packs_without_a_description(tmp_path):
+    (tmp_path / "data/AB").mkdir(parents=True)
+    with everything_of(tmp_path):
+        ((code, text),) = what(tmp_path)
+    assert code == 78 and "holds packs (AB)" in text
+
+
+def test_an_export_that_was_cut_off(tmp_path):
+    (tmp_path / "data/.ingest").mkdir(parents=True)
+    (tmp_path / "data/.ingest/export.json").write_text("{}")
+    ((code, text),) = what(tmp_path)
+    assert code == 78 and "export that was cut off" in text
+
+
+def test_the_log_of_another_store(stopped, tmp_path):
+    wal = stopped / ".ingest/wal"
+    with everything_of(stopped):
+        ((code, text),) = what(tmp_path, data_dir=str(tmp_path / "new"), wal_dir=str(wal))
+    assert code == 78 and "another store" in text
+
+
 def test_the_server_s_own_ports_are_no_second_problem(tmp_path):
     with running_node(tmp_path / "data", "--workers=1", "--reserve=0") as rig:
         own = {name: format_address(address) for name, address in addresses(rig).items()}

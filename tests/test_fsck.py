@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,16 +15,23 @@ import pytest
 from stores import Small, everything_of, slot_offset, starts, template
 from test_cli import run
 
+from faults.damaged_store import LONG_PACK, SMALL_SEGMENT, Builder, read_all, started
 from ingest import mac, sharding, ticket
-from ingest.errors import ConfigError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import build_frame
 from ingest.status import Status
 from ingest.store import tree
+from ingest.store.findings import no_progress
+from ingest.store.fsck import Fsck, fsck
+from ingest.store.identity import identify
+from ingest.store.log_survey import LogSurvey
 from ingest.store.pack import PackHeader, bit, set_bits
 from ingest.store.store import Store
+from ingest.store.walk import walk
 
 PACK = "4/obj"
+LONG = sharding.slot_ticket(LONG_PACK, 2)  # a ticket of seven characters that is stored in "begun"
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +49,21 @@ def small(templates: Path, tmp_path: Path) -> Callable[..., Small]:
     return copy
 
 
+def check_layout(layout: str, directory: Path) -> None:
+    if layout == "tree":
+        try:
+            tree.check_file_system(directory)
+        except ConfigError as error:
+            pytest.skip(str(error))
+
+
+def copy_of(templates: Path, tmp_path: Path, end: str, layout: str) -> Small:
+    check_layout(layout, tmp_path)
+    made = template(templates, end, layout)
+    made.copy(tmp_path / "store")
+    return Small(tmp_path / "store", made)
+
+
 def header_of(store: Small, path: str = PACK) -> PackHeader:
     return PackHeader.parse((store.path / path).read_bytes())
 
@@ -50,7 +73,7 @@ def write_header(store: Small, header: PackHeader, path: str = PACK) -> None:
 
 
 class TestClean:
-    @pytest.mark.parametrize("end", ["clean", "killed", "cut"])
+    @pytest.mark.parametrize("end", ["clean", "killed", "cut", "begun"])
     def test_what_a_crash_leaves_is_no_problem(self, small, end):
         store = small(end)
         with everything_of(store.path):
@@ -254,15 +277,9 @@ class TestAgainstTheLog:
 
 
 class TestTree:
-    @pytest.fixture(params=["clean", "killed", "cut"])
+    @pytest.fixture(params=["clean", "killed", "cut", "begun"])
     def store(self, request, templates, tmp_path) -> Small:
-        try:
-            tree.check_file_system(tmp_path)
-        except ConfigError as error:
-            pytest.skip(str(error))
-        made = template(templates, request.param, "tree")
-        made.copy(tmp_path / "store")
-        return Small(tmp_path / "store", made)
+        return copy_of(templates, tmp_path, request.param, "tree")
 
     def path(self, store: Small, index: int) -> Path:
         return store.path / ticket.tree_path(ticket.format(index))
@@ -322,6 +339,67 @@ class TestTree:
         assert store.shows_all(lost=set() if killed else {lost})
 
 
+class TestLogOfPacksWithoutAFile:
+    PUT, FIRST = (sharding.slot_ticket(sharding.pack_id(prefix), 7) for prefix in ("AABBC", "AABBD"))
+
+    @pytest.fixture(params=["pack", "tree"])
+    def store(self, request, tmp_path) -> tuple[Path, Builder]:
+        """Batches 3 and 4 are bad, and name packs that no other batch does."""
+        check_layout(request.param, tmp_path)
+        data = tmp_path / "store"
+        builder = Builder(data, request.param, random.Random(1), SMALL_SEGMENT)
+        builder.put([sharding.slot_ticket(5, slot) for slot in (1, 2)])
+        builder.settle()
+        builder.put([sharding.slot_ticket(5, 3)])
+        builder.put([self.PUT], apply=False)
+        builder.delete(self.FIRST, 2, apply=False)
+        builder.put([sharding.slot_ticket(5, 4)], apply=False)
+        builder.close()
+        bad = builder.batches[2:4]
+        assert [batch.number for batch in bad] == [3, 4]
+        with (data / bad[0].segment).open("r+b") as file:
+            for batch, inside in zip(bad, (100, 1400), strict=True):
+                (place,) = batch.frames
+                file.seek(place + inside)
+                file.write(b"decay")
+        return data, builder
+
+    def test_what_was_used_there_does_not_become_free(self, store):
+        data, builder = store
+        report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+        bad = {problem.ticket for problem in report.problems if problem.kind == "log_frame"}
+        assert bad == {ticket.format(self.PUT), ticket.format(self.FIRST)}
+        assert fsck(data, segment_size=SMALL_SEGMENT).clean
+        with started(data, SMALL_SEGMENT) as reader:
+            read = read_all(reader, builder.keys)
+        assert read[self.PUT][0] is Status.DELETED
+        assert read[self.FIRST][0] is Status.DELETED
+        assert all(read[sharding.slot_ticket(5, slot)][0] is Status.SAVED for slot in (1, 2, 3, 4))
+
+    def test_a_delete_beside_a_bad_frame(self, templates, tmp_path, layout):
+        store = copy_of(templates, tmp_path, "begun", layout)
+        batch = next(b for b in store.template.batches if [*map(len, b.frames.values())] == [1, 2])
+        (place, (put,)), _ = sorted(batch.frames.items())
+        store.patch(batch.segment, place + 100, b"decay")
+        store.fsck(repair=True)
+        assert store.fsck().clean
+        assert store.shows_all(lost={put})
+
+    def test_a_bad_frame_is_named_by_its_ticket_s_own_file(self, templates, tmp_path):
+        store = copy_of(templates, tmp_path, "begun", "tree")
+        batch = next(
+            b for b in store.template.batches if LONG in {i for some in b.frames.values() for i in some}
+        )
+        place = next(place for place, indices in batch.frames.items() if LONG in indices)
+        name = ticket.format(LONG)
+        assert len(name) == 7 and (store.path / ticket.tree_path(name)).exists()
+        store.patch(batch.segment, place + 100, b"decay")
+        named = {problem.ticket: problem.path for problem in store.fsck(repair=True).problems}
+        assert named[name] == ticket.tree_path(name)
+        assert store.fsck().clean
+        assert store.shows_all(), "its file holds it"
+
+
 class TestLog:
     def middle(self, store: Small) -> int:
         """A batch with puts that the packs may lack, and whole ones behind it."""
@@ -370,6 +448,25 @@ class TestLog:
             if record.get("moved"):
                 kept[Path(record["path"]).name] = about.with_suffix(".copy").read_bytes()
         assert kept == old
+
+    def test_it_stays_until_the_packs_are_synced(self, small):
+        store = small("killed")
+        batch = store.template.batches[self.middle(store)]
+        store.patch(batch.segment, batch.offset + 70, b"decay")
+        wal = store.path / ".ingest/wal"
+        identity = identify(store.path)
+        size = store.template.segment_size
+        survey = LogSurvey(identity.wal_dir, identity.log_id, identity.keys, size)
+        found = walk(store.path, identity.layout)
+        no_descriptor = -1  # which no syncfs takes
+        try:
+            with everything_of(wal), pytest.raises(DiskError, match="the damaged log stays where it is"):
+                Fsck(identity, survey, found, True, no_progress, no_descriptor).run()
+        finally:
+            survey.close()
+        assert all(problem.repaired for problem in store.fsck(repair=True).problems)
+        assert not list(wal.glob("*.log"))
+        assert store.fsck().clean and store.shows_all()
 
     def test_a_short_segment(self, small):
         store = small("killed")
@@ -449,8 +546,6 @@ class TestIdentity:
     def test_no_store(self, tmp_path):
         with everything_of(tmp_path), pytest.raises(ConfigError, match="not a store"):
             Small(tmp_path, None).path  # noqa: B018
-            from ingest.store.fsck import fsck
-
             fsck(tmp_path)
 
     def test_a_running_server_s_store(self, small):

@@ -23,7 +23,7 @@ from ingest.store.chunk_file import read_chunks, write_chunk_file
 from ingest.store.findings import Problem, Progress, Report, no_progress
 from ingest.store.identity import STORE_JSON, Identity, identify
 from ingest.store.log_survey import LoggedPack, LogSurvey
-from ingest.store.log_writer import sync_directory
+from ingest.store.log_writer import sync_directory, syncfs
 from ingest.store.pack_check import (
     Extra,
     Fault,
@@ -37,7 +37,7 @@ from ingest.store.pack_check import (
     resolve,
 )
 from ingest.store.quarantine import Piece, Quarantine, replace_file
-from ingest.store.store import LOG_ID_FILE, META, lock_holder, write_json
+from ingest.store.store import LOG_ID_FILE, META, explain, lock_holder, write_json
 from ingest.store.walk import Walk, walk
 
 PACK_READ_MAX = (
@@ -67,6 +67,16 @@ def locked(data_dir: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@contextmanager
+def opened(data_dir: Path) -> Iterator[int]:
+    """A descriptor of ``data_dir``: a syncfs on it reports each write-back that failed since it was opened."""
+    fd = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def fsck(
     data_dir: Path,
     *,
@@ -82,12 +92,12 @@ def fsck(
     used), StoreLockedError, DiskError or OSError.
     """
     began = time.monotonic()
-    with locked(data_dir):
+    with locked(data_dir), opened(data_dir) as data_fd:
         identity = identify(data_dir, wal_dir, key_file)
         progress("reading the log", 0, 0)
         survey = LogSurvey(identity.wal_dir, identity.log_id, identity.keys, segment_size)
         try:
-            check = Fsck(identity, survey, walk(data_dir, identity.layout), repair, progress)
+            check = Fsck(identity, survey, walk(data_dir, identity.layout), repair, progress, data_fd)
             check.run()
         finally:
             survey.close()
@@ -96,16 +106,24 @@ def fsck(
 
 
 class Fsck:
-    """One check, and repair. ``report`` grows while ``run`` goes on."""
+    """One check, and repair. ``report`` grows while ``run`` goes on. ``data_fd``: see `opened`, from before anything was
+    read."""
 
     def __init__(
-        self, identity: Identity, survey: LogSurvey, found: Walk, repair: bool, progress: Progress
+        self,
+        identity: Identity,
+        survey: LogSurvey,
+        found: Walk,
+        repair: bool,
+        progress: Progress,
+        data_fd: int,
     ) -> None:
         self.identity = identity
         self.survey = survey
         self.walk = found
         self.repair = repair
         self.progress = progress
+        self.data_fd = data_fd
         self.data_dir = identity.data_dir
         self.put_keys = [keys.put for keys in identity.keys]
         self.quarantine = Quarantine(self.data_dir)
@@ -121,7 +139,7 @@ class Fsck:
         self._places()
         self._log_problems()
         extras = self._salvage()
-        groups = self._groups()
+        groups = self._groups(extras)
         for i, pack in enumerate(sorted(groups)):
             self.progress("checking", i, len(groups))
             if self.identity.layout == "pack":
@@ -165,8 +183,9 @@ class Fsck:
                 problem.copy = self.quarantine.take(problem.path, path, problem.kind, problem.detail)
             problem.repaired = True
 
-    def _groups(self) -> dict[int, list[int]]:
-        """The packs that exist or that the log names; in layout tree with the slots that have a file."""
+    def _groups(self, extras: dict[int, Extra]) -> dict[int, list[int]]:
+        """The packs that exist or that the log names, in its bad parts too; in layout tree with the slots that have a
+        file."""
         groups: dict[int, list[int]] = defaultdict(list)
         for path in self.walk.objects:
             if self.identity.layout == "pack":
@@ -174,10 +193,7 @@ class Fsck:
             else:
                 index = ticket.parse(ticket.from_tree_path(path))
                 groups[sharding.ticket_pack(index)].append(sharding.ticket_slot(index))
-        named = [*self.survey.packs]
-        if self._full_replay():
-            named += [sharding.ticket_pack(index) for index, _ in self.survey.salvaged]
-        for pack in named:
+        for pack in (*self.survey.packs, *extras):
             groups.setdefault(pack, [])
         return groups
 
@@ -334,10 +350,11 @@ class Fsck:
             self.report.problems.append(Problem("log", self._log_path(fault.path), detail, repair))
         for index in self.survey.doomed if self._full_replay() else ():
             name = ticket.format(index)
-            path = sharding.pack_path(sharding.ticket_pack(index))
+            in_packs = self.identity.layout == "pack"
+            path = sharding.pack_path(sharding.ticket_pack(index)) if in_packs else ticket.tree_path(name)
             detail = "a frame of it is in a bad batch of the log and fails its checksum"
             problem = Problem(
-                "log_frame", path, detail, "marked deleted, unless the pack holds it", None, name, True
+                "log_frame", path, detail, "marked deleted, unless it is stored there", None, name, True
             )
             problem.repaired = self.repair and not self._blind
             self.report.problems.append(problem)
@@ -346,11 +363,12 @@ class Fsck:
         return str(path.relative_to(self.data_dir)) if path.is_relative_to(self.data_dir) else str(path)
 
     def _salvage(self) -> dict[int, Extra]:
-        """What was found in bad parts of the log, by pack. Every pack gets its share when notes may be lost."""
+        """What was found in bad parts of the log, by pack. Every pack that exists gets its share: notes may be lost, of
+        which layout tree has none."""
         extras: dict[int, Extra] = {}
         if not self._full_replay():
             return extras
-        for path in self.walk.objects:
+        for path in self.walk.objects if self.identity.layout == "pack" else ():
             extras[sharding.pack_of_path(path)] = Extra({}, adopt=True)
         for index, frame in self.survey.salvaged:
             self._extra(extras, index).frames[sharding.ticket_slot(index)] = frame
@@ -368,9 +386,18 @@ class Fsck:
         return extras.setdefault(sharding.ticket_pack(index), Extra({}, adopt=True))
 
     def _mend_log(self) -> None:
-        """The packs hold everything, durably: the segments go into the quarantine, and the server makes new ones."""
+        """The packs hold everything: once they do so durably the segments go into the quarantine, and the server makes
+        new ones. DiskError when the packs can't be synced."""
         if not self._full_replay() or self._blind or self._misplaced:
             return
+        # A pack that was found to be right was read from the page cache: its disk may not have it yet.
+        try:
+            syncfs(self.data_fd)
+        except OSError as error:
+            raise DiskError(
+                f"{explain(error, self.data_dir)}: what the packs hold could not be synced, so the damaged log stays "
+                "where it is; mount the file system anew, that nothing is read from memory, then repair once more"
+            ) from error
         copies = {}
         for segment in self.survey.segments:
             detail = "; ".join(f.detail for f in self.survey.faults if f.path == segment.path) or "whole"

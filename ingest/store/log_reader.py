@@ -106,9 +106,8 @@ class LogReader:
                 raise type(error)(f"{segment.path}: {error}; `ingest fsck` tells more") from None
             if header is None:
                 os.preadv(segment.fd, [block], BLOCK_SIZE)
-                if (
-                    block[: len(BATCH_MAGIC)] == BATCH_MAGIC
-                ):  # the header is durable before the first batch is written
+                # The header is durable before the first batch is written.
+                if block[: len(BATCH_MAGIC)] == BATCH_MAGIC:
                     raise CorruptionError(
                         f"{segment.path}: the segment's header is gone, but batches follow; `ingest fsck` tells more"
                     )

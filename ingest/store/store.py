@@ -88,13 +88,10 @@ class Store:
     ) -> Store:
         path = data_dir / META / "store.json"
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
-        _refuse_links(data_dir)
-        if (data_dir / META / EXPORT_MARK).exists():
-            raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
-        if not path.exists():
-            _refuse_foreign_files(data_dir)
-            if layout == "tree":
-                tree.check_file_system(data_dir / META)
+        if path.exists():
+            _refuse_unfinished(data_dir)
+        else:
+            check_new(data_dir, wal, layout)
             log_id = _make_log_directory(wal, data_dir)
             write_json(
                 path,
@@ -112,9 +109,7 @@ class Store:
     @classmethod
     def read(cls, data_dir: Path, *, wal_dir: Path | None = None, layout: str = "pack") -> Store:
         """As `open`, of a store that exists, but without its lock, and without changing anything: for looking only."""
-        _refuse_links(data_dir)
-        if (data_dir / META / EXPORT_MARK).exists():
-            raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
+        _refuse_unfinished(data_dir)
         wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
         return cls._read(data_dir, wal, layout, -1, -1)
 
@@ -269,6 +264,27 @@ def _existing(path: Path) -> Path:
     return path if path.exists() or path.parent == path else _existing(path.parent)
 
 
+def check_new(data_dir: Path, wal: Path, layout: str) -> None:
+    """Whether a store can be made in `data_dir` with its log in `wal`, neither of which need be there yet. Leaves
+    nothing behind.
+
+    Raises ConfigError (a link, an export that was cut off, another store's log, no extended attributes for layout
+    tree), StoreFormatError (packs of a store that has lost its description), OSError.
+    """
+    _refuse_unfinished(data_dir)
+    if data_dir.exists():
+        _refuse_foreign_files(data_dir)
+    _refuse_other_log(wal, data_dir)
+    if layout == "tree":
+        tree.check_file_system(_existing(data_dir / META))
+
+
+def _refuse_unfinished(data_dir: Path) -> None:
+    _refuse_links(data_dir)
+    if (data_dir / META / EXPORT_MARK).exists():
+        raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
+
+
 def _refuse_links(data_dir: Path) -> None:
     for inside in (data_dir / META / "store.json", data_dir / META / "wal"):
         if inside.is_symlink():
@@ -376,18 +392,20 @@ def make_directory(path: Path) -> None:
 def _make_log_directory(wal: Path, data_dir: Path) -> str:
     """The id of the log of a new store on `data_dir`. One that a start which was cut short has made is taken over."""
     make_directory(wal)
-    owner = str(data_dir.resolve())
-    if any(wal.glob("*.log")):
-        raise ConfigError(f"{wal} holds the log of another store: give each store its own --wal-dir")
     log_id = _read_log_id(wal)
     if log_id is None:
         log_id = secrets.token_hex(16)
-        write_json(wal / LOG_ID_FILE, {"log_id": log_id, "made_for": owner})
-    elif _read_log_record(wal).get("made_for") != owner:
+        write_json(wal / LOG_ID_FILE, {"log_id": log_id, "made_for": str(data_dir.resolve())})
+    return log_id
+
+
+def _refuse_other_log(wal: Path, data_dir: Path) -> None:
+    if any(wal.glob("*.log")):
+        raise ConfigError(f"{wal} holds the log of another store: give each store its own --wal-dir")
+    if _read_log_id(wal) is not None and _read_log_record(wal).get("made_for") != str(data_dir.resolve()):
         raise ConfigError(
             f"{wal} was made for another store, see {LOG_ID_FILE} there: give each store its own --wal-dir"
         )
-    return log_id
 
 
 def _read_log_record(wal: Path) -> dict[str, Any]:

@@ -76,6 +76,6 @@ def check_file_system(directory: Path) -> None:
             if error.errno not in (errno.EOPNOTSUPP, errno.ENOSPC, errno.EPERM):
                 raise
             raise ConfigError(
-                f"{directory.parent}: this file system keeps no extended attributes of users ({error.strerror}), which "
+                f"{directory}: this file system keeps no extended attributes of users ({error.strerror}), which "
                 "layout tree needs: use layout pack, or another file system"
             ) from error
