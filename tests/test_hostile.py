@@ -196,7 +196,7 @@ def more(node: NodeRig, before: Samples, name: str, **labels: str) -> Callable[[
     def wait(number: float) -> None:
         wanted = total(before, name, **labels) + number
         found = wait_for(node, lambda samples: total(samples, name, **labels) >= wanted)
-        assert total(found, name, **labels) >= wanted  # a left-over of another scenario may end meanwhile
+        assert total(found, name, **labels) == wanted
 
     return wait
 
