@@ -907,6 +907,25 @@ class TestCrash:
         rig.commit()
         assert rig.answers[again] == [D]
 
+    def test_a_put_that_was_told_of_a_delete_still_erasing(self, tmp_path):
+        with CommitterRig(tmp_path, layout="tree") as rig:
+            saved = rig.put(FIRST + 5)
+            rig.commit()
+            assert rig.answer(saved) is S
+            delete = rig.delete(FIRST, 1000)
+            rig.plan()
+            rig.write()
+            assert rig.core.erasing
+            early, late = rig.put(FIRST), rig.put(FIRST + 999)
+            rig.plan()
+            rig.write()
+            assert rig.answers[early] == [D]
+            assert rig.answers[late] == [None], "its file is not erased yet"
+            assert rig.answers[delete] == [None], "it is answered when its files are gone"
+            rig.crash()
+            assert rig.recovered.deletes == 1
+            assert [rig.stored(FIRST + i) for i in (0, 5, 999)] == [D, D, D]
+
     def test_a_claim_that_was_never_logged_is_gone(self, rig):
         rig.put(FIRST, b"lost")
         rig.plan()
@@ -1032,10 +1051,7 @@ class Model(RuleBasedStateMachine):
                 if found is Status.MISSING:
                     assert known is None
                 elif found is D:
-                    assert known is D or any(
-                        data is None and first <= index < first + count
-                        for _, first, data, count in self.waiting
-                    )
+                    assert known is D or self.in_waiting_delete(index)
                     self.model[index] = D
                 elif known is None:
                     assert any(
@@ -1045,8 +1061,15 @@ class Model(RuleBasedStateMachine):
                     self.model[index] = bytes(found[16:])
         self.waiting.clear()
 
+    def in_waiting_delete(self, index: int) -> bool:
+        return any(data is None and first <= index < first + count for _, first, data, count in self.waiting)
+
     def take_answers(self) -> None:
-        """Holds what was answered in this commit against the model. Deletes of a commit come after its puts."""
+        """Holds what was answered in this commit against the model. Deletes of a commit come after its puts.
+
+        A delete counts from the sync of its batch on: puts of what it has erased are answered DELETED, also while it
+        erases further tickets and has no answer of its own. From then on a crash may not bring them back.
+        """
         done = [entry for entry in self.waiting if None not in self.rig.answers[entry[0]]]
         part = [entry for entry in self.waiting if None in self.rig.answers[entry[0]]]
         for cookie, first, data, _ in [*done, *part]:
@@ -1067,6 +1090,8 @@ class Model(RuleBasedStateMachine):
             if data is None:
                 continue
             for i, status in enumerate(self.rig.answers[cookie]):
+                if status is D and self.in_waiting_delete(first + i):
+                    self.model[first + i] = D
                 known = self.model[first + i]
                 if status is D:
                     assert known is D
@@ -1085,11 +1110,9 @@ class Model(RuleBasedStateMachine):
             known = self.model[index]
             found = self.rig.stored(index)
             if known is D:
-                assert found is D
+                assert found is D or self.in_waiting_delete(index)
             elif found is D:
-                assert any(
-                    data is None and first <= index < first + count for _, first, data, count in self.waiting
-                )
+                assert self.in_waiting_delete(index)
             else:
                 assert isinstance(found, bytes)
                 assert found == frame(index, bytes(known).rstrip(b"\0"))
