@@ -92,7 +92,9 @@ class WriteBehind:
         self._grow_again_at = 0.0  # when making a segment failed
         self._growth_errno = 0  # of that failure, until the log grew again
         self._has_space = True
-        self.queue.clear_flag(_queue.NO_SPACE | _queue.NO_LOG)  # the last committer's: this one looks for itself
+        self.queue.clear_flag(
+            _queue.NO_SPACE | _queue.NO_LOG
+        )  # the last committer's: this one looks for itself
         self._space_checked_at = 0.0
         self._housekeep_at = 0  # ns
         self._poll = select.poll()
