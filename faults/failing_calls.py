@@ -30,6 +30,7 @@ from faults.call_shim import build
 from faults.failing_series import Series, all_series
 from faults.outcome import Outcome
 from faults.progress import progress
+from ingest.store.layout import LAYOUTS
 
 NUMBER = 5
 TITLE = "calls that fail"
@@ -71,7 +72,7 @@ def _run(directory: Path, seed: int, cases_max: int, jobs: list[Callable[[Proof]
     not_run = build(library)
     if not_run:
         return Outcome(seed, 0, not_run=not_run)
-    templates = {layout: failing_case.make_template(directory, layout) for layout in failing_case.WORK}
+    templates = {layout: failing_case.make_template(directory, layout) for layout in LAYOUTS}
     proof = Proof(library, directory, templates, cases_max)
     with ThreadPoolExecutor(min(PROCESSES, len(jobs))) as threads:
         try:

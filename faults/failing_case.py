@@ -23,9 +23,9 @@ from faults.block_recorder import PR_SET_CHILD_SUBREAPER
 from faults.call_shim import Shim
 from faults.failing_client import Client, D, E, Loss, N, S
 from faults.failing_series import COMMITTER_NAME, SHORT, SOCKETS, Series
-from faults.fault_server import FaultServer
+from faults.fault_server import FaultServer, committer_held
 from ingest import ticket
-from ingest.limits import PACK_SLOTS
+from ingest.limits import BULK_PENDING_MIN, PACK_SLOTS
 
 FLAGS = ("--workers=1", "--reserve=0", "--wal-size=96MiB", "--drain-timeout=5")
 PACKS = [36 + PACK_SLOTS * (5 + 2 * i) for i in range(3)]  # first tickets of those for small puts
@@ -35,11 +35,15 @@ RECOVERED = 36 + PACK_SLOTS * 400  # first ticket of the run that a recovery fin
 
 @dataclass(frozen=True)
 class Work:
-    """What is asked of a server: `small` puts, `long` tickets in a row, and what is deleted (first ticket, count)."""
+    """What is asked of a server: `small` puts, `long` tickets in a row, and what is deleted (first ticket, count).
+
+    One that recovers finds a run of `recovered` in its log.
+    """
 
     small: tuple[int, ...]
     long: int
     deletes: tuple[tuple[int, int], ...]
+    recovered: int = 0
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -55,19 +59,21 @@ class Work:
         """What a recovery finds in its log. AssertionError."""
         with node.connect() as connection:
             assert set(connection.put(self.small[:3]).values()) == {S}
-            assert set(connection.put(range(RECOVERED, RECOVERED + self.long)).values()) == {S}
+            with committer_held(node, min(BULK_PENDING_MIN, self.recovered)):
+                run = connection.put(range(RECOVERED, RECOVERED + self.recovered))
+            assert set(run.values()) == {S}
             assert connection.delete(self.small[2], 1) is D
 
     def prepared(self, client: Client) -> None:
         """The client learns what `prepare` left."""
         client.allowed |= {self.small[0]: {S}, self.small[1]: {S}, self.small[2]: {D}}
-        client.allowed |= {index: {S} for index in range(RECOVERED, RECOVERED + self.long)}
+        client.allowed |= {index: {S} for index in range(RECOVERED, RECOVERED + self.recovered)}
 
     def sequence(self, client: Client) -> None:
         """While calls fail."""
         half = len(self.small) // 2
         client.put(list(self.small[:half]))
-        client.put(list(self.puts))
+        client.put_long(list(self.puts))
         client.put(list(self.small[half - 2 :]))  # two of them again
         client.put([index for index in self.small[: half - 2] if client.allowed[index] == {S}], version=1)
         for first, count in self.deletes:
@@ -90,19 +96,23 @@ class Work:
         """Everything is as it was acknowledged."""
         for first, count in self.ranges:
             client.get(first, count, certain=True)
-        if client.recovers:
-            client.get(RECOVERED, self.long + 1, certain=True)
+        if self.recovered:
+            client.get(RECOVERED, self.recovered + 1, certain=True)
 
 
 _PACKS = tuple(pack + slot for pack in PACKS for slot in (3, 7, 8, 500))
 _FILES = tuple(pack + slot for pack in PACKS[:2] for slot in (3, 7, 500))
+_BULK = 2 * PACK_SLOTS + 400
+assert _BULK > BULK_PENDING_MIN
+# Of each layout and scenario. A load is as small as it can be: k counts its calls. Only packs know a bulk path, for which a
+# run is long enough; one delete ends in the middle of a block, one empties a pack. In layout tree one goes past its run.
 WORK = {
-    # Long enough for the bulk path; one delete ends in the middle of a block, one empties a pack.
-    "pack": Work(
-        _PACKS, 3 * PACK_SLOTS + 400, ((_PACKS[8], 1), (LONG + 100, 50), (LONG + PACK_SLOTS, PACK_SLOTS))
+    ("pack", "fresh"): Work(
+        _PACKS, _BULK, ((_PACKS[8], 1), (LONG + 100, 50), (LONG + PACK_SLOTS, PACK_SLOTS))
     ),
-    # Few: each is a file, and all of them take the same calls. One delete goes past what is stored.
-    "tree": Work(_FILES, 5, ((_FILES[4], 1), (LONG + 1, 2), (LONG + 4, 4))),
+    ("pack", "again"): Work(_PACKS, 40, ((_PACKS[8], 1), (LONG + 10, 5)), recovered=_BULK),
+    ("tree", "fresh"): Work(_FILES, 5, ((_FILES[4], 1), (LONG + 1, 2), (LONG + 4, 4))),
+    ("tree", "again"): Work(_FILES, 2, ((_FILES[4], 1), (LONG + 1, 4)), recovered=4),
 }
 
 
@@ -117,7 +127,7 @@ class Case:
 
     @property
     def work(self) -> Work:
-        return WORK[self.series.layout]
+        return WORK[self.series.layout, self.series.scenario]
 
     def run(self) -> tuple[bool, str]:
         """Whether the fault struck, and what was lost (empty: nothing)."""
@@ -128,7 +138,7 @@ class Case:
         shim = Shim(self.directory / "control", data, self.series, self.k)
         flags = (*FLAGS, f"--layout={self.series.layout}")
         node = FaultServer(data, *flags)
-        client = Client(node, shim, recovers=self.template is not None)
+        client = Client(node, shim)
         if self.template is not None:
             self.work.prepared(client)
         try:
@@ -210,7 +220,7 @@ def make_template(directory: Path, layout: str) -> Path:
     node = NodeRig(written, *FLAGS, f"--layout={layout}")
     try:
         node.start()
-        WORK[layout].prepare(node)
+        WORK[layout, "again"].prepare(node)
         node.kill_all()
     finally:
         node.close()

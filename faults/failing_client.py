@@ -15,10 +15,10 @@ from blake3 import blake3
 from node_rig import Connection, data_of, delete_frame, read_exactly
 
 from faults.call_shim import Shim
-from faults.fault_server import FaultServer
+from faults.fault_server import FaultServer, committer_held
 from ingest import mac, ticket
 from ingest._hmac import sign
-from ingest.limits import ACK_SIZE, FRAME_SIZE, RUN_HEADER_SIZE
+from ingest.limits import ACK_SIZE, BULK_PENDING_MIN, FRAME_SIZE, RUN_HEADER_SIZE
 from ingest.status import Status
 
 STUCK_S = 60.0  # without an ack, a death or a fault: a server that will never answer
@@ -61,10 +61,13 @@ class Client:
 
     node: FaultServer
     shim: Shim
-    recovers: bool  # the server began with a log to recover
     allowed: dict[int, set[Status]] = field(default_factory=dict)
     answered: list[Status | None] = field(default_factory=list)
     connection: Connection | None = None
+    _released: threading.Event = field(default_factory=threading.Event)  # nobody holds the committer
+
+    def __post_init__(self) -> None:
+        self._released.set()
 
     def send(self, frames: bytes | bytearray, tickets: list[int]) -> dict[int, Status | None]:
         """Answers of all `tickets`; None where the connection broke before."""
@@ -122,7 +125,12 @@ class Client:
 
     def _quiet(self, seconds: float) -> None:
         """Nothing was answered for so long: a fault that persists has shown what it does, and is ended."""
-        if self.shim.struck and self.shim.control.onward and seconds > PERSISTENT_S:
+        if (
+            self.shim.struck
+            and self.shim.control.onward
+            and seconds > PERSISTENT_S
+            and self._released.is_set()
+        ):
             self.shim.disarm()
         if seconds > STUCK_S:
             raise Loss("frames are not answered any more")
@@ -150,6 +158,14 @@ class Client:
                     raise Loss(f"{ticket.format(index)} is stored, and is answered BUSY")
             else:
                 raise Loss(f"a put of {ticket.format(index)} is answered {status}")
+
+    def put_long(self, tickets: list[int]) -> None:
+        """A run for the bulk path, where it is long enough for that."""
+        if len(tickets) < BULK_PENDING_MIN:
+            self.put(tickets)
+            return
+        with committer_held(self.node, BULK_PENDING_MIN) as self._released:
+            self.put(tickets)
 
     def delete(self, first: int, count: int) -> Status | None:
         status = self.send(delete_frame(self.node.keys, first, count), [first])[first]

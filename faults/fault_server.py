@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPResponse
 from pathlib import Path
 
-from node_rig import START_TIMEOUT_S
+from node_rig import START_TIMEOUT_S, NodeRig
 
 from faults.recovered_server import RecoveredServer
 
 STUCK_S = 60.0  # without being what is waited for: it will never be
 LOOK_S = 0.01  # between looks at the admin port
+HELD_MAX_S = 5.0  # a fault may keep the frames away for which the committer is held
 
 
 class FaultServer(RecoveredServer):
@@ -42,7 +46,7 @@ class FaultServer(RecoveredServer):
         while time.monotonic() < deadline:
             assert not self.ended, "the server ended by itself"
             try:
-                with self._ask("readyz"):
+                with ask(self, "readyz"):
                     return
             except urllib.error.HTTPError as error:
                 error.close()
@@ -55,16 +59,9 @@ class FaultServer(RecoveredServer):
         """Until the packs were synced once behind the acks, or it is `enough`."""
         deadline = time.monotonic() + STUCK_S
         while time.monotonic() < deadline and not enough():
-            with self._ask("metrics") as answer:
-                lines = answer.read().decode().splitlines()
-            if any(float(line.split()[-1]) > 0 for line in lines if line.startswith("ingest_flushes")):
+            if sum_of(self, "ingest_flushes") > 0:
                 return
             time.sleep(LOOK_S)
-
-    def _ask(self, what: str) -> HTTPResponse:
-        host, port = self.admin_address
-        answer: HTTPResponse = urllib.request.urlopen(f"http://{host}:{port}/{what}", timeout=STUCK_S)
-        return answer
 
     def stop(self, timeout: float = START_TIMEOUT_S) -> int:
         """A clean stop. Returns the exit code; AssertionError when it takes longer than `timeout`."""
@@ -76,3 +73,48 @@ class FaultServer(RecoveredServer):
             time.sleep(0.002)
         assert self.exit_code is not None
         return self.exit_code
+
+
+@contextmanager
+def committer_held(node: NodeRig, frames: int) -> Iterator[threading.Event]:
+    """The committer stands still until workers hold so many frames that are not answered, or HELD_MAX_S: else chance says
+    whether it finds enough of them for the bulk path. Yields what is set when it goes on."""
+    committers = node.children("ingest-committer")
+    for pid in committers:
+        os.kill(pid, signal.SIGSTOP)
+    over, released = threading.Event(), threading.Event()
+
+    def release() -> None:
+        deadline = time.monotonic() + HELD_MAX_S
+        while committers and not over.wait(LOOK_S) and time.monotonic() < deadline:
+            try:
+                if sum_of(node, "ingest_outstanding_frames") >= frames:
+                    break
+            except OSError:
+                pass  # the admin process has its own troubles
+        for pid in committers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        released.set()
+
+    releasing = threading.Thread(target=release)
+    releasing.start()
+    try:
+        yield released
+    finally:
+        over.set()
+        releasing.join()
+
+
+def sum_of(node: NodeRig, metric: str) -> float:
+    """A metric, of all processes. OSError."""
+    with ask(node, "metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(metric))
+
+
+def ask(node: NodeRig, what: str) -> HTTPResponse:
+    """The answer of the admin port. OSError."""
+    host, port = node.admin_address
+    answer: HTTPResponse = urllib.request.urlopen(f"http://{host}:{port}/{what}", timeout=STUCK_S)
+    return answer
