@@ -30,6 +30,7 @@ from pathlib import Path
 
 from node_rig import NodeRig, get_frames
 
+from faults import progress
 from faults.damaged_store import Template, build, checked, read_all, started, tickets
 from faults.outcome import Outcome
 from ingest import limits, mac, sharding, ticket
@@ -590,6 +591,7 @@ def run(seed: int, cases: int, directory: Path, processes: int | None = None) ->
         for case in pool.map(job, range(cases), chunksize=8):
             losses += case.losses
             counts += case.counts
+            progress.done(1, len(case.losses))
     return Outcome(seed, cases, losses, dict(sorted(counts.items())))
 
 

@@ -25,11 +25,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from faults import failing_case
+from faults import failing_case, progress
 from faults.call_shim import build
 from faults.failing_series import Series, all_series
 from faults.outcome import Outcome
-from faults.progress import progress
 from ingest.store.layout import LAYOUTS
 
 NUMBER = 5
@@ -156,7 +155,7 @@ class Proof:
                 self.counts["kinds_of_call"] = len(self._kinds)
             if loss:
                 self.losses.append(loss)
-            progress.show(self.cases, len(self.losses))
+            progress.done(1, bool(loss))
         return struck
 
     def end(self) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from node_rig import Connection
 
+from faults import progress
 from faults.ack_history import DELETE, GET, PUT, Contents, Event, History, Promise
 from faults.block_recorder import (
     MAKE,
@@ -110,6 +111,7 @@ def run(
         for result in pool.map(record_and_cut, plans):
             total.losses += result.losses
             total.counts += result.counts
+            progress.done(result.counts["states"], len(result.losses))
     return Outcome(seed, cases, total.losses, dict(total.counts))
 
 

@@ -12,26 +12,29 @@ INTERVAL_S = 10.0
 
 @dataclass
 class Progress:
-    """Silent until `begin`: short runs are part of the tests."""
+    """Silent until `begin`: short runs are part of the tests. One for the process that began the run."""
 
-    _total: int = 0
+    _console: Console = field(
+        default_factory=lambda: Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    )
     _began: float = 0.0
-    _shown: float = 0.0
-    _console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    _shown: float | None = None
+    _cases: int = 0
+    _losses: int = 0
 
-    def begin(self, total: int) -> None:
-        """A run of at most `total` cases begins."""
-        self._total = total
+    def begin(self) -> None:
+        """A long run begins."""
         self._began = self._shown = time.monotonic()
 
-    def show(self, cases: int, losses: int) -> None:
-        """So many are done, and so many were lost. To be called often; from any thread."""
+    def done(self, cases: int = 1, losses: int = 0) -> None:
+        """So many more cases are done, and so many more losses were found. From one thread at a time."""
+        self._cases += cases
+        self._losses += losses
         now = time.monotonic()
-        if self._total and now - self._shown >= INTERVAL_S:
+        if self._shown is not None and now - self._shown >= INTERVAL_S:
             self._shown = now
-            self._console.print(
-                f"{now - self._began:6.0f} s: {cases:,} of at most {self._total:,} cases, {losses} losses"
-            )
+            self._console.print(f"{now - self._began:6.0f} s: {self._cases:,} cases, {self._losses} losses")
 
 
-progress = Progress()
+_run = Progress()
+begin, done = _run.begin, _run.done
