@@ -591,7 +591,7 @@ def run(seed: int, cases: int, directory: Path, processes: int | None = None) ->
         for case in pool.map(job, range(cases), chunksize=8):
             losses += case.losses
             counts += case.counts
-            progress.done(1, len(case.losses))
+            progress.done(1, case.losses)
     return Outcome(seed, cases, losses, dict(sorted(counts.items())))
 
 

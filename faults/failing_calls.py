@@ -155,7 +155,7 @@ class Proof:
                 self.counts["kinds_of_call"] = len(self._kinds)
             if loss:
                 self.losses.append(loss)
-            progress.done(1, bool(loss))
+            progress.done(1, [loss] if loss else [])
         return struck
 
     def end(self) -> None:

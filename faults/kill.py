@@ -74,7 +74,7 @@ def stage(
             if choice in ("parent", "all"):
                 counts["kills_in_a_start"] += start_again(rig, chance)
             losses = load.check_new()
-            progress.done(1, len(losses))
+            progress.done(1, losses)
             if losses:
                 return [f"after a kill of {choice}: {loss}" for loss in losses]
         load.end()

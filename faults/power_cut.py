@@ -111,7 +111,7 @@ def run(
         for result in pool.map(record_and_cut, plans):
             total.losses += result.losses
             total.counts += result.counts
-            progress.done(result.counts["states"], len(result.losses))
+            progress.done(result.counts["states"], result.losses)
     return Outcome(seed, cases, total.losses, dict(total.counts))
 
 

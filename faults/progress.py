@@ -1,8 +1,9 @@
-"""How far a long run is: a line on stderr every ten seconds."""
+"""How far a long run is: a line on stderr every ten seconds, and each loss when it is found."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -26,12 +27,16 @@ class Progress:
         """A long run begins."""
         self._began = self._shown = time.monotonic()
 
-    def done(self, cases: int = 1, losses: int = 0) -> None:
-        """So many more cases are done, and so many more losses were found. From one thread at a time."""
+    def done(self, cases: int = 1, losses: Sequence[str] = ()) -> None:
+        """So many more cases are done, and these losses were found. From one thread at a time."""
+        if self._shown is None:
+            return
         self._cases += cases
-        self._losses += losses
+        self._losses += len(losses)
+        for loss in losses:
+            self._console.print(f"LOSS: {loss}")
         now = time.monotonic()
-        if self._shown is not None and now - self._shown >= INTERVAL_S:
+        if now - self._shown >= INTERVAL_S:
             self._shown = now
             self._console.print(f"{now - self._began:6.0f} s: {self._cases:,} cases, {self._losses} losses")
 

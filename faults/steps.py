@@ -200,7 +200,7 @@ def run(seed: int, cases: int, directory: Path) -> Outcome:
                 for case in mine[start : start + EACH]:
                     losses = stage.case(case)
                     done += 1
-                    progress.done(1, len(losses))
+                    progress.done(1, losses)
                     if losses:
                         break
                 losses = losses or stage.end()

@@ -412,7 +412,7 @@ def run(seed: int, cases: int, directory: Path) -> Outcome:
                     if mine:
                         found = one_kind(target, kind, mine, name)
                         losses += found
-                        progress.done(len(mine), len(found))
+                        progress.done(len(mine), found)
                         counts[kind.name] += len(mine)
                 if not losses:
                     losses += [f"{name}: {loss}" for loss in target.finish()]
