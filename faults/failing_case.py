@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -243,7 +244,11 @@ def main() -> None:
     gc.collect()
     gc.freeze()  # no server has to copy what it does not change
     for line in sys.stdin:
-        struck, loss = Case.from_json(line).run()
+        case = Case.from_json(line)
+        try:
+            struck, loss = case.run()
+        except Exception:  # a case that could not be judged is none that passed
+            struck, loss = True, f"{case.series.name(case.k)}: not judged\n{traceback.format_exc()}"
         print(json.dumps([struck, loss]), flush=True)
 
 

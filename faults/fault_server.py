@@ -80,8 +80,7 @@ def committer_held(node: NodeRig, frames: int) -> Iterator[threading.Event]:
     """The committer stands still until workers hold so many frames that are not answered, or HELD_MAX_S: else chance says
     whether it finds enough of them for the bulk path. Yields what is set when it goes on."""
     committers = node.children("ingest-committer")
-    for pid in committers:
-        os.kill(pid, signal.SIGSTOP)
+    send_signal(committers, signal.SIGSTOP)
     over, released = threading.Event(), threading.Event()
 
     def release() -> None:
@@ -92,9 +91,7 @@ def committer_held(node: NodeRig, frames: int) -> Iterator[threading.Event]:
                     break
             except OSError:
                 pass  # the admin process has its own troubles
-        for pid in committers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        send_signal(committers, signal.SIGCONT)
         released.set()
 
     releasing = threading.Thread(target=release)
@@ -104,6 +101,13 @@ def committer_held(node: NodeRig, frames: int) -> Iterator[threading.Event]:
     finally:
         over.set()
         releasing.join()
+
+
+def send_signal(pids: list[int], number: int) -> None:
+    """To those that are still there: a committer may end at any moment."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def sum_of(node: NodeRig, metric: str) -> float:
