@@ -25,6 +25,7 @@ from node_rig import Connection, NodeRig, data_of, delete_frame, put_frames, rea
 from ingest import ticket
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
+from ingest.store.store_json import write_store_json
 
 FIRST = ticket.parse("ENGINE0")
 STRACE = shutil.which("strace")
@@ -505,7 +506,7 @@ def test_an_unknown_format_version(tmp_path: Path) -> None:
     with running_node(tmp_path / "data") as rig:
         assert rig.stop() == 0
     path = tmp_path / "data" / ".ingest" / "store.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    write_store_json(path, json.loads(path.read_text()) | {"format": 2})
     code, error = refused(tmp_path / "data")
     assert code == 78 and "version 2" in error
 
