@@ -1,4 +1,4 @@
-"""Small stores that a crash could have left, and what has to be in them: the templates that `faults.corruption`
+"""Small stores that a crash could have left, and what has to be in them: the templates that `faults.damage`
 damages copies of.
 
 Each is written by the engine's own code (log writer, packs, recovery), with segments small enough to be copied ten

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from faults import corruption
-from faults.corruption import Damage, differences, within
+from faults import corruption, damage
+from faults.damage import Damage, differences
+from faults.damage_effects import within
 
 
 def test_corruption(tmp_path):
@@ -49,10 +51,10 @@ def test_differences_are_exact_at_their_ends():
     assert within([(5, 6)], [(0, 4), (4, 9)]) and not within([(5, 10)], [(0, 4), (4, 9)])
 
 
-@pytest.mark.parametrize("fault", corruption.FAULTS)
+@pytest.mark.parametrize("fault", damage.FAULTS)
 def test_faults_are_their_seed_s(fault):
     contents = [bytearray(random.Random(1).randbytes(9000)) for _ in range(2)]
     texts = [fault(random.Random(2), content) for content in contents]
     assert texts[0] == texts[1] and contents[0] == contents[1]
     before = random.Random(1).randbytes(9000)
-    assert Damage("pack", corruption.Path("obj"), texts[0], before, bytes(contents[0])).changed
+    assert Damage("pack", Path("obj"), texts[0], before, bytes(contents[0])).changed
