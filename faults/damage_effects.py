@@ -15,8 +15,8 @@ from faults.damage import Damage
 from faults.damaged_store import Template
 from ingest import mac, sharding, ticket
 from ingest.errors import IngestError
-from ingest.limits import FRAME_SIZE
-from ingest.store.pack import PackHeader, bit
+from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
+from ingest.store.pack import SECTOR_SIZE, PackHeader, bit
 
 
 def same_meaning(damaged: Damage) -> bool:
@@ -80,8 +80,9 @@ def within(changed: list[tuple[int, int]], spaces: list[tuple[int, int]]) -> boo
 
 
 def recovery_rewrites(template: Template, damaged: Damage) -> bool:
-    """Whether only slots changed that the next start writes anew from the log, whatever lies in them."""
-    if damaged.kind not in ("pack", "chunk", "attribute"):
+    """Whether only what the next start writes anew from the log changed: slots, whatever lies in them, and the header of a
+    pack that only the log's pending batches ever named, if it looks as if it had not been written yet."""
+    if damaged.kind not in ("pack", "pack header", "chunk", "attribute"):
         return False
     pending = {
         index
@@ -90,7 +91,7 @@ def recovery_rewrites(template: Template, damaged: Damage) -> bool:
         for indices in batch.frames.values()
         for index in indices
     }
-    if damaged.kind != "pack":
+    if damaged.kind not in ("pack", "pack header"):
         return ticket.parse(ticket.from_tree_path(str(damaged.path))) in pending
     pack = sharding.pack_of_path(str(damaged.path))
     header = PackHeader.parse(damaged.before)
@@ -99,6 +100,13 @@ def recovery_rewrites(template: Template, damaged: Damage) -> bool:
         free = not bit(header.present, slot) and not bit(header.deleted, slot)
         if free or sharding.slot_ticket(pack, slot) in pending:
             spaces.append((sharding.slot_offset(slot), sharding.slot_offset(slot + 1)))
+    if SECTOR_SIZE <= len(damaged.after) < len(damaged.before):
+        spaces.append((SECTOR_SIZE, PACK_HEADER_SIZE))  # zeros: behind the end of the file they still are
+    used = [slot for slot in range(header.slots) if bit(header.present, slot) or bit(header.deleted, slot)]
+    if not any(damaged.after[:SECTOR_SIZE]) and all(
+        sharding.slot_ticket(pack, slot) in pending for slot in used
+    ):
+        spaces.append((0, SECTOR_SIZE))
     return within(damaged.changed, spaces)
 
 
