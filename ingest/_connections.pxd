@@ -98,6 +98,7 @@ ctypedef struct port_counters:
 cdef class Connections:
     cdef readonly int connections          # open now
     cdef readonly int slot                 # of the worker
+    cdef Queue queue
     cdef uint64_t *counters                # of the worker
     cdef connection *table                 # slots_max
     cdef uint32_t slots_max, slots_used

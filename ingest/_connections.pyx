@@ -61,6 +61,7 @@ cdef class Connections:
 
     cdef int _open(self, Queue queue, int slot, int slots_max, int doorbell_fd, atomic_u32 *open_count,
                    port_counters port, str bad, str unread, str partial) except -1:
+        self.queue = queue
         self.slot = slot
         self.counters = queue.counters(ROW_WORKER + slot)
         self.slots_max = slots_max

@@ -4,18 +4,7 @@
 One turn: see which sockets are ready · receive from each at most once, one behind the other · verify all
 requests in one call · answer each connection, as far as its socket takes it and its share of the turn goes.
 
-Frames are read into one buffer of the worker, run after run and request after request, and leave with one send. sendfile
-was measured first: on loopback it is a third slower than this, also for whole packs, because the other end then
-gathers its bytes from scattered pages that no cache holds. What a socket does not take is not kept: the
-connection remembers the run and how many bytes of it were sent, and reads the rest again later
-(`csrc/get_work.h`).
-
-What N announces is delivered: when a file shrinks or fails under a run that is on its way, zeros take the place of its
-frames, and the reader's own check finds them. Checksums are not verified here: every reader does that (contract A3),
-and it would cost as much as all the rest. That frames carry their tickets is looked at: it costs next to nothing, and
-tells slots that were deleted just now, or lost.
-
-`_connections` has what a get port shares with a put port.
+`_replies` has what is read and sent, `_connections` what a get port shares with a put port.
 """
 
 import os
@@ -28,16 +17,19 @@ from libc.string cimport memcpy, memset
 from ingest._connections cimport (
     CLOSED_BAD, CLOSED_IDLE, CLOSED_PARTIAL, CLOSED_UNREAD, CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_REFUSED,
     EFD_CLOEXEC, EFD_NONBLOCK, Connections, close_fd, connection, connection_queue_push, connection_queue_remove,
-    connection_receive, connection_send, eventfd, eventfd_write, port_counters, tls_at_end, tls_flush,
-    tls_in_handshake, tls_unsent,
+    connection_receive, eventfd, eventfd_write, port_counters, tls_at_end, tls_in_handshake,
 )
 from ingest._hmac cimport hmac_requests
 from ingest._port_keys cimport KEY_SIZE, KEY_UNNAMED, port_keys, port_keys_set
 from ingest._queue cimport (
-    C_GET_ACCEPTED, C_GET_BYTES, C_GET_CLOSED_BAD, C_GET_CLOSED_HANDSHAKE, C_GET_CLOSED_NOT_TLS, C_GET_ERRORS,
-    C_GET_FRAMES, C_GET_REFUSED, C_GET_REQUESTS, C_GET_REQUESTS_BAD, C_KEY_BAD_REQUESTS, C_KEY_REQUESTS, Queue,
+    C_GET_ACCEPTED, C_GET_CLOSED_BAD, C_GET_CLOSED_HANDSHAKE, C_GET_CLOSED_NOT_TLS, C_GET_REFUSED, C_GET_REQUESTS,
+    C_GET_REQUESTS_BAD, C_KEY_BAD_REQUESTS, C_KEY_REQUESTS, Queue,
 )
-from ingest.store._slot_reader cimport SlotReader, extent
+from ingest._replies cimport (
+    GET_FRAMES, GET_INVENTORY, REQUEST_SIZE, Replies, get_clear, get_has_work, get_request, get_reserve, get_shrink,
+    get_waiting, get_work,
+)
+from ingest.store._slot_reader cimport SlotReader
 
 from ingest import limits
 from ingest._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS
@@ -45,55 +37,14 @@ from ingest.status import Status
 
 
 cdef extern from "csrc/frame.h" nogil:
-    enum: FRAME_SIZE
     int64_t TICKET_INDEX_LAST
     int64_t ticket_index(const uint8_t *ticket)
-    void ticket_write(int64_t index, uint8_t *ticket)
-
-cdef extern from "csrc/get_work.h" nogil:
-    enum: REQUEST_SIZE
-    enum: RUN_HEADER_SIZE
-    enum: GET_FRAMES
-    enum: GET_INVENTORY
-    ctypedef struct get_request:
-        int64_t first
-        uint32_t count
-        uint8_t kind, status
-        uint8_t *ticket
-    ctypedef struct get_run:
-        uint8_t *header
-        int64_t first
-        uint32_t frames
-        uint8_t failed
-    ctypedef struct get_work:
-        uint8_t *carry
-        uint8_t sending
-        get_request *requests
-        uint32_t capacity, head, tail, answered
-        get_run run
-        uint64_t run_sent
-    uint32_t get_waiting(const get_work *w)
-    get_request *get_head(const get_work *w)
-    int get_reserve(get_work *w, uint32_t n)
-    void get_shrink(get_work *w)
-    void get_clear(get_work *w)
-    void run_header(uint8_t *out, const uint8_t *ticket, uint8_t status, uint32_t n)
-
 
 # Requests that one connection brought in one turn.
 ctypedef struct segment:
     connection *source
     uint32_t start
     uint32_t count
-
-# A run in the collecting buffer: where it starts there, and where the connection stands behind it.
-ctypedef struct piece:
-    uint32_t start
-    uint32_t n           # tickets
-    uint32_t frames      # of them that follow the header
-    int64_t first        # -1: the answer to a bad request
-    uint32_t head, answered
-    uint8_t status
 
 BAD_REQUEST = "bad request"
 UNREAD_REPLIES = "unread replies"
@@ -102,9 +53,6 @@ PARTIAL_REQUEST = "partial request"
 cdef enum:
     KEY_NONE = 255
     SEGMENTS_MAX = 1024  # connections whose requests are taken in one turn
-    PIECES_MAX = 4096  # runs in the collecting buffer
-    SAVED = 1
-    ERROR = 2
     BAD_CHECKSUM = 3
     BAD_TICKET = 4
 
@@ -119,7 +67,7 @@ cdef port_counters PORT = port_counters(
     not_tls=C_GET_CLOSED_NOT_TLS,
 )
 
-assert (Status.SAVED, Status.ERROR, Status.BAD_CHECKSUM, Status.BAD_TICKET) == (SAVED, ERROR, BAD_CHECKSUM, BAD_TICKET)
+assert (Status.BAD_CHECKSUM, Status.BAD_TICKET) == (BAD_CHECKSUM, BAD_TICKET)
 
 
 cdef class GetServer(Connections):
@@ -129,7 +77,6 @@ cdef class GetServer(Connections):
     The other numbers are for tests: ``limits`` gives reasons.
     """
 
-    cdef Queue queue
     cdef SlotReader reader
     cdef get_work *work            # of each connection, by slot
     cdef uint8_t *requests         # received in this turn, REQUEST_SIZE each
@@ -138,13 +85,9 @@ cdef class GetServer(Connections):
     cdef uint32_t request_count, requests_max
     cdef segment *segments
     cdef uint32_t segment_count, segments_max
-    cdef uint8_t *out              # the collecting buffer
-    cdef uint32_t out_size, out_used
-    cdef piece *pieces             # in it
-    cdef uint32_t piece_count
+    cdef Replies replies
     cdef port_keys keys
-    cdef uint32_t pipelined_max, looks_max
-    cdef int64_t turn_bytes_max
+    cdef uint32_t pipelined_max
 
     def __init__(self, Queue queue, int slot, SlotReader reader not None, keys, *,
                  int connections_max=limits.CONNECTIONS_MAX, int pipelined_max=limits.REQUESTS_PIPELINED_MAX,
@@ -154,17 +97,12 @@ cdef class GetServer(Connections):
             raise ValueError(f"worker {slot} of {queue.workers}")
         if min(connections_max, pipelined_max, turn_bytes_max, turn_looks_max, turn_requests_max) < 1:
             raise ValueError("a limit of a get server is less than one")
-        if collect_size < RUN_HEADER_SIZE + FRAME_SIZE:
-            raise ValueError("the collecting buffer must hold one frame and its header")
         if self.epoll_fd >= 0:
             raise ValueError("made twice")
         self.set_keys(keys)
-        self.queue = queue
         self.reader = reader
+        self.replies = Replies(queue, slot, reader, collect_size, turn_bytes_max, turn_looks_max)
         self.pipelined_max = pipelined_max
-        self.out_size = collect_size
-        self.turn_bytes_max = turn_bytes_max
-        self.looks_max = turn_looks_max
         self.requests_max = turn_requests_max
         self.segments_max = min(SEGMENTS_MAX, connections_max)
         self.work = <get_work *>calloc(connections_max, sizeof(get_work))  # pages that nobody uses are never touched
@@ -172,10 +110,8 @@ cdef class GetServer(Connections):
         self.tags = <uint8_t *>malloc(self.requests_max * 8)
         self.key_of = <uint8_t *>malloc(self.requests_max)
         self.segments = <segment *>calloc(self.segments_max, sizeof(segment))
-        self.out = <uint8_t *>malloc(collect_size)
-        self.pieces = <piece *>malloc(PIECES_MAX * sizeof(piece))
         if (self.work == NULL or self.requests == NULL or self.tags == NULL or self.key_of == NULL
-                or self.segments == NULL or self.out == NULL or self.pieces == NULL):
+                or self.segments == NULL):
             raise MemoryError
         self.doorbell_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.doorbell_fd < 0:
@@ -195,8 +131,6 @@ cdef class GetServer(Connections):
         free(self.tags)
         free(self.key_of)
         free(self.segments)
-        free(self.out)
-        free(self.pieces)
 
     # --- what Python sees
 
@@ -231,8 +165,7 @@ cdef class GetServer(Connections):
         return get_waiting(&self.work[c.slot]) < self.pipelined_max
 
     cdef bint _has_work(self, const connection *c) noexcept nogil:
-        cdef get_work *w = &self.work[c.slot]
-        return w.sending or w.head != w.tail or tls_unsent(c.tls)
+        return get_has_work(&self.work[c.slot], c)
 
     # --- receiving
 
@@ -393,229 +326,18 @@ cdef class GetServer(Connections):
     cdef void _serve(self, connection *c) noexcept nogil:
         """Answers one connection until its socket or its share of the turn is full; then it is queued again, or waits
         to become writable."""
-        cdef get_work *w = &self.work[c.slot]
-        cdef int64_t budget = self.turn_bytes_max
-        cdef uint32_t looks = self.looks_max
+        cdef int more
         connection_queue_remove(&self.to_send, c)
-        if tls_unsent(c.tls) and not self._send_held(c):
+        more = self.replies.send(c, &self.work[c.slot], self.now)
+        if more < 0:
+            self._drop(c)
             return
-        while self._has_work(c) and c.writable:
-            if budget <= 0 or looks == 0:
-                connection_queue_push(&self.to_send, c)
-                break
-            if w.sending:
-                if not self._send_run(c, &budget):
-                    break
-                continue
-            self._collect(w, &looks, budget)
-            if not self._send_collected(c, &budget):
-                break
+        if more:
+            connection_queue_push(&self.to_send, c)
         if c.state == CONNECTION_OPEN:
             self._queue_reading(c)  # it may have been waiting for room for its requests
-        elif c.state != CONNECTION_FREE:
+        else:
             self._settle(c)
-
-    cdef bint _send_held(self, connection *c) noexcept nogil:
-        """Sends the rest of the last record. False when the connection takes no more now, or is closed."""
-        cdef uint32_t before = tls_unsent(c.tls)
-        if tls_flush(c.tls) < 0:
-            self._drop(c)
-            return False
-        if tls_unsent(c.tls) < before:
-            c.sent_at = self.now
-        if tls_unsent(c.tls):
-            c.writable = 0
-        return c.writable
-
-    cdef void _collect(self, get_work *w, uint32_t *looks, int64_t budget) noexcept nogil:
-        """Fills the buffer with replies."""
-        cdef get_request *request
-        cdef extent found
-        cdef bint suspicious = False
-        cdef uint32_t room, good
-        cdef uint32_t most = self.out_size  # frames to read at once: few behind one that was not what it should be
-        cdef int64_t first
-        self.out_used = self.piece_count = 0
-        while w.head != w.tail and (looks[0] > 0 or suspicious) and self.out_used < budget:
-            room = self.out_size - self.out_used
-            if room < RUN_HEADER_SIZE + FRAME_SIZE or self.piece_count == PIECES_MAX:
-                return
-            request = get_head(w)
-            if request.status:
-                run_header(self.out + self.out_used, request.ticket, request.status, 0)
-                self._add_piece(w, -1, 0, request.status)
-                continue
-            first = request.first + w.answered
-            self.reader.look(first, request.count - w.answered, &found)
-            if looks[0] > 0:
-                looks[0] -= min(looks[0], <uint32_t>found.looks)
-            if found.status == SAVED and request.kind == GET_FRAMES:
-                good = self._read_checked(first, &found, min(most, (room - RUN_HEADER_SIZE) / FRAME_SIZE))
-                if good:
-                    found.count = good
-                    most = min(2 * most, self.out_size)
-                    suspicious = False
-                    self._add_run(w, first, &found)
-                    self.out_used += good * FRAME_SIZE
-                    continue
-                most = 1
-                if found.status == SAVED and not suspicious:
-                    # Not its frame: deleted since the header was read, or corrupt. The header, read again, tells.
-                    suspicious = True
-                    self.reader.doubt(&found)
-                    continue
-                found.status = ERROR
-            suspicious = False
-            if not self._merge(w, first, &found):
-                self._add_run(w, first, &found)
-
-    cdef uint32_t _read_checked(self, int64_t first, extent *found, uint32_t n) noexcept nogil:
-        """Reads at most `n` frames to behind the header to come; how many of them, from the first on, carry their ticket.
-        When there are none, `found` is one ticket, whose status is ERROR after an I/O error."""
-        cdef uint8_t *frames = self.out + self.out_used + RUN_HEADER_SIZE
-        cdef uint32_t i
-        n = min(<uint32_t>found.count, n)
-        if self.reader.read(found, n, frames) != 0:
-            found.status = ERROR
-            found.count = 1
-            return 0
-        for i in range(n):
-            if ticket_index(frames + <size_t>i * FRAME_SIZE) != first + i:
-                if i == 0:
-                    found.count = 1
-                return i
-        return n
-
-    cdef void _add_run(self, get_work *w, int64_t first, const extent *found) noexcept nogil:
-        """A run whose frames, if it has any, lie where they belong already."""
-        cdef piece *p = &self.pieces[self.piece_count]
-        cdef uint8_t ticket[8]
-        cdef bint inventory = get_head(w).kind == GET_INVENTORY
-        ticket_write(first, ticket)
-        run_header(self.out + self.out_used, ticket, found.status, found.count)
-        p.frames = 0
-        if found.status == SAVED and not inventory:
-            p.frames = found.count
-        elif found.status == ERROR:
-            self.counters[<int>C_GET_ERRORS] += 1
-        self._add_piece(w, first, found.count, found.status)
-
-    cdef void _add_piece(self, get_work *w, int64_t first, uint32_t n, uint8_t status) noexcept nogil:
-        cdef piece *p = &self.pieces[self.piece_count]
-        p.start = self.out_used
-        p.first = first
-        p.n = n
-        p.status = status
-        if first < 0:
-            p.frames = 0
-        self.piece_count += 1
-        self.out_used += RUN_HEADER_SIZE
-        self._advance(w, n, p)
-
-    cdef void _advance(self, get_work *w, uint32_t n, piece *p) noexcept nogil:
-        w.answered += n
-        if w.answered >= get_head(w).count or get_head(w).status:
-            w.head += 1
-            w.answered = 0
-        p.head = w.head
-        p.answered = w.answered
-
-    cdef bint _merge(self, get_work *w, int64_t first, const extent *found) noexcept nogil:
-        """Lengthens the last run in the buffer, if this goes on where that one ends, in the same request."""
-        cdef piece *p
-        cdef uint8_t ticket[8]
-        if self.piece_count == 0 or w.answered == 0:
-            return False
-        p = &self.pieces[self.piece_count - 1]
-        if p.frames or p.status != found.status or p.first < 0 or p.first + p.n != first:
-            return False
-        p.n += found.count
-        ticket_write(p.first, ticket)
-        run_header(self.out + p.start, ticket, p.status, p.n)
-        self._advance(w, found.count, p)
-        return True
-
-    cdef bint _send_collected(self, connection *c, int64_t *budget) noexcept nogil:
-        """Sends the buffer. False when the connection takes no more now, or is closed; it then stands where the bytes
-        that were sent end."""
-        cdef get_work *w = &self.work[c.slot]
-        cdef piece *last
-        cdef ssize_t n
-        if self.piece_count == 0:
-            return True
-        n = connection_send(c, self.out, self.out_used)
-        if n < 0:
-            self._drop(c)
-            return False
-        self._sent(c, n, budget)
-        if <uint32_t>n == self.out_used:
-            self._count_frames(self.piece_count)
-            return True
-        last = &self.pieces[self.piece_count - 1]
-        while last.start > <uint32_t>n:
-            last -= 1
-        self._count_frames(<uint32_t>(last - self.pieces) + 1)
-        w.head = last.head
-        w.answered = last.answered
-        self._set_run(w, last, n - last.start)
-        c.writable = 0
-        return False
-
-    cdef void _count_frames(self, uint32_t pieces) noexcept nogil:
-        cdef uint32_t i
-        for i in range(pieces):
-            self.counters[<int>C_GET_FRAMES] += self.pieces[i].frames
-
-    cdef void _sent(self, connection *c, ssize_t n, int64_t *budget) noexcept nogil:
-        if n > 0:
-            if tls_unsent(c.tls):
-                c.writable = 0
-            c.sent_at = self.now
-            budget[0] -= n
-            self.counters[<int>C_GET_BYTES] += n
-
-    cdef void _set_run(self, get_work *w, const piece *p, uint64_t sent) noexcept nogil:
-        memcpy(w.run.header, self.out + p.start, RUN_HEADER_SIZE)
-        w.run.frames = p.frames
-        w.run.first = p.first
-        w.run.failed = 0
-        w.run_sent = sent
-        w.sending = 1
-
-    cdef bint _send_run(self, connection *c, int64_t *budget) noexcept nogil:
-        """Goes on with the run that is on its way. False when the connection takes no more now, or is closed."""
-        cdef get_work *w = &self.work[c.slot]
-        cdef uint64_t size = RUN_HEADER_SIZE + <uint64_t>w.run.frames * FRAME_SIZE
-        cdef size_t wanted
-        cdef ssize_t n
-        while w.run_sent < size and budget[0] > 0:
-            if w.run_sent < RUN_HEADER_SIZE:
-                wanted = RUN_HEADER_SIZE - w.run_sent
-                n = connection_send(c, w.run.header + w.run_sent, wanted)
-            else:
-                wanted = <size_t>min(size - w.run_sent, <uint64_t>self.out_size)
-                self._read_again(w, wanted)
-                n = connection_send(c, self.out, wanted)
-            if n < 0:
-                self._drop(c)
-                return False
-            self._sent(c, n, budget)
-            w.run_sent += n
-            if <size_t>n < wanted:
-                c.writable = 0
-                return False
-        if w.run_sent == size:
-            w.sending = 0
-        return True
-
-    cdef void _read_again(self, get_work *w, size_t wanted) noexcept nogil:
-        """The next bytes of the run that is on its way, to the start of the buffer: zeros when they are lost."""
-        if self.reader.read_bytes(w.run.first, w.run_sent - RUN_HEADER_SIZE, wanted, self.out) == 0:
-            return
-        memset(self.out, 0, wanted)
-        if not w.run.failed:
-            w.run.failed = 1
-            self.counters[<int>C_GET_ERRORS] += 1
 
     # --- deadlines, and the end
 

@@ -44,6 +44,12 @@ typedef struct {
     uint64_t run_sent;     /* bytes of it, header and frames */
 } get_work;
 
+/* Whether something of it is unanswered or unsent. */
+static inline int get_has_work(const get_work *w, const connection *c)
+{
+    return w->sending || w->head != w->tail || tls_unsent(c->tls);
+}
+
 static inline uint32_t get_waiting(const get_work *w) { return w->tail - w->head; }
 static inline get_request *get_head(const get_work *w) { return &w->requests[w->head & (w->capacity - 1)]; }
 
