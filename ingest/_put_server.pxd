@@ -1,4 +1,4 @@
-"""What `_put_server` takes from C: frames, places, what a connection has to do; and its own small structures."""
+"""What `_put_server` takes from C: frames, what a connection has to do; and its own small structures."""
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
@@ -12,27 +12,6 @@ cdef extern from "csrc/frame.h" nogil:
     int frames_run(const uint8_t *frames, int n, int64_t first)
     int32_t frame_delete_count(const uint8_t *frame, int64_t first)
     void acks_write(uint8_t *acks, const uint8_t *frames, int n, uint8_t status)
-
-cdef extern from "csrc/arena.h" nogil:
-    ctypedef struct arena:
-        uint32_t places
-        uint32_t block_places
-        uint32_t fill
-        uint32_t outstanding
-        uint32_t free_count
-        uint64_t *owner
-        uint8_t *kind
-        uint32_t *received
-    int arena_init(arena *a, uint32_t places, uint32_t block_places)
-    void arena_close(arena *a)
-    void arena_rewind(arena *a)
-    int arena_next_block(arena *a)
-    uint32_t arena_room(const arena *a)
-    int arena_has_room(const arena *a)
-    void arena_take(arena *a, uint32_t place, uint32_t count, uint64_t owner, uint8_t kind,
-                    uint32_t received)
-    int arena_owned(const arena *a, uint32_t place, uint32_t count, uint64_t owner)
-    void arena_release(arena *a, uint32_t place, uint32_t count)
 
 cdef extern from "csrc/put_work.h" nogil:
     ctypedef struct put_work:

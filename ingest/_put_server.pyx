@@ -5,7 +5,8 @@ One turn: take outcomes · see which sockets are ready · receive from each at m
 the fill block of the arena · verify what came, whoever sent it, in one call for each stretch of one block · hand over
 runs of consecutive tickets · send the acks of each connection with one call · look for outcomes once more, sleep.
 
-`_connections` has what a put port shares with a get port, `csrc/arena.h` says what is done with places.
+`_submitted` has what the committer has not answered, `_connections` what a put port shares with a get port;
+`csrc/arena.h` says what is done with places.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
@@ -23,11 +24,12 @@ from ingest._failpoints cimport (
 from ingest._hmac cimport hmac_verify
 from ingest._port_keys cimport KEY_SIZE, KEY_UNNAMED, port_keys, port_keys_set
 from ingest._queue cimport (
-    C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, C_BYTES_RECEIVED, C_FRAMES_RECEIVED,
-    C_KEY_BAD_FRAMES, C_KEY_FRAMES, C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD,
-    C_PUT_CLOSED_HANDSHAKE, C_PUT_CLOSED_NOT_TLS, C_PUT_REFUSED,
-    RUN_DELETE, RUN_PUT, Queue, full_fence, latency_bucket, monotonic_us, queue_outcome, queue_ring, queue_run,
-    ring_load, ring_publish, ring_store, word_load, word_store,
+    C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, C_BYTES_RECEIVED, C_FRAMES_RECEIVED, C_KEY_BAD_FRAMES,
+    C_KEY_FRAMES, C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD, C_PUT_CLOSED_HANDSHAKE,
+    C_PUT_CLOSED_NOT_TLS, C_PUT_REFUSED, RUN_DELETE, RUN_PUT, Queue, latency_bucket, monotonic_us, queue_outcome,
+)
+from ingest._submitted cimport (
+    Submitted, arena, arena_close, arena_has_room, arena_init, arena_next_block, arena_release, arena_rewind, arena_room,
 )
 
 from ingest import limits
@@ -66,21 +68,15 @@ cdef class PutServer(Connections):
     ``bad_frame_limit`` ≥ 1: at so many bad frames a connection ends.
     """
 
-    cdef Queue queue
-    cdef queue_ring *ring
-    cdef queue_run *runs
-    cdef queue_outcome *outcomes
-    cdef uint8_t *frames
-    cdef uint64_t ring_mask, run_tail, outcome_head, epoch
+    cdef uint8_t *frames           # of the arena
     cdef arena arena
+    cdef Submitted submitted
     cdef put_work *work            # of each connection, by slot
-    cdef uint32_t stray_outcomes
     cdef segment *segments         # of the stretch being received, all in the fill block
     cdef uint32_t segment_count
     cdef uint32_t stretch          # place where it starts
     cdef uint8_t *verdicts         # of its frames
     cdef port_keys keys
-    cdef int committer_fd
     cdef uint32_t bad_frame_limit, receive_frames_max, receive_frames_min
     cdef uint32_t turn_frames_max, turn_frames, unread_acks_max, acks_kept
     cdef uint64_t unread_acks_total, unread_acks_total_max  # bytes, of all connections
@@ -102,15 +98,7 @@ cdef class PutServer(Connections):
         if self.epoll_fd >= 0:
             raise ValueError("made twice")
         self.set_keys(keys)
-        self.queue = queue
-        self.ring = queue.ring(slot)
-        self.runs = queue.runs(slot)
-        self.outcomes = queue.outcomes(slot)
         self.frames = queue.arena(slot)
-        self.ring_mask = queue.ring_size - 1
-        self.run_tail = ring_load(&self.ring.run_tail)
-        self.outcome_head = ring_load(&self.ring.outcome_head)
-        self.committer_fd = queue.committer_doorbell
         self.bad_frame_limit = bad_frame_limit
         self.receive_frames_max = max(1, limits.RECEIVE_SIZE_MAX // FRAME_SIZE)
         self.receive_frames_min = min(<uint32_t>limits.RECEIVE_FRAMES_MIN, <uint32_t>block_places)
@@ -124,7 +112,8 @@ cdef class PutServer(Connections):
         if (arena_init(&self.arena, queue.places, block_places) < 0 or self.work == NULL or self.segments == NULL
                 or self.verdicts == NULL):
             raise MemoryError
-        self._open(queue, slot, connections_max, queue.worker_doorbells[slot], &self.ring.put_connections,
+        self.submitted = Submitted.over(queue, slot, &self.arena)
+        self._open(queue, slot, connections_max, queue.worker_doorbells[slot], &queue.ring(slot).put_connections,
                    PORT, BAD_FRAMES, UNREAD_ACKS, PARTIAL_FRAME)
 
     def __dealloc__(self):
@@ -154,10 +143,10 @@ cdef class PutServer(Connections):
 
     cdef object _report(self):
         events = Connections._report(self)
-        if self.stray_outcomes:
+        if self.submitted.stray_outcomes:
             events = events or []
-            events.append((STRAY_OUTCOME, "committer", self.stray_outcomes))
-            self.stray_outcomes = 0
+            events.append((STRAY_OUTCOME, "committer", self.submitted.stray_outcomes))
+            self.submitted.stray_outcomes = 0
         return events
 
     # --- a turn
@@ -167,7 +156,7 @@ cdef class PutServer(Connections):
         self.turn_frames = 0
         self.turn_began = <uint32_t>monotonic_us()
         for round in range(OUTCOME_ROUNDS):
-            word_store(&self.ring.worker_sleeping, 0)
+            self.submitted.wake()
             self._follow_epoch()
             self._take_outcomes()
             if round == 0:
@@ -177,9 +166,8 @@ cdef class PutServer(Connections):
             self._flush()
             if self.answered_count:
                 self._time_acks()
-            word_store(&self.ring.worker_sleeping, 1)
-            full_fence()
-            if ring_load(&self.ring.outcome_tail) == self.outcome_head:
+            self.submitted.sleep()
+            if not self.submitted.has_outcomes():
                 break
         self.counters[<int>C_OUTSTANDING_FRAMES] = self.arena.outstanding
         self._go_on_later()
@@ -207,7 +195,7 @@ cdef class PutServer(Connections):
 
     cdef void _go_on_later(self) noexcept nogil:
         """Has the event loop call ``turn`` again when there is more to do at once."""
-        if (ring_load(&self.ring.outcome_tail) != self.outcome_head or self.to_discard.first != NULL
+        if (self.submitted.has_outcomes() or self.to_discard.first != NULL
                 or (self.to_read.first != NULL and arena_has_room(&self.arena))):
             eventfd_write(self.doorbell_fd, 1)
 
@@ -307,7 +295,7 @@ cdef class PutServer(Connections):
             self._judge(&self.segments[i])
         self.segment_count = 0
         self.stretch = self.arena.fill
-        self._submit()
+        self.submitted.show()
 
     cdef void _judge(self, segment *s) noexcept nogil:
         """In the order of the bytes: runs of good frames go to the committer, bad ones are answered, up to the limit."""
@@ -409,94 +397,25 @@ cdef class PutServer(Connections):
     # --- the committer
 
     cdef void _push(self, connection *c, int64_t first, uint32_t place, uint32_t n, uint32_t kind) noexcept nogil:
-        arena_take(&self.arena, place, n, connection_cookie(c), kind, self.turn_began)
+        self.submitted.push(first, place, n, connection_cookie(c), kind, self.turn_began)
         self.work[c.slot].outstanding += n
-        self._write_run(first, connection_cookie(c), place, n, kind)
-
-    cdef void _write_run(self, int64_t first, uint64_t cookie, uint32_t place, uint32_t n,
-                         uint32_t kind) noexcept nogil:
-        cdef queue_run *run = self.runs + (self.run_tail & self.ring_mask)
-        run.first = first
-        run.cookie = cookie
-        run.place = place
-        run.count = n
-        run.kind = kind
-        run.reserved = 0
-        self.run_tail += 1
-
-    cdef void _submit(self) noexcept nogil:
-        """Shows the committer the runs written since the last time, and wakes it if it sleeps."""
-        if self.run_tail == ring_load(&self.ring.run_tail):
-            return
-        ring_publish(&self.ring.run_tail, self.run_tail)
-        full_fence()
-        if word_load(&self.queue.header.committer_sleeping):
-            eventfd_write(self.committer_fd, 1)
 
     cdef void _take_outcomes(self) noexcept nogil:
-        cdef uint64_t tail = ring_load(&self.ring.outcome_tail)
         cdef queue_outcome outcome
         cdef connection *c
-        if self.outcome_head == tail:
-            return
-        while self.outcome_head != tail:
-            outcome = self.outcomes[self.outcome_head & self.ring_mask]
-            self.outcome_head += 1
-            # The entry was written by another process: one that names other places than those handed out is dropped.
-            if (not arena_owned(&self.arena, outcome.place, outcome.count, outcome.cookie)
-                    or outcome.status < 1 or outcome.status > 9):
-                self.stray_outcomes += 1
-                continue
+        while self.submitted.next_outcome(&outcome):
             c = self._connection(outcome.cookie)
             if c != NULL:
                 self.work[c.slot].outstanding -= outcome.count
                 if self._ack(c, self.frames + <size_t>outcome.place * FRAME_SIZE, outcome.count, outcome.status):
                     self._note_answered(self.arena.received[outcome.place], outcome.count)
             arena_release(&self.arena, outcome.place, outcome.count)
-        ring_store(&self.ring.outcome_head, self.outcome_head)
 
     cdef void _follow_epoch(self) noexcept nogil:
-        """Submits all that is outstanding to a committer that started anew: csrc/queue.h, epoch."""
-        cdef uint64_t epoch = ring_load(&self.queue.header.epoch)
-        if epoch == self.epoch or epoch & 1:
-            return
-        self._take_outcomes()  # of the one that died: they are true
-        # Until worker_epoch is stored the new committer does not look at this ring: all four indices are ours.
-        self.run_tail = self.outcome_head = 0
-        ring_store(&self.ring.run_head, 0)
-        ring_store(&self.ring.run_tail, 0)
-        ring_store(&self.ring.outcome_head, 0)
-        ring_store(&self.ring.outcome_tail, 0)
-        self._write_outstanding()
-        ring_publish(&self.ring.run_tail, self.run_tail)
-        self.epoch = epoch
-        ring_store(&self.ring.worker_epoch, epoch)
-        full_fence()
-        eventfd_write(self.committer_fd, 1)
-
-    cdef void _write_outstanding(self) noexcept nogil:
-        """Builds the runs of all outstanding places again."""
-        cdef uint32_t place = 0
-        cdef uint32_t end, n, block_end
-        cdef uint64_t owner
-        cdef uint8_t kind
-        cdef int64_t first
-        while place < self.arena.places:
-            owner = self.arena.owner[place]
-            if owner == 0:
-                place += 1
-                continue
-            kind = self.arena.kind[place]
-            first = ticket_index(self.frames + <size_t>place * FRAME_SIZE)
-            n = 1
-            if kind == RUN_PUT:
-                block_end = (place / self.arena.block_places + 1) * self.arena.block_places
-                end = place + 1
-                while end < block_end and self.arena.owner[end] == owner and self.arena.kind[end] == kind:
-                    end += 1
-                n = frames_run(self.frames + <size_t>place * FRAME_SIZE, end - place, first)
-            self._write_run(first, owner, place, n, kind)
-            place += n
+        """Submits all that is outstanding to a committer that started anew."""
+        if self.submitted.committer_is_new():
+            self._take_outcomes()  # of the one that died: they are true
+            self.submitted.submit_again()
 
     # --- sending and closing
 
