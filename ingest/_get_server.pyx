@@ -32,7 +32,7 @@ from ingest._replies cimport (
 from ingest.store._slot_reader cimport SlotReader
 
 from ingest import limits
-from ingest._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS
+from ingest._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS  # names of events, with those below
 from ingest.status import Status
 
 

@@ -33,7 +33,7 @@ from ingest._submitted cimport (
 )
 
 from ingest import limits
-from ingest._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS
+from ingest._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS  # names of events, with those below
 from ingest.status import Status
 
 BAD_FRAMES = "bad frames"
