@@ -88,6 +88,8 @@ cdef int DATA = 16          # offset of the data in a frame
 cdef int BATCH_MAX = limits.BATCH_FRAMES_MAX
 cdef int BULK_PENDING = limits.BULK_PENDING_MIN
 cdef int HOLD_MIN = limits.BULK_HOLD_MIN
+cdef int HOLD_JOBS = limits.BULK_HOLD_JOBS
+cdef int BULK_RUN = limits.BULK_RUN_MIN
 cdef int AHEAD_MIN = 8                             # frames worth waking a thread for
 cdef int NOTES_MAX = 1024
 
@@ -239,13 +241,8 @@ cdef class Committer:
             jobs.append(job)
         for i in range(pending.count):
             it = &pending.items[i]
-            if it.kind == RUN_PUT and it.count >= <uint32_t>HOLD_MIN and self.bulk.running and space:
-                # Part of a long run, perhaps: while the disk is busy with bulk jobs it may grow into one. It waits for
-                # the job that is the last one now, not for later ones, so that it can't wait for ever.
-                if it.held_for == 0:
-                    it.held_for = self.bulk.jobs
-                if it.held_for in self.bulk.running:
-                    continue
+            if it.kind == RUN_PUT and it.count >= <uint32_t>HOLD_MIN and space and self._waits_for_bulk(it):
+                continue
             if n and frames + it.count > <uint32_t>BATCH_MAX:
                 break
             pending.sorted[n] = it
@@ -260,6 +257,19 @@ cdef class Committer:
                 self._plan_delete(pending.sorted[i])
         pending.compact()
         return jobs
+
+    cdef bint _waits_for_bulk(self, item *it) except -1:
+        """Whether a run of some length stays pending because the bulk path may take it: it is cheaper than the log.
+
+        A run that is long enough waits for its turn among others, a shorter one may grow into such while the job that
+        is the last one now is under way. Neither waits for ever, nor does one that the bulk path has declined.
+        """
+        if it.declined or not self.bulk.running:
+            return False
+        if it.held_for == 0:
+            it.held_for = self.bulk.jobs
+        return it.held_for in self.bulk.running or (
+            it.count >= <uint32_t>BULK_RUN and self.bulk.jobs - it.held_for < <uint64_t>HOLD_JOBS)
 
     cdef int _count_in_progress(self, BulkJob job, int sign) except -1:
         cdef int i
