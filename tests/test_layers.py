@@ -22,7 +22,8 @@ LAYERS = {
     2: ["store", "store.*", "_failpoints"],
     3: ["failpoints", "_queue", "node", "config", "check_config", "listeners", "logs", "bad_peers", "write_behind",
         "_committer", "_bulk", "_pending", "_stored", "workers", "pool", "metrics", "machine", "admin", "server",
-        "_put_server", "_get_server", "reload", "tls"],
+        "_connections", "_port_keys", "_replies", "_submitted", "_put_server", "_get_server", "_deletes", "_outcomes",
+        "reload", "tls"],
     4: ["client", "channel", "put_channel", "get_channel", "key", "loopback", "load_share", "_load", "_sink", "_bare_tree"],
     8: ["__init__", "__main__", "cli", "loopback_report", "store_commands"],
 }  # fmt: skip
