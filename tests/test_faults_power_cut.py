@@ -29,6 +29,7 @@ from faults.ack_history import (
 )
 from faults.block_recorder import BLOCK, SECTORS, Overlay, RecordedDisk, Recorder
 from faults.power_loss import (
+    ENTRY,
     FLUSH,
     SECTOR,
     WHOLE_BELOW,
@@ -48,9 +49,10 @@ sequences = st.lists(st.one_of(st.just((FLUSH, 0)), writes), max_size=20)
 
 
 def entries_of(sequence: Sequence[tuple[int, int]]) -> list[Entry]:
-    """Entries whose data lie one after the other."""
+    """Entries whose data lie as in a record: a head before each."""
     entries, position = [], 0
     for offset, length in sequence:
+        position += ENTRY.size
         entries.append(Entry(offset, length, position))
         position += length
     return entries
