@@ -18,7 +18,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from ingest import ticket
-from ingest.errors import NotFoundError, UploadLostError, UsageError
+from ingest.errors import BusyError, NotFoundError, UploadLostError, UsageError
 from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S
 from ingest.objects import extent
 from ingest.objects.catalog_reader import CatalogReader
@@ -83,6 +83,13 @@ class Catalog(CatalogReader):
         return self._db.last_insert_rowid()
 
     @atomic
+    def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
+        """Like ``enter``. BusyError while another owner of that kind is alive."""
+        if self._db.execute("SELECT 1 FROM owners WHERE what = ? AND deadline > ?", (what, self.clock())).get:
+            raise BusyError(f"another {what} is at work")
+        return self.enter(what, lasting)
+
+    @atomic
     def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
         """UploadLostError when its deadline has passed: its uploads may be given up already."""
         self._check_alive(owner)
@@ -144,6 +151,11 @@ class Catalog(CatalogReader):
         for place in extents:
             self._carve(owner, place)
             self._throw_away(None, [place])
+
+    @atomic
+    def forgo(self, owner: int, place: Extent) -> None:
+        """Tickets of the owner's lease that nothing was put under: they stay unused, and need no delete."""
+        self._carve(owner, place)
 
     @atomic
     def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
