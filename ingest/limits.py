@@ -154,3 +154,20 @@ RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks ma
 RELOCATIONS_MAX = 100  # of one piece, each after a CONFLICT or DELETED: whoever has more foreign tickets there is asked
 COLLECT_INTERVAL_S = 5.0  # between runs of the collector
 COLLECT_BATCH = 256  # entries of garbage that are deleted before the catalog is told
+
+# --- the gateway -------------------------------------------------------------------------------------
+HTTP_LINE_SIZE_MAX = 16 << 10  # bytes of a request line: a name of 1024 bytes takes 3072 when all of it is percent-encoded
+HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
+HTTP_FIELDS_MAX = 100  # headers of one request
+HTTP_READ_SIZE = 256 << 10  # bytes of a body that wait in a connection; twice as many stop its reading
+HTTP_IDLE_TIMEOUT_S = 75.0  # a connection without a request: longer than the minute after which proxies let one go
+HTTP_STALL_TIMEOUT_S = 60.0  # a body that gives, or a client that takes, not one byte for so long
+HTTP_LINGER_S = 5.0  # after an answer that came before the end of a body: so long the rest is read, so that no reset eats it
+RETRY_AFTER_S = 1  # what a client is told to wait after BUSY: commits take milliseconds, a restart a second
+KEPT_HEADERS_SIZE_MAX = 8 << 10  # bytes of headers that are kept with an object: they are in its manifest too
+TOKEN_FILE_SIZE_MAX = 64 << 10  # bytes
+TOKEN_LENGTH_MIN = 16  # characters: shorter ones can be guessed
+TOKEN_LENGTH_MAX = 512  # characters
+STREAM_READ_SIZE = 256 << 10  # bytes of a raw stream that are read together
+GATEWAY_WORKERS_MAX = 64  # processes, each with a connection to the engine
+HTTP_UNREAD_TIMEOUT_S = 600.0  # a download of which the client's machine acknowledges not one byte for so long

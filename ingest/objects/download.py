@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 
 from ingest import ticket
 from ingest.client import AsyncClient
@@ -27,7 +27,7 @@ class SmallDownload:
         self.version = version
         self._data = data
 
-    async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         yield self._data[start:stop]
 
     async def close(self) -> None:
@@ -45,7 +45,7 @@ class PinnedDownload:
         self._catalog = catalog
         self._owner: int | None = owner
 
-    async def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         stop = self.version.size if stop is None else min(stop, self.version.size)
         if start >= stop:
             return
