@@ -1,4 +1,4 @@
-"""An `ObjectStore` in memory, with the semantics of the real one: versions, conditions, histories, downloads that stay whole.
+"""An `ObjectStore` in memory, with the semantics of the real one: versions, conditions, histories, whole downloads.
 
 It says what the gateway may rely on, and lets its tests see every state; the same tests run against a node.
 """

@@ -1,8 +1,8 @@
 """Who may ask for what: hosts that are served, origins that may change things, and tokens.
 
-A web page of somebody else's must not use the browser of one of our users against a gateway that trusts its network: its own name
-may lead to our address (DNS rebinding), so names that are not ours are refused; and what it sends across origins carries its
-Origin.
+A web page of somebody else's must not use the browser of one of our users against a gateway that trusts its network: its
+own name may lead to our address (DNS rebinding), so names that are not ours are refused; and what it sends across origins
+carries its Origin.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 @dataclass(frozen=True)
 class Hosts:
-    """Names and addresses that are served, beside this machine's own; ``any_address``: all addresses (a wildcard listens)."""
+    """Names and addresses that are served, beside those of loopback; ``any_address``: all addresses (a wildcard listens)."""
 
     names: frozenset[str]
     any_address: bool = False
@@ -39,7 +39,7 @@ class Hosts:
         return cls(frozenset(names), any_address)
 
     def serve(self, host: str) -> bool:
-        """Whether a Host header (`NAME`, `NAME:PORT`, `[V6]:PORT`) names one of them. Ports are not looked at: a port that is
+        """Whether a Host header (`NAME`, `NAME:PORT`, `[V6]:PORT`) names one of them. Ports are not looked at: one that is
         forwarded has another number."""
         name = _plain(_split(host)[0])
         if name == "localhost" or name in self.names or is_loopback(name):

@@ -1,7 +1,7 @@
 """The application: one for each port, of the APIs that it speaks. What every request goes through stands here.
 
-aiohttp reads and writes HTTP; its routing is left out, because it decodes and tidies up paths before anybody sees them, and names
-of objects must come as they were sent.
+aiohttp reads and writes HTTP; its routing is left out, because it decodes and tidies up paths before anybody sees them, and
+names of objects must come as they were sent.
 """
 
 from __future__ import annotations

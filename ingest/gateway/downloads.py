@@ -1,7 +1,7 @@
 """Downloads, as all APIs give them: conditions, ranges, and the bytes on their way to the client.
 
-What fails before the first byte gets an answer of its own. What fails later ends the connection before Content-Length is reached:
-no client takes a part for the whole.
+What fails before the first byte gets an answer of its own. What fails later ends the connection before Content-Length is
+reached: no client takes a part for the whole.
 """
 
 from __future__ import annotations

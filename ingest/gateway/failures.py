@@ -1,7 +1,7 @@
 """What goes wrong, as HTTP says it: one table for the errors of ingest, and the answers that tell clients.
 
-Every such answer is JSON, `{"code": …, "message": …, "request_id": …}`: a word for programs and a sentence for people. Where an
-API that existing clients know has a text of its own, the answer is that text.
+Every such answer is JSON, `{"code": …, "message": …, "request_id": …}`: a word for programs and a sentence for people. Where
+an API that existing clients know has a text of its own, the answer is that text.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The APIs `sos-upload` and `sos-fetch`: content under the SHA-1 of its bytes.
 
-SHA-1 can be made to collide. What is stored is told apart by its BLAKE3 too: of two contents with one SHA-1 the second is refused.
+SHA-1 can be made to collide. What is stored is told apart by its BLAKE3 too: of two contents with one SHA-1 the second is
+refused.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _NOT_KEPT = (
     "x-accel-*", "x-sendfile*", "x-lighttpd-*", "x-litespeed-*", "x-reproxy-*", "x-varnish*", "x-cache*", "x-forwarded-*",
     "x-real-ip", "x-frame-options", "x-content-type-options", "x-content-security-policy*", "x-webkit-*", "x-xss-protection",
     "x-dns-prefetch-control", "x-permitted-cross-domain-policies", "x-download-options", "x-ua-compatible", "x-robots-tag",
-    "x-http-method*", "x-method-override", "x-request-id", "x-correlation-id", "x-original-*", "x-rewrite-url", "x-powered-by",
+    "x-http-method*", "x-method-override", "x-request-id", "x-correlation-id", "x-original-*", "x-rewrite-url",
+    "x-powered-by",
 )  # fmt: skip
 _EXACT = frozenset(name for name in _NOT_KEPT if not name.endswith("*"))
 _PREFIXES = tuple(name[:-1] for name in _NOT_KEPT if name.endswith("*"))

@@ -1,6 +1,6 @@
 """The API `stream`: raw TCP. Bytes until the client closes its sending side, then the reply [8B ObjectID | 1B Status].
 
-Here nobody can tell a connection that was cut politely (a FIN) from the end of what was sent: what came is stored. Who cannot
+Here nobody can tell a connection that was cut politely (a FIN) from the end of what was sent: what came is stored. Who can't
 live with that takes HTTP, which says how much there is to come.
 """
 
