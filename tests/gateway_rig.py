@@ -166,6 +166,18 @@ class Gateway:
 
 
 @contextmanager
+def running_gateway(kind: str, tmp_path_factory: Any) -> Iterator[Gateway]:
+    """``kind``: `memory`, or `node`: a server and a gateway in processes of their own."""
+    if kind == "memory":
+        with memory_gateway() as gateway:
+            yield gateway
+        assert gateway.store is not None and gateway.store.open_downloads == 0
+        return
+    with node_gateway(tmp_path_factory.mktemp("node") / "data") as node:
+        yield node.gateway
+
+
+@contextmanager
 def memory_gateway(
     access: Access | None = None, page: Any = None, tls: ssl.SSLContext | None = None
 ) -> Iterator[Gateway]:
