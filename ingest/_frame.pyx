@@ -176,3 +176,39 @@ def parse_acks(const uint8_t[::1] acks not None):
         if unknown:
             raise ProtocolError(f"{unknown} of {n} acks carry a status that is not 1 to {STATUS_LAST}")
     return memoryview(found), bytes(statuses)
+
+
+cdef size_t acks_runs(const uint8_t *acks, size_t n, int64_t *runs) noexcept nogil:
+    cdef size_t i, found = 0
+    cdef int64_t index, following = -1
+    cdef int status, last = -1
+    for i in range(n):
+        index = ticket_index(acks + i * ACK_SIZE)
+        status = acks[i * ACK_SIZE + 8]
+        if index >= 0 and index == following and status == last:
+            runs[3 * found - 2] += 1
+        else:
+            runs[3 * found] = index
+            runs[3 * found + 1] = 1
+            runs[3 * found + 2] = status
+            found += 1
+        following = index + 1 if index >= 0 else -1
+        last = status
+    return found
+
+
+def ack_runs(const uint8_t[::1] acks not None):
+    """Cuts whole acks into runs: consecutive tickets, one after the other, with one status.
+
+    Returns [(index of the first ticket, number of acks, status byte)], in order, together all acks. A malformed ticket is a
+    run of its own with index -1; statuses are as they came, 0 to 255. UsageError for a partial ack.
+    """
+    cdef size_t n = _whole(<size_t>acks.shape[0], ACK_SIZE, "acks")
+    if n == 0:
+        return []
+    cdef array found = clone(INT64S, <Py_ssize_t>(3 * n), False)
+    cdef int64_t *run = <int64_t *>found.data.as_longlongs
+    cdef size_t count, i
+    with nogil:
+        count = acks_runs(&acks[0], n, run)
+    return [(run[3 * i], run[3 * i + 1], run[3 * i + 2]) for i in range(count)]

@@ -133,13 +133,21 @@ CLIENT_RETRY_S = (
 )
 SEND_FRAMES = 176  # frames of one send, 253 KiB: whole lanes of the checksum kernel
 GET_FRAMES = 512  # frames of one get request of the client, 755 KB: what it holds in memory of a range
+SEAL_FRAMES = 3 * SEND_FRAMES  # frames built and signed at once, 0.2 ms: then others have their turn
+ACKS_RECEIVE_SIZE = 64 << 10  # bytes of one receive: the acks of 7,281 frames
+FRAMES_RECEIVE_SIZE = 256 << 10  # bytes of one receive: they are still in the cache when they are checked
+GET_AHEAD = 3  # get requests that a reader of a range has out beyond the one it works on, 2.2 MB: the server never waits
 GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies that wait for their readers
 
 # --- objects -----------------------------------------------------------------------------------------
 NAME_SIZE_MAX = 1024  # bytes of UTF-8: what object stores in the field allow
 NAMESPACE_SIZE_MAX = 64  # bytes of UTF-8
-OWNER_DEADLINE_S = 30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
+OWNER_DEADLINE_S = (
+    30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
+)
 OWNER_RENEW_S = 8.0  # between renewals: three may be lost
-CATALOG_BUSY_S = 30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
+CATALOG_BUSY_S = (
+    30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
+)
 HISTORY_KEPT_S = 30 * 86_400.0  # of versions that are gone: so long their history can be asked for
 LIST_PAGE_MAX = 1000  # names of one page of a listing
