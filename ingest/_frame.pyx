@@ -1,13 +1,15 @@
 """Batches of frames and acks in buffers. `frame` is the module to use; each function here is one pass without the GIL."""
 
 from cpython.array cimport array, clone
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from ingest.errors import ProtocolError, TicketError, UsageError
 
 cdef array INT64S = array("q")
 cdef int STATUS_LAST = 9
+cdef enum:
+    RUN_HEADER_SIZE = 16
 
 
 cdef size_t frames_build(int64_t first, const uint8_t *data, size_t size, uint8_t *out) noexcept nogil:
@@ -212,3 +214,19 @@ def ack_runs(const uint8_t[::1] acks not None):
     with nogil:
         count = acks_runs(&acks[0], n, run)
     return [(run[3 * i], run[3 * i + 1], run[3 * i + 2]) for i in range(count)]
+
+
+def parse_run_header(const uint8_t[::1] header not None):
+    """(index of the first ticket, status byte, count) of a run's header, 16 bytes: what `frame.RunHeader` holds. A malformed
+    ticket is -1. ProtocolError for an unknown status, or where zeros should be; UsageError for another size."""
+    if header.shape[0] != RUN_HEADER_SIZE:
+        raise UsageError(f"the header of a run has {RUN_HEADER_SIZE} bytes, not {header.shape[0]}")
+    cdef uint8_t status = header[8]
+    if not 1 <= status <= STATUS_LAST:
+        raise ProtocolError(f"{status} is not a status: they go from 1 to {STATUS_LAST}")
+    if header[9] or header[10] or header[11]:
+        raise ProtocolError("bytes 9 to 11 of the header of a run are not zero")
+    cdef uint32_t count = (
+        <uint32_t>header[12] << 24 | <uint32_t>header[13] << 16 | <uint32_t>header[14] << 8 | <uint32_t>header[15]
+    )
+    return ticket_index(&header[0]), status, count

@@ -1,18 +1,23 @@
-"""Frames of consecutive tickets: their data in, signed frames out, and back. Each function is one call for a whole run,
-without the GIL; a frame is signed or copied while it is still in the processor's cache."""
+"""What the client signs and checks: frames of consecutive tickets, their data in, signed frames out, and back; requests.
+
+Each function is one call for a whole run, without the GIL; a frame is signed or copied while it is still in the processor's
+cache.
+"""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from ingest._frame cimport DATA_SIZE, FRAME_DATA, FRAME_SIZE, TICKET_INDEX_LAST, frames_build, ticket_index
-from ingest._hmac cimport hmac_sign, hmac_verify
+from ingest._frame cimport DATA_SIZE, FRAME_DATA, FRAME_SIZE, TICKET_INDEX_LAST, frames_build, ticket_index, ticket_write
+from ingest._hmac cimport hmac_requests, hmac_sign, hmac_verify
 
 from ingest.errors import TicketError, UsageError
 
 cdef enum:
     GROUP = 16  # frames of a step, 23 KiB: as many as have a lane of their own
     KEY_SIZE = 32
+    REQUEST_SIZE = 24
+    REQUEST_SIGNED_SIZE = 16  # ticket and count
 
 
 cdef void frames_seal(const uint8_t *key, int64_t first, const uint8_t *data, size_t size, uint8_t *out) noexcept nogil:
@@ -93,3 +98,18 @@ def unseal(tuple keys not None, first, const uint8_t[::1] frames not None, uint8
         if total == n:
             return []
     return [i for i in range(n) if not flags[i]]
+
+
+def seal_request(bytes key not None, first, uint64_t count):
+    """The signed request (24 bytes) for ``count`` tickets from index ``first`` on; the get key or the inventory key says what
+    is asked for. TicketError when there is no such ticket; the count is for the server to judge."""
+    cdef const uint8_t *k = _key(key)
+    if not 0 <= first <= TICKET_INDEX_LAST:
+        raise TicketError(f"no ticket has the index {first}: they go from 0 to {TICKET_INDEX_LAST} (ZZZZZZZZ)")
+    cdef uint8_t request[REQUEST_SIZE]
+    cdef int i
+    ticket_write(first, request)
+    for i in range(8):
+        request[8 + i] = <uint8_t>(count >> (8 * (7 - i)))
+    hmac_requests(k, request, 1, REQUEST_SIZE, request + REQUEST_SIGNED_SIZE)
+    return PyBytes_FromStringAndSize(<char *>request, REQUEST_SIZE)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -25,7 +24,6 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -33,11 +31,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from ingest import _hmac, frame, limits, listeners, mac, ticket
 from ingest._seal import seal
-from ingest.errors import ConnectionLostError, CorruptFrameError, RefusedError, UsageError
+from ingest.errors import RefusedError, UsageError
 from ingest.get_channel import GetChannel
 from ingest.key import Key, shared_keys
-from ingest.put_channel import RETRIED, Batch, PutChannel
-from ingest.range_reader import RangeReader, RunReader, StoredRun
+from ingest.loop_thread import LoopThread
+from ingest.put_channel import Batch, PutChannel
+from ingest.range_reader import RangeSource, StoredRun
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -88,6 +87,7 @@ class AsyncClient:
         self._retry_for = retry_for
         self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
+        self._ranges = RangeSource(self._gets, self._keys, retry_for) if self._gets is not None else None
 
     @classmethod
     async def connect(
@@ -217,9 +217,9 @@ class AsyncClient:
 
         RefusedError, TicketError, ConnectionLostError; what comes before the refused part is then deleted.
         """
-        for part in _pieces(TicketRange(first, count), limits.RANGE_COUNT_MAX):
-            message = mac.build_delete(self._keys.signing.delete, ticket.to_wire(part.first), part.count)
-            _raise_refused(await self._send(part.indices.start, message, Status.DELETED))
+        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+            message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
+            _raise_refused(await self._send(part.start, message, Status.DELETED))
 
     @property
     def _put_channel(self) -> PutChannel:
@@ -241,9 +241,9 @@ class AsyncClient:
         RefusedError with status MISSING or DELETED (or ERROR, when that lasts), CorruptFrameError for a frame that was
         bad twice, TicketError, ConnectionLostError.
         """
-        tickets = TicketRange(name, 1)
+        index = ticket.parse(name)
         data = bytearray(limits.DATA_SIZE)
-        _raise_not_saved(await self._read(tickets, memoryview(data)))
+        _raise_not_saved(await self._source.read(range(index, index + 1), memoryview(data)))
         return bytes(data)
 
     async def get_range(self, first: str, count: int) -> AsyncIterator[Chunk]:
@@ -257,7 +257,7 @@ class AsyncClient:
 
     def get_pieces(self, first: str, count: int) -> AsyncGenerator[list[Chunk], None]:
         """What ``get_range`` gives, in lists of up to 512. The next ones are read while the caller works on one."""
-        return _ahead(_pieces(TicketRange(first, count), limits.GET_FRAMES), self._chunks)
+        return _ahead(_pieces(first, count, limits.GET_FRAMES), self._chunks)
 
     async def read_range(self, first: str, count: int) -> bytearray:
         """The data of ``count`` tickets from ``first`` on, 1458 bytes each, one after the other, checked end to end.
@@ -265,15 +265,15 @@ class AsyncClient:
         For what was put by ``put_range``, and much quicker than ``get_range``. RefusedError with the first ticket that is
         not SAVED and its status, CorruptFrameError for a frame that was bad twice, TicketError, ConnectionLostError.
         """
-        data = bytearray(TicketRange(first, count).count * limits.DATA_SIZE)
+        tickets = TicketRange(first, count).indices
+        data = bytearray(len(tickets) * limits.DATA_SIZE)
         view = memoryview(data)
-        start = ticket.parse(first)
 
-        async def read(part: TicketRange) -> None:
-            at = (part.indices.start - start) * limits.DATA_SIZE
-            _raise_not_saved(await self._read(part, view[at : at + part.count * limits.DATA_SIZE]))
+        async def read(part: range) -> None:
+            at = (part.start - tickets.start) * limits.DATA_SIZE
+            _raise_not_saved(await self._source.read(part, view[at : at + len(part) * limits.DATA_SIZE]))
 
-        async for _ in _ahead(_pieces(TicketRange(first, count), limits.GET_FRAMES), read):
+        async for _ in _ahead(_pieces(first, count, limits.GET_FRAMES), read):
             pass
         return data
 
@@ -283,22 +283,19 @@ class AsyncClient:
         The next three pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
         """
 
-        async def read(part: TicketRange) -> bytearray:
-            data = bytearray(part.count * limits.DATA_SIZE)
-            _raise_not_saved(await self._read(part, memoryview(data)))
+        async def read(part: range) -> bytearray:
+            data = bytearray(len(part) * limits.DATA_SIZE)
+            _raise_not_saved(await self._source.read(part, memoryview(data)))
             return data
 
-        return _ahead(_pieces(TicketRange(first, count), limits.GET_FRAMES), read)
+        return _ahead(_pieces(first, count, limits.GET_FRAMES), read)
 
     async def inventory(self, first: str, count: int) -> list[Run]:
         """What is stored under ``count`` tickets from ``first`` on, without the data: runs that cover them in order,
         neighbours of the same status joined."""
         runs: list[Run] = []
-        for part in _pieces(TicketRange(first, count), limits.RANGE_COUNT_MAX):
-            message = mac.build_request(self._keys.signing.inventory, ticket.to_wire(part.first), part.count)
-            reader = RunReader()
-            await self._get_channel.fetch(message, part, reader)
-            for run in reader.runs:
+        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+            for run in await self._source.runs(part):
                 if runs and runs[-1].status is run.status:
                     runs[-1] = Run(runs[-1].first, run.status, runs[-1].count + run.count)
                 else:
@@ -306,74 +303,22 @@ class AsyncClient:
         return runs
 
     @property
-    def _get_channel(self) -> GetChannel:
-        if self._gets is None:
+    def _source(self) -> RangeSource:
+        if self._ranges is None:
             raise UsageError("this client was made without the address of the get port")
-        return self._gets
+        return self._ranges
 
-    async def _chunks(self, tickets: TicketRange) -> list[Chunk]:
-        data = bytearray(tickets.count * limits.DATA_SIZE)
-        others = await self._read(tickets, memoryview(data))
-        start = tickets.indices.start
-        whole = bytes(data)
+    async def _chunks(self, tickets: range) -> list[Chunk]:
+        data = memoryview(bytearray(len(tickets) * limits.DATA_SIZE))
+        others = await self._source.read(tickets, data)
         chunks: list[Chunk] = [
-            (ticket.format(index), Status.SAVED, whole[at : at + limits.DATA_SIZE])
-            for index, at in zip(tickets.indices, range(0, len(whole), limits.DATA_SIZE), strict=True)
+            (ticket.format(index), Status.SAVED, bytes(data[at : at + limits.DATA_SIZE]))
+            for index, at in zip(tickets, range(0, len(data), limits.DATA_SIZE), strict=True)
         ]
         for run in others:
-            for i in range(run.first - start, run.first - start + run.count):
+            for i in range(run.first - tickets.start, run.first - tickets.start + run.count):
                 chunks[i] = (chunks[i][0], run.status, b"")
         return chunks
-
-    async def _read(self, tickets: TicketRange, data: memoryview) -> list[StoredRun]:
-        """Fills ``data`` with what is stored under up to 65,536 tickets; returns the runs that are not SAVED, in order.
-
-        Bad frames are asked for once more, ERROR and BUSY for a while.
-        """
-        others: list[StoredRun] = []
-        doubted: set[int] = set()
-        deadline = asyncio.get_running_loop().time() + self._retry_for
-        delay = limits.RETRY_DELAY_MIN_S
-        asked = [tickets]
-        while asked:
-            readers = await self._ask(asked, tickets.indices.start, data)
-            late = asyncio.get_running_loop().time() + delay > deadline
-            retried: list[TicketRange] = []
-            for run in (run for reader in readers for run in reader.runs):
-                if run.status in RETRIED and not late:
-                    retried.append(TicketRange.of_indices(run.first, run.count))
-                elif run.status is not Status.SAVED:
-                    others.append(run)
-            bad = {index for reader in readers for index in reader.bad}
-            if bad & doubted:
-                raise CorruptFrameError(
-                    f"ticket {ticket.format(min(bad & doubted))}: the frame that the server sent fails its "
-                    "checksum, also the second time"
-                )
-            doubted |= bad
-            if retried:
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
-            asked = retried + [TicketRange.of_indices(index, 1) for index in sorted(bad)]
-        return sorted(others, key=lambda run: run.first)
-
-    async def _ask(self, asked: list[TicketRange], start: int, data: memoryview) -> list[RangeReader]:
-        """Gets some ranges at once. The data of ticket index ``start`` lie at the beginning of ``data``."""
-        readers = []
-        fetches = []
-        for part in asked:
-            at = (part.indices.start - start) * limits.DATA_SIZE
-            reader = RangeReader(
-                self._put_keys, part.indices.start, data[at : at + part.count * limits.DATA_SIZE]
-            )
-            message = mac.build_request(self._keys.signing.get, ticket.to_wire(part.first), part.count)
-            readers.append(reader)
-            fetches.append(self._get_channel.fetch(message, part, reader))
-        if len(fetches) == 1:
-            await fetches[0]
-        else:
-            await asyncio.gather(*fetches)
-        return readers
 
 
 class Client:
@@ -382,7 +327,7 @@ class Client:
     Runs an event loop in a thread of its own. May be used from several threads, not after a fork.
     """
 
-    def __init__(self, client: AsyncClient, loop: _LoopThread) -> None:
+    def __init__(self, client: AsyncClient, loop: LoopThread) -> None:
         self._client = client
         self._loop = loop
 
@@ -398,7 +343,7 @@ class Client:
         tls: ssl.SSLContext | None = None,
     ) -> Self:
         """See ``AsyncClient.connect``."""
-        loop = _LoopThread()
+        loop = LoopThread()
         try:
             client = loop.run(
                 AsyncClient.connect(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
@@ -463,56 +408,6 @@ class Client:
         return self._loop.run(self._client.inventory(first, count))
 
 
-class _LoopThread:
-    """An event loop that runs in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()  # nothing is given to the loop once it was told to stop
-        self._stopped = False
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ingest client", daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return not self._stopped
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What ``work`` returns. An interrupt of the caller cancels it."""
-        with self._lock:
-            if self._stopped:
-                work.close()
-                raise ConnectionLostError("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise ConnectionLostError("the client was closed") from None
-        finally:
-            future.cancel()
-
-    def stop(self, last: Coroutine[Any, Any, None] | None = None) -> None:
-        """Runs ``last``, cancels what is left, ends the thread. Does nothing the second time."""
-        with self._lock:
-            if self._stopped:
-                if last is not None:
-                    last.close()
-                return
-            self._stopped = True
-        asyncio.run_coroutine_threadsafe(self._end(last), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _end(self, last: Coroutine[Any, Any, None] | None) -> None:
-        if last is not None:
-            await last
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-
 async def _next(pieces: AsyncGenerator[list[Chunk], None]) -> list[Chunk] | None:
     return await anext(pieces, None)
 
@@ -546,7 +441,7 @@ def _signed(put_key: bytes, items: list[Item]) -> bytearray:
 
 
 async def _ahead(
-    parts: Iterable[TicketRange], read: Callable[[TicketRange], Coroutine[Any, Any, T]]
+    parts: Iterable[range], read: Callable[[range], Coroutine[Any, Any, T]]
 ) -> AsyncGenerator[T, None]:
     """What ``read`` gives of each part, in order; a few are read ahead of the caller."""
     coming: deque[asyncio.Task[T]] = deque()
@@ -564,9 +459,10 @@ async def _ahead(
             task.cancel()
 
 
-def _pieces(tickets: TicketRange, count_max: int) -> Iterator[TicketRange]:
-    for start in range(tickets.indices.start, tickets.indices.stop, count_max):
-        yield TicketRange.of_indices(start, min(count_max, tickets.indices.stop - start))
+def _pieces(first: str, count: int, count_max: int) -> Iterator[range]:
+    """The indices of ``count`` tickets from ``first`` on, at most ``count_max`` at a time. TicketError, at once."""
+    tickets = TicketRange(first, count).indices
+    return (tickets[at : at + count_max] for at in range(0, len(tickets), count_max))
 
 
 def _raise_refused(batch: Batch) -> None:

@@ -11,12 +11,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Protocol
 
-from ingest import limits, ticket
+from ingest import frame, limits, ticket
 from ingest.channel import Address, Channel
-from ingest.errors import IngestError, ProtocolError, RefusedError, TicketError
-from ingest.frame import RunHeader
+from ingest.errors import IngestError, ProtocolError, RefusedError
 from ingest.status import Status
-from ingest.ticket import TicketRange
 
 
 class Reader(Protocol):
@@ -64,14 +62,14 @@ class GetChannel(Channel):
         self._sent: deque[_Request] = deque()
         self._refused = False  # the server will close
 
-    async def fetch(self, message: bytes, tickets: TicketRange, reader: Reader) -> None:
-        """Sends a signed request for ``tickets`` (at most 65,536); back when ``reader`` has the whole reply.
+    async def fetch(self, message: bytes, tickets: range, reader: Reader) -> None:
+        """Sends a signed request for ``tickets`` (indices, at most 65,536); back when ``reader`` has the whole reply.
 
         RefusedError when the server does not take it, ConnectionLostError or ProtocolError.
         """
         self.check_open()
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._unsent.append(_Request(message, tickets.indices.start, tickets.count, reader, done))
+        self._unsent.append(_Request(message, tickets.start, len(tickets), reader, done))
         self.wake()
         await done
 
@@ -119,17 +117,23 @@ class GetChannel(Channel):
         """Takes the header of the next run, if it is whole; returns the bytes taken."""
         if len(data) < limits.RUN_HEADER_SIZE:
             return 0
-        run = RunHeader.parse(data[: limits.RUN_HEADER_SIZE])
-        if run.is_refusal:
-            self._refuse(request, run)
+        index, number, count = frame.parse_run_header(data[: limits.RUN_HEADER_SIZE])
+        status = Status(number)
+        if count == 0:
+            self._refuse(request, index, status)
             return limits.RUN_HEADER_SIZE
         first = request.first + request.answered
-        run.check(TicketRange.of_indices(first, request.count - request.answered))
-        request.answered += run.count
-        if run.status is Status.SAVED and request.reader.with_frames:
-            request.frames_left = run.count
+        left = request.count - request.answered
+        if index != first or count > left:
+            raise ProtocolError(
+                f"{self._name} sent a run of {count} tickets from {_shown(index)} on, where at most {left} from "
+                f"{_shown(first)} on were expected"
+            )
+        request.answered += count
+        if status is Status.SAVED and request.reader.with_frames:
+            request.frames_left = count
         if request.is_waited_for:
-            request.reader.take_run(first, run.count, run.status)
+            request.reader.take_run(first, count, status)
         return limits.RUN_HEADER_SIZE
 
     def _take_frames(self, request: _Request, data: memoryview) -> int:
@@ -141,14 +145,12 @@ class GetChannel(Channel):
         request.frames_left -= count
         return size
 
-    def _refuse(self, request: _Request, run: RunHeader) -> None:
-        try:
-            name = ticket.from_wire(run.ticket)
-        except TicketError as error:
-            raise ProtocolError(f"{self._name} refused a request for a malformed ticket: {error}") from None
+    def _refuse(self, request: _Request, index: int, status: Status) -> None:
+        if index < 0:
+            raise ProtocolError(f"{self._name} refused a request for a malformed ticket")
         self._sent.popleft()
         if request.is_waited_for:
-            request.done.set_exception(RefusedError(name, run.status))
+            request.done.set_exception(RefusedError(ticket.format(index), status))
         self._refused = True
 
     def disconnected(self) -> None:
@@ -165,3 +167,7 @@ class GetChannel(Channel):
                 request.done.set_exception(error)
         self._sent.clear()
         self._unsent.clear()
+
+
+def _shown(index: int) -> str:
+    return ticket.format(index) if index >= 0 else "a malformed ticket"

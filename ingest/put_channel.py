@@ -25,9 +25,8 @@ from collections.abc import Iterator
 from ingest import frame, limits, ticket
 from ingest.channel import Address, Channel
 from ingest.errors import IngestError, ProtocolError
-from ingest.status import Status
+from ingest.status import RETRIED, Status
 
-RETRIED = (Status.ERROR, Status.BUSY)
 BAD = (Status.BAD_CHECKSUM, Status.BAD_TICKET)
 PUT_STATUSES = {int(status): status for status in Status if status is not Status.MISSING}
 
@@ -135,7 +134,11 @@ class _Spans:
     def remove(self, span: _Span, first: int, count: int) -> None:
         """Takes ``count`` tickets from ``first`` on out of ``span``; what is left of it before and behind stays."""
         del self._by_first[span.first]
+        self.frames -= count
         i = bisect_left(self._firsts, span.first)
+        if count == span.count:
+            del self._firsts[i]
+            return
         rest = [
             span.cut(start, stop - start)
             for start, stop in ((span.first, first), (first + count, span.stop))
@@ -143,7 +146,6 @@ class _Spans:
         ]
         self._firsts[i : i + 1] = [part.first for part in rest]
         self._by_first.update((part.first, part) for part in rest)
-        self.frames -= count
 
     def clear(self) -> None:
         self._firsts.clear()
