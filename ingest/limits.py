@@ -138,8 +138,24 @@ GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies
 # --- objects -----------------------------------------------------------------------------------------
 NAME_SIZE_MAX = 1024  # bytes of UTF-8: what object stores in the field allow
 NAMESPACE_SIZE_MAX = 64  # bytes of UTF-8
-OWNER_DEADLINE_S = 30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
+OWNER_DEADLINE_S = (
+    30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
+)
 OWNER_RENEW_S = 8.0  # between renewals: three may be lost
-CATALOG_BUSY_S = 30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
+CATALOG_BUSY_S = (
+    30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
+)
 HISTORY_KEPT_S = 30 * 86_400.0  # of versions that are gone: so long their history can be asked for
 LIST_PAGE_MAX = 1000  # names of one page of a listing
+CATALOG_CACHE_SIZE = (
+    16 << 20
+)  # bytes of the catalog in memory, of each connection: the upper levels of its trees
+CATALOG_CHECKPOINT_PAGES = 8192  # 32 MiB of SQLite's WAL before it goes into the file: two syncs for each
+CATALOG_WAL_KEPT_SIZE = 64 << 20  # bytes of SQLite's WAL that stay behind when a long reader made it longer
+CATALOG_BATCH_MAX = 1024  # calls of one commit: bounds how long the first of them waits
+CATALOG_MESSAGE_MAX = 16 << 20  # bytes of one call: a commit with a million extents
+CATALOG_UNREAD_MAX = 4 << 20  # bytes of answers that a process leaves unread before its calls wait
+CATALOG_RETRY_S = (
+    15.0  # a call that nobody answered is tried again so long: a new service starts within a second
+)
+VERSIONS_RESERVED = 16  # version numbers that a process takes at a time for uploads that begin

@@ -24,6 +24,7 @@ LAYERS = {
         "_committer", "_bulk", "_pending", "_stored", "workers", "pool", "metrics", "machine", "admin", "server",
         "_put_server", "_get_server", "reload", "tls"],
     4: ["client", "channel", "put_channel", "get_channel", "key", "loopback", "load_share", "_load", "_sink", "_bare_tree"],
+    5: ["objects", "objects.*"],
     8: ["__init__", "__main__", "cli", "loopback_report", "store_commands"],
 }  # fmt: skip
 
