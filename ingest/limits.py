@@ -151,6 +151,17 @@ CATALOG_BUSY_S = (
 )
 HISTORY_KEPT_S = 30 * 86_400.0  # of versions that are gone: so long their history can be asked for
 LIST_PAGE_MAX = 1000  # names of one page of a listing
+CATALOG_CACHE_SIZE = (
+    16 << 20
+)  # bytes of the catalog in memory, of each connection: the upper levels of its trees
+CATALOG_CHECKPOINT_PAGES = 8192  # 32 MiB of SQLite's WAL before it goes into the file: two syncs for each
+CATALOG_WAL_KEPT_SIZE = 64 << 20  # bytes of SQLite's WAL that stay behind when a long reader made it longer
+CATALOG_BATCH_MAX = 1024  # calls of one commit: bounds how long the first of them waits
+CATALOG_MESSAGE_MAX = 16 << 20  # bytes of one call: a commit with a million extents
+CATALOG_UNREAD_MAX = 4 << 20  # bytes of answers that a process leaves unread before its calls wait
+CATALOG_RETRY_S = (
+    15.0  # a call that nobody answered is tried again so long: a new service starts within a second
+)
 LEASE_TICKETS = (
     1296 * 8
 )  # that a process takes in advance for small objects: one transaction for thousands of them

@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import psutil
 import uvloop
 from aiohttp import web
 from memory_store import MemoryStore
 
 from ingest.gateway.access import Access, Hosts
 from ingest.gateway.app import APIS, make_app, shared_routes
+from ingest.gateway.config import API_NAMES
 from ingest.gateway.exchange import Services
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
@@ -165,6 +173,96 @@ class Gateway:
             return connection.request(method, path, *args, **kwargs)
 
 
+class NodeGateway:
+    """`ingest serve` (or another command) on free ports, with every API on a port of its own."""
+
+    def __init__(self, data_dir: Path, *flags: str, command: str = "serve") -> None:
+        self.data_dir = data_dir
+        self.command = command
+        self.flags = flags
+        self.log_path = data_dir.parent / f"{data_dir.name}.{command}.log"
+        self.announcement = data_dir / ".ingest" / "gateway.json"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.gateway = Gateway(("", 0), {})
+
+    def start(self) -> None:
+        self.announcement.unlink(missing_ok=True)  # so that what is read there is this one's
+        ports = ["--http-listen=127.0.0.1:0"]
+        if self.command == "serve":
+            ports += [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen")]
+        ports += [f"--api={name}=127.0.0.1:0" for name in API_NAMES]
+        command = [sys.executable, "-m", "ingest", self.command, f"--data-dir={self.data_dir}"]
+        clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, *ports, *self.flags], stdout=log, stderr=log, env=clean
+            )
+        self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Until every port is known and takes connections."""
+        assert self.process is not None
+        deadline = time.monotonic() + TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"{self.command} ended with {self.process.returncode}:\n{self.log()}")
+            try:
+                found = json.loads(self.announcement.read_bytes())
+                addresses = {
+                    name: (text.rsplit(":", 1)[0], int(text.rsplit(":", 1)[1]))
+                    for name, text in found.items()
+                    if name != "pid"
+                }
+                for address in addresses.values():
+                    socket.create_connection(address, TIMEOUT_S).close()
+            except (OSError, ValueError):
+                time.sleep(0.01)
+                continue
+            self.gateway.address = addresses.pop("http")
+            self.gateway.alone = addresses
+            return
+        raise AssertionError(f"{self.command} is not ready after {TIMEOUT_S} s:\n{self.log()}")
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")[-6000:]
+
+    def stop(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(TIMEOUT_S)
+
+    def family(self) -> list[psutil.Process]:
+        """Its process and all below it."""
+        assert self.process is not None
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def kill(self) -> None:
+        """SIGKILL to all of them."""
+        family = self.family()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        assert self.process is not None
+        self.process.wait(TIMEOUT_S)
+        _, alive = psutil.wait_procs(family[1:], TIMEOUT_S)
+        assert not alive
+
+    def close(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
+
+
+@contextmanager
+def node_gateway(data_dir: Path, *flags: str, command: str = "serve") -> Iterator[NodeGateway]:
+    node = NodeGateway(data_dir, *flags, command=command)
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
 @contextmanager
 def running_gateway(kind: str, tmp_path_factory: Any) -> Iterator[Gateway]:
     """``kind``: `memory`, or `node`: a server and a gateway in processes of their own."""
@@ -175,6 +273,7 @@ def running_gateway(kind: str, tmp_path_factory: Any) -> Iterator[Gateway]:
         return
     with node_gateway(tmp_path_factory.mktemp("node") / "data") as node:
         yield node.gateway
+        assert node.stop() == 0, node.log()
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.errors import BusyError, IngestError
 from ingest.limits import COLLECT_BATCH, COLLECT_INTERVAL_S
-from ingest.objects.catalog import Garbage
 from ingest.objects.catalog_access import CatalogAccess
+from ingest.objects.catalog_reader import CatalogReader, Garbage
 from ingest.objects.extent import Extent
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,10 @@ class Collected:
 class Collector:
     """One of them runs per catalog at a time, whatever process it is in."""
 
-    def __init__(self, client: AsyncClient, catalog: CatalogAccess) -> None:
+    def __init__(self, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader) -> None:
         self._client = client
         self._catalog = catalog
+        self._reader = reader
 
     async def run_for_ever(self, interval: float = COLLECT_INTERVAL_S) -> None:
         """Every ``interval`` seconds, until cancelled. Trouble is logged, and tried again the next time."""
@@ -57,14 +58,14 @@ class Collector:
         """Once, until nothing is left. BusyError when another collector runs."""
         done = Collected()
         if dry:
-            for item in await self._catalog.garbage(1 << 30):
+            for item in self._reader.garbage(1 << 30):
                 done.entries += 1
                 done.tickets += item.extent.count
             return done
         owner = await self._catalog.enter_alone("collector")
         try:
             done.owners = await self._catalog.expire()
-            while found := await self._catalog.garbage(COLLECT_BATCH):
+            while found := self._reader.garbage(COLLECT_BATCH):
                 await self._catalog.renew(owner)
                 await self._delete(found)
                 await self._catalog.collected(found)

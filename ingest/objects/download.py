@@ -52,7 +52,7 @@ class PinnedDownload:
         first = start // DATA_SIZE
         places = list(_parts(part(self.version.extents, first, chunks_needed(stop) - first), READ_CHUNKS))
         skipped = first * DATA_SIZE  # bytes of the object before what is read next
-        ahead: asyncio.Task[bytes] | None = None
+        ahead: asyncio.Task[bytearray] | None = None
         try:
             for i, place in enumerate(places):
                 ready = ahead or self._fetch(place)
@@ -66,7 +66,7 @@ class PinnedDownload:
                 with contextlib.suppress(asyncio.CancelledError, IngestError):
                     await ahead
 
-    def _fetch(self, place: Extent) -> asyncio.Task[bytes]:
+    def _fetch(self, place: Extent) -> asyncio.Task[bytearray]:
         return asyncio.create_task(self._client.read_range(ticket.format(place.first), place.count))
 
     async def close(self) -> None:

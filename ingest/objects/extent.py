@@ -79,6 +79,26 @@ def without(extents: Iterable[Extent], index: int) -> tuple[Extent, ...]:
     return tuple(extent for extent in result if extent.count)
 
 
+def difference(held: Iterable[Extent], kept: Iterable[Extent]) -> list[Extent]:
+    """What of ``held`` is not in ``kept``, in ticket order. In each of them no ticket may stand twice."""
+    result: list[Extent] = []
+    gone = sorted(kept)
+    at = 0
+    for place in sorted(held):
+        first = place.first
+        while at < len(gone) and gone[at].stop <= first:
+            at += 1
+        for one in gone[at:]:
+            if one.first >= place.stop:
+                break
+            if one.first > first:
+                result.append(Extent(first, one.first - first))
+            first = max(first, one.stop)
+        if first < place.stop:
+            result.append(Extent(first, place.stop - first))
+    return result
+
+
 def serialize(extents: Iterable[Extent]) -> bytes:
     """16 bytes for each: index of the first ticket and count, big-endian."""
     return b"".join(_ENTRY.pack(extent.first, extent.count) for extent in extents)
@@ -91,5 +111,7 @@ def parse(raw: bytes) -> tuple[Extent, ...]:
     extents = tuple(Extent(first, count) for first, count in _ENTRY.iter_unpack(raw))
     for extent in extents:
         if extent.count < 1 or extent.stop > ticket.COUNT:
-            raise CatalogError(f"an extent of {extent.count} tickets from index {extent.first}: there is none")
+            raise CatalogError(
+                f"an extent of {extent.count} tickets from index {extent.first}: there is none"
+            )
     return extents

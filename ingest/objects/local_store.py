@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Callable, Mapping
 from typing import Self
 
 from ingest.client import AsyncClient
@@ -40,14 +40,15 @@ class LocalStore:
     async def put(
         self,
         namespace: str,
-        name: str,
+        name: str | Callable[[], str],
         body: AsyncIterable[bytes],
         *,
         size: int | None = None,
         headers: Mapping[str, str] | None = None,
         condition: Condition = ANY,
     ) -> Version:
-        await self.check(namespace, name, condition)
+        if isinstance(name, str):
+            await self.check(namespace, name, condition)
         return await self._receiver.receive(Upload(namespace, name, size, headers or {}, condition), body)
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:

@@ -18,6 +18,7 @@ from ingest import ticket
 from ingest.errors import CatalogError
 from ingest.limits import DATA_SIZE
 from ingest.objects.extent import Extent, chunks_needed, total
+from ingest.objects.version import check_name, check_namespace
 
 MAGIC = b"ingestM1"
 KEY_CONTEXT = "ingest 2026 object manifest"
@@ -85,10 +86,21 @@ def parse(data: bytes, place: int, keys: Sequence[bytes]) -> Manifest:
         raise CatalogError(f"ticket {ticket.format(place)}: a manifest that none of the keys has signed")
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
+        check_namespace(manifest.namespace)
+        check_name(manifest.name)
         places = manifest.places
+        whole = manifest.size >= 0 and len(bytes.fromhex(manifest.digest)) == 32
     except (msgspec.MsgspecError, ValueError) as error:
-        raise CatalogError(f"ticket {ticket.format(place)}: a manifest that makes no sense: {error}") from None
-    if not places or places[-1].stop != place + chunks or total(places) != chunks_needed(manifest.size) + chunks:
+        raise CatalogError(
+            f"ticket {ticket.format(place)}: a manifest that makes no sense: {error}"
+        ) from None
+    if not whole or any(one.count < 1 for one in places):
+        raise CatalogError(f"ticket {ticket.format(place)}: a manifest that makes no sense: its numbers")
+    if (
+        not places
+        or places[-1].stop != place + chunks
+        or total(places) != chunks_needed(manifest.size) + chunks
+    ):
         raise CatalogError(f"ticket {ticket.format(place)}: a manifest whose extents do not end with it")
     return manifest
 

@@ -61,7 +61,9 @@ class ObjectStore(Protocol):
     async def delete(self, namespace: str, name: str, condition: Condition = ANY) -> Version:
         """NotFoundError, PreconditionError."""
 
-    async def page(self, namespace: str, prefix: str = "", after: str = "", limit: int = 1000) -> list[Entry]: ...
+    async def page(
+        self, namespace: str, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> list[Entry]: ...
 
     async def namespaces(self) -> list[str]: ...
 

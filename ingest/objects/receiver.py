@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -38,18 +38,22 @@ from ingest.objects.version import ANY, Condition, Version
 from ingest.status import Status
 
 PIECE_SIZE = PIECE_CHUNKS * DATA_SIZE
+NAMELESS = "(not known yet)"  # the name of an upload whose bytes will say it
 FOREIGN = (Status.CONFLICT, Status.DELETED)  # somebody else has, or had, such a ticket: another one will do
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What is uploaded, but for its bytes."""
+    """What is uploaded, but for its bytes. ``name``: or a function that knows it once they have ended."""
 
     namespace: str
-    name: str
+    name: str | Callable[[], str]
     size: int | None
     headers: Mapping[str, str]
     condition: Condition
+
+    def final_name(self) -> str:
+        return self.name if isinstance(self.name, str) else self.name()
 
 
 class Receiver:
@@ -76,13 +80,14 @@ class Receiver:
 
     async def _store(self, upload: Upload, data: bytearray) -> Version:
         _check_size(upload.size, len(data))
+        name = upload.final_name()
         digest = blake3(data).digest()
         number = await self._membership.number()
         chunks = chunks_needed(len(data))
         about = Manifest(
             version=number,
             namespace=upload.namespace,
-            name=upload.name,
+            name=name,
             size=len(data),
             digest=digest.hex(),
             created=time.time(),
@@ -97,8 +102,8 @@ class Receiver:
                     refused = await self._client.put_range(ticket.format(place.first), data + text)
                     if not refused:
                         return await self._catalog.store(
-                            owner, upload.namespace, upload.name, about.size, digest, [place],
-                            upload.headers, upload.condition, number,
+                            owner, upload.namespace, name, about.size, digest, [place],
+                            upload.headers, upload.condition, number=number,
                         )  # fmt: skip
                     await self.note_conflicts(owner, refused)
                     ours = _ours([place], refused)
@@ -148,17 +153,24 @@ class _Stream:
 
     async def run(self, start: bytearray, rest: AsyncIterator[bytes]) -> Version:
         upload = self._upload
+        known = isinstance(upload.name, str)
         self._version = await self._catalog.begin(
-            self._owner, upload.namespace, upload.name, upload.headers, upload.condition
+            self._owner,
+            upload.namespace,
+            upload.final_name() if known else NAMELESS,
+            upload.headers,
+            upload.condition if known else ANY,
         )
         try:
             await self._put_all(start, rest)
             _check_size(upload.size, self._size)
+            name = upload.final_name()
             digest = self._hash.digest()
-            await self._put_manifest(digest)
+            await self._put_manifest(name, digest)
             return await self._catalog.commit(
-                self._owner, self._version, self._size, digest, self._extents, upload.condition
-            )
+                self._owner, self._version, self._size, digest, self._extents, upload.condition,
+                None if known else name,
+            )  # fmt: skip
         except BaseException as error:
             await asyncio.shield(self._fail(error))
             raise
@@ -241,12 +253,12 @@ class _Stream:
         self._next_range = min(2 * size, RANGE_TICKETS_MAX)
         return size
 
-    async def _put_manifest(self, digest: bytes) -> None:
+    async def _put_manifest(self, name: str, digest: bytes) -> None:
         """Behind the last chunk when the range has room there, else in a range of its own, which is the last extent then."""
         about = Manifest(
             version=self._version,
             namespace=self._upload.namespace,
-            name=self._upload.name,
+            name=name,
             size=self._size,
             digest=digest.hex(),
             created=self._created,

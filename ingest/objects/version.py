@@ -103,11 +103,16 @@ def check_namespace(name: str) -> str:
     return _check(name, "namespace", NAMESPACE_SIZE_MAX)
 
 
-def _check(name: str, what: str, size_max: int) -> str:
+def check_text(text: str, what: str) -> bytes:
+    """Its UTF-8. UsageError when it has none: half of a surrogate pair."""
     try:
-        size = len(name.encode())
+        return text.encode()
     except UnicodeEncodeError:
-        raise UsageError(f"the {what} {name!r} is not UTF-8") from None
+        raise UsageError(f"the {what} {text!r} is not UTF-8") from None
+
+
+def _check(name: str, what: str, size_max: int) -> str:
+    size = len(check_text(name, what))
     if not 1 <= size <= size_max:
         raise UsageError(f"a {what} of {size} bytes: it has 1 to {size_max}")
     return name

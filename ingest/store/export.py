@@ -74,7 +74,7 @@ def export(
     """
     with locked(source):
         identity = identify(source, wal_dir, key_file)
-        _check_source(identity)
+        check_whole(identity)
         survey = LogSurvey(identity.wal_dir, identity.log_id, identity.keys, segment_size)
         try:
             if survey.faults:
@@ -90,7 +90,8 @@ def export(
     return target_store.result
 
 
-def _check_source(identity: Identity) -> None:
+def check_whole(identity: Identity) -> None:
+    """ConfigError or KeyFileError for a store that fsck has to mend before it can be read to its end."""
     if identity.problems:
         problem = identity.problems[0]
         raise ConfigError(
@@ -103,11 +104,11 @@ def _check_source(identity: Identity) -> None:
 
 
 def _copy(identity: Identity, survey: LogSurvey, target: _Target, progress: Progress) -> None:
-    groups = _groups(identity, survey)
+    groups = groups_of(identity, survey)
     put_keys = [keys.put for keys in identity.keys]
     for done, pack in enumerate(sorted(groups)):
         progress("copying", done, len(groups))
-        state = _read(identity, pack, groups[pack], put_keys)
+        state = read_state(identity, pack, groups[pack], put_keys)
         logged = survey.packs.get(pack) or LoggedPack()
         found = resolve(state, logged, survey.frame)
         lost = found.lost
@@ -125,7 +126,7 @@ def _copy(identity: Identity, survey: LogSurvey, target: _Target, progress: Prog
     progress("copying", len(groups), len(groups))
 
 
-def _groups(identity: Identity, survey: LogSurvey) -> dict[int, list[int]]:
+def groups_of(identity: Identity, survey: LogSurvey) -> dict[int, list[int]]:
     """The packs that anything is known of; in layout tree with the slots that have a file."""
     groups: dict[int, list[int]] = defaultdict(list)
     for path in walk(identity.data_dir, identity.layout).objects:
@@ -139,7 +140,7 @@ def _groups(identity: Identity, survey: LogSurvey) -> dict[int, list[int]]:
     return groups
 
 
-def _read(identity: Identity, pack: int, slots: Iterable[int], put_keys: list[bytes]) -> SlotState:
+def read_state(identity: Identity, pack: int, slots: Iterable[int], put_keys: list[bytes]) -> SlotState:
     if identity.layout == "tree":
         return read_chunks(identity.data_dir, pack, slots, put_keys)
     try:
