@@ -118,7 +118,7 @@ class Gate:
         what = f"{request.method} {request.raw_path[:200]}"
         if failure.code == "internal":
             log.error("%s: %s", id_, what, exc_info=error)
-        elif failure.status >= 500:
+        elif failure.status >= 500 and failure.status != 501:  # not implemented: that is told to the client alone
             log.warning("%s: %s: %s", id_, what, error)
         if request.writer.output_size:
             log.warning("%s: %s: the answer broke off: %s", id_, what, error)
