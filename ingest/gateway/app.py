@@ -7,9 +7,10 @@ names of objects must come as they were sent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -69,9 +70,36 @@ class Gate:
         self._services = services
         self.access = access
         self.ids = ids
+        self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+
+    async def drain(self, timeout: float) -> None:
+        """Waits, ``timeout`` seconds at most, for the requests that are under way. Each is the last of its connection."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), timeout)
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """ClientGoneError when there is nobody to answer, or the answer broke off."""
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        self._under_way += 1
+        connection.busy = True
+        self._quiet.clear()
+        try:
+            response = await self._answer(request)
+        finally:
+            connection.busy = False
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+        if self._draining:
+            response.force_close()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         id_ = self.ids.of(request.headers.get("X-Request-Id"))
         exchange: Exchange | None = None
         try:
@@ -118,7 +146,9 @@ class Gate:
         what = f"{request.method} {request.raw_path[:200]}"
         if failure.code == "internal":
             log.error("%s: %s", id_, what, exc_info=error)
-        elif failure.status >= 500 and failure.status != 501:  # not implemented: that is told to the client alone
+        elif (
+            failure.status >= 500 and failure.status != 501
+        ):  # not implemented: that is told to the client alone
             log.warning("%s: %s: %s", id_, what, error)
         if request.writer.output_size:
             log.warning("%s: %s: the answer broke off: %s", id_, what, error)
@@ -134,16 +164,25 @@ class App(web.Server):
         self.gate = gate
         self._settings = settings
 
+    async def drain(self, timeout: float) -> None:
+        """To be called when nothing listens any more: ends idle connections, and waits for the others. aiohttp's own way is
+        deaf to what comes of a body from then on."""
+        for connection in self.connections:
+            if not cast(_Connection, connection).busy:
+                connection.close()
+        await self.gate.drain(timeout)
+
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_ids",)
+    __slots__ = ("_ids", "busy")
 
     def __init__(self, app: App, **settings: Any) -> None:
         super().__init__(app, **settings)
         self._ids = app.gate.ids
+        self.busy = False  # has a request that is not answered
 
     def handle_error(
         self,
