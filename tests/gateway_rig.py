@@ -213,8 +213,9 @@ class NodeGateway:
                     for name, text in found.items()
                     if name != "pid"
                 }
-                for address in addresses.values():
-                    socket.create_connection(address, TIMEOUT_S).close()
+                for name, address in addresses.items():
+                    if name != "stream":  # where a connection is an upload
+                        socket.create_connection(address, TIMEOUT_S).close()
             except (OSError, ValueError):
                 time.sleep(0.01)
                 continue

@@ -306,7 +306,7 @@ def test_kill_in_the_middle_of_a_hundred_uploads(tmp_path: Path, victim: str) ->
         except (Broken, OSError):
             pass
 
-    with node_gateway(data_dir, "--collect-interval=0.2", "--http-workers=2", "--wal-size=96MiB") as node:
+    with node_gateway(data_dir, "--collect-interval=0.2", "--http-workers=2", "--drain-timeout=4") as node:
         with ThreadPoolExecutor(8) as pool:
             uploads = [pool.submit(upload, number) for number in range(100)]
             enough.wait(TIMEOUT_S)
@@ -326,7 +326,6 @@ def test_kill_in_the_middle_of_a_hundred_uploads(tmp_path: Path, victim: str) ->
             body = answer.body if answer.status == 200 else b""
             assert body in sent[name], f"{name} has bytes that nobody sent"
             assert answer.status == 200 or not bodies, f"{name} was stored, and is gone"
-        # The gateway that runs has a lease of its own, which goes back at its end: look when only the collector is left to do.
         until(lambda: not garbage_left(data_dir), "all garbage is collected")
         assert stored_tickets(data_dir, next_ticket(data_dir)) == live_tickets(data_dir)
         assert node.stop() == 0, node.log()

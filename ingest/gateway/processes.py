@@ -17,8 +17,8 @@ from ingest.gateway import settings
 from ingest.gateway.config import GatewayConfig
 from ingest.gateway.server import SHARED, Sockets, collector_main, http_main, read_keys
 from ingest.gateway.supervisor import Child, Supervisor
-from ingest.objects import catalog_service
 from ingest.objects.catalog import Catalog
+from ingest.objects.catalog_service import serve as serve_catalog
 from ingest.objects.catalog_socket import catalog_path
 from ingest.server import raise_open_files_limit
 from ingest.store.store import META
@@ -120,7 +120,7 @@ def _write_private(path: Path, content: bytes) -> None:
 
 def catalog_main(config: GatewayConfig, shares: list[Sockets]) -> int:
     _close(shares)
-    catalog_service.serve(config.data_dir)
+    serve_catalog(config.data_dir)
     return 0
 
 

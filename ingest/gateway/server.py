@@ -84,9 +84,8 @@ class GatewayServer:
 
     async def serve(self, services: Services) -> None:
         access, ids = settings.read_access(self._config), RequestIds()
-        patience = (
-            0.4 * self._config.drain_timeout
-        )  # aiohttp waits so long twice: for a handler, and for its end
+        # Then requests are cut off, and their uploads have time to fail.
+        patience = 0.8 * self._config.drain_timeout
         runners: list[web.ServerRunner] = []
         stream, listening = StreamServer(services.store, ids), None
         try:
@@ -99,7 +98,7 @@ class GatewayServer:
                     )
                     continue
                 app = make_app(shared_routes() if name == SHARED else APIS[name](), services, access, ids)
-                runner = web.ServerRunner(app, shutdown_timeout=patience)
+                runner = web.ServerRunner(app, shutdown_timeout=0.05 * self._config.drain_timeout)
                 await runner.setup()
                 runners.append(runner)
                 await web.SockSite(
@@ -110,7 +109,11 @@ class GatewayServer:
         finally:
             if listening is not None:
                 listening.close()
-            await asyncio.gather(stream.drain(patience), *(runner.cleanup() for runner in runners))
+            for runner in runners:
+                for site in runner.sites:
+                    await site.stop()
+            await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
+            await asyncio.gather(*(runner.cleanup() for runner in runners))
 
     def reload(self) -> None:
         """SIGHUP: tokens, certificates and the log level are read again. What cannot be used leaves all as it was."""
