@@ -196,6 +196,17 @@ class TestSmallUpload:
         rig("leave", owner)
         assert rig.garbage() == sorted({*indices(one, two)} - {one.first + 1, two.stop - 1})
 
+    def test_may_go_on_in_the_next_lease(self, rig, owner):
+        one, two = rig("lease", owner, 4), rig("lease", owner, 4)
+        done = rig("store", owner, "store", "a", 1, OLD, [Extent(one.stop - 1, 2)])
+        assert [lease.extent for lease in rig.catalog.leases()] == [
+            Extent(one.first, 3),
+            Extent(two.first + 1, 3),
+        ]
+        rig("discard", owner, [Extent(one.first + 2, 1), Extent(two.first + 1, 1)])
+        rig("leave", owner)
+        assert rig.garbage() == [one for one in indices(one, two) if one not in indices(*done.extents)]
+
     def test_takes_no_ticket_twice_and_none_of_others(self, rig, owner):
         lease = rig("lease", owner, 4)
         rig("store", owner, "store", "a", 1, OLD, [Extent(lease.first, 2)])

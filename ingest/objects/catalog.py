@@ -126,8 +126,7 @@ class Catalog(CatalogReader):
         """Tickets of the owner's leases that an upload which failed has used: they are garbage at once. So is what is no
         part of its leases any more."""
         for place in extents:
-            if self._carve(owner, place):
-                self._throw_away(None, [place])
+            self._throw_away(None, self._carve(owner, place))
 
     @atomic
     def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
@@ -175,15 +174,24 @@ class Catalog(CatalogReader):
             *(place.first, place.count, owner, what, made),
         )
 
-    def _carve(self, owner: int, place: Extent) -> bool:
-        """Takes tickets out of the owner's lease that they are in. False when they are in none of them."""
-        row = self._db.row(
-            "SELECT first, count, owner, what, time FROM leases WHERE first <= ? ORDER BY first DESC LIMIT 1",
-            place.first,
-        )
-        if row is None or row[2] != owner or row[0] + row[1] < place.stop:
-            return False
-        first, count, _, what, made = row
+    def _carve(self, owner: int, place: Extent) -> list[Extent]:
+        """Takes tickets out of the owner's leases, from the first one on. Returns what of them was there."""
+        found = []
+        while place.count:
+            row = self._db.row(
+                "SELECT first, count, owner, what, time FROM leases WHERE first <= ? ORDER BY first DESC LIMIT 1",
+                place.first,
+            )
+            if row is None or row[2] != owner or row[0] + row[1] <= place.first:
+                break
+            here = Extent(place.first, min(place.stop, row[0] + row[1]) - place.first)
+            self._cut(here, *row)
+            found.append(here)
+            place = Extent(here.stop, place.count - here.count)  # it may go on in the next lease
+        return found
+
+    def _cut(self, place: Extent, first: int, count: int, owner: int, what: str, made: float) -> None:
+        """Leaves of a lease what lies before and behind ``place``."""
         before, after = place.first - first, first + count - place.stop
         if before:
             self._db.run("UPDATE leases SET count = ? WHERE first = ?", before, first)
@@ -193,7 +201,6 @@ class Catalog(CatalogReader):
             self._db.run("UPDATE leases SET first = ?, count = ? WHERE first = ?", place.stop, after, first)
         else:
             self._db.run("DELETE FROM leases WHERE first = ?", first)
-        return True
 
     def _sweep(self, leases: Iterable[tuple[Any, ...]]) -> None:
         """What is left of a lease is garbage, stored or not."""
@@ -299,7 +306,7 @@ class Catalog(CatalogReader):
         self._check_alive(owner)
         _check_stored(size, digest, extents)
         for place in extents:
-            if not self._carve(owner, place):
+            if extent.total(self._carve(owner, place)) < place.count:
                 raise UploadLostError(f"{place} is no part of a lease of this process")
         self._replace(check_namespace(namespace), check_name(name), number, condition, digest)
         return self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
@@ -324,6 +331,28 @@ class Catalog(CatalogReader):
             raise NotFoundError(f"there is no object {name!r}")
         self._end(present, reason)
         return present
+
+    @atomic
+    def restore(
+        self,
+        number: int,
+        namespace: str,
+        name: str,
+        size: int,
+        digest: bytes,
+        extents: Sequence[Extent],
+        headers: Mapping[str, str],
+        created: float,
+    ) -> Version:
+        """What a manifest says, in a catalog that is made again. Another number when that one has been taken."""
+        taken = (
+            not 1 <= number < self._db.value("SELECT version FROM counters")
+            or self._state(number) is not None
+        )
+        number = self._own_number(None if taken else number)
+        self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
+        self._db.run("UPDATE versions SET created = ?, saved = ? WHERE number = ?", created, created, number)
+        return self.version(number)
 
     def _own_number(self, number: int | None) -> int:
         following = self._db.value("SELECT version FROM counters")
@@ -431,6 +460,11 @@ class Catalog(CatalogReader):
         """It is deleted: nothing of it is stored."""
         for item in garbage:
             self._db.run("DELETE FROM garbage WHERE id = ?", item.id)
+
+    @atomic
+    def throw_away(self, extents: Iterable[Extent]) -> None:
+        """Stored tickets that nobody has are garbage from now on."""
+        self._throw_away(None, extents)
 
     @atomic
     def forget(self, kept: float = HISTORY_KEPT_S, limit: int = 1000) -> int:
