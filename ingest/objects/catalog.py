@@ -22,7 +22,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import msgspec
 
 from ingest import ticket
-from ingest.errors import NotFoundError, UploadLostError, UsageError
+from ingest.errors import BusyError, NotFoundError, UploadLostError, UsageError
 from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S
 from ingest.objects import extent
 from ingest.objects.catalog_reader import CatalogReader, Garbage
@@ -76,6 +76,13 @@ class Catalog(CatalogReader):
         return self._db.last_id()
 
     @atomic
+    def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
+        """Like ``enter``. BusyError while another owner of that kind is alive."""
+        if self._db.value("SELECT 1 FROM owners WHERE what = ? AND deadline > ?", what, self.clock()):
+            raise BusyError(f"another {what} is at work")
+        return self.enter(what, lasting)
+
+    @atomic
     def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
         """UploadLostError when its deadline has passed: its uploads may be given up already."""
         self._check_alive(owner)
@@ -127,6 +134,11 @@ class Catalog(CatalogReader):
         part of its leases any more."""
         for place in extents:
             self._throw_away(None, self._carve(owner, place))
+
+    @atomic
+    def forgo(self, owner: int, place: Extent) -> None:
+        """Tickets of the owner's lease that nothing was put under: they stay unused, and need no delete."""
+        self._carve(owner, place)
 
     @atomic
     def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
@@ -258,10 +270,13 @@ class Catalog(CatalogReader):
         digest: bytes,
         extents: Sequence[Extent],
         condition: Condition = ANY,
+        name: str | None = None,
     ) -> Version:
         """All chunks and the manifest are SAVED in ``extents``: the name points to this version from now on, and the one
         before is DELETED. Other tickets of the upload are garbage. Raises what the condition does (the version stays
-        PENDING then), and UploadLostError. Once more, it answers as the first time, whatever became of the name since."""
+        PENDING then), and UploadLostError. Once more, it answers as the first time, whatever became of the name since.
+
+        ``name``: the version's from now on, where its bytes say it: it began under another one."""
         if self._state(version) in (State.OK, State.DELETED):
             return self._committed(version, digest)
         held = self._held(owner, version)
@@ -271,6 +286,8 @@ class Catalog(CatalogReader):
             raise UsageError(
                 f"version {version} does not have all of the tickets that it is to be committed with"
             )
+        if name is not None:
+            self._db.run("UPDATE versions SET name = ? WHERE number = ?", check_name(name), version)
         row = self._db.row("SELECT namespace, name FROM versions WHERE number = ?", version)
         assert row is not None
         self._replace(self._namespace_name(row[0]), row[1], version, condition, digest)

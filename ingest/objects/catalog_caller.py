@@ -35,6 +35,9 @@ class CatalogCaller(CatalogAccess, ABC):
     async def enter(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
         return int(await self._ask(int, "enter", what, lasting))
 
+    async def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
+        return int(await self._ask(int, "enter_alone", what, lasting))
+
     async def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
         await self._ask(None, "renew", owner, lasting)
 
@@ -53,6 +56,9 @@ class CatalogCaller(CatalogAccess, ABC):
 
     async def discard(self, owner: int, extents: Sequence[Extent]) -> None:
         await self._ask(None, "discard", owner, extents)
+
+    async def forgo(self, owner: int, place: Extent) -> None:
+        await self._ask(None, "forgo", owner, place)
 
     async def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
         await self._ask(None, "conflicted", owner, index, version)
@@ -90,8 +96,11 @@ class CatalogCaller(CatalogAccess, ABC):
         digest: bytes,
         extents: Sequence[Extent],
         condition: Condition = ANY,
+        name: str | None = None,
     ) -> Version:
-        found: Version = await self._ask(Version, "commit", owner, version, size, digest, extents, condition)
+        found: Version = await self._ask(
+            Version, "commit", owner, version, size, digest, extents, condition, name
+        )
         return found
 
     async def store(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from ingest.errors import ConnectionLostError, IngestError, ProtocolError, UsageError
 from ingest.limits import CATALOG_MESSAGE_MAX, CATALOG_RETRY_S, RETRY_DELAY_MAX_S, RETRY_DELAY_MIN_S
@@ -40,8 +40,7 @@ class _Link(asyncio.Protocol):
         self.ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are none by descent
 
     def send(self, message: bytes) -> None:
         """Goes out with all others of this turn of the loop."""

@@ -53,11 +53,12 @@ def chunks_of(text_size: int) -> int:
     return -(-(_HEADER.size + text_size) // DATA_SIZE)
 
 
-def serialize(manifest: Manifest, place: int, key: bytes) -> bytes:
-    """The manifest's chunks, without padding, as they are stored from the ticket with index ``place`` on."""
+def serialize(manifest: Manifest, place: Extent, key: bytes) -> bytes:
+    """The data of the chunks that are stored in ``place``, which has to be large enough: `size_max`."""
     text = msgspec.json.encode(manifest)
-    chunks = chunks_of(len(text))
-    return _HEADER.pack(MAGIC, len(text), chunks, _checksum(key, place, chunks, text)) + text
+    assert chunks_of(len(text)) <= place.count <= CHUNKS_MAX, f"a manifest of {len(text)} bytes in {place.count} chunks"
+    data = _HEADER.pack(MAGIC, len(text), place.count, _checksum(key, place.first, place.count, text)) + text
+    return data.ljust(place.count * DATA_SIZE, b"\0")
 
 
 def size_max(manifest: Manifest, more_extents: int) -> int:
@@ -71,7 +72,7 @@ def begins(data: bytes) -> int:
     if len(data) < _HEADER.size or not data.startswith(MAGIC):
         return 0
     _, size, chunks, _ = _HEADER.unpack_from(data)
-    return chunks if 0 < chunks <= CHUNKS_MAX and chunks_of(size) == chunks else 0
+    return chunks if chunks_of(size) <= chunks <= CHUNKS_MAX else 0
 
 
 def parse(data: bytes, place: int, keys: Sequence[bytes]) -> Manifest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from typing import Protocol
 
 from ingest.objects.catalog_reader import Entry
@@ -14,7 +14,7 @@ class Download(Protocol):
 
     version: Version
 
-    def read(self, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:
+    def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """Its bytes from ``start`` up to ``stop`` (None: the end), in pieces, each frame checked.
 
         CorruptFrameError, RefusedError and ConnectionLostError end it before its end.
@@ -30,7 +30,7 @@ class ObjectStore(Protocol):
     async def put(
         self,
         namespace: str,
-        name: str,
+        name: str | Callable[[], str],
         body: AsyncIterable[bytes],
         *,
         size: int | None = None,
@@ -38,6 +38,9 @@ class ObjectStore(Protocol):
         condition: Condition = ANY,
     ) -> Version:
         """Stores what ``body`` gives, to its end, under a name; back when it is durable and can be read.
+
+        ``name``: or a function that knows it once the body has ended, where the bytes say the name. What the condition raises
+        is then raised at the end.
 
         ``size``: how many bytes it has to be, when that is known: UploadLostError when it is another number. An error of
         ``body`` fails the upload. What the condition raises, it raises before the body is read if it can.
