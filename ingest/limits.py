@@ -150,6 +150,7 @@ CATALOG_BUSY_S = (
     30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
 )
 HISTORY_KEPT_S = 30 * 86_400.0  # of versions that are gone: so long their history can be asked for
+HISTORY_VERSIONS_MAX = 1000  # versions of one name whose history is told
 LIST_PAGE_MAX = 1000  # names of one page of a listing
 CATALOG_CACHE_SIZE = (
     16 << 20

@@ -262,6 +262,14 @@ class TestTogether:
             assert good != also
             assert catalog._db.value("SELECT count(*) FROM owners") == 2
 
+    def test_a_busy_one_fails_alone(self, tmp_path):
+        with Catalog(tmp_path / "catalog.db") as catalog:
+            calls = [("enter_alone", ["collector"]), ("enter_alone", ["collector"]), ("enter", ["b"])]
+            first, second, third = catalog_calls.run_together(catalog, calls)
+            assert isinstance(second, errors.BusyError)
+            assert first != third
+            assert catalog._db.value("SELECT count(*) FROM owners") == 2
+
 
 class TestDeath:
     def test_of_the_service_is_not_noticed(self, service):
@@ -467,7 +475,7 @@ class TestMessages:
             ("collected", (garbage,)),
             ("lease", (None, 5, "x")),
             ("begin", (1, "n", "a", {"b": "c"}, Condition(True, frozenset(["x"])), None)),
-            ("commit", (1, 2, 3, DIGEST, [Extent(5, 2)], Condition())),
+            ("commit", (1, 2, 3, DIGEST, [Extent(5, 2)], Condition(), None)),
         ):
             message = catalog_calls.serialize_call(7, call, arguments)
             assert catalog_calls.parse_call(message) == (7, (call, arguments))

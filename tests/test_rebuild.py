@@ -63,9 +63,7 @@ class Uploads:
         self.put(list(part(extents, 0, chunks)), data)
         rest = list(part(extents, chunks, total(extents) - chunks))
         assert len(rest) == 1
-        raw = manifest.serialize(one, rest[0].first, self.key)
-        assert -(-len(raw) // DATA_SIZE) == rest[0].count
-        self.put(rest, raw)
+        self.put(rest, manifest.serialize(one, rest[0], self.key))
         if not commit:
             return None
         digest = bytes.fromhex(one.digest)

@@ -67,6 +67,10 @@ class Catalog(CatalogReader):
         finally:
             self._made.clear()
 
+    @property
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
     # --- owners: processes that upload or download
 
     @atomic

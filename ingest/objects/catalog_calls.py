@@ -161,7 +161,11 @@ def run_together(catalog: Catalog, calls: Sequence[Call]) -> list[Any]:
 def _run(catalog: Catalog, call: str, arguments: Sequence[Any]) -> Any:
     try:
         return getattr(catalog, call)(*arguments)
-    except (DiskError, errors.BusyError):
+    except CatalogError as error:
+        if not catalog.in_transaction:
+            raise
+        return error  # what this call met is damaged; the others met it not
+    except DiskError:
         raise  # the transaction's, not this call's
     except IngestError as error:
         return error
