@@ -106,7 +106,9 @@ class Catalog(CatalogReader):
         return len(late)
 
     def _check_alive(self, owner: int) -> None:
-        deadline = self._db.value("SELECT deadline FROM owners WHERE id = ?", owner)
+        self._require(self._db.value("SELECT deadline FROM owners WHERE id = ?", owner))
+
+    def _require(self, deadline: float | None) -> None:
         if deadline is None or deadline <= self.clock():
             raise UploadLostError(
                 "the upload took too long to give a sign of life: its owner's deadline has passed"
@@ -250,7 +252,7 @@ class Catalog(CatalogReader):
         Raises what the condition does: for nothing, the same may be true or not when it is committed.
         """
         self._check_alive(owner)
-        number = self._own_number(number)
+        number = self._own_number(number, self._db.value("SELECT version FROM counters"))
         if self._state(number) is not None:
             return number
         condition.check(name, self.lookup(check_namespace(namespace), check_name(name)))
@@ -321,10 +323,17 @@ class Catalog(CatalogReader):
         ``number``: of the version, when it was reserved: its manifest names it. Raises what the condition does, and
         UploadLostError. Once more, with a number, it answers as the first time.
         """
-        number = self._own_number(number)
-        if self._state(number) is not None:
+        row = self._db.row(
+            "SELECT (SELECT version FROM counters), (SELECT deadline FROM owners WHERE id = ?),"
+            " (SELECT state FROM versions WHERE number = ?)",
+            *(owner, number),
+        )
+        assert row is not None
+        following, deadline, state = row
+        number = self._own_number(number, following)
+        if state is not None:
             return self._committed(number, digest)
-        self._check_alive(owner)
+        self._require(deadline)
         _check_stored(size, digest, extents)
         for place in extents:
             if extent.total(self._carve(owner, place)) < place.count:
@@ -366,20 +375,17 @@ class Catalog(CatalogReader):
         created: float,
     ) -> Version:
         """What a manifest says, in a catalog that is made again. Another number when that one has been taken."""
-        taken = (
-            not 1 <= number < self._db.value("SELECT version FROM counters")
-            or self._state(number) is not None
-        )
-        number = self._own_number(None if taken else number)
+        following = self._db.value("SELECT version FROM counters")
+        taken = not 1 <= number < following or self._state(number) is not None
+        number = self._own_number(None if taken else number, following)
         self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
         self._db.run("UPDATE versions SET created = ?, saved = ? WHERE number = ?", created, created, number)
         return self.version(number)
 
-    def _own_number(self, number: int | None) -> int:
-        following = self._db.value("SELECT version FROM counters")
+    def _own_number(self, number: int | None, following: int) -> int:
         if number is None:
             self._db.run("UPDATE counters SET version = ?", following + 1)
-            return int(following)
+            return following
         if not 1 <= number < following:
             raise UsageError(f"version {number} has not been reserved")
         return number
