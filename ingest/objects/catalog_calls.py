@@ -29,7 +29,8 @@ Call: TypeAlias = tuple[str, Sequence[Any]]
 log = logging.getLogger("ingest.catalog")
 
 CALLS = (
-    "enter", "enter_alone", "renew", "leave", "expire", "lease", "discard", "forgo", "conflicted", "give_back", "reserve", "begin", "extend",
+    "enter", "enter_alone", "renew", "leave", "expire", "lease", "discard", "forgo", "conflicted", "give_back",
+    "reserve", "begin", "extend",
     "commit", "store", "fail", "delete", "pin", "unpin", "collected", "forget",
 )  # fmt: skip
 NOT_AGAIN = frozenset({"delete"})  # whose second time would not answer as the first: not sent again by itself

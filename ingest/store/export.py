@@ -29,7 +29,8 @@ from ingest.store.pack_check import (
     pack_bytes,
 )
 from ingest.store.quarantine import write_sparse
-from ingest.store.store import EXPORT_MARK, FORMAT_VERSION, LOG_ID_FILE, META, make_directory, write_json
+from ingest.store.store import EXPORT_MARK, LOG_ID_FILE, META, make_directory
+from ingest.store.store_json import FORMAT_VERSION, write_json, write_store_json
 
 
 @dataclass
@@ -152,7 +153,7 @@ class _Target:
     def finish(self) -> None:
         """Makes it durable, then makes it a store."""
         syncfs(self.fd)
-        write_json(
+        write_store_json(
             self.meta / "store.json",
             {
                 "format": FORMAT_VERSION,
