@@ -9,6 +9,7 @@ import apsw
 import pytest
 
 from ingest.errors import (
+    BusyError,
     CatalogError,
     DiskError,
     NameTakenError,
@@ -154,6 +155,23 @@ class TestUpload:
         rig("fail", owner, number, "too late")
         assert rig.catalog.version(number).state is State.DELETED
 
+    def test_may_learn_its_name_at_its_end(self, rig, owner):
+        before = rig.small(owner, "digest")
+        number = rig("begin", owner, "store", "not known yet")
+        held = rig("extend", owner, number, 2)
+        rig.clock.now += 1
+        with pytest.raises(NameTakenError):
+            rig("commit", owner, number, 1, NEW, [held], ABSENT, "digest")
+        assert rig.catalog.version(number).name == "not known yet"
+        with pytest.raises(UsageError):
+            rig("commit", owner, number, 1, NEW, [held], ABSENT, "")
+        assert rig("commit", owner, number, 1, NEW, [held], name="digest").name == "digest"
+        assert rig.catalog.find("store", "digest").number == number
+        assert rig.catalog.version(before.number).state is State.DELETED
+        assert rig.catalog.lookup("store", "not known yet") is None
+        with pytest.raises(NotFoundError):
+            rig.catalog.history("store", "not known yet")
+
     def test_with_a_reserved_number_begins_once(self, rig, owner):
         numbers = rig("reserve", 3)
         assert rig("begin", owner, "store", "a", {}, ABSENT, numbers[1]) == numbers[1]
@@ -195,6 +213,17 @@ class TestSmallUpload:
         ]
         rig("leave", owner)
         assert rig.garbage() == sorted({*indices(one, two)} - {one.first + 1, two.stop - 1})
+
+    def test_may_go_on_in_the_next_lease(self, rig, owner):
+        one, two = rig("lease", owner, 4), rig("lease", owner, 4)
+        done = rig("store", owner, "store", "a", 1, OLD, [Extent(one.stop - 1, 2)])
+        assert [lease.extent for lease in rig.catalog.leases()] == [
+            Extent(one.first, 3),
+            Extent(two.first + 1, 3),
+        ]
+        rig("discard", owner, [Extent(one.first + 2, 1), Extent(two.first + 1, 1)])
+        rig("leave", owner)
+        assert rig.garbage() == [one for one in indices(one, two) if one not in indices(*done.extents)]
 
     def test_takes_no_ticket_twice_and_none_of_others(self, rig, owner):
         lease = rig("lease", owner, 4)
@@ -243,6 +272,12 @@ class TestSmallUpload:
         assert rig.garbage() == gone
         rig("discard", owner, [Extent(lease.first, 1), Extent(lease.first + 3, 2)])
         assert rig.garbage() == gone
+
+    def test_forgone_tickets_are_nowhere(self, rig, owner):
+        lease = rig("lease", owner, 6)
+        rig("forgo", owner, Extent(lease.first + 2, 4))
+        rig("leave", owner)
+        assert rig.garbage() == [lease.first, lease.first + 1]
 
     def test_what_is_given_back_is_garbage(self, rig, owner):
         lease = rig("lease", owner, 6)
@@ -316,6 +351,17 @@ class TestOwner:
         rig("leave", owner)
         assert rig("enter", "another") != owner
 
+    def test_that_is_to_be_alone_of_its_kind(self, rig):
+        one = rig("enter_alone", "collector")
+        with pytest.raises(BusyError):
+            rig("enter_alone", "collector")
+        rig("enter_alone", "another kind")
+        rig.clock.now += 30
+        two = rig("enter_alone", "collector")
+        assert one != two
+        rig("leave", two)
+        rig("enter_alone", "collector")
+
 
 class TestPin:
     def test_keeps_the_chunks_while_anybody_reads(self, rig, owner):
@@ -369,6 +415,15 @@ class TestDelete:
         assert len(rig.garbage()) == 4
         rig("collected", rig.catalog.garbage(1000))
         assert rig.garbage() == []
+
+    def test_history_of_a_name_that_changes_always_is_cut(self, rig, owner):
+        with rig.catalog.change():
+            lease = rig.catalog.lease(owner, 2100)
+            for first in range(lease.first, lease.stop, 2):
+                rig.catalog.store(owner, "store", "a", 1, OLD, [Extent(first, 2)])
+        told = rig.catalog.history("store", "a")
+        assert len({step.version for step in told}) == 1001
+        assert told[0].version == rig.catalog.find("store", "a").number
 
     def test_history_is_forgotten_when_it_is_old_and_collected(self, rig, owner):
         rig.small(owner, "a")

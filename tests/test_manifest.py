@@ -10,7 +10,7 @@ from ingest import ticket
 from ingest.errors import CatalogError
 from ingest.limits import DATA_SIZE
 from ingest.objects import manifest
-from ingest.objects.extent import FIRST
+from ingest.objects.extent import FIRST, Extent
 from ingest.objects.manifest import Manifest
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "objects.md").read_text()
@@ -30,9 +30,8 @@ HELLO = Manifest(
 
 
 def stored(made: Manifest = HELLO, place: int = PLACE, key: bytes = KEY) -> bytes:
-    """Its chunks as they come back: padded."""
-    raw = manifest.serialize(made, place, key)
-    return raw.ljust(-(-len(raw) // DATA_SIZE) * DATA_SIZE, b"\0")
+    """Its chunks as they come back."""
+    return manifest.serialize(made, Extent(place, made.extents[-1][1] if len(made.extents) > 1 else 1), key)
 
 
 def example() -> bytes:
@@ -46,12 +45,12 @@ def example() -> bytes:
 
 
 def test_the_worked_example_is_what_is_written():
-    assert manifest.serialize(HELLO, PLACE, KEY) == example()
+    assert stored() == example().ljust(DATA_SIZE, b"\0")
 
 
 def test_the_key_and_the_checksum_are_made_as_the_document_says():
     key = blake3(SHARED, derive_key_context="ingest 2026 object manifest").digest()
-    raw = manifest.serialize(HELLO, PLACE, KEY)
+    raw = example()
     head = ticket.to_wire("00000001") + raw[8:16]
     assert raw[16:48] == blake3(head + raw[48:], key=key).digest()
     assert raw[:8] == b"ingestM1"
@@ -88,6 +87,15 @@ def test_a_manifest_of_many_chunks():
         manifest.parse(data[:-DATA_SIZE], place, [KEY])
 
 
+def test_may_have_more_chunks_than_it_needs():
+    made = manifest.msgspec.structs.replace(HELLO, extents=[("00000000", 4)])
+    data = manifest.serialize(made, Extent(PLACE, 3), KEY)
+    assert len(data) == 3 * DATA_SIZE and manifest.begins(data) == 3
+    assert manifest.parse(data, PLACE, [KEY]) == made
+    with pytest.raises(AssertionError):
+        manifest.serialize(many_extents(500), Extent(FIRST + 1000, 1), KEY)
+
+
 def test_size_max_suffices():
     few = manifest.msgspec.structs.replace(HELLO, extents=[])
     assert manifest.size_max(few, 501) >= many_extents(500).extents[-1][1]
@@ -115,6 +123,8 @@ def test_a_changed_byte_is_noticed(at):
         {"extents": [("0000000a", 2)]},
         {"size": 5000},
         {"size": -1},
+        {"version": 0},
+        {"version": 1 << 63},
         {"digest": "00"},
         {"digest": "no"},
         {"name": ""},

@@ -67,6 +67,10 @@ class Catalog(CatalogReader):
         finally:
             self._made.clear()
 
+    @property
+    def in_transaction(self) -> bool:
+        return self._db.in_transaction
+
     # --- owners: processes that upload or download
 
     @atomic
@@ -102,7 +106,9 @@ class Catalog(CatalogReader):
         return len(late)
 
     def _check_alive(self, owner: int) -> None:
-        deadline = self._db.value("SELECT deadline FROM owners WHERE id = ?", owner)
+        self._require(self._db.value("SELECT deadline FROM owners WHERE id = ?", owner))
+
+    def _require(self, deadline: float | None) -> None:
         if deadline is None or deadline <= self.clock():
             raise UploadLostError(
                 "the upload took too long to give a sign of life: its owner's deadline has passed"
@@ -133,8 +139,7 @@ class Catalog(CatalogReader):
         """Tickets of the owner's leases that an upload which failed has used: they are garbage at once. So is what is no
         part of its leases any more."""
         for place in extents:
-            if self._carve(owner, place):
-                self._throw_away(None, [place])
+            self._throw_away(None, self._carve(owner, place))
 
     @atomic
     def forgo(self, owner: int, place: Extent) -> None:
@@ -187,15 +192,24 @@ class Catalog(CatalogReader):
             *(place.first, place.count, owner, what, made),
         )
 
-    def _carve(self, owner: int, place: Extent) -> bool:
-        """Takes tickets out of the owner's lease that they are in. False when they are in none of them."""
-        row = self._db.row(
-            "SELECT first, count, owner, what, time FROM leases WHERE first <= ? ORDER BY first DESC LIMIT 1",
-            place.first,
-        )
-        if row is None or row[2] != owner or row[0] + row[1] < place.stop:
-            return False
-        first, count, _, what, made = row
+    def _carve(self, owner: int, place: Extent) -> list[Extent]:
+        """Takes tickets out of the owner's leases, from the first one on. Returns what of them was there."""
+        found = []
+        while place.count:
+            row = self._db.row(
+                "SELECT first, count, owner, what, time FROM leases WHERE first <= ? ORDER BY first DESC LIMIT 1",
+                place.first,
+            )
+            if row is None or row[2] != owner or row[0] + row[1] <= place.first:
+                break
+            here = Extent(place.first, min(place.stop, row[0] + row[1]) - place.first)
+            self._cut(here, *row)
+            found.append(here)
+            place = Extent(here.stop, place.count - here.count)  # it may go on in the next lease
+        return found
+
+    def _cut(self, place: Extent, first: int, count: int, owner: int, what: str, made: float) -> None:
+        """Leaves of a lease what lies before and behind ``place``."""
         before, after = place.first - first, first + count - place.stop
         if before:
             self._db.run("UPDATE leases SET count = ? WHERE first = ?", before, first)
@@ -205,7 +219,6 @@ class Catalog(CatalogReader):
             self._db.run("UPDATE leases SET first = ?, count = ? WHERE first = ?", place.stop, after, first)
         else:
             self._db.run("DELETE FROM leases WHERE first = ?", first)
-        return True
 
     def _sweep(self, leases: Iterable[tuple[Any, ...]]) -> None:
         """What is left of a lease is garbage, stored or not."""
@@ -239,7 +252,7 @@ class Catalog(CatalogReader):
         Raises what the condition does: for nothing, the same may be true or not when it is committed.
         """
         self._check_alive(owner)
-        number = self._own_number(number)
+        number = self._own_number(number, self._db.value("SELECT version FROM counters"))
         if self._state(number) is not None:
             return number
         condition.check(name, self.lookup(check_namespace(namespace), check_name(name)))
@@ -310,13 +323,20 @@ class Catalog(CatalogReader):
         ``number``: of the version, when it was reserved: its manifest names it. Raises what the condition does, and
         UploadLostError. Once more, with a number, it answers as the first time.
         """
-        number = self._own_number(number)
-        if self._state(number) is not None:
+        row = self._db.row(
+            "SELECT (SELECT version FROM counters), (SELECT deadline FROM owners WHERE id = ?),"
+            " (SELECT state FROM versions WHERE number = ?)",
+            *(owner, number),
+        )
+        assert row is not None
+        following, deadline, state = row
+        number = self._own_number(number, following)
+        if state is not None:
             return self._committed(number, digest)
-        self._check_alive(owner)
+        self._require(deadline)
         _check_stored(size, digest, extents)
         for place in extents:
-            if not self._carve(owner, place):
+            if extent.total(self._carve(owner, place)) < place.count:
                 raise UploadLostError(f"{place} is no part of a lease of this process")
         self._replace(check_namespace(namespace), check_name(name), number, condition, digest)
         return self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
@@ -342,11 +362,30 @@ class Catalog(CatalogReader):
         self._end(present, reason)
         return present
 
-    def _own_number(self, number: int | None) -> int:
+    @atomic
+    def restore(
+        self,
+        number: int,
+        namespace: str,
+        name: str,
+        size: int,
+        digest: bytes,
+        extents: Sequence[Extent],
+        headers: Mapping[str, str],
+        created: float,
+    ) -> Version:
+        """What a manifest says, in a catalog that is made again. Another number when that one has been taken."""
         following = self._db.value("SELECT version FROM counters")
+        taken = not 1 <= number < following or self._state(number) is not None
+        number = self._own_number(None if taken else number, following)
+        self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
+        self._db.run("UPDATE versions SET created = ?, saved = ? WHERE number = ?", created, created, number)
+        return self.version(number)
+
+    def _own_number(self, number: int | None, following: int) -> int:
         if number is None:
             self._db.run("UPDATE counters SET version = ?", following + 1)
-            return int(following)
+            return following
         if not 1 <= number < following:
             raise UsageError(f"version {number} has not been reserved")
         return number
@@ -448,6 +487,11 @@ class Catalog(CatalogReader):
         """It is deleted: nothing of it is stored."""
         for item in garbage:
             self._db.run("DELETE FROM garbage WHERE id = ?", item.id)
+
+    @atomic
+    def throw_away(self, extents: Iterable[Extent]) -> None:
+        """Stored tickets that nobody has are garbage from now on."""
+        self._throw_away(None, extents)
 
     @atomic
     def forget(self, kept: float = HISTORY_KEPT_S, limit: int = 1000) -> int:

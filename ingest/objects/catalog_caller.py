@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from ingest.errors import IngestError
 from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S, VERSIONS_RESERVED
+from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import Garbage
 from ingest.objects.extent import Extent
 from ingest.objects.version import ANY, Condition, Version
@@ -17,7 +18,7 @@ from ingest.objects.version import ANY, Condition, Version
 T = TypeVar("T")
 
 
-class CatalogCaller(ABC):
+class CatalogCaller(CatalogAccess, ABC):
     """`CatalogAccess` over ``_ask``. Belongs to one event loop."""
 
     def __init__(self) -> None:

@@ -29,7 +29,8 @@ Call: TypeAlias = tuple[str, Sequence[Any]]
 log = logging.getLogger("ingest.catalog")
 
 CALLS = (
-    "enter", "enter_alone", "renew", "leave", "expire", "lease", "discard", "forgo", "conflicted", "give_back", "reserve", "begin", "extend",
+    "enter", "enter_alone", "renew", "leave", "expire", "lease", "discard", "forgo", "conflicted", "give_back",
+    "reserve", "begin", "extend",
     "commit", "store", "fail", "delete", "pin", "unpin", "collected", "forget",
 )  # fmt: skip
 NOT_AGAIN = frozenset({"delete"})  # whose second time would not answer as the first: not sent again by itself
@@ -161,7 +162,11 @@ def run_together(catalog: Catalog, calls: Sequence[Call]) -> list[Any]:
 def _run(catalog: Catalog, call: str, arguments: Sequence[Any]) -> Any:
     try:
         return getattr(catalog, call)(*arguments)
-    except (DiskError, errors.BusyError):
+    except CatalogError as error:
+        if not catalog.in_transaction:
+            raise
+        return error  # what this call met is damaged; the others met it not
+    except DiskError:
         raise  # the transaction's, not this call's
     except IngestError as error:
         return error

@@ -12,7 +12,7 @@ import msgspec
 
 from ingest import ticket
 from ingest.errors import NotFoundError, UsageError
-from ingest.limits import LIST_PAGE_MAX
+from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX
 from ingest.objects import extent
 from ingest.objects.database import Database
 from ingest.objects.extent import Extent
@@ -138,12 +138,15 @@ class CatalogReader:
         return [Entry(name, size, digest.hex(), created) for name, size, digest, created in rows]
 
     def history(self, namespace: str, name: str) -> list[Transition]:
-        """What happened to all versions of a name, newest first. NotFoundError when nothing is known of any."""
+        """What happened to the versions of a name (the last 1000, when there are more), newest first. NotFoundError when
+        nothing is known of any."""
         check_name(name)
         number = self._namespace(namespace)
         columns = "SELECT number, size, state, created, saved, ended, reason FROM versions WHERE namespace = ? AND name = ?"
         rows = self._db.all(
-            f"{columns} AND state = 1 UNION ALL {columns} AND state <> 1", number, name, number, name
+            f"{columns} AND state = 1 UNION ALL"
+            f" SELECT * FROM ({columns} AND state <> 1 ORDER BY number DESC LIMIT ?)",
+            *(number, name, number, name, HISTORY_VERSIONS_MAX),
         )
         if not rows:
             raise NotFoundError(f"there is no object {name!r}, and none is known to have been")

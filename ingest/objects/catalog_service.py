@@ -16,12 +16,13 @@ import logging
 import selectors
 import signal
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from ingest.errors import ProtocolError
-from ingest.limits import CATALOG_BATCH_MAX, CATALOG_UNREAD_MAX, LINGER_S
+from ingest.limits import ACCEPT_PAUSE_S, CATALOG_BATCH_MAX, CATALOG_UNREAD_MAX, LINGER_S
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_calls import Call, framed, parse_call, run_together, serialize_answer, unframed
 from ingest.objects.catalog_socket import catalog_path, listen, service_lock
@@ -97,6 +98,7 @@ class CatalogService:
             sock, _ = self._listener.accept()
         except OSError as error:  # out of descriptors, or gone before it was taken
             log.warning("a process could not be taken: %s", error)
+            time.sleep(ACCEPT_PAUSE_S)  # it is still there, and this would spin
             return
         sock.setblocking(False)
         peer = Peer(sock)

@@ -20,7 +20,8 @@ from ingest.limits import (
 )
 from ingest.objects.schema import APPLICATION_ID, FORMAT, TABLES
 from ingest.store.log_writer import sync_directory
-from ingest.store.store import META, explain, read_store_json
+from ingest.store.store import META, explain
+from ingest.store.store_json import read_store_json
 
 REBUILD = "`ingest catalog rebuild` makes one from the packs"
 
@@ -128,7 +129,8 @@ def explained(error: apsw.Error, path: Path) -> DiskError | BusyError:
 def _make(path: Path) -> None:
     """An empty catalog: under a name of its own until it is whole and durable, so that who comes second finds all of it.
 
-    CatalogError when there was one: its chunks are there, and would be met as conflicts.
+    CatalogError when there was one: its chunks are there, and would be met as conflicts. StoreFormatError for a store
+    that can't be judged.
     """
     _refuse_lost(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")

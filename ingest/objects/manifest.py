@@ -56,7 +56,9 @@ def chunks_of(text_size: int) -> int:
 def serialize(manifest: Manifest, place: Extent, key: bytes) -> bytes:
     """The data of the chunks that are stored in ``place``, which has to be large enough: `size_max`."""
     text = msgspec.json.encode(manifest)
-    assert chunks_of(len(text)) <= place.count <= CHUNKS_MAX, f"a manifest of {len(text)} bytes in {place.count} chunks"
+    assert chunks_of(len(text)) <= place.count <= CHUNKS_MAX, (
+        f"a manifest of {len(text)} bytes in {place.count} chunks"
+    )
     data = _HEADER.pack(MAGIC, len(text), place.count, _checksum(key, place.first, place.count, text)) + text
     return data.ljust(place.count * DATA_SIZE, b"\0")
 
@@ -89,7 +91,11 @@ def parse(data: bytes, place: int, keys: Sequence[bytes]) -> Manifest:
         check_namespace(manifest.namespace)
         check_name(manifest.name)
         places = manifest.places
-        whole = manifest.size >= 0 and len(bytes.fromhex(manifest.digest)) == 32
+        whole = (
+            manifest.size >= 0
+            and 0 < manifest.version < 1 << 62
+            and len(bytes.fromhex(manifest.digest)) == 32
+        )
     except (msgspec.MsgspecError, ValueError) as error:
         raise CatalogError(
             f"ticket {ticket.format(place)}: a manifest that makes no sense: {error}"
