@@ -145,7 +145,10 @@ class AsyncClient:
             raise UsageError(f"ticket {name}: a chunk has at most {limits.DATA_SIZE} bytes, not {len(view)}")
         index = ticket.parse(name)
         frames = seal(self._keys.signing.put, index, view if len(view) else b"\0")
-        _raise_refused(await self._send(index, frames, Status.SAVED))
+        batch = Batch(limits.IN_FLIGHT_MAX)
+        await self._put_channel.add(index, frames, batch)
+        await batch.wait()
+        _raise_refused(batch)
 
     async def put_many(
         self, items: Iterable[Item] | AsyncIterable[Item], window: int = WINDOW_DEFAULT
@@ -219,19 +222,16 @@ class AsyncClient:
         """
         for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
             message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
-            _raise_refused(await self._send(part.start, message, Status.DELETED))
+            batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED)
+            await self._put_channel.add(part.start, message, batch)
+            await batch.wait()
+            _raise_refused(batch)
 
     @property
     def _put_channel(self) -> PutChannel:
         if self._puts is None:
             raise UsageError("this client was made without the address of the put port")
         return self._puts
-
-    async def _send(self, index: int, message: bytes, expected: Status) -> Batch:
-        batch = Batch(limits.IN_FLIGHT_MAX, expected)
-        await self._put_channel.add(index, memoryview(message), batch)
-        await batch.wait()
-        return batch
 
     # --- get and inventory -----------------------------------------------------------------------
 
