@@ -273,7 +273,7 @@ def wrong_acks() -> Iterator[tuple[bytes, str]]:
     yield ticket.index_to_wire(FIRST) + bytes([Status.MISSING]), "status 8"
 
 
-@pytest.mark.parametrize(("ack", "what"), wrong_acks())
+@pytest.mark.parametrize(("ack", "what"), list(wrong_acks()))
 def test_wrong_acks(ack: bytes, what: str) -> None:
     async def work() -> None:
         channel, batch = Unconnected(), Batch(1000)
