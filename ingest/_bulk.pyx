@@ -143,10 +143,11 @@ cdef class BulkPath:
                     continue
                 error = 0
                 p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
-                if p == NULL or self.packs.create_past_cache(p) != 0:
-                    continue        # the way through the log will answer it
-                if slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE:
-                    continue        # duplicates among them: the log's way looks at each
+                if (p == NULL or self.packs.create_past_cache(p) != 0
+                        or slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE):
+                    for j in range(first, i):
+                        sorted_[j].declined = True      # the way through the log looks at each frame, and answers it
+                    continue
                 self.packs.claim(p, sorted_[first].slot, slots)
                 job.add(self.queue, p, sorted_ + first, i - first, slots)
                 for j in range(first, i):

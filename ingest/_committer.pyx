@@ -11,7 +11,8 @@ The steps of one commit, in this order (`docs/architecture.md`, "Life of one put
     answer    outcomes to the workers
 
 A frame is in exactly one place at a time: a ring, `pending`, the batch, a bulk job, or the deletes being erased. Slots are
-claimed exactly for the frames in the last three (`check` counts). Only a commit that failed leaves claims behind: the process ends with it.
+claimed exactly for the frames in the last three (`check` counts). Only a commit that failed leaves claims
+behind: the process ends with it. `_deletes` has the deletes, `_outcomes` the answers.
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
@@ -20,17 +21,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from ingest._bulk cimport BulkJob, BulkPath, sequence
-from ingest._failpoints cimport (
-    STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_LOG, failpoint_passed, failpoints_armed,
-)
+from ingest._deletes cimport Deletes
+from ingest._failpoints cimport STEP_SLOTS_WRITTEN, WAY_LOG, failpoint_passed, failpoints_armed
+from ingest._outcomes cimport Outcomes
 from ingest._pending cimport Pending, item
 from ingest._queue cimport (
-    RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_outcome, queue_ring, ring_load,
-    ring_publish, ring_store, word_load, word_store,
+    RING_LIVE, RING_RETIRE, RING_RETIRED, RUN_DELETE, RUN_PUT, Queue, full_fence, queue_ring, ring_load, ring_store,
+    word_load, word_store,
 )
 from ingest._stored cimport StoredFrames
 from ingest.store._slot_table cimport (
-    PACK_PRESENT, SLOT_CLAIMED, SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, SlotTable, bit_get, pack_state, slots_alike,
+    SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, SlotTable, pack_state, slots_alike,
 )
 
 import mmap
@@ -42,11 +43,7 @@ from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, padded
 
 
 cdef extern from "csrc/ticket.h" nogil:
-    int64_t ticket_pack(int64_t index)
-    int ticket_slot(int64_t index)
-    int ticket_run_max(int64_t index)
     int ticket_write_value(int64_t v, uint8_t *t)
-    int64_t TICKET_INDEX_LAST
 
 cdef extern from "csrc/pack_file.h" nogil:
     void put_be(uint8_t *p, uint64_t v, int n)
@@ -54,9 +51,6 @@ cdef extern from "csrc/pack_file.h" nogil:
 
 cdef extern from "csrc/counters.h" nogil:
     enum: C_DUPLICATES
-    enum: C_DELETED_TICKETS
-    enum: C_DELETED_BYTES
-    enum: C_RECLAIMED_BYTES
     enum: C_BULK_JOBS
     enum: C_BULK_RUNS
     enum: C_BULK_FRAMES
@@ -94,10 +88,10 @@ cdef int DATA = 16          # offset of the data in a frame
 cdef int BATCH_MAX = limits.BATCH_FRAMES_MAX
 cdef int BULK_PENDING = limits.BULK_PENDING_MIN
 cdef int HOLD_MIN = limits.BULK_HOLD_MIN
+cdef int HOLD_JOBS = limits.BULK_HOLD_JOBS
+cdef int BULK_RUN = limits.BULK_RUN_MIN
 cdef int AHEAD_MIN = 8                             # frames worth waking a thread for
-cdef int DELETES_MAX = 64                          # of one batch: each touches up to 53 packs
 cdef int NOTES_MAX = 1024
-cdef int LOOKS_MAX = limits.DELETE_LOOKS_MAX
 
 
 cdef struct placed:     # an item in the batch; its frames lie at `staged` in the log's buffer
@@ -105,10 +99,6 @@ cdef struct placed:     # an item in the batch; its frames lie at `staged` in th
     pack_state *pack
     int staged
 
-cdef struct delete_range:
-    pack_state *pack
-    int slot
-    int count
 
 cdef class Committer:
     """The state of the frames that one committer holds. Only its own thread calls it."""
@@ -125,20 +115,13 @@ cdef class Committer:
     cdef pack_state **batch_packs      # those of the batch, each once
     cdef bint slots_begun              # a thread writes the batch's slots
     cdef readonly int puts             # frames in the batch
-    cdef item *deletes
-    cdef int delete_count              # in the batch
-    cdef int erasing_count             # of them that are logged, and not answered because their slots are being erased
-    cdef delete_range *ranges          # of these deletes; what is erased is taken off
-    cdef int range_count
-    cdef int range_erased              # the first one that is not wholly erased
-    cdef int64_t delete_tickets        # in the batch
+    cdef Deletes deletes
+    cdef Outcomes outcomes
     cdef readonly int notes
     cdef list noted                    # bulk jobs whose notes are in the batch
     cdef object _buffer
     cdef uint8_t *staging
     cdef int64_t *in_progress          # frames of each worker in the batch or in bulk jobs
-    cdef uint8_t *touched_workers
-    cdef readonly bint looking         # it left a delete behind because too many slots had to be looked up
     cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
@@ -155,14 +138,12 @@ cdef class Committer:
         self.stored = StoredFrames(put_keys)
         self.batch = <placed *>PyMem_Malloc((BATCH_MAX + 1) * sizeof(placed))
         self.batch_packs = <pack_state **>PyMem_Malloc((BATCH_MAX + 1) * sizeof(pack_state *))
-        self.deletes = <item *>PyMem_Malloc(DELETES_MAX * sizeof(item))
-        self.ranges = <delete_range *>PyMem_Malloc(DELETES_MAX * 64 * sizeof(delete_range))
+        self.deletes = Deletes(queue, packs)
+        self.outcomes = Outcomes(queue)
         self.in_progress = <int64_t *>PyMem_Malloc(queue.workers * sizeof(int64_t))
-        self.touched_workers = <uint8_t *>PyMem_Malloc(queue.workers)
-        if not (self.batch and self.batch_packs and self.deletes and self.ranges and self.in_progress and self.touched_workers):
+        if not (self.batch and self.batch_packs and self.in_progress):
             raise MemoryError
         memset(self.in_progress, 0, queue.workers * sizeof(int64_t))
-        memset(self.touched_workers, 0, queue.workers)
         self._buffer = mmap.mmap(-1, padded(BATCH_HEADER_SIZE + BATCH_MAX * FRAME + NOTES_MAX * NOTE_SIZE))
         view = self._buffer
         self.staging = &view[0]
@@ -175,10 +156,7 @@ cdef class Committer:
             self.packs.end_writes()         # they are in the buffer that goes with this object
         PyMem_Free(self.batch)
         PyMem_Free(self.batch_packs)
-        PyMem_Free(self.deletes)
-        PyMem_Free(self.ranges)
         PyMem_Free(self.in_progress)
-        PyMem_Free(self.touched_workers)
 
     def set_put_keys(self, list put_keys):
         """The keys (32 bytes each) of which any may have signed what is stored."""
@@ -191,16 +169,21 @@ cdef class Committer:
 
     @property
     def delete_frames(self):
-        return self.delete_count
+        return self.deletes.logged
+
+    @property
+    def looking(self):
+        """Whether the last plan left a delete behind because too many slots had to be looked up."""
+        return self.deletes.looking
 
     @property
     def erasing(self):
         """Whether deletes of an earlier batch are not wholly erased yet."""
-        return self.erasing_count > 0
+        return self.deletes.erasing > 0
 
     @property
     def batch_empty(self):
-        return self.puts == 0 and self.delete_count == 0 and self.notes == 0
+        return self.puts == 0 and self.deletes.logged == 0 and self.notes == 0
 
     @property
     def pending_frames(self):
@@ -241,8 +224,8 @@ cdef class Committer:
         cdef int i, n = 0, frames = 0
         cdef Pending pending = self.pending
         cdef item *it
-        assert self.puts == 0 and self.delete_count == 0, "the last batch was not answered"
-        self.stalled = self.looking = False
+        assert self.puts == 0 and self.deletes.logged == 0, "the last batch was not answered"
+        self.stalled = self.deletes.looking = False
         self.packs.looked = 0
         if pending.count == 0:
             return jobs
@@ -258,13 +241,8 @@ cdef class Committer:
             jobs.append(job)
         for i in range(pending.count):
             it = &pending.items[i]
-            if it.kind == RUN_PUT and it.count >= <uint32_t>HOLD_MIN and self.bulk.running and space:
-                # Part of a long run, perhaps: while the disk is busy with bulk jobs it may grow into one. It waits for
-                # the job that is the last one now, not for later ones, so that it can't wait for ever.
-                if it.held_for == 0:
-                    it.held_for = self.bulk.jobs
-                if it.held_for in self.bulk.running:
-                    continue
+            if it.kind == RUN_PUT and it.count >= <uint32_t>HOLD_MIN and space and self._waits_for_bulk(it):
+                continue
             if n and frames + it.count > <uint32_t>BATCH_MAX:
                 break
             pending.sorted[n] = it
@@ -279,6 +257,19 @@ cdef class Committer:
                 self._plan_delete(pending.sorted[i])
         pending.compact()
         return jobs
+
+    cdef bint _waits_for_bulk(self, item *it) except -1:
+        """Whether a run of some length stays pending because the bulk path may take it: it is cheaper than the log.
+
+        A run that is long enough waits for its turn among others, a shorter one may grow into such while the job that
+        is the last one now is under way. Neither waits for ever, nor does one that the bulk path has declined.
+        """
+        if it.declined or not self.bulk.running:
+            return False
+        if it.held_for == 0:
+            it.held_for = self.bulk.jobs
+        return it.held_for in self.bulk.running or (
+            it.count >= <uint32_t>BULK_RUN and self.bulk.jobs - it.held_for < <uint64_t>HOLD_JOBS)
 
     cdef int _count_in_progress(self, BulkJob job, int sign) except -1:
         cdef int i
@@ -309,9 +300,9 @@ cdef class Committer:
                     part.count = alike
                 self._place(&part, p)
             elif state == SLOT_FREE:
-                self._answer_item(&part, self._refusal(self.log_errno or ENOSPC))
+                self.outcomes.put(&part, self._refusal(self.log_errno or ENOSPC))
             elif state == SLOT_DELETED:
-                self._answer_item(&part, DELETED)
+                self.outcomes.put(&part, DELETED)
             elif state == SLOT_PRESENT:
                 self._compare(&part, p)
             else:
@@ -329,7 +320,7 @@ cdef class Committer:
         cdef bint refused = error == ENOSPC and not self.packs.may_create    # there is none, and we make none
         if not refused and len(self.disk_errors) < 16:
             self.disk_errors.append((pack, error))
-        self._answer_item(it, self._refusal(self.log_errno if refused and self.log_errno else error))
+        self.outcomes.put(it, self._refusal(self.log_errno if refused and self.log_errno else error))
         self.pending.drop(it)
         return 0
 
@@ -370,75 +361,28 @@ cdef class Committer:
                 self.corrupt.append((it.pack, it.slot + i))
             elif statuses[i] == SAVED:
                 self.counters[C_DUPLICATES] += one.count
-            self._answer_item(&one, statuses[i])
+            self.outcomes.put(&one, statuses[i])
             i += one.count
         return 0
 
     cdef int _plan_delete(self, item *it) except -1:
-        """Claims every slot that a delete frame names, or leaves it pending while a put of one is under way."""
+        """Puts a delete into the batch, or leaves it pending: `Deletes.claim` says when."""
         cdef const uint8_t *frame = self.queue.arena(it.worker) + <size_t>it.place * FRAME
-        cdef uint64_t count = get_be(frame + DATA, 8)
-        cdef int64_t index = it.first, room = self.packs.room if self.packs.may_create else 0
-        cdef int first_range = self.range_count, most, state = 0, error = 0, i
-        cdef pack_state *p
-        cdef delete_range *r
+        cdef int64_t pack = 0
+        cdef int error = 0
         if self.log_errno:
-            self._answer_item(it, self._refusal(self.log_errno))
+            self.outcomes.put(it, self._refusal(self.log_errno))
             self.pending.drop(it)
             return 0
-        if self.erasing_count or self.delete_count == DELETES_MAX or self.puts + self.delete_count >= BATCH_MAX:
+        if self.puts + self.deletes.logged >= BATCH_MAX:
             return 0
-        if self.delete_count and self.delete_tickets + <int64_t>count > max(<int64_t>65536, self.packs.erase_max):
-            return 0
-        if not 1 <= count <= 65536 or index + <int64_t>count - 1 > TICKET_INDEX_LAST:
-            raise AssertionError(f"worker {it.worker} handed over a delete of {count} tickets from {index}")
-        while count:
-            most = ticket_run_max(index)
-            if <uint64_t>most > count:
-                most = count
-            if self.packs.looked > LOOKS_MAX:
-                # What it has learnt so far is kept: it goes on from there.
-                self.looking = True
-                break
-            p = self.packs.get_to_write(ticket_pack(index), ticket_slot(index), most, &error)
-            if p == NULL:
-                break
-            room -= self.packs.new_tombstones(p, ticket_slot(index), most)
-            if room < 0:
-                error = ENOSPC
-                break
-            i = 0
-            while i < most:
-                i += slots_alike(p, ticket_slot(index) + i, most - i, &state)
-                if state == SLOT_CLAIMED:
-                    break
-            if state == SLOT_CLAIMED:
-                break
-            r = &self.ranges[self.range_count]
-            self.range_count += 1
-            r.pack = p
-            r.slot = ticket_slot(index)
-            r.count = most
-            self.packs.claim(p, r.slot, most)
-            index += most
-            count -= most
-        if count:
-            while self.range_count > first_range:
-                self.range_count -= 1
-                r = &self.ranges[self.range_count]
-                self.packs.release(r.pack, r.slot, r.count)
+        if not self.deletes.claim(it, get_be(frame + DATA, 8), &error, &pack):
             if error == EAGAIN:
                 self.stalled = True
             elif error:
-                self._refuse(it, ticket_pack(index), error)
+                self._refuse(it, pack, error)
             return 0
-        self.packs.room = room
-        for i in range(first_range, self.range_count):
-            self.packs.mark_dirty(self.ranges[i].pack, self.ranges[i].count)
-            self.delete_tickets += self.ranges[i].count
-        memcpy(self._staged(self.puts + self.delete_count), frame, FRAME)
-        self.deletes[self.delete_count] = it[0]
-        self.delete_count += 1
+        memcpy(self._staged(self.puts + self.deletes.logged - 1), frame, FRAME)
         self.in_progress[it.worker] += 1
         self.pending.drop(it)
         return 0
@@ -461,7 +405,7 @@ cdef class Committer:
                 for j in range(s.item, s.item + s.items):
                     it = &job.items[j]
                     self.in_progress[it.worker] -= it.count
-                    self._answer_item(it, ERROR if job.error else self._refusal(s.error))
+                    self.outcomes.put(it, ERROR if job.error else self._refusal(s.error))
                 if len(self.disk_errors) < 16:
                     self.disk_errors.append((s.pack.id, job.error or s.error))
         if not job.error:
@@ -472,7 +416,7 @@ cdef class Committer:
         """Puts the notes of finished jobs behind the frames of the batch. The last step before the log is written."""
         cdef BulkJob job
         cdef sequence *s
-        cdef uint8_t *note = self._staged(self.puts + self.delete_count)
+        cdef uint8_t *note = self._staged(self.puts + self.deletes.logged)
         cdef int i
         for job in self.noted:
             for i in range(job.sequence_count):
@@ -530,10 +474,9 @@ cdef class Committer:
                 error = self.packs.publish(job.sequences[i].pack)
                 if error:
                     return error
-        if self.delete_count == 0:
+        if self.deletes.logged == 0:
             return 0
-        self.erasing_count = self.delete_count
-        self.delete_count = 0
+        self.deletes.begin_erasing()
         return self.erase()
 
     cdef int _apply_puts(self) noexcept nogil:
@@ -585,40 +528,8 @@ cdef class Committer:
         """Goes on with the deletes of an earlier batch. Returns 0 or an errno, like `apply`."""
         cdef int error
         with nogil:
-            error = self._erase()
+            error = self.deletes.erase()
         return error
-
-    cdef int _erase(self) noexcept nogil:
-        """Takes one step: others wait for it."""
-        cdef int error, count, slot, left = self.packs.erase_max
-        cdef int armed = failpoints_armed
-        cdef int64_t before
-        cdef delete_range *r
-        while self.range_erased < self.range_count and left > 0:
-            r = &self.ranges[self.range_erased]
-            count = min(r.count, left)
-            for slot in range(r.slot, r.slot + count):
-                if bit_get(r.pack.header + PACK_PRESENT, slot):
-                    self.counters[C_DELETED_BYTES] += FRAME
-            before = self.packs.allocated(r.pack)
-            self.packs.release(r.pack, r.slot, count)
-            self.packs.set_deleted(r.pack, r.slot, count)
-            error = self.packs.publish(r.pack)
-            if error:
-                return error
-            if armed:
-                failpoint_passed(STEP_TOMBSTONE_WRITTEN, WAY_LOG)
-            # Only now: who reads zeros finds the deleted bit when it looks again.
-            error = self.packs.erase(r.pack, r.slot, count)
-            if error:
-                return error
-            self.counters[C_DELETED_TICKETS] += count
-            self.counters[C_RECLAIMED_BYTES] += max(0, before - self.packs.allocated(r.pack))
-            r.slot += count
-            r.count -= count
-            left -= count
-            self.range_erased += r.count == 0
-        return 0
 
     def answer(self, bint failed=False):
         """Answers everything in the batch, SAVED or DELETED (ERROR if `failed`), and empties it. Deletes that are not wholly
@@ -632,21 +543,20 @@ cdef class Committer:
         for i in range(self.batch_count):
             it = &self.batch[i].it
             self.in_progress[it.worker] -= it.count
-            self._answer_item(it, ERROR if failed else SAVED)
-        if failed or self.range_erased == self.range_count:
-            for i in range(self.delete_count + self.erasing_count):
-                it = &self.deletes[i]
+            self.outcomes.put(it, ERROR if failed else SAVED)
+        if failed or self.deletes.are_erased():
+            for i in range(self.deletes.logged + self.deletes.erasing):
+                it = &self.deletes.items[i]
                 self.in_progress[it.worker] -= 1
-                self._answer_item(it, ERROR if failed else DELETED)
-            self.delete_count = self.erasing_count = self.range_count = self.range_erased = 0
-            self.delete_tickets = 0
+                self.outcomes.put(it, ERROR if failed else DELETED)
+            self.deletes.clear()
         for job in self.noted:
             for i in range(job.item_count):
                 it = &job.items[i]
                 if job.item_failed(i):
                     continue        # answered by bulk_done
                 self.in_progress[it.worker] -= it.count
-                self._answer_item(it, ERROR if failed else SAVED)
+                self.outcomes.put(it, ERROR if failed else SAVED)
             if not failed:
                 self.counters[C_BULK_RUNS] += job.sequence_count
                 self.counters[C_BULK_FRAMES] += job.frames
@@ -654,32 +564,9 @@ cdef class Committer:
         self.batch_count = self.puts = self.notes = 0
         self.wake()
 
-    cdef int _answer_item(self, item *it, int status) except -1:
-        """One outcome to the worker that it came from, unless that one died."""
-        cdef queue_ring *ring = self.queue.ring(it.worker)
-        cdef uint64_t tail
-        cdef queue_outcome *outcome
-        if word_load(&ring.retire) != RING_LIVE:
-            return 0
-        tail = ring_load(&ring.outcome_tail)
-        outcome = &self.queue.outcomes(it.worker)[tail & (self.queue.ring_size - 1)]
-        outcome.cookie = it.cookie
-        outcome.place = it.place
-        outcome.count = it.count
-        outcome.status = status
-        ring_publish(&ring.outcome_tail, tail + 1)
-        self.touched_workers[it.worker] = 1
-        return 0
-
     def wake(self):
         """Rings the doorbell of each worker that got outcomes and sleeps."""
-        cdef int worker
-        full_fence()
-        for worker in range(self.queue.workers):
-            if self.touched_workers[worker]:
-                self.touched_workers[worker] = 0
-                if word_load(&self.queue.ring(worker).worker_sleeping):
-                    os.eventfd_write(self.queue.worker_doorbells[worker], 1)
+        self.outcomes.wake()
 
     # --- sleep ----------------------------------------------------------------------------------
 
@@ -690,12 +577,10 @@ cdef class Committer:
 
     def check(self):
         """Asserts that every claim has its owner: slots claimed = frames in the batch, in its deletes, in bulk jobs."""
-        cdef int64_t owned = self.puts
-        cdef int64_t frames = self.puts + self.delete_count + self.erasing_count
+        cdef int64_t owned = self.puts + self.deletes.slots_claimed()
+        cdef int64_t frames = self.puts + self.deletes.logged + self.deletes.erasing
         cdef int i
         cdef BulkJob job
-        for i in range(self.range_erased, self.range_count):
-            owned += self.ranges[i].count
         for job in (*self.bulk.running.values(), *self.noted):
             for i in range(job.sequence_count):
                 if job.sequences[i].error == 0 or job.number in self.bulk.running:

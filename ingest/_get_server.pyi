@@ -1,17 +1,17 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from ingest._connections import IDLE as IDLE
+from ingest._connections import SPEAKS_HTTP as SPEAKS_HTTP
+from ingest._connections import SPEAKS_TLS as SPEAKS_TLS
+from ingest._connections import Connections
 from ingest._queue import Queue
 from ingest.mac import SubKeys
 from ingest.store._slot_reader import SlotReader
-from ingest.tls import TlsContext
 
 BAD_REQUEST: str
 UNREAD_REPLIES: str
 PARTIAL_REQUEST: str
-IDLE: str
-SPEAKS_HTTP: str
-SPEAKS_TLS: str
 
 class _RequestKeys(Protocol):
     @property
@@ -19,9 +19,7 @@ class _RequestKeys(Protocol):
     @property
     def inventory(self) -> bytes: ...
 
-class GetServer:
-    connections: int
-    slot: int
+class GetServer(Connections):
     def __init__(
         self,
         queue: Queue,
@@ -39,12 +37,3 @@ class GetServer:
     def set_keys(
         self, keys: Iterable[_RequestKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
     ) -> None: ...
-    def set_tls(self, context: TlsContext | None) -> None: ...
-    def fileno(self) -> int: ...
-    @property
-    def drained(self) -> bool: ...
-    def adopt(self, fd: int, peer: str) -> bool: ...
-    def turn(self) -> list[tuple[str, str, int]] | None: ...
-    def tick(self, now: float) -> list[tuple[str, str, int]] | None: ...
-    def begin_drain(self) -> list[tuple[str, str, int]] | None: ...
-    def close(self) -> None: ...

@@ -14,7 +14,8 @@ cdef struct item:       # frames of one run that share their fate
     int32_t worker
     uint32_t kind
     uint64_t cookie
-    uint64_t held_for   # bulk job that it waits for; 0: not seen yet
+    uint64_t held_for   # the last bulk job when it was first held; 0: it was not
+    bint declined       # the bulk path does not take it
 
 
 cdef class Pending:

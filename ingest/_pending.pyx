@@ -78,6 +78,7 @@ cdef class Pending:
             it.kind = run.kind
             it.cookie = run.cookie
             it.held_for = 0
+            it.declined = False
             self.frames += run.count
         ring_publish(&ring.run_head, head)
         return 0

@@ -1,16 +1,16 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from ingest._connections import IDLE as IDLE
+from ingest._connections import SPEAKS_HTTP as SPEAKS_HTTP
+from ingest._connections import SPEAKS_TLS as SPEAKS_TLS
+from ingest._connections import Connections
 from ingest._queue import Queue
 from ingest.mac import SubKeys
-from ingest.tls import TlsContext
 
 BAD_FRAMES: str
 UNREAD_ACKS: str
 PARTIAL_FRAME: str
-IDLE: str
-SPEAKS_HTTP: str
-SPEAKS_TLS: str
 STRAY_OUTCOME: str
 
 class _FrameKeys(Protocol):
@@ -19,9 +19,7 @@ class _FrameKeys(Protocol):
     @property
     def delete(self) -> bytes: ...
 
-class PutServer:
-    connections: int
-    slot: int
+class PutServer(Connections):
     def __init__(
         self,
         queue: Queue,
@@ -37,14 +35,5 @@ class PutServer:
     def set_keys(
         self, keys: Iterable[_FrameKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
     ) -> None: ...
-    def set_tls(self, context: TlsContext | None) -> None: ...
-    def fileno(self) -> int: ...
     @property
     def outstanding(self) -> int: ...
-    @property
-    def drained(self) -> bool: ...
-    def adopt(self, fd: int, peer: str) -> bool: ...
-    def turn(self) -> list[tuple[str, str, int]] | None: ...
-    def tick(self, now: float) -> list[tuple[str, str, int]] | None: ...
-    def begin_drain(self) -> list[tuple[str, str, int]] | None: ...
-    def close(self) -> None: ...

@@ -72,8 +72,20 @@ cdef extern from "csrc/counters.h" nogil:
     enum: C_ACK_LATENCY_BUCKET
     enum: C_PUT_CLOSED_HANDSHAKE
     enum: C_PUT_CLOSED_NOT_TLS
+    enum: C_GET_ACCEPTED
+    enum: C_GET_REFUSED
+    enum: C_GET_CLOSED_BAD
+    enum: C_GET_REQUESTS
+    enum: C_GET_REQUESTS_BAD
+    enum: C_GET_FRAMES
+    enum: C_GET_BYTES
+    enum: C_GET_ERRORS
+    enum: C_GET_CLOSED_HANDSHAKE
+    enum: C_GET_CLOSED_NOT_TLS
     enum: C_KEY_FRAMES
     enum: C_KEY_BAD_FRAMES
+    enum: C_KEY_REQUESTS
+    enum: C_KEY_BAD_REQUESTS
     enum: KEY_COUNTERS
     int latency_bucket(uint64_t microseconds)
     uint64_t monotonic_us()

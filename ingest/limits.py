@@ -92,6 +92,7 @@ BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: 
 BULK_JOB_FRAMES_MAX = 8 * PACK_SLOTS  # frames of one bulk job, 15 MB: about 8 ms of a fast disk
 BULK_JOBS = 2  # at a time: one writes while the other one syncs
 BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow into one itself
+BULK_HOLD_JOBS = 8  # bulk jobs that a run long enough for one waits for at most: others take turns with it
 BULK_RUN_MIN = 256  # consecutive frames from which writing the pack at once beats the log
 
 # --- reading ---------------------------------------------------------------------------------------

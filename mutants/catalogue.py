@@ -157,8 +157,8 @@ MUTANTS = (
         (
             Edit(
                 "ingest/_put_server.pyx",
-                "if c.bad_frames >= self.bad_frame_limit:",
-                "if c.bad_frames >= 1000000000:",
+                "if w.bad_frames >= self.bad_frame_limit:",
+                "if w.bad_frames >= 1000000000:",
             ),
         ),
         (WIRE + "test_the_limit_of_bad_frames",),

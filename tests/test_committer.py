@@ -556,6 +556,52 @@ class TestBulk:
         rig.jobs.clear()
         rig.commit()
 
+    def test_a_long_run_waits_for_its_turn_and_not_for_ever(self, tmp_path):
+        """The log would write the same bytes twice. Who meets only jobs that are full goes there at last."""
+        packs = limits.BULK_JOB_FRAMES_MAX // 1296
+        with CommitterRig(tmp_path, workers=1 + limits.BULK_HOLD_JOBS, places=packs * 1296) as rig:
+            self.long_runs(rig, FIRST + 1296 * 10)
+            (job,) = rig.plan()
+            rig.write()
+            waiting = rig.put_run(FIRST, limits.BULK_RUN_MIN)
+            rig.plan()
+            assert rig.core.puts == 0, "it is held"
+            rig.write()
+            for worker in range(1, 1 + limits.BULK_HOLD_JOBS):
+                assert set(rig.answers[waiting]) == {None}
+                # Enough to fill the next job, which goes on behind the last pack before it looks at lower ones.
+                for i in range(packs):
+                    rig.put_run(FIRST + 1296 * (100 * worker + i), 1296, worker=worker)
+                (later,) = rig.plan()
+                assert rig.core.puts == (0 if worker < limits.BULK_HOLD_JOBS else limits.BULK_RUN_MIN)
+                rig.write()
+                job.run()
+                assert rig.core.bulk_done(job)
+                job = later
+            assert set(rig.answers[waiting]) == {S}
+            job.run()
+            assert rig.core.bulk_done(job)
+            rig.jobs.clear()
+            rig.settle()
+
+    def test_a_long_run_that_the_bulk_path_declines_waits_for_no_job(self, rig):
+        rig.put(FIRST + 3, b"bulk")
+        rig.settle()
+        self.long_runs(rig, FIRST + 1296 * 10)
+        (job,) = rig.plan()
+        rig.write()
+        again = rig.put_run(FIRST, 1296, b"bulk")
+        self.long_runs(rig, FIRST + 1296 * 20)
+        (later,) = rig.plan()
+        assert rig.core.puts == 1295
+        rig.write()
+        assert set(rig.answers[again]) == {S}
+        for one in (job, later):
+            one.run()
+            assert rig.core.bulk_done(one)
+        rig.jobs.clear()
+        rig.settle()
+
     def test_jobs_go_round_the_packs(self, rig):
         """Who fills low packs for ever does not keep a high one waiting."""
         high = rig.put_run(FIRST + 1296 * 1000, 1296)
