@@ -391,10 +391,13 @@ class Client:
 
     def get_range(self, first: str, count: int) -> Iterator[Chunk]:
         """See ``AsyncClient.get_range``."""
-        pieces = self._client.get_pieces(first, count)
+        for piece in self._pieces(self._client.get_pieces(first, count)):
+            yield from piece
+
+    def _pieces(self, pieces: AsyncGenerator[T, None]) -> Iterator[T]:
         try:
             while (piece := self._loop.run(_next(pieces))) is not None:
-                yield from piece
+                yield piece
         finally:
             if self._loop.running:
                 self._loop.run(_close(pieces))
@@ -403,16 +406,20 @@ class Client:
         """See ``AsyncClient.read_range``."""
         return self._loop.run(self._client.read_range(first, count))
 
+    def read_pieces(self, first: str, count: int) -> Iterator[bytearray]:
+        """See ``AsyncClient.read_pieces``."""
+        return self._pieces(self._client.read_pieces(first, count))
+
     def inventory(self, first: str, count: int) -> list[Run]:
         """See ``AsyncClient.inventory``."""
         return self._loop.run(self._client.inventory(first, count))
 
 
-async def _next(pieces: AsyncGenerator[list[Chunk], None]) -> list[Chunk] | None:
+async def _next(pieces: AsyncGenerator[T, None]) -> T | None:
     return await anext(pieces, None)
 
 
-async def _close(pieces: AsyncGenerator[list[Chunk], None]) -> None:
+async def _close(pieces: AsyncGenerator[Any, None]) -> None:
     await pieces.aclose()
 
 

@@ -455,6 +455,8 @@ class TestGet:
         with pytest.raises(TicketError):
             list(client.get_range(first, count))
         with pytest.raises(TicketError):
+            list(client.read_pieces(first, count))
+        with pytest.raises(TicketError):
             client.inventory(first, count)
         with pytest.raises(TicketError):
             client.delete(first, count)
@@ -637,6 +639,7 @@ class TestBulk:
         assert client.put_range("AAAA", self.DATA) == {}
         assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
         assert client.read_range("AAAB", 1) == self.DATA[DATA : 2 * DATA]
+        assert b"".join(client.read_pieces("AAAA", 1500)) == self.DATA + bytes(700)
         assert server.frames_received == 1500
 
     @pytest.mark.parametrize("seed", range(6))
