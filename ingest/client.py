@@ -50,7 +50,10 @@ Chunk: TypeAlias = tuple[
     str, Status, bytes
 ]  # ticket, what is stored under it, its 1458 bytes (none unless SAVED)
 
-WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB, enough to keep a server busy
+WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB
+RANGE_WINDOW_DEFAULT = (
+    16_384  # of one range, 24 MB: while a commit of the server is under way its next one fills up
+)
 SIGN_FRAMES = 64  # frames that put_many collects and signs together
 
 
@@ -168,7 +171,9 @@ class AsyncClient:
                 await self.add(batch, pack)
         return await self.finish(batch)
 
-    async def put_range(self, first: str, data: Buffer, window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+    async def put_range(
+        self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
+    ) -> dict[str, Status]:
         """Stores a buffer of any size in pieces of 1458 bytes under consecutive tickets, the last one padded.
 
         Returns what ``put_many`` returns. The quickest way to put much: ``add_range``, where it comes in parts.
@@ -177,7 +182,7 @@ class AsyncClient:
         await self.add_range(batch, first, data)
         return await self.finish(batch)
 
-    def new_batch(self, window: int = WINDOW_DEFAULT) -> Batch:
+    def new_batch(self, window: int = RANGE_WINDOW_DEFAULT) -> Batch:
         """For those who put piece by piece: ``add`` and ``add_range`` as often as wanted, then ``finish``.
 
         Its ``refused`` tells at any time which tickets were answered with anything but SAVED so far.
@@ -377,7 +382,7 @@ class Client:
             self._loop.run(self._client.add(batch, pack))
         return self._loop.run(self._client.finish(batch))
 
-    def put_range(self, first: str, data: Buffer, window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+    def put_range(self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT) -> dict[str, Status]:
         """See ``AsyncClient.put_range``."""
         return self._loop.run(self._client.put_range(first, data, window))
 

@@ -251,6 +251,30 @@ class TestRuns:
 
         asyncio.run(work())
 
+    def test_large_batches_leave_room_for_small_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "IN_FLIGHT_MAX", 1600)
+
+        async def work() -> None:
+            channel = Unconnected()
+            wire = Wire(channel)
+            large = [
+                asyncio.create_task(
+                    channel.add(FIRST + 2000 * i, frames(FIRST + 2000 * i, 1000), Batch(1000))
+                )
+                for i in range(3)
+            ]
+            await turn()
+            wire.take_all()
+            assert len(wire.in_flight) == 1500
+            await channel.add(FIRST + 10_000, frames(FIRST + 10_000, 1), Batch(1))
+            while not all(task.done() for task in large) or wire.in_flight:
+                wire.take_all()
+                wire.ack(wire.in_flight[:100], [Status.SAVED] * len(wire.in_flight[:100]))
+                await turn()
+            assert wire.sent.total() == 3001
+
+        asyncio.run(work())
+
     def test_the_time_of_retries_ends(self) -> None:
         async def work() -> None:
             channel, batch = Unconnected(retry_for=0), Batch(10)
