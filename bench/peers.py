@@ -124,7 +124,9 @@ def contests(sizes: Sizes) -> list[Contest]:
         Contest("seaweed", "SeaweedFS, no fsync", OS, CLOSED, n, Seaweed, {}, _write),
         Contest(f"redis-always-pipelined-{few}", PLAIN, DISK, PIPELINED, few, Redis, ALWAYS, _set),
         Contest(f"redis-always-no-rewrite-pipelined-{few}", BARE, DISK, PIPELINED, few, Redis, bare, _set),
-        Contest(f"redis-always-pipelined-{many}", PLAIN, DISK, PIPELINED, many, Redis, ALWAYS, _set, 3.0, 6.0),
+        Contest(
+            f"redis-always-pipelined-{many}", PLAIN, DISK, PIPELINED, many, Redis, ALWAYS, _set, 3.0, 6.0
+        ),
         Contest(f"redis-always-no-rewrite-pipelined-{many}", BARE, DISK, PIPELINED, many, Redis, bare, _set),
         Contest("nats-always-pipelined", SYNCED, DISK, PIPELINED, many, Nats, SYNC, _publish),
         Contest(f"redis-everysec-pipelined-{few}", EACH_SECOND, OS, PIPELINED, few, Redis, EVERYSEC, _set),

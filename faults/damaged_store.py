@@ -1,4 +1,4 @@
-"""Small stores that a crash could have left, and what has to be in them: the templates that `faults.corruption`
+"""Small stores that a crash could have left, and what has to be in them: the templates that `faults.damage`
 damages copies of.
 
 Each is written by the engine's own code (log writer, packs, recovery), with segments small enough to be copied ten
@@ -30,6 +30,7 @@ from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader, N
 from ingest.store.log_writer import LogWriter
 from ingest.store.recovery import recover
 from ingest.store.store import META, Store
+from ingest.store.store_json import read_store_json
 
 SMALL_SEGMENT = 128 << 10  # bytes
 SEGMENTS = 4
@@ -306,8 +307,6 @@ def started(directory: Path, segment_size: int) -> Iterator[SlotReader]:
 
 
 def stored_layout(directory: Path) -> str:
-    from ingest.store.store import read_store_json
-
     return str(read_store_json(directory / META / "store.json")["layout"])
 
 

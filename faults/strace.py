@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STRING_MAX = 512  # bytes: the whole sector of a pack's header
-NAMES = "recvfrom,sendto,pwrite64,fdatasync,fsync,syncfs,mkdirat,openat2,fsetxattr,setxattr,renameat2,linkat"
+NAMES = "recvfrom,sendto,pwrite64,fdatasync,fsync,syncfs,mkdirat,openat2,fcntl,fsetxattr,setxattr,renameat2,linkat"
 
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+)(?:<.*>| .*)?")
 _UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>")

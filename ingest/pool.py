@@ -266,13 +266,25 @@ class Pool:
             place.state = State.RETIRING
             self._queue.retire(place.slot)
 
+    def _what_to_do(self) -> str:
+        """What ends a server on a corrupt store says to its operator."""
+        config = self._node.config
+        where = f"--wal-dir {config.wal_dir} " if config.wal_dir is not None else ""
+        text = (
+            f"the store is corrupt, the log above says where: `ingest fsck {where}{config.data_dir}` says what is wrong, "
+            "with --repair it mends that, and puts what it changes aside"
+        )
+        if config.sync == "os":
+            text += "; with --sync os a power cut can leave a store so, and takes what was acknowledged shortly before it"
+        return text
+
     def _committer_ended(self, code: int) -> None:
         place = self._committer
         recovered = self._queue.epoch % 2 == 0
         self._queue.committer_gone()
         self._serving = False
         if code == EX_CORRUPT:
-            raise CorruptionError("the store is corrupt, the log above says where: run `ingest fsck`")
+            raise CorruptionError(self._what_to_do())
         if code == EX_CONFIG:
             raise ConfigError("the store cannot be opened as configured, the log above says why")
         if place.told_to_end:

@@ -82,6 +82,16 @@ MUTANTS = (
         (ORDER,),
     ),
     Mutant(
+        "header-of-a-new-pack-in-the-page-cache",
+        "slots of a long run are written while the header of their new pack may be only in the kernel's cache",
+        (
+            Edit(
+                "ingest/csrc/pack_file.h", "fcntl(fd, F_SETFL, flags | O_DIRECT)", "fcntl(fd, F_SETFL, flags)"
+            ),
+        ),
+        (ORDER,),
+    ),
+    Mutant(
         "retry-a-failed-sync",
         "a sync of the log that failed is tried again, and believed when it then succeeds",
         (

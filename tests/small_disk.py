@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,22 @@ BALLAST = "ballast"
 
 
 @contextmanager
-def small_disk(root: Path, name: str, mib: int, *, inodes: int = 0) -> Iterator[Path]:
-    """An empty ext4 of `mib` MiB with so many inodes (0: as many as mkfs chooses), mounted below `root`."""
-    image, mount = root / f"{name}.img", root / name
+def small_disk(
+    root: Path, name: str, mib: int, *, inodes: int = 0, image_root: Path | None = None
+) -> Iterator[Path]:
+    """An empty ext4 of `mib` MiB with so many inodes (0: as many as mkfs chooses), mounted below `root`. Its image lies in
+    `image_root`, or beside it."""
+    mount = root / name
+    fd, made = tempfile.mkstemp(".img", f"{name}-", image_root or root)
+    os.close(fd)
+    image = Path(made)
+    try:
+        yield from _mounted(image, mount, mib, inodes)
+    finally:
+        image.unlink()
+
+
+def _mounted(image: Path, mount: Path, mib: int, inodes: int) -> Iterator[Path]:
     mount.mkdir()
     with image.open("wb") as file:
         file.truncate(mib << 20)
@@ -33,7 +47,6 @@ def small_disk(root: Path, name: str, mib: int, *, inodes: int = 0) -> Iterator[
         yield mount
     finally:
         subprocess.run(["umount", "-l", str(mount)], check=True)
-        image.unlink()
 
 
 def fill(mount: Path, leave: int = 0) -> Path:

@@ -1,15 +1,17 @@
 """`docs/protocol.md` and `docs/format.md` against constants and golden bytes: their tables and worked examples."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from ingest import limits, mac, metrics, sharding, ticket
 from ingest._queue import Queue
 from ingest.errors import CorruptionError
 from ingest.status import Status
-from ingest.store import log_format
+from ingest.store import log_format, store_json
 from ingest.store.tree import CHECKSUM, DELETED, TreeFile
 
 ROOT = Path(__file__).parent.parent
@@ -175,6 +177,8 @@ def test_no_example_goes_unchecked():
         "pack header",
         "AB/C/obj",
         "user.ingest.checksum of AB/C/obj",
+        "store.json",
+        "what its check is over",
         "segment header",
         "batch",
     }
@@ -250,6 +254,18 @@ def test_pack_sizes():
     text = section(FORMAT, "Packs")
     assert f"{sharding.slot_offset(limits.PACK_SLOTS):,}" in text
     assert f"{sharding.slot_offset(limits.ROOT_PACK_SLOTS):,}" in text
+
+
+def test_store_json(contract):
+    raw = "\n".join(blocks(FORMAT)["store.json"])
+    record = json.loads(raw)
+    columns = table(FORMAT, "The data directory", "member", "what")
+    assert list(record) == [row[0] for row in columns]
+    assert record["keys"] == [contract["key_id_hex"]]
+    (covered,) = blocks(FORMAT)["what its check is over"]
+    assert record["check"] == blake3(covered.encode()).hexdigest(8) == store_json.store_check(record)
+    assert json.loads(covered) == {name: value for name, value in record.items() if name != "check"}
+    assert {*record} - {"check"} == store_json.MEMBERS
 
 
 SEGMENT = log_format.SegmentHeader(bytes(range(0x20, 0x30)), 7, 41, 0x1122334455667788, 38)

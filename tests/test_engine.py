@@ -25,6 +25,8 @@ from node_rig import Connection, NodeRig, data_of, delete_frame, put_frames, rea
 from ingest import ticket
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
+from ingest.store.fsck import fsck
+from ingest.store.store_json import write_store_json
 
 FIRST = ticket.parse("ENGINE0")
 STRACE = shutil.which("strace")
@@ -505,7 +507,7 @@ def test_an_unknown_format_version(tmp_path: Path) -> None:
     with running_node(tmp_path / "data") as rig:
         assert rig.stop() == 0
     path = tmp_path / "data" / ".ingest" / "store.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    write_store_json(path, json.loads(path.read_text()) | {"format": 2})
     code, error = refused(tmp_path / "data")
     assert code == 78 and "version 2" in error
 
@@ -519,9 +521,11 @@ def test_a_forgotten_wal_dir(tmp_path: Path) -> None:
         assert rig.stop() == 0
 
 
-def test_a_corrupt_log_stops_the_server_with_its_reason(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sync", ["disk", "os"])
+def test_a_corrupt_log_stops_the_server_which_says_why_and_what_to_do(tmp_path: Path, sync: str) -> None:
+    """As a power cut leaves it with --sync os: a later batch is on the disk, an earlier one is not."""
     first = ticket.parse("CORRUPT")
-    with running_node(tmp_path / "data") as rig:
+    with running_node(tmp_path / "data", f"--sync={sync}") as rig:
         with rig.connect() as connection:
             for i in range(5):
                 connection.put([first + i])
@@ -534,6 +538,15 @@ def test_a_corrupt_log_stops_the_server_with_its_reason(tmp_path: Path) -> None:
     assert rig.process is not None
     assert rig.process.wait(30) == 1
     assert segment.name in rig.log() and "batch 2" in rig.log()
+    assert f"`ingest fsck {tmp_path / 'data'}` says what is wrong, with --repair it mends that" in rig.log()
+    assert ("with --sync os a power cut can leave a store so" in rig.log()) == (sync == "os")
+    assert fsck(tmp_path / "data", repair=True).problems
+    try:
+        rig.start()
+        assert [status for status, _ in rig.get(first, 5)] == [Status.SAVED] * 5
+        assert rig.stop() == 0
+    finally:
+        rig.close()
 
 
 def test_reads_need_the_key(node: NodeRig) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from faults import call_order, strace
-from faults.call_order import Checker, LoggedBatch, Session
+from faults.call_rules import Checker, LoggedBatch, Session
 from faults.strace import Call
-from ingest import ticket
+from ingest import sharding, ticket
 from ingest.limits import FRAME_SIZE
 from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
 from ingest.store.pack import PackHeader, set_bits
@@ -19,7 +19,7 @@ STORE = bytes(16)
 LOG = "/data/.ingest/wal/0000.log"
 PACK = "/data/OR/DE/R/obj"
 A = ticket.parse("ORDER00")
-PACK_ID = call_order.sharding.ticket_pack(A)
+PACK_ID = sharding.ticket_pack(A)
 
 
 @pytest.mark.timeout(300)
@@ -28,7 +28,8 @@ def test_no_call_comes_before_what_it_needs(tmp_path: Path) -> None:
     if outcome.not_run:
         pytest.skip(outcome.not_run)
     assert outcome.passed, outcome
-    assert min(outcome.counts[name] for name in ("acks", "batches", "bits", "notes", "recycled")) > 0
+    looked_at = ("acks", "batches", "bits", "notes", "recycled")
+    assert min(outcome.counts[name] for name in looked_at) > 0
 
 
 # --- the checker -------------------------------------------------------------------------------------
@@ -73,6 +74,10 @@ def send(size: int = 9) -> Call:
     return Call(1, "sendto", f'5<socket:[9]>, "", {size}, 64, NULL, 0', size, 0, 0)
 
 
+def set_flags(flags: str, result: int = 0) -> Call:
+    return Call(2, "fcntl", f"7<{PACK}>, F_SETFL, {flags}", result, 0, 0)
+
+
 NAME = ticket.index_to_wire(A)
 
 
@@ -80,6 +85,9 @@ def good() -> dict[str, Call]:
     """One put on its way through the log, one note, and a flush, in an order that is right."""
     return {
         "receive": receive(NAME),
+        "past the cache": set_flags("O_RDWR|O_DIRECT"),
+        "header": pwrite(PACK, pack_header(), 0),
+        "through the cache": set_flags("O_RDWR"),
         "segment": pwrite(LOG, segment(), 0),
         "segment synced": sync(LOG),
         "log": pwrite(LOG, batch(1), BLOCK_SIZE),
@@ -152,6 +160,9 @@ def test_what_is_right_passes() -> None:
         (lambda calls: without(calls, "bulk written"), "batch 2 notes slot 5 of /data/OR/DE/R/obj, which nobody wrote"),
         (lambda calls: without(calls, "bulk synced"), "batch 2 notes /data/OR/DE/R/obj before it was synced"),
         (lambda calls: moved(calls, "bulk synced", "bulk written"), "batch 2 notes /data/OR/DE/R/obj before it"),
+        (lambda calls: without(calls, "past the cache"), "batch 2 notes slots of /data/OR/DE/R/obj, written"),
+        (lambda calls: moved(calls, "header", "segment"), "batch 2 notes slots of /data/OR/DE/R/obj, written"),
+        (lambda calls: moved(calls, "header", "bulk synced"), "batch 2 notes slots of /data/OR/DE/R/obj, written"),
         (lambda calls: without(calls, "directory synced"), "batch 2 notes /data/OR/DE/R/obj before its directory /data"),
         (lambda calls: moved(calls, "directory synced", "directory made"), "batch 2 notes /data/OR/DE/R/obj before its"),
         (lambda calls: without(calls, "flushed"), "the log says that the packs hold batch 2 durably"),
@@ -162,6 +173,19 @@ def test_what_is_right_passes() -> None:
 def test_what_is_wrong_is_seen(change: Callable[[dict[str, Call]], dict[str, Call]], loss: str) -> None:
     found = losses(change(good()))
     assert any(line.startswith(loss) for line in found), found
+
+
+def test_a_header_in_the_page_cache_is_on_the_disk_once_it_is_synced() -> None:
+    cached = without(good(), "past the cache")
+    order = list(cached.items())
+    at = list(cached).index("bulk written")
+    assert losses(dict([*order[:at], ("pack synced", sync(PACK)), *order[at:]])) == []
+    assert losses(dict([*order[:at], ("all synced", sync("/data", "syncfs")), *order[at:]])) == []
+
+
+def test_a_file_system_without_direct_writes_is_not_held_to_them() -> None:
+    refused = good() | {"past the cache": set_flags("O_RDWR|O_DIRECT", -1)}
+    assert losses(refused) == []
 
 
 def test_a_batch_written_in_two_pieces_counts_from_the_second() -> None:

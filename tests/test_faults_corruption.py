@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
-from faults import corruption
-from faults.corruption import Damage, differences, within
+from faults import corruption, damage
+from faults.damage import Damage, differences
+from faults.damage_effects import recovery_rewrites, within
+from faults.damaged_store import build
+from ingest.store.pack import SECTOR_SIZE
 
 
 def test_corruption(tmp_path):
@@ -49,10 +53,21 @@ def test_differences_are_exact_at_their_ends():
     assert within([(5, 6)], [(0, 4), (4, 9)]) and not within([(5, 10)], [(0, 4), (4, 9)])
 
 
-@pytest.mark.parametrize("fault", corruption.FAULTS)
+@pytest.mark.parametrize("fault", damage.FAULTS)
 def test_faults_are_their_seed_s(fault):
     contents = [bytearray(random.Random(1).randbytes(9000)) for _ in range(2)]
     texts = [fault(random.Random(2), content) for content in contents]
     assert texts[0] == texts[1] and contents[0] == contents[1]
     before = random.Random(1).randbytes(9000)
-    assert Damage("pack", corruption.Path("obj"), texts[0], before, bytes(contents[0])).changed
+    assert Damage("pack", Path("obj"), texts[0], before, bytes(contents[0])).changed
+
+
+def test_a_lost_header_is_excused_only_where_the_log_has_all_of_its_pack(tmp_path):
+    template = build(tmp_path / "store", "pack", "begun", seed=1)
+    excused = {}
+    for path in (Path("AA/BB/C/obj"), Path("4/obj")):  # only pending batches name the first one
+        before = (template.directory / path).read_bytes()
+        zeroed = Damage("pack header", path, "zeroed", before, bytes(SECTOR_SIZE) + before[SECTOR_SIZE:])
+        wrong = Damage("pack header", path, "one bit", before, bytes([before[0] ^ 1]) + before[1:])
+        excused[str(path)] = recovery_rewrites(template, zeroed), recovery_rewrites(template, wrong)
+    assert excused == {"AA/BB/C/obj": (True, False), "4/obj": (False, False)}

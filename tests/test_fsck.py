@@ -28,6 +28,7 @@ from ingest.store.identity import identify
 from ingest.store.log_survey import LogSurvey
 from ingest.store.pack import PackHeader, bit, set_bits
 from ingest.store.store import Store
+from ingest.store.store_json import store_check, write_store_json
 from ingest.store.walk import walk
 
 PACK = "4/obj"
@@ -498,10 +499,53 @@ class TestIdentity:
         store.fsck(repair=True)
         assert json.loads(path.read_text()) == old
 
+    @pytest.mark.parametrize("kind", ["pack", "tree"])
+    @pytest.mark.parametrize("member", ["format", "layout", "store_id", "log_id", "keys", "check", "name"])
+    def test_a_character_that_decays_in_store_json(self, templates, tmp_path, kind, member):
+        """Of a member's value, the store id's too, which in layout tree nothing else names; or of the check's name."""
+        store = copy_of(templates, tmp_path, "clean", kind)
+        path = store.path / ".ingest/store.json"
+        text = path.read_text()
+        found = re.search(r'"c()heck' if member == "name" else rf'"{member}": [\["\s]*()', text)
+        assert found is not None
+        at = found.start(1)
+        decayed = "0" if text[at] != "0" else "1"
+        path.write_text(text[:at] + decayed + text[at + 1 :])
+        with pytest.raises(StoreFormatError, match="fsck --repair"):
+            Store.open(store.path, layout=kind)
+        assert store.only().kind == "store_json"
+        assert store.only(repair=True).copy
+        after = json.loads(path.read_text())
+        if (kind, member) == ("tree", "store_id"):
+            assert after["store_id"][0] == decayed and after["check"] == store_check(after)
+        else:
+            assert after == json.loads(text)
+        assert store.fsck().clean and store.shows_all()
+
+    def test_a_check_that_fits_is_of_the_members_not_of_the_text(self, small):
+        store = small()
+        path = store.path / ".ingest/store.json"
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(dict(reversed(record.items()))))
+        with everything_of(store.path):
+            assert store.fsck(repair=True).clean
+
+    def test_a_store_json_of_before_there_was_a_check(self, small):
+        store = small()
+        path = store.path / ".ingest/store.json"
+        record = json.loads(path.read_text())
+        del record["check"]
+        path.write_text(json.dumps(record))
+        report = store.fsck()
+        assert report.clean and any("the next start adds one" in note for note in report.notes)
+        assert store.shows_all()
+        assert "check" in json.loads(path.read_text())
+        assert not store.fsck().notes
+
     def test_an_unknown_version_is_refused(self, small):
         store = small()
         path = store.path / ".ingest/store.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
+        write_store_json(path, json.loads(path.read_text()) | {"format": 7})
         with everything_of(store.path), pytest.raises(StoreFormatError, match="7"):
             store.fsck(repair=True)
 

@@ -17,9 +17,7 @@ import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +26,7 @@ from pathlib import Path
 
 import pytest
 from node_rig import NodeRig, get_range, put_frames, read_exactly, running_node
+from small_disk import small_disk
 from test_metrics import Samples, scrape_node, total, wait_for
 
 from ingest import limits, mac, ticket
@@ -486,30 +485,10 @@ def test_five_thousand_connections(tmp_path: Path) -> None:
 @pytest.fixture
 def few_inodes(tmp_path: Path) -> Iterator[Path]:
     """An ext4 of 256 MiB with 16,384 inodes, in memory where there is a tmpfs: it is no disk that is tested here."""
-    directory = tmp_path / "disk"
-    directory.mkdir()
     memory = Path("/dev/shm")
     has_memory = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 128 << 20
-    with tempfile.NamedTemporaryFile(dir=memory if has_memory else tmp_path) as image:
-        image.truncate(256 << 20)
-        yield from mounted(image.name, directory)
-
-
-def mounted(image: str, directory: Path) -> Iterator[Path]:
-    for command in (
-        ["mkfs.ext4", "-q", "-F", "-N", "16384", "-m", "0", image],
-        ["mount", "-o", "loop", image, str(directory)],
-    ):
-        try:
-            done = subprocess.run(command, capture_output=True, check=False, text=True)
-        except FileNotFoundError:
-            pytest.skip(f"there is no {command[0]}")
-        if done.returncode:
-            pytest.skip(f"{' '.join(command[:2])}: {done.stderr.strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "-l", str(directory)], check=True)
+    with small_disk(tmp_path, "disk", 256, inodes=16_384, image_root=memory if has_memory else None) as mount:
+        yield mount
 
 
 def test_a_flood_of_random_tickets(few_inodes: Path, tmp_path: Path) -> None:

@@ -94,7 +94,22 @@ def test_a_segment_that_was_never_used(tmp_path):
 )
 def test_descriptions(store, name, kind, member):
     found = inspect(store.path / ".ingest" / name)
-    assert found["kind"] == kind and member in found["record"]
+    assert found["kind"] == kind and member in found["record"] and "problem" not in found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ('"store_id": "', '"store_id": "0', "expected"),
+        ('"layout": "p', '"layout": "q', "check"),
+        ('"format": 1', '"format": 9', "format version 9"),
+    ],
+)
+def test_a_damaged_description_says_so(store, tmp_path, old, new, problem):
+    path = tmp_path / "store.json"
+    path.write_text((store.path / ".ingest/store.json").read_text().replace(old, new))
+    found = inspect(path)
+    assert problem in found["problem"] and found["record"]["log_id"]
 
 
 def test_a_key_file_shows_identifiers_and_no_key(store):

@@ -29,6 +29,7 @@ from ingest.pool import Roles
 from ingest.server import serve, worker_count
 from ingest.status import Status
 from ingest.store.key_file import make_key_file, read_keys
+from ingest.store.store_json import write_store_json
 from ingest.write_behind import committer_main
 
 ANY = ("127.0.0.1", 0)
@@ -223,7 +224,7 @@ def test_an_unknown_format_version(config: ServerConfig) -> None:
     server.wait_for("serving")
     assert server.end() == 0
     path = config.data_dir / ".ingest" / "store.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
+    write_store_json(path, json.loads(path.read_text()) | {"format": 7})
     refused(config, ConfigError, "format version 7")
 
 

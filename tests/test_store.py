@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -15,6 +16,7 @@ from ingest import limits
 from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.store.store import Space, Store
+from ingest.store.store_json import read_store_json, store_check, write_store_json
 
 KEYS = [bytes([i]) * 32 for i in range(1, 5)]
 
@@ -40,8 +42,13 @@ def record_of(data: Path) -> dict[str, object]:
 
 
 def change(data: Path, **fields: object) -> None:
+    """As another version, or a person who knows the format, would write it: with the check that fits."""
     record = record_of(data) | fields
-    (data / ".ingest/store.json").write_text(json.dumps({k: v for k, v in record.items() if v is not ...}))
+    write_store_json(data / ".ingest/store.json", {k: v for k, v in record.items() if v is not ...})
+
+
+def no_space(*_: object) -> int:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class TestOpen:
@@ -55,6 +62,7 @@ class TestOpen:
             "store_id": store.store_id.hex(),
             "log_id": store.log_id.hex(),
             "keys": [],
+            "check": store_check(record),
         }
         assert len(store.store_id) == len(store.log_id) == 16
         assert store.wal_dir == tmp_path / "deep/data/.ingest/wal"
@@ -251,6 +259,53 @@ class TestDescription:
         (data / ".ingest/store.json").write_bytes(content)
         with pytest.raises(StoreFormatError, match=r"store\.json"):
             Store.open(data)
+
+    @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}'])
+    def test_the_refusal_says_what_to_do(self, data, content):
+        (data / ".ingest/store.json").write_bytes(content)
+        with pytest.raises(StoreFormatError, match=f"`ingest fsck --repair {data}` writes it again"):
+            Store.open(data)
+
+    def test_no_bit_flips_unnoticed(self, data):
+        path = data / ".ingest/store.json"
+        change(data, keys=["0" * 16])
+        before = path.read_bytes()
+        for place in range(len(before) * 8):
+            content = bytearray(before)
+            content[place // 8] ^= 1 << place % 8
+            path.write_bytes(content)
+            try:
+                record = read_store_json(path)
+            except StoreFormatError:
+                continue
+            assert record == json.loads(before), bytes(content)  # white space
+
+    def test_members_of_a_later_writer_are_kept_under_a_check_only(self, data, opened):
+        change(data, comment="moved here in May")
+        opened.append(Store.open(data))
+        opened[0].check_keys(KeyRing(KEYS[:1]))
+        record = record_of(data)
+        assert record["comment"] == "moved here in May"
+        del record["check"]
+        (data / ".ingest/store.json").write_text(json.dumps(record))
+        with pytest.raises(StoreFormatError, match="no check, and a member 'comment' that is not known"):
+            read_store_json(data / ".ingest/store.json")
+
+    @pytest.mark.parametrize("full", [False, True])
+    def test_one_of_before_there_was_a_check(self, data, opened, monkeypatch, full):
+        """The next start adds it, if the disk has room."""
+        keys = KeyRing(KEYS[:1])
+        change(data, keys=list(keys.ids))
+        record = record_of(data)
+        del record["check"]
+        path = data / ".ingest/store.json"
+        path.write_text(json.dumps(record))
+        opened.append(Store.open(data))
+        if full:
+            monkeypatch.setattr(os, "write", no_space)
+        opened[0].check_keys(keys)
+        assert ("check" in record_of(data)) == (not full)
+        assert read_store_json(path).items() >= record.items()
 
     def test_another_layout(self, data):
         change(data, layout="tree")

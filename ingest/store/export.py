@@ -35,7 +35,8 @@ from ingest.store.pack_check import (
     resolve,
 )
 from ingest.store.quarantine import write_sparse
-from ingest.store.store import EXPORT_MARK, FORMAT_VERSION, LOG_ID_FILE, META, make_directory, write_json
+from ingest.store.store import EXPORT_MARK, LOG_ID_FILE, META, make_directory
+from ingest.store.store_json import FORMAT_VERSION, write_json, write_store_json
 from ingest.store.walk import walk
 
 
@@ -218,7 +219,7 @@ class _Target:
     def finish(self) -> None:
         """Makes it durable, then makes it a store."""
         syncfs(self.fd)
-        write_json(
+        write_store_json(
             self.meta / "store.json",
             {
                 "format": FORMAT_VERSION,

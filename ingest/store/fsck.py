@@ -37,7 +37,8 @@ from ingest.store.pack_check import (
     resolve,
 )
 from ingest.store.quarantine import Piece, Quarantine, replace_file
-from ingest.store.store import LOG_ID_FILE, META, explain, lock_holder, write_json
+from ingest.store.store import LOG_ID_FILE, META, explain, lock_holder
+from ingest.store.store_json import write_json, write_store_json
 from ingest.store.walk import Walk, walk
 
 PACK_READ_MAX = (
@@ -151,6 +152,10 @@ class Fsck:
         if self.repair:
             self._mend_log()
             self._mend_identity()
+        if self.identity.unchecked:
+            report.notes.append(
+                f"{STORE_JSON} has no check, an earlier version wrote it: the next start adds one"
+            )
         if self.survey.batches_pending:
             report.notes.append(
                 f"the packs may lack {self.survey.batches_pending} batches of the log: the next start brings them in"
@@ -441,7 +446,7 @@ class Fsck:
             if os.path.lexists(path):
                 problem.copy = self.quarantine.keep_file(problem.path, path, problem.kind, problem.detail)
         if identity.write_record:
-            write_json(self.data_dir / STORE_JSON, identity.record)
+            write_store_json(self.data_dir / STORE_JSON, identity.record)
         if identity.write_log_id:
             made_for = str(self.data_dir.resolve())
             write_json(

@@ -1,6 +1,7 @@
 """Whose store this is: store.json, the log's id and the keys, each held against the others, and what they would have to be.
 
-store.json can be lost: the store id stands in every pack, the log id in the log, and the key file has the keys.
+store.json can be lost: the store id stands in every pack, the log id in the log, and the key file has the keys. In
+layout tree the store id stands nowhere else: one that is damaged stays as it is found, one that is lost is drawn anew.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ingest.errors import ConfigError, CorruptionError, KeyFileError, StoreFormatError
+from ingest.errors import ConfigError, CorruptionError, KeyFileError
 from ingest.mac import KeyRing, SubKeys
 from ingest.store.findings import Problem
 from ingest.store.key_file import read_keys
 from ingest.store.log_survey import segment_log_ids
 from ingest.store.pack import SECTOR_SIZE, PackHeader
-from ingest.store.store import FORMAT_VERSION, LOG_ID_FILE, META, read_store_json
+from ingest.store.store import LOG_ID_FILE, META
+from ingest.store.store_json import CHECK, FORMAT_VERSION, MEMBERS, load_store_json
 from ingest.store.walk import DEPTHS, is_object
 
 HEADERS_ASKED = 256  # packs that are asked for the store's id: enough to know whose they are
@@ -47,6 +49,11 @@ class Identity:
     write_log_id: bool = False
 
     @property
+    def unchecked(self) -> bool:
+        """Whether store.json was made before it had a check, by which damage of it would show."""
+        return not self.write_record and CHECK not in self.record
+
+    @property
     def store_id(self) -> bytes:
         return bytes.fromhex(self.record["store_id"])
 
@@ -59,9 +66,13 @@ class Identity:
         return str(self.record["layout"])
 
     def mend_record(self, detail: str) -> None:
+        """One problem, however many of its members are wrong."""
+        if self.write_record:
+            self.problems[0].detail += f"; {detail}"
+            return
         self.write_record = True
         repair = "written again from the packs, the log and the key file"
-        self.problems.append(Problem("store_json", STORE_JSON, detail, repair))
+        self.problems.insert(0, Problem("store_json", STORE_JSON, detail, repair))
 
 
 def identify(data_dir: Path, wal_dir: Path | None = None, key_file: Path | None = None) -> Identity:
@@ -83,8 +94,12 @@ def identify(data_dir: Path, wal_dir: Path | None = None, key_file: Path | None 
             "keys": [keys.id for keys in identity.keys],
         }
         identity.mend_record(damage)
-    elif identity.layout not in DEPTHS:
-        _judge_layout(identity)
+    else:
+        if damage:
+            identity.record = {name: value for name, value in record.items() if name in MEMBERS}
+            identity.mend_record(damage)
+        if damage or identity.layout not in DEPTHS:
+            _judge_layout(identity)
     _judge_store_id(identity)
     _judge_log_id(identity)
     identity.missing = [
@@ -94,22 +109,13 @@ def identify(data_dir: Path, wal_dir: Path | None = None, key_file: Path | None 
 
 
 def _read_record(path: Path) -> tuple[dict[str, Any] | None, str]:
-    """store.json, or why there is none that can be used."""
+    """store.json, and what is wrong with it; None when nothing of it can be used."""
     if path.is_symlink() or not path.is_file():
         others = [child for child in path.parent.iterdir() if child.name not in ("lock", "quarantine")]
         if not others and not any(path.parent.parent.rglob("obj")):
             raise ConfigError(f"{path.parent.parent} is not a store: there is no {STORE_JSON} in it")
         return None, "is missing"
-    try:
-        return read_store_json(path), ""
-    except StoreFormatError as error:
-        try:
-            version = json.loads(path.read_bytes())["format"]
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
-            version = FORMAT_VERSION
-        if type(version) is int and version != FORMAT_VERSION:
-            raise  # a newer program's: not ours to judge, let alone to mend
-        return None, str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
+    return load_store_json(path)
 
 
 def _read_key_file(identity: Identity, key_file: Path | None) -> None:
@@ -122,8 +128,8 @@ def _read_key_file(identity: Identity, key_file: Path | None) -> None:
         identity.key_problem = str(error)
 
 
-def _guess_layout(data_dir: Path) -> str:
-    """From the first files that are found: a pack says what it is."""
+def _guess_layout(data_dir: Path, said: str = "pack") -> str:
+    """From the first files that are found: a pack says what it is. ``said``: when there is none."""
     for path in sorted(data_dir.rglob("obj"))[:HEADERS_ASKED]:
         inside = str(path.relative_to(data_dir))
         if inside.startswith(META) or path.is_symlink() or not path.is_file():
@@ -135,15 +141,15 @@ def _guess_layout(data_dir: Path) -> str:
                 return "pack"
         if path.stat().st_size in (0, 1458):
             return "tree"
-    return "pack"
+    return said
 
 
 def _judge_layout(identity: Identity) -> None:
-    layout = _guess_layout(identity.data_dir)
-    identity.mend_record(
-        f"says layout {identity.layout!r}, which there is not; the files are those of layout {layout!r}"
-    )
-    identity.record["layout"] = layout
+    said = identity.layout
+    layout = _guess_layout(identity.data_dir, said if said in DEPTHS else "pack")
+    if layout != said:
+        identity.mend_record(f"says layout {said!r}; the files are those of layout {layout!r}")
+        identity.record["layout"] = layout
 
 
 def _judge_store_id(identity: Identity) -> None:

@@ -29,6 +29,7 @@ from ingest.store.log_format import (
     parse_batch,
 )
 from ingest.store.pack import PackHeader, bits_of
+from ingest.store.store_json import load_store_json
 from ingest.store.tree import CHECKSUM, DELETED
 
 
@@ -256,6 +257,15 @@ def _record(_: Path, head: bytes) -> dict[str, Any]:
     return {"record": record}
 
 
+def _store(path: Path, head: bytes) -> dict[str, Any]:
+    found = _record(path, head)
+    try:
+        _, damage = load_store_json(path)
+    except StoreFormatError as error:
+        return found | {"problem": str(error).removeprefix(f"{path}: ")}
+    return found | ({"problem": damage} if damage else {})
+
+
 def _key(path: Path, _: bytes) -> dict[str, Any]:
     try:
         keys = read_keys(path)
@@ -274,7 +284,7 @@ _KINDS: dict[str, Callable[[Path, bytes], dict[str, Any]]] = {
     "chunk": _chunk,
     "tombstone": _tombstone,
     "segment": _segment,
-    "store": _record,
+    "store": _store,
     "log": _record,
     "lock": _record,
     "quarantine": _record,

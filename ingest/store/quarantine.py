@@ -17,7 +17,8 @@ from typing import Any
 
 from ingest.errors import DiskError
 from ingest.store.log_writer import sync_directory
-from ingest.store.store import META, make_directory, write_json
+from ingest.store.store import META, make_directory
+from ingest.store.store_json import write_json
 
 DIRECTORY = "quarantine"
 _ZEROS = bytes(1 << 16)

@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,19 @@ from ingest.mac import KeyRing
 from ingest.store import tree
 from ingest.store.layout import LAYOUTS
 from ingest.store.log_writer import sync_directory
+from ingest.store.store_json import (
+    CHECK,
+    FORMAT_VERSION,
+    is_id,
+    read_store_json,
+    write_json,
+    write_store_json,
+)
 
-FORMAT_VERSION = 1
 META = ".ingest"
 LOG_ID_FILE = "log.json"
 EXPORT_MARK = "export.json"  # in META while `ingest export` makes a store
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
-_HEX_ID = re.compile(r"[0-9a-f]{32}")
-_HEX_KEY_ID = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass
@@ -93,7 +99,7 @@ class Store:
         else:
             check_new(data_dir, wal, layout)
             log_id = _make_log_directory(wal, data_dir)
-            write_json(
+            write_store_json(
                 path,
                 {
                     "format": FORMAT_VERSION,
@@ -139,18 +145,22 @@ class Store:
         )
 
     def check_keys(self, keys: KeyRing) -> None:
-        """Every key that ever signed here must be among `keys`; those that are new are remembered, durably.
+        """Every key that ever signed here must be among `keys`; those that are new are remembered, durably. Gives a
+        description that has no check yet, because an earlier version wrote it, one.
 
         Raises KeyFileError when one lacks: what it signed could not be verified any more.
         """
         self.require_keys(keys)
         accepted = [subkeys.id for subkeys in keys.accepted if subkeys.id not in self.key_ids]
+        path = self.data_dir / META / "store.json"
+        record = read_store_json(path)
         if accepted:
-            path = self.data_dir / META / "store.json"
-            record = read_store_json(path)
             record["keys"] = [*self.key_ids, *accepted]
-            write_json(path, record)
+            write_store_json(path, record)
             self.key_ids = record["keys"]
+        elif CHECK not in record:
+            with suppress(OSError):  # a server must start on a full disk: the next one adds it
+                write_store_json(path, record)
 
     def require_keys(self, keys: KeyRing) -> None:
         """KeyFileError when a key that ever signed here is not among `keys`."""
@@ -339,46 +349,6 @@ def _refuse_foreign_files(data_dir: Path) -> None:
         )
 
 
-def read_store_json(path: Path) -> dict[str, Any]:
-    """store.json, checked. Raises StoreFormatError that names the file and what is wrong."""
-    try:
-        record = json.loads(path.read_bytes())
-        version = record["format"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise StoreFormatError(f"{path} is not readable as a store's description: {error}") from error
-    if type(version) is not int or version != FORMAT_VERSION:
-        raise StoreFormatError(f"{path}: format version {version!r}; this program knows {FORMAT_VERSION}")
-    ok = (
-        isinstance(record.get("layout"), str)
-        and isinstance(record.get("store_id"), str)
-        and _HEX_ID.fullmatch(record["store_id"])
-        and isinstance(record.get("log_id"), str)
-        and _HEX_ID.fullmatch(record["log_id"])
-        and isinstance(record.get("keys"), list)
-        and all(isinstance(key, str) and _HEX_KEY_ID.fullmatch(key) for key in record["keys"])
-    )
-    if not ok:
-        raise StoreFormatError(
-            f"{path}: expected layout, store_id, log_id (32 hex digits) and keys (16 hex digits each)"
-        )
-    return dict(record)
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Replaces a small file, durably: whole new or whole old."""
-    temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        data = memoryview(json.dumps(record, indent=2).encode() + b"\n")
-        while data:
-            data = data[os.write(fd, data) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
-    sync_directory(path.parent)
-
-
 def make_directory(path: Path) -> None:
     """Makes a directory (0700) and those above it that are missing, durably."""
     if path.is_dir():
@@ -418,4 +388,4 @@ def _read_log_record(wal: Path) -> dict[str, Any]:
 
 def _read_log_id(wal: Path) -> str | None:
     log_id = _read_log_record(wal).get("log_id")
-    return log_id if isinstance(log_id, str) and _HEX_ID.fullmatch(log_id) else None
+    return str(log_id) if is_id(log_id) else None
