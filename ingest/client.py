@@ -285,7 +285,7 @@ class AsyncClient:
     def read_pieces(self, first: str, count: int) -> AsyncGenerator[bytearray, None]:
         """What ``read_range`` gives, in pieces of up to 512 tickets, for ranges of any size.
 
-        The next three pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
+        The next two pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
         """
 
         async def read(part: range) -> bytearray:
