@@ -50,7 +50,10 @@ Chunk: TypeAlias = tuple[
     str, Status, bytes
 ]  # ticket, what is stored under it, its 1458 bytes (none unless SAVED)
 
-WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB, enough to keep a server busy
+WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB
+RANGE_WINDOW_DEFAULT = (
+    16_384  # of one range, 24 MB: while a commit of the server is under way its next one fills up
+)
 SIGN_FRAMES = 64  # frames that put_many collects and signs together
 
 
@@ -145,7 +148,10 @@ class AsyncClient:
             raise UsageError(f"ticket {name}: a chunk has at most {limits.DATA_SIZE} bytes, not {len(view)}")
         index = ticket.parse(name)
         frames = seal(self._keys.signing.put, index, view if len(view) else b"\0")
-        _raise_refused(await self._send(index, frames, Status.SAVED))
+        batch = Batch(limits.IN_FLIGHT_MAX)
+        await self._put_channel.add(index, frames, batch)
+        await batch.wait()
+        _raise_refused(batch)
 
     async def put_many(
         self, items: Iterable[Item] | AsyncIterable[Item], window: int = WINDOW_DEFAULT
@@ -165,7 +171,9 @@ class AsyncClient:
                 await self.add(batch, pack)
         return await self.finish(batch)
 
-    async def put_range(self, first: str, data: Buffer, window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+    async def put_range(
+        self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
+    ) -> dict[str, Status]:
         """Stores a buffer of any size in pieces of 1458 bytes under consecutive tickets, the last one padded.
 
         Returns what ``put_many`` returns. The quickest way to put much: ``add_range``, where it comes in parts.
@@ -174,7 +182,7 @@ class AsyncClient:
         await self.add_range(batch, first, data)
         return await self.finish(batch)
 
-    def new_batch(self, window: int = WINDOW_DEFAULT) -> Batch:
+    def new_batch(self, window: int = RANGE_WINDOW_DEFAULT) -> Batch:
         """For those who put piece by piece: ``add`` and ``add_range`` as often as wanted, then ``finish``.
 
         Its ``refused`` tells at any time which tickets were answered with anything but SAVED so far.
@@ -219,19 +227,16 @@ class AsyncClient:
         """
         for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
             message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
-            _raise_refused(await self._send(part.start, message, Status.DELETED))
+            batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED)
+            await self._put_channel.add(part.start, message, batch)
+            await batch.wait()
+            _raise_refused(batch)
 
     @property
     def _put_channel(self) -> PutChannel:
         if self._puts is None:
             raise UsageError("this client was made without the address of the put port")
         return self._puts
-
-    async def _send(self, index: int, message: bytes, expected: Status) -> Batch:
-        batch = Batch(limits.IN_FLIGHT_MAX, expected)
-        await self._put_channel.add(index, memoryview(message), batch)
-        await batch.wait()
-        return batch
 
     # --- get and inventory -----------------------------------------------------------------------
 
@@ -280,7 +285,7 @@ class AsyncClient:
     def read_pieces(self, first: str, count: int) -> AsyncGenerator[bytearray, None]:
         """What ``read_range`` gives, in pieces of up to 512 tickets, for ranges of any size.
 
-        The next three pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
+        The next two pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
         """
 
         async def read(part: range) -> bytearray:
@@ -377,7 +382,7 @@ class Client:
             self._loop.run(self._client.add(batch, pack))
         return self._loop.run(self._client.finish(batch))
 
-    def put_range(self, first: str, data: Buffer, window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+    def put_range(self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT) -> dict[str, Status]:
         """See ``AsyncClient.put_range``."""
         return self._loop.run(self._client.put_range(first, data, window))
 
@@ -391,10 +396,13 @@ class Client:
 
     def get_range(self, first: str, count: int) -> Iterator[Chunk]:
         """See ``AsyncClient.get_range``."""
-        pieces = self._client.get_pieces(first, count)
+        for piece in self._pieces(self._client.get_pieces(first, count)):
+            yield from piece
+
+    def _pieces(self, pieces: AsyncGenerator[T, None]) -> Iterator[T]:
         try:
             while (piece := self._loop.run(_next(pieces))) is not None:
-                yield from piece
+                yield piece
         finally:
             if self._loop.running:
                 self._loop.run(_close(pieces))
@@ -403,16 +411,20 @@ class Client:
         """See ``AsyncClient.read_range``."""
         return self._loop.run(self._client.read_range(first, count))
 
+    def read_pieces(self, first: str, count: int) -> Iterator[bytearray]:
+        """See ``AsyncClient.read_pieces``."""
+        return self._pieces(self._client.read_pieces(first, count))
+
     def inventory(self, first: str, count: int) -> list[Run]:
         """See ``AsyncClient.inventory``."""
         return self._loop.run(self._client.inventory(first, count))
 
 
-async def _next(pieces: AsyncGenerator[list[Chunk], None]) -> list[Chunk] | None:
+async def _next(pieces: AsyncGenerator[T, None]) -> T | None:
     return await anext(pieces, None)
 
 
-async def _close(pieces: AsyncGenerator[list[Chunk], None]) -> None:
+async def _close(pieces: AsyncGenerator[Any, None]) -> None:
     await pieces.aclose()
 
 

@@ -137,7 +137,7 @@ GET_FRAMES = 512  # frames of one get request of the client, 755 KB: what it hol
 SEAL_FRAMES = 3 * SEND_FRAMES  # frames built and signed at once, 0.2 ms: then others have their turn
 ACKS_RECEIVE_SIZE = 64 << 10  # bytes of one receive: the acks of 7,281 frames
 FRAMES_RECEIVE_SIZE = 256 << 10  # bytes of one receive: they are still in the cache when they are checked
-GET_AHEAD = 3  # get requests that a reader of a range has out beyond the one it works on, 2.2 MB: the server never waits
+GET_AHEAD = 2  # get requests that a reader of a range has out beyond the one it works on, 1.5 MB: the server never waits
 GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies that wait for their readers
 
 # --- objects -----------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class PutChannel(Channel):
             self.check_open()
             if batch.error is not None:
                 raise batch.error
-            room = min(batch.window - batch.left, limits.IN_FLIGHT_MAX - self._spans.frames)
+            room = min(batch.window - batch.left, self._room_for(batch.left + stop - first))
             count = self._spans.free(first, min(stop - first, limits.SEND_FRAMES, room)) if room > 0 else 0
             if count == 0:
                 self.wake()
@@ -194,6 +194,14 @@ class PutChannel(Channel):
             batch.left += count
             first += count
         self.wake()
+
+    def _room_for(self, frames: int) -> int:
+        """How many more frames may be in flight, of a batch that wants ``frames`` there. A sixteenth of all is kept for
+        those that want little: some large ones do not keep the others waiting."""
+        most = limits.IN_FLIGHT_MAX
+        if frames > limits.SEND_FRAMES:
+            most -= most // 16
+        return most - self._spans.frames
 
     async def _settled(self) -> None:
         if self._room is None or self._room.done():
