@@ -83,14 +83,18 @@ class AsyncClient:
             raise UsageError("a client needs the address of the put port, of the get port, or both")
         if timeout <= 0 or retry_for < 0:
             raise UsageError(f"time-outs of {timeout:g} and {retry_for:g} s: more is needed")
-        self._keys = mac.KeyRing(shared_keys(key))
-        self._put_keys = tuple(
-            keys.put for keys in self._keys.all
-        )  # any of them may have signed what is stored
         self._retry_for = retry_for
         self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
-        self._ranges = RangeSource(self._gets, self._keys, retry_for) if self._gets is not None else None
+        self._ranges: RangeSource | None = None
+        self.use_keys(key)
+
+    def use_keys(self, key: Key) -> None:
+        """Calls that come from now on sign and verify with these. KeyFileError, UsageError."""
+        self._keys = mac.KeyRing(shared_keys(key))
+        self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
+        if self._gets is not None:
+            self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
 
     @classmethod
     async def connect(

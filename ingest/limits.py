@@ -207,3 +207,4 @@ HTTP_UNREAD_TIMEOUT_S = (
 SERVE_MARGIN_S = (
     2.0  # beyond both drain time-outs, before the parent of server and gateway kills what is left
 )
+KEY_SWITCH_DELAY_S = 2.0  # after SIGHUP, before a gateway signs with a new key: its server reads the file in this time

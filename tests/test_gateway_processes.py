@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +25,11 @@ from node_rig import running_node
 from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.limits import SMALL_OBJECT_MAX
+from ingest.mac import KeyRing
 from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.version import State
 from ingest.status import Status
+from ingest.store.key_file import rotate_key_file
 
 SMALL = b"small" * 200
 LARGE = random.Random(2).randbytes(3 * SMALL_OBJECT_MAX)
@@ -140,6 +143,43 @@ def test_hup_reads_tokens_again(tmp_path: Path) -> None:
         until(lambda: "nothing is reloaded" in node.log(), "it says that it cannot use the file")
         assert status("second-0123456789") == 200
         assert gateway.is_running() and node.stop() == 0
+
+
+def test_keys_are_changed_under_load(node: NodeGateway) -> None:
+    """Two rotations of the key that server and gateway share: no upload and no download notices."""
+    key_file = node.data_dir / ".ingest" / "key"
+    admin = json.loads((node.data_dir / ".ingest" / "lock").read_text())["admin"]
+    done = threading.Event()
+
+    def work(name: str) -> int:
+        count = 0
+        with node.gateway.connect() as connection:
+            while not done.is_set():
+                data = LARGE + b"%d" % count
+                assert connection.request("PUT", f"/objects/{name}", data).status == 200
+                assert connection.request("GET", f"/objects/{name}").body == data
+                count += 1
+        return count
+
+    def signed_with(key: str) -> bool:
+        host, port = admin.rsplit(":", 1)
+        with Connection((host, int(port))) as connection:
+            text = connection.request("GET", "/metrics").body.decode()
+        found = re.search(rf'ingest_frames_by_key_total{{.*key="{key}".*}} ([0-9.e+]+)', text)
+        return found is not None and float(found[1]) > 0
+
+    assert node.process is not None
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(work, name) for name in ("a", "b")]
+        try:
+            for _ in range(3):  # the first one puts a second key into the file
+                following = KeyRing(rotate_key_file(key_file)).accepted[1].id
+                node.process.send_signal(signal.SIGHUP)
+                until(lambda key=following: signed_with(key), "frames are signed with the new key")
+        finally:
+            done.set()
+        assert all(worker.result() for worker in workers), node.log()
+    assert "BAD_CHECKSUM" not in node.log()
 
 
 def test_hup_shows_a_new_certificate(tmp_path: Path) -> None:

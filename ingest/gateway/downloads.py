@@ -14,6 +14,7 @@ import termios
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from email.utils import formatdate
+from functools import lru_cache
 
 from aiohttp import web
 
@@ -47,7 +48,7 @@ async def send_object(
     try:
         return await _send(exchange, download, extra)
     finally:
-        await asyncio.shield(download.close())
+        await download.close()
 
 
 async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | None) -> web.StreamResponse:
@@ -138,7 +139,12 @@ def _unacknowledged(transport: asyncio.Transport) -> int:
 
 
 def _validators(version: Version) -> dict[str, str]:
-    return {"ETag": format_etag(version), "Last-Modified": formatdate(version.created, usegmt=True)}
+    return {"ETag": format_etag(version), "Last-Modified": _http_date(int(version.created))}
+
+
+@lru_cache(1024)  # many objects are of one second, and the calendar is slow
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
 
 
 def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from ingest import limits, listeners, logs
 from ingest.errors import ConfigError, IngestError
 from ingest.gateway import settings
 from ingest.gateway.config import GatewayConfig
-from ingest.gateway.server import SHARED, Sockets, collector_main, http_main, read_keys
+from ingest.gateway.engine import read_keys
+from ingest.gateway.server import SHARED, ReadConfig, Sockets, collector_main, http_main
 from ingest.gateway.supervisor import Child, Supervisor
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_service import serve as serve_catalog
@@ -25,7 +25,6 @@ from ingest.store.store import META
 
 log = logging.getLogger(__name__)
 
-ReadConfig = Callable[[], GatewayConfig]
 ANNOUNCEMENT = "gateway.json"  # in DATA/.ingest: where the gateway of this data directory listens
 
 
@@ -44,7 +43,7 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     for number, sockets in enumerate(shares):
         main = partial(_http_main, config, shares, sockets, read_config)
         children.append(Child(f"http-{number}", main, reloads=True))
-    children.append(Child("collector", partial(_collector_main, config, shares)))
+    children.append(Child("collector", partial(_collector_main, config, shares, read_config), reloads=True))
     try:
         return Supervisor(
             [children[:1], children[1:]],
@@ -129,9 +128,9 @@ def _http_main(config: GatewayConfig, shares: list[Sockets], own: Sockets, read_
     return http_main(config, own, read_config)
 
 
-def _collector_main(config: GatewayConfig, shares: list[Sockets]) -> int:
+def _collector_main(config: GatewayConfig, shares: list[Sockets], read_config: ReadConfig) -> int:
     _close(shares)
-    return collector_main(config)
+    return collector_main(config, read_config)
 
 
 def _close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:
@@ -146,5 +145,5 @@ def _reload(read_config: ReadConfig) -> bool:
     except IngestError as error:
         log.error("SIGHUP: nothing is reloaded: %s", error)
         return False
-    log.info("SIGHUP: tokens, certificates and the log level are read again")
+    log.info("SIGHUP: tokens, certificates, keys and the log level are read again")
     return True

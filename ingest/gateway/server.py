@@ -9,72 +9,38 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import uvloop
 from aiohttp import web
 
 from ingest import limits, listeners
 from ingest.client import AsyncClient
-from ingest.errors import ConnectionLostError, IngestError
+from ingest.errors import IngestError
 from ingest.gateway import settings
 from ingest.gateway.app import APIS, App, make_app, shared_routes
 from ingest.gateway.config import GatewayConfig
+from ingest.gateway.engine import connected, read_keys, use_keys_later
 from ingest.gateway.exchange import Services
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
-from ingest.key import shared_keys
-from ingest.objects.catalog_client import CatalogClient
 from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.catalog_socket import catalog_path
 from ingest.objects.collector import Collector
 from ingest.objects.local_store import LocalStore
 from ingest.reload import use_log_level
-from ingest.store.store import META
 
 log = logging.getLogger(__name__)
 
 SHARED = "http"  # the name of the port that has all APIs
 Sockets = Mapping[str, socket.socket]  # the bound one of each port, by name
-
-
-def read_keys(config: GatewayConfig) -> list[bytes]:
-    """KeyFileError."""
-    return shared_keys(config.key_file or config.data_dir / META / "key")
-
-
-@contextlib.asynccontextmanager
-async def connected(config: GatewayConfig) -> AsyncIterator[tuple[AsyncClient, CatalogClient]]:
-    """The engine and the catalog, once both can be reached: at the start of a node they may come later than we do."""
-    delay = limits.RETRY_DELAY_MIN_S
-    context = settings.engine_context(config)
-    while True:
-        try:
-            client = await AsyncClient.connect(
-                config.connect, config.read_connect, read_keys(config), tls=context
-            )
-            break
-        except ConnectionLostError as error:
-            if delay == limits.RETRY_DELAY_MIN_S:
-                log.warning("waiting for the engine: %s", error)
-        await asyncio.sleep(delay)
-        delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
-    try:
-        catalog = await CatalogClient.connect(config.data_dir)
-        try:
-            yield client, catalog
-        finally:
-            await catalog.close()
-    finally:
-        await client.close()
+ReadConfig = Callable[[], GatewayConfig]  # reads the configuration once more
 
 
 class GatewayServer:
     """Serves ``sockets`` until `ended` is set."""
 
-    def __init__(
-        self, config: GatewayConfig, sockets: Sockets, read_config: Callable[[], GatewayConfig]
-    ) -> None:
+    def __init__(self, config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
         self._config = config
         self._sockets = sockets
         self._read_config = read_config
@@ -115,11 +81,12 @@ class GatewayServer:
             await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
             await asyncio.gather(*(runner.cleanup() for runner in runners))
 
-    def reload(self) -> None:
-        """SIGHUP: tokens, certificates and the log level are read again. What cannot be used leaves all as it was."""
+    def reload(self, client: AsyncClient) -> None:
+        """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
         try:
             config = self._read_config()
             access = settings.read_access(config)
+            use_keys_later(client, config)
             if self._context is not None and config.tls_cert is not None:
                 settings.load_chain(self._context, config)
         except IngestError as error:
@@ -130,17 +97,16 @@ class GatewayServer:
         use_log_level(config.log_level)
 
 
-def http_main(config: GatewayConfig, sockets: Sockets, read_config: Callable[[], GatewayConfig]) -> int:
+def http_main(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> int:
     """An HTTP process, until TERM. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
         uvloop.run(_serve(config, sockets, read_config))
     return 0
 
 
-async def _serve(config: GatewayConfig, sockets: Sockets, read_config: Callable[[], GatewayConfig]) -> None:
+async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, server.reload)
     _cancel_at_term()
     async with connected(config) as (client, catalog):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
@@ -148,25 +114,34 @@ async def _serve(config: GatewayConfig, sockets: Sockets, read_config: Callable[
                 client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
             )
             loop.add_signal_handler(signal.SIGTERM, server.ended.set)
+            loop.add_signal_handler(signal.SIGHUP, server.reload, client)
             try:
                 await server.serve(Services(store, client.get))
             finally:
                 await store.leave()
 
 
-def collector_main(config: GatewayConfig) -> int:
+def collector_main(config: GatewayConfig, read_config: ReadConfig) -> int:
     """The collector, until TERM. Returns its exit code."""
     with contextlib.suppress(
         asyncio.CancelledError
     ):  # whatever it was at: what is left is collected the next time
-        uvloop.run(_collect(config))
+        uvloop.run(_collect(config, read_config))
     return 0
 
 
-async def _collect(config: GatewayConfig) -> None:
+async def _collect(config: GatewayConfig, read_config: ReadConfig) -> None:
     _cancel_at_term()
     async with connected(config) as (client, catalog):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
+
+            def reload() -> None:
+                try:
+                    use_keys_later(client, read_config())
+                except IngestError as error:
+                    log.error("nothing was reloaded: %s", error)
+
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
             await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
 
 
