@@ -18,6 +18,7 @@ from ingest.objects.catalog_reader import Entry
 from ingest.objects.extent import FIRST, Extent, chunks_needed
 from ingest.objects.version import (
     ANY,
+    SAME,
     Condition,
     State,
     Transition,
@@ -97,6 +98,11 @@ class MemoryStore:
         key = check_namespace(namespace), check_name(name)
         digest = blake3(data).digest()
         present = self.live.get(key)
+        if condition == SAME and present is not None and present[0].digest == digest:
+            self._note(
+                namespace, name, number, [*steps, (State.FAILED, "these bytes were stored already")], 0
+            )
+            return present[0]
         try:
             condition.check(name, present and present[0], digest)
         except IngestError as error:

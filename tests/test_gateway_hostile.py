@@ -389,3 +389,12 @@ def test_a_client_that_takes_nothing(failing: Gateway, monkeypatch: pytest.Monke
         assert store.open_downloads == 0
         with pytest.raises(Broken):
             connection.exactly(len(data))
+
+
+def test_a_head_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HTTP_IDLE_TIMEOUT_S", 0.2)
+    with memory_gateway() as running:
+        for raw in (b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
+            with running.connect() as connection:
+                connection.send(raw)
+                assert connection.ended()

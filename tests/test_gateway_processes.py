@@ -243,6 +243,15 @@ def test_starts_that_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_serve_ends_when_its_server_cannot_start(node: NodeGateway, tmp_path: Path) -> None:
+    flags = [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen", "http-listen")]
+    held = run("serve", f"--data-dir={node.data_dir}", *flags)
+    assert held.returncode == 75, held.stderr
+    port = f"--http-listen=127.0.0.1:{node.gateway.address[1]}"
+    taken = run("serve", f"--data-dir={tmp_path / 'other'}", *flags[:-1], port)
+    assert taken.returncode == 75, taken.stderr
+
+
 def test_a_gateway_waits_for_its_engine(tmp_path: Path) -> None:
     """Started before the server listens again: it serves when the server does."""
     with running_node(tmp_path / "data") as server:

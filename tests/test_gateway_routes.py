@@ -110,9 +110,15 @@ def test_blob_names(gateway: Gateway, name: str, path: str) -> None:
 @pytest.mark.parametrize("data", [b"", b"content", LARGE], ids=["empty", "small", "large"])
 def test_sos(gateway: Gateway, data: bytes) -> None:
     id_ = hashlib.sha1(data).hexdigest()
+    dates = set()
     for _ in range(2):
-        answer = gateway.request("POST", "/upload", data, api="sos-upload")
+        answer = gateway.request(
+            "POST", "/upload", data, api="sos-upload", headers={"X-Try": f"{len(dates)}"}
+        )
         assert (answer.status, answer.json) == (200, {"id": id_, "size": len(data), "status": "OK"})
+        # The second time nothing is stored: the first one stays, with what was said of it.
+        dates.add(gateway.request("HEAD", f"/fetch/{id_}").headers["x-try"])
+    assert dates == {"0"}
     for path in (f"/fetch/{id_}", f"/fetch/{id_}.txt", f"/fetch/{id_}.tar.gz"):
         is_object(gateway.request("GET", path, api="sos-fetch"), data)
         is_object(gateway.request("GET", path), data)
@@ -603,3 +609,12 @@ def test_names_have_at_most_1024_bytes(gateway: Gateway, letter: str) -> None:
     assert gateway.request("GET", path).body == b"x"
     answer = gateway.request("PUT", path + "n", b"x")
     assert (answer.status, answer.code) == (400, "bad_name")
+
+
+def test_conditions_on_content(gateway: Gateway, name: str) -> None:
+    data = name.encode()
+    once = {"If-None-Match": "*"}
+    assert gateway.request("POST", "/upload", data, headers=once).status == 200
+    assert gateway.request("POST", "/upload", data, headers=once).status == 412
+    assert gateway.request("POST", f"/blob/{name}", data, headers=once).status == 200
+    assert gateway.request("POST", f"/blob/{name}", data, headers=once).status == 412

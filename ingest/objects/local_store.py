@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Callable, Mapping
+from functools import partial
 from typing import Self
 
 from ingest.client import AsyncClient
@@ -49,7 +50,9 @@ class LocalStore:
     ) -> Version:
         if isinstance(name, str):
             await self.check(namespace, name, condition)
-        return await self._receiver.receive(Upload(namespace, name, size, headers or {}, condition), body)
+        return await self._receiver.receive(
+            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)), body
+        )
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         condition.check(name, self._reader.lookup(check_namespace(namespace), check_name(name)))

@@ -39,6 +39,8 @@ class ObjectStore(Protocol):
     ) -> Version:
         """Stores what ``body`` gives, to its end, under a name; back when it is durable and can be read.
 
+        With the condition ``same`` the version that has these bytes already is left as it is, and comes back.
+
         ``name``: or a function that knows it once the body has ended, where the bytes say the name. What the condition raises
         is then raised at the end.
 

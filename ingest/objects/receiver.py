@@ -34,7 +34,7 @@ from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.extent import Extent, chunks_needed, joined, without
 from ingest.objects.manifest import Manifest
 from ingest.objects.membership import Membership
-from ingest.objects.version import ANY, Condition, Version
+from ingest.objects.version import ANY, SAME, Condition, Version
 from ingest.status import Status
 
 PIECE_SIZE = PIECE_CHUNKS * DATA_SIZE
@@ -44,13 +44,20 @@ FOREIGN = (Status.CONFLICT, Status.DELETED)  # somebody else has, or had, such a
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """What is uploaded, but for its bytes. ``name``: or a function that knows it once they have ended."""
+    """What is uploaded, but for its bytes. ``name``: or a function that knows it once they have ended. ``present``: the
+    version that a name of this namespace has now."""
 
     namespace: str
     name: str | Callable[[], str]
     size: int | None
     headers: Mapping[str, str]
     condition: Condition
+    present: Callable[[str], Version | None]
+
+    def kept(self, name: str, digest: bytes) -> Version | None:
+        """The version that stays, where the same bytes are to be stored once: it has them already."""
+        found = self.present(name) if self.condition == SAME else None
+        return found if found is not None and found.digest == digest else None
 
     def final_name(self) -> str:
         return self.name if isinstance(self.name, str) else self.name()
@@ -82,6 +89,9 @@ class Receiver:
         _check_size(upload.size, len(data))
         name = upload.final_name()
         digest = blake3(data).digest()
+        kept = upload.kept(name, digest)
+        if kept is not None:
+            return kept
         number = await self._membership.number()
         chunks = chunks_needed(len(data))
         about = Manifest(
@@ -166,6 +176,10 @@ class _Stream:
             _check_size(upload.size, self._size)
             name = upload.final_name()
             digest = self._hash.digest()
+            kept = upload.kept(name, digest)
+            if kept is not None:
+                await self._catalog.fail(self._owner, self._version, "these bytes were stored already")
+                return kept
             await self._put_manifest(name, digest)
             return await self._catalog.commit(
                 self._owner, self._version, self._size, digest, self._extents, upload.condition,
