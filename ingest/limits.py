@@ -170,10 +170,13 @@ LEASE_TICKETS = (
 VERSIONS_RESERVED = 1000  # numbers that a process takes in advance for small objects
 SMALL_OBJECT_MAX = 256 << 10  # bytes: stored in one call and one transaction, read whole before it is sent
 PIECE_CHUNKS = 512  # chunks of a large object that are signed, put and settled together, 746 kB
+PIECES_OF_PROCESS = 32  # of all its uploads, 24 MB, and as much again when they are signed
 PIECES_IN_FLIGHT = 8  # of one upload, 6 MB: more than a commit takes together
 READ_CHUNKS = (
     1024  # chunks of a large object that are asked for together, 1.5 MB; one such part is read ahead
 )
+READERS_AT_FULL_SIZE = 8  # downloads of a process that read so much ahead, 36 MB; of more of them each reads less …
+READ_CHUNKS_MIN = 64  # … down to this, 93 kB
 RANGE_TICKETS_MIN = 4 * PIECE_CHUNKS  # the first range of an upload of unknown size; the next ones double …
 RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks may have to delete in vain
 RELOCATIONS_MAX = (

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
-from ingest.limits import DATA_SIZE, READ_CHUNKS, SMALL_OBJECT_MAX
+from ingest.limits import DATA_SIZE, READ_CHUNKS, READ_CHUNKS_MIN, READERS_AT_FULL_SIZE, SMALL_OBJECT_MAX
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.extent import Extent, chunks_needed, part
 from ingest.objects.membership import Membership
@@ -34,23 +34,37 @@ class SmallDownload:
         pass
 
 
+class Readers:
+    """The downloads that a process has open: the more there are, the less each of them reads ahead."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @property
+    def chunks(self) -> int:
+        """What one of them asks for together."""
+        return max(READ_CHUNKS_MIN, READ_CHUNKS * READERS_AT_FULL_SIZE // max(self.count, READERS_AT_FULL_SIZE))
+
+
 class PinnedDownload:
     """A version that the collector leaves alone until ``close``."""
 
     def __init__(
-        self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int
+        self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int, readers: Readers
     ) -> None:
         self.version = version
         self._client = client
         self._catalog = catalog
         self._owner: int | None = owner
+        self._readers = readers
+        readers.count += 1
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         stop = self.version.size if stop is None else min(stop, self.version.size)
         if start >= stop:
             return
         first = start // DATA_SIZE
-        places = list(_parts(part(self.version.extents, first, chunks_needed(stop) - first), READ_CHUNKS))
+        places = list(_parts(part(self.version.extents, first, chunks_needed(stop) - first), self._readers.chunks))
         skipped = first * DATA_SIZE  # bytes of the object before what is read next
         ahead: asyncio.Task[bytearray] | None = None
         try:
@@ -72,12 +86,17 @@ class PinnedDownload:
     async def close(self) -> None:
         owner, self._owner = self._owner, None
         if owner is not None:
+            self._readers.count -= 1
             with contextlib.suppress(IngestError):  # then the pin ends with its owner
                 await self._catalog.unpin(owner, self.version.number)
 
 
 async def open_version(
-    look: Callable[[], Version], client: AsyncClient, catalog: CatalogAccess, membership: Membership
+    look: Callable[[], Version],
+    client: AsyncClient,
+    catalog: CatalogAccess,
+    membership: Membership,
+    readers: Readers,
 ) -> SmallDownload | PinnedDownload:
     """A download of what ``look`` finds. NotFoundError, and what reading raises."""
     for _ in range(LOOKS_MAX):
@@ -88,7 +107,7 @@ async def open_version(
                 await catalog.pin(owner, version.number)
             except NotFoundError:
                 continue  # replaced since the look, or deleted: then the next look says so
-            return PinnedDownload(version, client, catalog, owner)
+            return PinnedDownload(version, client, catalog, owner, readers)
         try:
             return SmallDownload(version, await _read_small(version, client))
         except RefusedError as error:

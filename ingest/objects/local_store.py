@@ -9,7 +9,7 @@ from typing import Self
 from ingest.client import AsyncClient
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import CatalogReader, Entry
-from ingest.objects.download import PinnedDownload, SmallDownload, open_version
+from ingest.objects.download import PinnedDownload, Readers, SmallDownload, open_version
 from ingest.objects.manifest import manifest_key
 from ingest.objects.membership import Membership
 from ingest.objects.receiver import Receiver, Upload
@@ -26,6 +26,7 @@ class LocalStore:
         self._catalog = catalog
         self._reader = reader
         self._membership = membership
+        self._readers = Readers()
         self._receiver = Receiver(client, catalog, membership, manifest_key(key))
 
     @classmethod
@@ -59,12 +60,12 @@ class LocalStore:
 
     async def open(self, namespace: str, name: str) -> SmallDownload | PinnedDownload:
         return await open_version(
-            lambda: self._reader.find(namespace, name), self._client, self._catalog, self._membership
+            lambda: self._reader.find(namespace, name), self._client, self._catalog, self._membership, self._readers
         )
 
     async def open_object(self, object_id: str) -> SmallDownload | PinnedDownload:
         return await open_version(
-            lambda: self._reader.find_object(object_id), self._client, self._catalog, self._membership
+            lambda: self._reader.find_object(object_id), self._client, self._catalog, self._membership, self._readers
         )
 
     async def stat(self, namespace: str, name: str) -> Version:

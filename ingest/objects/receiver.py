@@ -24,6 +24,7 @@ from ingest.limits import (
     DATA_SIZE,
     PIECE_CHUNKS,
     PIECES_IN_FLIGHT,
+    PIECES_OF_PROCESS,
     RANGE_TICKETS_MAX,
     RANGE_TICKETS_MIN,
     RELOCATIONS_MAX,
@@ -71,6 +72,7 @@ class Receiver:
         self._catalog = catalog
         self._membership = membership
         self._key = key
+        self.slots = asyncio.Semaphore(PIECES_OF_PROCESS)
 
     async def receive(self, upload: Upload, body: AsyncIterable[bytes]) -> Version:
         """See `ObjectStore.put`."""
@@ -219,8 +221,11 @@ class _Stream:
         places = await self._places(chunks_needed(len(data)))
         while len(self._in_flight) >= PIECES_IN_FLIGHT:
             await self._take_first()
+        slots = self._receiver.slots
+        await slots.acquire()
         piece = _Piece(places)
         piece.task = asyncio.create_task(self._store_piece(piece, data))
+        piece.task.add_done_callback(lambda _: slots.release())
         self._in_flight.append(piece)
 
     async def _take_first(self) -> None:
