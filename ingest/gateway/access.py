@@ -63,7 +63,11 @@ class Access:
     ) -> None:
         """Of a request that ``changes`` something, or asks for what is ``public``. Failure 401, 403."""
         if host is not None and not self.hosts.serve(host):
-            raise Failure(403, "foreign_host", "this gateway is not known under the name in Host")
+            raise Failure(
+                403,
+                "foreign_host",
+                "the name in Host is none of this gateway's: its operator can add it with --host",
+            )
         if changes and origin is not None and not same_origin(origin, host):
             raise Failure(403, "foreign_origin", "pages of other origins change nothing here")
         if self.tokens is None or public:

@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest import limits
-from ingest.gateway import blob, chunks, files, named, objects, sos
+from ingest.gateway import blob, chunks, files, objects, sos, store
 from ingest.gateway.access import Access
 from ingest.gateway.exchange import Exchange, Services, marks
 from ingest.gateway.failures import ClientGoneError, Failure, failure_of
@@ -31,7 +31,7 @@ APIS: Mapping[str, Callable[[], list[Route]]] = {
     "blob": blob.routes,
     "sos-upload": sos.upload_routes,
     "sos-fetch": sos.fetch_routes,
-    "store": named.routes,
+    "store": store.routes,
     "objects": objects.routes,
     "files": lambda: files.routes("/"),
     "chunks": chunks.routes,
