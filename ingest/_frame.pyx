@@ -1,13 +1,15 @@
 """Batches of frames and acks in buffers. `frame` is the module to use; each function here is one pass without the GIL."""
 
 from cpython.array cimport array, clone
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from ingest.errors import ProtocolError, TicketError, UsageError
 
 cdef array INT64S = array("q")
 cdef int STATUS_LAST = 9
+cdef enum:
+    RUN_HEADER_SIZE = 16
 
 
 cdef size_t frames_build(int64_t first, const uint8_t *data, size_t size, uint8_t *out) noexcept nogil:
@@ -176,3 +178,55 @@ def parse_acks(const uint8_t[::1] acks not None):
         if unknown:
             raise ProtocolError(f"{unknown} of {n} acks carry a status that is not 1 to {STATUS_LAST}")
     return memoryview(found), bytes(statuses)
+
+
+cdef size_t acks_runs(const uint8_t *acks, size_t n, int64_t *runs) noexcept nogil:
+    cdef size_t i, found = 0
+    cdef int64_t index, following = -1
+    cdef int status, last = -1
+    for i in range(n):
+        index = ticket_index(acks + i * ACK_SIZE)
+        status = acks[i * ACK_SIZE + 8]
+        if index >= 0 and index == following and status == last:
+            runs[3 * found - 2] += 1
+        else:
+            runs[3 * found] = index
+            runs[3 * found + 1] = 1
+            runs[3 * found + 2] = status
+            found += 1
+        following = index + 1 if index >= 0 else -1
+        last = status
+    return found
+
+
+def ack_runs(const uint8_t[::1] acks not None):
+    """Cuts whole acks into runs: consecutive tickets, one after the other, with one status.
+
+    Returns [(index of the first ticket, number of acks, status byte)], in order, together all acks. A malformed ticket is a
+    run of its own with index -1; statuses are as they came, 0 to 255. UsageError for a partial ack.
+    """
+    cdef size_t n = _whole(<size_t>acks.shape[0], ACK_SIZE, "acks")
+    if n == 0:
+        return []
+    cdef array found = clone(INT64S, <Py_ssize_t>(3 * n), False)
+    cdef int64_t *run = <int64_t *>found.data.as_longlongs
+    cdef size_t count, i
+    with nogil:
+        count = acks_runs(&acks[0], n, run)
+    return [(run[3 * i], run[3 * i + 1], run[3 * i + 2]) for i in range(count)]
+
+
+def parse_run_header(const uint8_t[::1] header not None):
+    """(index of the first ticket, status byte, count) of a run's header, 16 bytes: what `frame.RunHeader` holds. A malformed
+    ticket is -1. ProtocolError for an unknown status, or where zeros should be; UsageError for another size."""
+    if header.shape[0] != RUN_HEADER_SIZE:
+        raise UsageError(f"the header of a run has {RUN_HEADER_SIZE} bytes, not {header.shape[0]}")
+    cdef uint8_t status = header[8]
+    if not 1 <= status <= STATUS_LAST:
+        raise ProtocolError(f"{status} is not a status: they go from 1 to {STATUS_LAST}")
+    if header[9] or header[10] or header[11]:
+        raise ProtocolError("bytes 9 to 11 of the header of a run are not zero")
+    cdef uint32_t count = (
+        <uint32_t>header[12] << 24 | <uint32_t>header[13] << 16 | <uint32_t>header[14] << 8 | <uint32_t>header[15]
+    )
+    return ticket_index(&header[0]), status, count

@@ -8,17 +8,20 @@ not answered, and send it again on the next connection: all requests of the prot
     connecting   the server takes the connection                         → talking
                  it does not: wait (back-off), try again; after ``retry_for`` give everything up → idle
     talking      the connection ends, or stays silent for ``timeout`` with something unanswered  → connecting or idle
+
+Bytes are received into one buffer that is used again and again, and the kinds take what they need out of it at once:
+between the kernel and what the caller gets a byte is copied once, and while it is in the processor's cache.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
+from typing import ClassVar, cast
 
 from ingest import limits
 from ingest.errors import ConnectionLostError, IngestError, PeerError, ProtocolError
@@ -30,6 +33,8 @@ class Channel(ABC):
     """``timeout``: seconds for connecting and for silence; ``retry_for``: seconds without any answer after which
     what is not answered fails with ConnectionLostError; ``tls``: None for a server that speaks plainly."""
 
+    receive_size: ClassVar[int]  # bytes that are received at once; more than any record
+
     def __init__(
         self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
     ) -> None:
@@ -40,6 +45,8 @@ class Channel(ABC):
         self._answered_at = time.monotonic()  # or when waiting for an answer began
         self._progress = False  # something was answered on this connection
         self._wake = asyncio.Event()  # something may be sent
+        self._connection: _Connection | None = None  # while talking
+        self._sends_soon = False  # `_send` is scheduled
         self._closed = False
         self._task: asyncio.Task[None] | None = None
         self._outage_since: float | None = None
@@ -56,12 +63,13 @@ class Channel(ABC):
         """Something was sent on this connection and is not answered yet."""
 
     @abstractmethod
-    def take(self) -> bytes:
-        """The next bytes to send; none when there are none."""
+    def take(self) -> bytes | memoryview:
+        """The next bytes to send, which stay as they are; none when there are none."""
 
     @abstractmethod
-    def received(self, data: bytes) -> None:
-        """Bytes that came. ProtocolError for such that must not come."""
+    def received(self, data: memoryview) -> int:
+        """Bytes that came and were not taken yet. Returns how many of them are taken now; ``data`` is valid until then.
+        ProtocolError for such that must not come."""
 
     @abstractmethod
     def disconnected(self) -> None:
@@ -75,8 +83,8 @@ class Channel(ABC):
 
     async def open(self) -> None:
         """Connects for the first time. ConnectionLostError when that fails within the time-out."""
-        reader, writer = await self._connect()
-        self._task = asyncio.create_task(self._run(reader, writer))
+        self._connection = await self._connect()
+        self._task = asyncio.create_task(self._run(self._connection))
 
     async def close(self) -> None:
         """Ends the connection; what is not answered fails with ConnectionLostError."""
@@ -84,11 +92,16 @@ class Channel(ABC):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        if self._connection is not None:  # the task was cancelled before it ran for the first time
+            self._connection.transport.abort()
         self.give_up(ConnectionLostError(f"{self._name}: the client was closed"))
 
     def wake(self) -> None:
-        """Something may be sent."""
+        """Something may be sent: soon, together with what else this turn of the loop brings."""
         self._wake.set()
+        if self._connection is not None and not self._sends_soon:
+            self._sends_soon = True
+            asyncio.get_running_loop().call_soon(self._send)
 
     def answered(self) -> None:
         """Something was answered: there is no outage."""
@@ -105,39 +118,41 @@ class Channel(ABC):
     def _name(self) -> str:
         return f"{self.address[0]}:{self.address[1]}"
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.timeout):
-                reader, writer = await asyncio.open_connection(*self.address, limit=1 << 20, ssl=self._tls)
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self), *self.address, ssl=self._tls
+                )
         except TimeoutError:
             raise ConnectionLostError(f"{self._name}: no connection within {self.timeout:g} s") from None
         except OSError as error:
             raise ConnectionLostError(f"{self._name}: {error.strerror or error}") from error
-        writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return reader, writer
+        return connection
 
-    async def _run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _run(self, connection: _Connection) -> None:
         try:
-            await self._serve(reader, writer)
+            await self._serve(connection)
         except Exception as error:  # a fault of ours: nobody shall wait for ever for what it lost
             self._closed = True
             self.give_up(ConnectionLostError(f"{self._name}: the client failed: {error!r}"))
             raise
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, connection: _Connection) -> None:
         while True:
             self._progress = False
             self._answered_at = time.monotonic()
-            error = await self._talk(reader, writer)
+            error = await self._talk(connection)
             self.disconnected()
             if self._progress:
                 self._outage_since = None
                 self._delay = 0.0
             if isinstance(error, ProtocolError):
                 self.give_up(error)
-            reader, writer = await self._connect_again(error)
+            connection = await self._connect_again(error)
 
-    async def _connect_again(self, error: PeerError) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connect_again(self, error: PeerError) -> _Connection:
         while True:
             while not self.has_work():
                 self._outage_since = None
@@ -157,41 +172,93 @@ class Channel(ABC):
             except ConnectionLostError as failed:
                 error = failed
 
-    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> PeerError:
+    async def _talk(self, connection: _Connection) -> PeerError:
         """Until the connection ends: why it did."""
-        sender = asyncio.create_task(self._send(writer))
+        self._connection = connection
         try:
-            return await self._receive(reader)
-        except PeerError as error:
-            return error
-        except OSError as error:
-            return ConnectionLostError(f"{self._name}: {error.strerror or error}")
-        finally:
-            writer.transport.abort()
-            sender.cancel()
-            await asyncio.wait([sender])  # not `await sender`: its cancellation must not be taken for ours
-
-    async def _receive(self, reader: asyncio.StreamReader) -> PeerError:
-        while True:
-            try:
-                async with asyncio.timeout(self.timeout / 4):
-                    data = await reader.read(1 << 18)
-            except TimeoutError:
+            self._send()
+            while not connection.ended.done():
+                await asyncio.wait([connection.ended], timeout=self.timeout / 4)
                 if self.in_flight() and time.monotonic() - self._answered_at > self.timeout:
-                    return ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s")
-                continue
-            if not data:
-                return ConnectionLostError(f"{self._name}: the server closed the connection")
-            self.received(data)
+                    connection.end(ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s"))
+            error = connection.ended.result()
+            if isinstance(error, PeerError):
+                return error
+            if isinstance(error, OSError):
+                return ConnectionLostError(f"{self._name}: {error.strerror or error}")
+            raise error
+        finally:
+            self._connection = None
+            connection.end(ConnectionLostError(f"{self._name}: the client was closed"))
+            connection.transport.abort()
 
-    async def _send(self, writer: asyncio.StreamWriter) -> None:
-        # An error here is left to the receiver: what the server said before it closed is still to be read.
-        with contextlib.suppress(OSError):
-            while True:
-                self._wake.clear()
-                if not self.in_flight():
-                    self._answered_at = time.monotonic()
-                while data := self.take():
-                    writer.write(data)
-                    await writer.drain()
-                await self._wake.wait()
+    def _send(self) -> None:
+        """Sends what there is, as far as the connection takes it."""
+        self._sends_soon = False
+        connection = self._connection
+        if connection is None or connection.ended.done():
+            return
+        if not self.in_flight():
+            self._answered_at = time.monotonic()
+        try:
+            while connection.writable and (data := self.take()):
+                connection.transport.write(data)
+        except Exception as error:
+            connection.end(error)
+
+    def writable_again(self, connection: _Connection) -> None:
+        """The connection takes more than it did."""
+        if connection is self._connection:
+            self._send()
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """One socket of a channel. ``ended`` gets the error that ended it: one of the peer, the socket, or a fault of ours."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._buffer = memoryview(bytearray(channel.receive_size))
+        self._held = 0  # bytes of the buffer that were not taken yet
+        self.writable = True
+        self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+    def end(self, error: Exception) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
+
+    # --- asyncio ---------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer[self._held :]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self.ended.done():
+            return  # the channel is done with this connection
+        self._held += nbytes
+        try:
+            taken = self._channel.received(self._buffer[: self._held])
+        except Exception as error:
+            self.end(error)
+            return
+        if taken < self._held:
+            self._buffer[: self._held - taken] = self._buffer[taken : self._held]
+        self._held -= taken
+
+    def eof_received(self) -> None:
+        self.end(ConnectionLostError(f"{self._channel._name}: the server closed the connection"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.end(error or ConnectionLostError(f"{self._channel._name}: the server closed the connection"))
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        self._channel.writable_again(self)

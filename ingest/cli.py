@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,9 +13,10 @@ import click
 
 import ingest
 from ingest import config as configuration
-from ingest import logs
 from ingest.errors import IngestError
+from ingest.gateway_commands import gateway, serve
 from ingest.listeners import Address, parse_address
+from ingest.options import server_options
 from ingest.store_commands import export, fsck, inspect
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -27,52 +28,8 @@ def cli() -> None:
     """Takes small records off the network, checks who sent them, and says SAVED when they are durable."""
 
 
-def _server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The flags of A6. Their values stay text: `config` reads flags, variables and file alike."""
-    defaults = configuration.ServerConfig()
-    for flags, metavar, text in reversed(
-        (
-            ("--data-dir", "DIR", "Where everything is stored. [default: .]"),
-            ("--listen", "HOST:PORT", "Put port. [default: 127.0.0.1:5000]"),
-            ("--read-listen", "HOST:PORT", "Get port. [default: 127.0.0.1:5005]"),
-            ("--admin-listen", "HOST:PORT", "HTTP: health, metrics. [default: 127.0.0.1:5080]"),
-            ("--workers", "N", "Worker processes, 0 for one a core. [default: 0]"),
-            ("--layout", "pack|tree", "How chunks lie on disk, fixed when DIR is made. [default: pack]"),
-            ("--sync", "disk|os", "What SAVED survives: power loss, or kill -9 only. [default: disk]"),
-            (
-                "--key-file",
-                "FILE",
-                "One key a line, 64 hex digits. [default: DIR/.ingest/key, made if absent]",
-            ),
-            ("--wal-dir", "DIR", "The write-ahead log, may be another disk. [default: DIR/.ingest/wal]"),
-            ("--wal-size", "SIZE", f"Most bytes of it. [default: {defaults.wal_size >> 20}MiB]"),
-            ("--reserve", "SIZE", f"Bytes of the disk to leave free. [default: {defaults.reserve >> 20}MiB]"),
-            ("--drain-timeout", "S", f"Seconds to end in. [default: {defaults.drain_timeout:g}]"),
-            (
-                "--bad-frame-limit",
-                "N",
-                f"Bad frames that end a connection. [default: {defaults.bad_frame_limit}]",
-            ),
-            ("--bad-peer-delay", "S", "Seconds to refuse a bad peer for, growing. [default: 0, off]"),
-            (
-                "--tls-cert",
-                "FILE",
-                "Certificate of the frame ports and its chain, PEM: they then speak TLS only.",
-            ),
-            ("--tls-key", "FILE", "Its private key, PEM, without a password."),
-            ("--tls-client-ca", "FILE", "CAs, PEM: clients must show a certificate that one of them signed."),
-            ("--log-level", "|".join(logs.LEVELS), "[default: info]"),
-        )
-    ):
-        command = click.option(flags, metavar=metavar, help=text)(command)
-    file_help = "TOML file with these names, data_dir for --data-dir. [default: $INGEST_CONFIG]"
-    return click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help=file_help)(
-        command
-    )
-
-
 @cli.command()
-@_server_options
+@server_options
 def server(file: Path | None, **flags: str | None) -> None:
     """Runs a server until TERM or INT, which drain it; a second one ends it at once.
 
@@ -98,7 +55,7 @@ def server(file: Path | None, **flags: str | None) -> None:
 
 
 @cli.command("check-config")
-@_server_options
+@server_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def check_config(file: Path | None, as_json: bool, **flags: str | None) -> None:
     """Prints what `ingest server` would start with, where each value comes from, and what would keep it from starting.
@@ -245,7 +202,7 @@ def version(as_json: bool) -> None:
     _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
 
 
-for _command in (fsck, inspect, export):
+for _command in (fsck, inspect, export, gateway, serve):
     cli.add_command(_command)
 
 

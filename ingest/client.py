@@ -14,19 +14,29 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import threading
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Coroutine, Iterable, Iterator
-from concurrent.futures import CancelledError
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
 from ingest import _hmac, frame, limits, listeners, mac, ticket
-from ingest.errors import ConnectionLostError, CorruptFrameError, RefusedError, UsageError
-from ingest.get_channel import GetChannel, Reply
+from ingest._seal import seal
+from ingest.errors import RefusedError, UsageError
+from ingest.get_channel import GetChannel
 from ingest.key import Key, shared_keys
-from ingest.put_channel import RETRIED, Batch, PutChannel
+from ingest.loop_thread import LoopThread
+from ingest.put_channel import Batch, PutChannel
+from ingest.range_reader import RangeSource, StoredRun
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -40,7 +50,10 @@ Chunk: TypeAlias = tuple[
     str, Status, bytes
 ]  # ticket, what is stored under it, its 1458 bytes (none unless SAVED)
 
-WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB, enough to keep a server busy
+WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB
+RANGE_WINDOW_DEFAULT = (
+    16_384  # of one range, 24 MB: while a commit of the server is under way its next one fills up
+)
 SIGN_FRAMES = 64  # frames that put_many collects and signs together
 
 
@@ -70,10 +83,18 @@ class AsyncClient:
             raise UsageError("a client needs the address of the put port, of the get port, or both")
         if timeout <= 0 or retry_for < 0:
             raise UsageError(f"time-outs of {timeout:g} and {retry_for:g} s: more is needed")
-        self._keys = mac.KeyRing(shared_keys(key))
         self._retry_for = retry_for
         self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
+        self._ranges: RangeSource | None = None
+        self.use_keys(key)
+
+    def use_keys(self, key: Key) -> None:
+        """Calls that come from now on sign and verify with these. KeyFileError, UsageError."""
+        self._keys = mac.KeyRing(shared_keys(key))
+        self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
+        if self._gets is not None:
+            self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
 
     @classmethod
     async def connect(
@@ -126,7 +147,14 @@ class AsyncClient:
         RefusedError (its ``status`` says why) when the server answers anything else, TicketError, UsageError,
         ConnectionLostError.
         """
-        batch = await self._send(_signed(self._keys.signing.put, [(name, data)]), Status.SAVED)
+        view = memoryview(data).cast("B")
+        if len(view) > limits.DATA_SIZE:
+            raise UsageError(f"ticket {name}: a chunk has at most {limits.DATA_SIZE} bytes, not {len(view)}")
+        index = ticket.parse(name)
+        frames = seal(self._keys.signing.put, index, view if len(view) else b"\0")
+        batch = Batch(limits.IN_FLIGHT_MAX)
+        await self._put_channel.add(index, frames, batch)
+        await batch.wait()
         _raise_refused(batch)
 
     async def put_many(
@@ -140,41 +168,56 @@ class AsyncClient:
         batch = self.new_batch(window)
         if isinstance(items, AsyncIterable):
             async for item in items:
-                await self.add(batch, [item], window)
+                await self.add(batch, [item])
         else:
             source = iter(items)
             while pack := list(islice(source, SIGN_FRAMES)):
-                await self.add(batch, pack, window)
+                await self.add(batch, pack)
         return await self.finish(batch)
 
-    async def put_range(self, first: str, data: Buffer, window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+    async def put_range(
+        self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
+    ) -> dict[str, Status]:
         """Stores a buffer of any size in pieces of 1458 bytes under consecutive tickets, the last one padded.
 
-        Returns what ``put_many`` returns.
+        Returns what ``put_many`` returns. The quickest way to put much: ``add_range``, where it comes in parts.
+        """
+        batch = self.new_batch(window)
+        await self.add_range(batch, first, data)
+        return await self.finish(batch)
+
+    def new_batch(self, window: int = RANGE_WINDOW_DEFAULT) -> Batch:
+        """For those who put piece by piece: ``add`` and ``add_range`` as often as wanted, then ``finish``.
+
+        Its ``refused`` tells at any time which tickets were answered with anything but SAVED so far.
+        """
+        if not 1 <= window <= limits.IN_FLIGHT_MAX:
+            raise UsageError(f"a window of {window} frames: 1 to {limits.IN_FLIGHT_MAX} are possible")
+        return Batch(window)
+
+    async def add(self, batch: Batch, items: list[Item]) -> None:
+        """Puts a few more; back when they are within the batch's window, not when they are saved."""
+        frames = memoryview(_signed(self._keys.signing.put, items))
+        for at, count, first in frame.runs(frames):
+            await self._put_channel.add(
+                first, frames[at * limits.FRAME_SIZE : (at + count) * limits.FRAME_SIZE], batch
+            )
+
+    async def add_range(self, batch: Batch, first: str, data: Buffer) -> None:
+        """Puts a buffer of any size as ``put_range`` does; back when all of it is within the batch's window.
+
+        ``data`` may be used again then. Only a last part should not be a multiple of 1458 bytes: it is padded. TicketError
+        before anything is put; ConnectionLostError and ProtocolError as soon as the batch has failed.
         """
         view = memoryview(data).cast("B")
         if not len(view):
-            return await self.put_many([])
-        tickets = TicketRange(first, frame.frames_needed(len(view)))
-        batch = self.new_batch(window)
-        step = SIGN_FRAMES * limits.DATA_SIZE
-        for at in range(0, len(view), step):
-            piece = view[at : at + step]
-            frames = bytearray(frame.frames_needed(len(piece)) * limits.FRAME_SIZE)
-            frame.build(tickets.indices[at // limits.DATA_SIZE], piece, frames)
-            _hmac.sign(self._keys.signing.put, frames)
-            await self._put_channel.add(frames, batch, window)
-        return await self.finish(batch)
-
-    def new_batch(self, window: int = WINDOW_DEFAULT) -> Batch:
-        """For those who put piece by piece: ``add`` as often as wanted, then ``finish``."""
-        if not 1 <= window <= limits.IN_FLIGHT_MAX:
-            raise UsageError(f"a window of {window} frames: 1 to {limits.IN_FLIGHT_MAX} are possible")
-        return Batch()
-
-    async def add(self, batch: Batch, items: list[Item], window: int = WINDOW_DEFAULT) -> None:
-        """Puts a few more; back when they are within the window, not when they are saved."""
-        await self._put_channel.add(_signed(self._keys.signing.put, items), batch, window)
+            return
+        index = TicketRange(first, frame.frames_needed(len(view))).indices.start
+        for at in range(0, len(view), limits.SEAL_FRAMES * limits.DATA_SIZE):
+            part = view[at : at + limits.SEAL_FRAMES * limits.DATA_SIZE]
+            frames = seal(self._keys.signing.put, index + at // limits.DATA_SIZE, part)
+            await self._put_channel.add(index + at // limits.DATA_SIZE, frames, batch)
+            await asyncio.sleep(0)  # also within a wide window others have their turn, and these are sent
 
     async def finish(self, batch: Batch) -> dict[str, Status]:
         """Waits for all that was added. Returns what ``put_many`` returns."""
@@ -186,21 +229,18 @@ class AsyncClient:
 
         RefusedError, TicketError, ConnectionLostError; what comes before the refused part is then deleted.
         """
-        for part in _pieces(TicketRange(first, count), limits.RANGE_COUNT_MAX):
-            message = mac.build_delete(self._keys.signing.delete, ticket.to_wire(part.first), part.count)
-            _raise_refused(await self._send(message, Status.DELETED))
+        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+            message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
+            batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED)
+            await self._put_channel.add(part.start, message, batch)
+            await batch.wait()
+            _raise_refused(batch)
 
     @property
     def _put_channel(self) -> PutChannel:
         if self._puts is None:
             raise UsageError("this client was made without the address of the put port")
         return self._puts
-
-    async def _send(self, frames: bytes | bytearray, expected: Status) -> Batch:
-        batch = Batch(expected)
-        await self._put_channel.add(frames, batch, limits.IN_FLIGHT_MAX)
-        await batch.wait()
-        return batch
 
     # --- get and inventory -----------------------------------------------------------------------
 
@@ -210,10 +250,10 @@ class AsyncClient:
         RefusedError with status MISSING or DELETED (or ERROR, when that lasts), CorruptFrameError for a frame that was
         bad twice, TicketError, ConnectionLostError.
         """
-        ((_, status, data),) = await self._chunks(TicketRange(name, 1))
-        if status is not Status.SAVED:
-            raise RefusedError(name, status)
-        return data
+        index = ticket.parse(name)
+        data = bytearray(limits.DATA_SIZE)
+        _raise_not_saved(await self._source.read(range(index, index + 1), memoryview(data)))
+        return bytes(data)
 
     async def get_range(self, first: str, count: int) -> AsyncIterator[Chunk]:
         """All of ``count`` tickets from ``first`` on, in order: (ticket, status, data).
@@ -224,94 +264,70 @@ class AsyncClient:
             for chunk in piece:
                 yield chunk
 
-    async def get_pieces(self, first: str, count: int) -> AsyncGenerator[list[Chunk], None]:
-        """What ``get_range`` gives, in lists of up to 512. The next one is read while the caller works on one."""
-        ahead: asyncio.Task[list[Chunk]] | None = None
-        try:
-            for part in _pieces(TicketRange(first, count), limits.GET_FRAMES):
-                coming = asyncio.create_task(self._chunks(part))
-                if ahead is not None:
-                    ready, ahead = ahead, coming
-                    yield await ready
-                ahead = coming
-            if ahead is not None:
-                yield await ahead
-        finally:
-            if ahead is not None and not ahead.done():
-                ahead.cancel()  # the caller stopped early
+    def get_pieces(self, first: str, count: int) -> AsyncGenerator[list[Chunk], None]:
+        """What ``get_range`` gives, in lists of up to 512. The next ones are read while the caller works on one."""
+        return _ahead(_pieces(first, count, limits.GET_FRAMES), self._chunks)
+
+    async def read_range(self, first: str, count: int) -> bytearray:
+        """The data of ``count`` tickets from ``first`` on, 1458 bytes each, one after the other, checked end to end.
+
+        For what was put by ``put_range``, and much quicker than ``get_range``. RefusedError with the first ticket that is
+        not SAVED and its status, CorruptFrameError for a frame that was bad twice, TicketError, ConnectionLostError.
+        """
+        tickets = TicketRange(first, count).indices
+        data = bytearray(len(tickets) * limits.DATA_SIZE)
+        view = memoryview(data)
+
+        async def read(part: range) -> None:
+            at = (part.start - tickets.start) * limits.DATA_SIZE
+            _raise_not_saved(await self._source.read(part, view[at : at + len(part) * limits.DATA_SIZE]))
+
+        async for _ in _ahead(_pieces(first, count, limits.GET_FRAMES), read):
+            pass
+        return data
+
+    def read_pieces(self, first: str, count: int) -> AsyncGenerator[bytearray, None]:
+        """What ``read_range`` gives, in pieces of up to 512 tickets, for ranges of any size.
+
+        The next two pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
+        """
+
+        async def read(part: range) -> bytearray:
+            data = bytearray(len(part) * limits.DATA_SIZE)
+            _raise_not_saved(await self._source.read(part, memoryview(data)))
+            return data
+
+        return _ahead(_pieces(first, count, limits.GET_FRAMES), read)
 
     async def inventory(self, first: str, count: int) -> list[Run]:
         """What is stored under ``count`` tickets from ``first`` on, without the data: runs that cover them in order,
         neighbours of the same status joined."""
         runs: list[Run] = []
-        for part in _pieces(TicketRange(first, count), limits.RANGE_COUNT_MAX):
-            message = mac.build_request(self._keys.signing.inventory, ticket.to_wire(part.first), part.count)
-            for reply in await self._get_channel.fetch(message, part, with_frames=False):
-                if runs and runs[-1].status is reply.status:
-                    runs[-1] = Run(runs[-1].first, reply.status, runs[-1].count + reply.count)
-                elif reply.count:
-                    runs.append(Run(ticket.format(reply.first), reply.status, reply.count))
+        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+            for run in await self._source.runs(part):
+                if runs and runs[-1].status is run.status:
+                    runs[-1] = Run(runs[-1].first, run.status, runs[-1].count + run.count)
+                else:
+                    runs.append(Run(ticket.format(run.first), run.status, run.count))
         return runs
 
     @property
-    def _get_channel(self) -> GetChannel:
-        if self._gets is None:
+    def _source(self) -> RangeSource:
+        if self._ranges is None:
             raise UsageError("this client was made without the address of the get port")
-        return self._gets
+        return self._ranges
 
-    async def _chunks(self, tickets: TicketRange) -> list[Chunk]:
-        """What is stored under up to 65,536 tickets. Bad frames are asked for once more, ERROR and BUSY for a while."""
-        start = tickets.indices.start
-        chunks: dict[int, tuple[Status, bytes]] = {}
-        doubted: set[int] = set()
-        deadline = asyncio.get_running_loop().time() + self._retry_for
-        delay = limits.RETRY_DELAY_MIN_S
-        asked = [tickets]
-        while asked:
-            again: list[TicketRange] = []
-            wait = False
-            for replies in await asyncio.gather(*(self._fetch(part) for part in asked)):
-                for reply in replies:
-                    late = asyncio.get_running_loop().time() + delay > deadline
-                    if reply.status is Status.SAVED:
-                        bad = self._take(reply, chunks)
-                        if doubted.intersection(bad):
-                            raise CorruptFrameError(
-                                f"ticket {ticket.format(min(doubted.intersection(bad)))}: the frame that the server "
-                                "sent fails its checksum, also the second time"
-                            )
-                        doubted.update(bad)
-                        again += [TicketRange.of_indices(index, 1) for index in bad]
-                    elif reply.status in RETRIED and not late:
-                        again.append(TicketRange.of_indices(reply.first, reply.count))
-                        wait = True
-                    else:
-                        for index in range(reply.first, reply.first + reply.count):
-                            chunks[index] = (reply.status, b"")
-            if wait:
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
-            asked = again
-        return [(ticket.format(index), *chunks[index]) for index in range(start, start + tickets.count)]
-
-    async def _fetch(self, tickets: TicketRange) -> list[Reply]:
-        message = mac.build_request(self._keys.signing.get, ticket.to_wire(tickets.first), tickets.count)
-        return await self._get_channel.fetch(message, tickets, with_frames=True)
-
-    def _take(self, reply: Reply, chunks: dict[int, tuple[Status, bytes]]) -> list[int]:
-        """Puts the good frames of a run into ``chunks``; returns the indices of the bad ones."""
-        good = _verified(self._keys, reply.frames)
-        here = frame.indices(reply.frames)
-        bad = []
-        for i in range(reply.count):
-            index = reply.first + i
-            if good[i] and here[i] == index:
-                at = i * limits.FRAME_SIZE
-                data = reply.frames[at + limits.FRAME_SIZE - limits.DATA_SIZE : at + limits.FRAME_SIZE]
-                chunks[index] = (Status.SAVED, data)
-            else:
-                bad.append(index)
-        return bad
+    async def _chunks(self, tickets: range) -> list[Chunk]:
+        data = memoryview(bytearray(len(tickets) * limits.DATA_SIZE))
+        others = await self._source.read(tickets, data)
+        chunks: list[Chunk] = [
+            (ticket.format(index), Status.SAVED, bytes(data[at : at + limits.DATA_SIZE]))
+            for index, at in zip(tickets, range(0, len(data), limits.DATA_SIZE), strict=True)
+        ]
+        for run in others:
+            for i in range(run.first - tickets.start, run.first - tickets.start + run.count):
+                chunks[i] = (chunks[i][0], run.status, b"")
+        return chunks
 
 
 class Client:
@@ -320,7 +336,7 @@ class Client:
     Runs an event loop in a thread of its own. May be used from several threads, not after a fork.
     """
 
-    def __init__(self, client: AsyncClient, loop: _LoopThread) -> None:
+    def __init__(self, client: AsyncClient, loop: LoopThread) -> None:
         self._client = client
         self._loop = loop
 
@@ -336,7 +352,7 @@ class Client:
         tls: ssl.SSLContext | None = None,
     ) -> Self:
         """See ``AsyncClient.connect``."""
-        loop = _LoopThread()
+        loop = LoopThread()
         try:
             client = loop.run(
                 AsyncClient.connect(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
@@ -367,10 +383,10 @@ class Client:
         batch = self._client.new_batch(window)
         source = iter(items)
         while pack := list(islice(source, 8 * SIGN_FRAMES)):
-            self._loop.run(self._client.add(batch, pack, window))
+            self._loop.run(self._client.add(batch, pack))
         return self._loop.run(self._client.finish(batch))
 
-    def put_range(self, first: str, data: Buffer, window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+    def put_range(self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT) -> dict[str, Status]:
         """See ``AsyncClient.put_range``."""
         return self._loop.run(self._client.put_range(first, data, window))
 
@@ -384,74 +400,35 @@ class Client:
 
     def get_range(self, first: str, count: int) -> Iterator[Chunk]:
         """See ``AsyncClient.get_range``."""
-        pieces = self._client.get_pieces(first, count)
+        for piece in self._pieces(self._client.get_pieces(first, count)):
+            yield from piece
+
+    def _pieces(self, pieces: AsyncGenerator[T, None]) -> Iterator[T]:
         try:
             while (piece := self._loop.run(_next(pieces))) is not None:
-                yield from piece
+                yield piece
         finally:
             if self._loop.running:
                 self._loop.run(_close(pieces))
+
+    def read_range(self, first: str, count: int) -> bytearray:
+        """See ``AsyncClient.read_range``."""
+        return self._loop.run(self._client.read_range(first, count))
+
+    def read_pieces(self, first: str, count: int) -> Iterator[bytearray]:
+        """See ``AsyncClient.read_pieces``."""
+        return self._pieces(self._client.read_pieces(first, count))
 
     def inventory(self, first: str, count: int) -> list[Run]:
         """See ``AsyncClient.inventory``."""
         return self._loop.run(self._client.inventory(first, count))
 
 
-class _LoopThread:
-    """An event loop that runs in a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()  # nothing is given to the loop once it was told to stop
-        self._stopped = False
-        self._thread = threading.Thread(target=self._loop.run_forever, name="ingest client", daemon=True)
-        self._thread.start()
-
-    @property
-    def running(self) -> bool:
-        return not self._stopped
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What ``work`` returns. An interrupt of the caller cancels it."""
-        with self._lock:
-            if self._stopped:
-                work.close()
-                raise ConnectionLostError("the client is closed")
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except CancelledError:
-            raise ConnectionLostError("the client was closed") from None
-        finally:
-            future.cancel()
-
-    def stop(self, last: Coroutine[Any, Any, None] | None = None) -> None:
-        """Runs ``last``, cancels what is left, ends the thread. Does nothing the second time."""
-        with self._lock:
-            if self._stopped:
-                if last is not None:
-                    last.close()
-                return
-            self._stopped = True
-        asyncio.run_coroutine_threadsafe(self._end(last), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _end(self, last: Coroutine[Any, Any, None] | None) -> None:
-        if last is not None:
-            await last
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
-
-
-async def _next(pieces: AsyncGenerator[list[Chunk], None]) -> list[Chunk] | None:
+async def _next(pieces: AsyncGenerator[T, None]) -> T | None:
     return await anext(pieces, None)
 
 
-async def _close(pieces: AsyncGenerator[list[Chunk], None]) -> None:
+async def _close(pieces: AsyncGenerator[Any, None]) -> None:
     await pieces.aclose()
 
 
@@ -479,22 +456,36 @@ def _signed(put_key: bytes, items: list[Item]) -> bytearray:
     return frames
 
 
-def _verified(keys: mac.KeyRing, frames: bytes) -> bytes:
-    """One byte for each frame, 1 when one of the keys signed it."""
-    good = bytearray(len(frames) // limits.FRAME_SIZE)
-    for key in keys.all:
-        for i, flag in enumerate(_hmac.verify(key.put, frames)):
-            good[i] |= flag
-        if 0 not in good:
-            break
-    return bytes(good)
+async def _ahead(
+    parts: Iterable[range], read: Callable[[range], Coroutine[Any, Any, T]]
+) -> AsyncGenerator[T, None]:
+    """What ``read`` gives of each part, in order; a few are read ahead of the caller."""
+    coming: deque[asyncio.Task[T]] = deque()
+    try:
+        for part in parts:
+            coming.append(asyncio.create_task(read(part)))
+            if len(coming) > limits.GET_AHEAD:
+                yield await coming.popleft()
+        while coming:
+            yield await coming.popleft()
+    finally:
+        for task in coming:  # the caller stopped early, or a part failed
+            if task.done() and not task.cancelled():
+                task.exception()  # told to nobody: an earlier part comes first
+            task.cancel()
 
 
-def _pieces(tickets: TicketRange, count_max: int) -> Iterator[TicketRange]:
-    for start in range(tickets.indices.start, tickets.indices.stop, count_max):
-        yield TicketRange.of_indices(start, min(count_max, tickets.indices.stop - start))
+def _pieces(first: str, count: int, count_max: int) -> Iterator[range]:
+    """The indices of ``count`` tickets from ``first`` on, at most ``count_max`` at a time. TicketError, at once."""
+    tickets = TicketRange(first, count).indices
+    return (tickets[at : at + count_max] for at in range(0, len(tickets), count_max))
 
 
 def _raise_refused(batch: Batch) -> None:
     for name, status in batch.refused.items():
         raise RefusedError(name, status)
+
+
+def _raise_not_saved(others: list[StoredRun]) -> None:
+    if others:
+        raise RefusedError(ticket.format(others[0].first), others[0].status)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -33,6 +33,16 @@ OTHER_VARIABLES = (
     "INGEST_DEBUG",  # setup.py: build with bounds checks
     "INGEST_MAC_PATH",  # mac: force one of the SIMD paths
 )
+
+
+# Settings of the gateway (`ingest.gateway.config`): a server leaves them alone, in variables and in the file, because one
+# file may be for both, and `ingest serve` is.
+GATEWAY_NAMES = (
+    "http_listen", "connect", "read_connect", "api", "token_file", "open", "host", "http_workers", "connect_tls_ca",
+    "connect_tls_cert", "connect_tls_key", "collect_interval",
+)  # fmt: skip
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def parse_size(value: str | int) -> int:
     return size
 
 
-def _one_of(*choices: str) -> Callable[[Any], str]:
+def one_of(*choices: str) -> Callable[[Any], str]:
     def parse(value: Any) -> str:
         if value not in choices:
             raise ValueError(f"{value!r} is none of {', '.join(choices)}")
@@ -119,7 +129,7 @@ def _one_of(*choices: str) -> Callable[[Any], str]:
     return parse
 
 
-def _count(least: int, most: int) -> Callable[[Any], int]:
+def count(least: int, most: int) -> Callable[[Any], int]:
     def parse(value: Any) -> int:
         text = str(value)
         if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
@@ -129,7 +139,7 @@ def _count(least: int, most: int) -> Callable[[Any], int]:
     return parse
 
 
-def _seconds(value: Any) -> float:
+def seconds_of(value: Any) -> float:
     try:
         seconds = float(value)
     except ValueError:
@@ -139,7 +149,7 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-def _path(value: Any) -> Path:
+def path_of(value: Any) -> Path:
     text = os.fspath(value)
     if not text or "\0" in text:
         raise ValueError(f"{text!r} is not a path")
@@ -148,25 +158,94 @@ def _path(value: Any) -> Path:
 
 # Each takes what a flag, a variable (text) or the file gives, and raises ValueError for what it cannot use.
 PARSERS: dict[str, Callable[[Any], Any]] = {
-    "data_dir": _path,
+    "data_dir": path_of,
     "listen": parse_address,
     "read_listen": parse_address,
     "admin_listen": parse_address,
-    "workers": _count(0, limits.WORKERS_MAX),
-    "layout": _one_of("pack", "tree"),
-    "sync": _one_of("disk", "os"),
-    "key_file": _path,
-    "wal_dir": _path,
+    "workers": count(0, limits.WORKERS_MAX),
+    "layout": one_of("pack", "tree"),
+    "sync": one_of("disk", "os"),
+    "key_file": path_of,
+    "wal_dir": path_of,
     "wal_size": parse_size,
     "reserve": parse_size,
-    "drain_timeout": _seconds,
-    "bad_frame_limit": _count(1, 1_000_000),
-    "bad_peer_delay": _seconds,
-    "tls_cert": _path,
-    "tls_key": _path,
-    "tls_client_ca": _path,
-    "log_level": _one_of(*logs.LEVELS),
+    "drain_timeout": seconds_of,
+    "bad_frame_limit": count(1, 1_000_000),
+    "bad_peer_delay": seconds_of,
+    "tls_cert": path_of,
+    "tls_key": path_of,
+    "tls_client_ca": path_of,
+    "log_level": one_of(*logs.LEVELS),
 }
+
+
+@dataclass(frozen=True)
+class Schema(Generic[C]):
+    """The settings of one program: their class, how each is parsed, what the file may hold, and what must be true of all
+    of them together. ``other_names``: settings of another program, which may stand beside them."""
+
+    config: type[C]
+    parsers: Mapping[str, Callable[[Any], Any]]
+    file: type[msgspec.Struct]
+    check: Callable[[C], None]
+    other_names: tuple[str, ...] = ()
+
+    def resolve(
+        self, flags: Mapping[str, Any] | None, environ: Mapping[str, str], file: Path | None
+    ) -> tuple[C, dict[str, str]]:
+        """See `resolve`."""
+        flags = {name: value for name, value in (flags or {}).items() if value is not None}
+        assert flags.keys() <= self.parsers.keys(), flags.keys() - self.parsers.keys()
+        variables = self._read_environment(environ)
+        if file is None and environ.get(CONFIG_VARIABLE):
+            file = Path(environ[CONFIG_VARIABLE])
+        written = self._read_file(file) if file is not None else {}
+        values: dict[str, Any] = {}
+        sources = dict.fromkeys(self.parsers, "default")
+        # In the order of precedence, so that what is overridden is checked all the same.
+        for name, parse in self.parsers.items():
+            if name in written:
+                values[name] = _parse(parse, written[name], f"{file}: {name}", ConfigError)
+                sources[name] = str(file)
+            if name in variables:
+                sources[name] = PREFIX + name.upper()
+                values[name] = _parse(parse, variables[name], sources[name], ConfigError)
+            if name in flags:
+                sources[name] = "--" + name.replace("_", "-")
+                values[name] = _parse(parse, flags[name], sources[name], UsageError)
+        config = self.config(**values)
+        self.check(config)
+        return config, sources
+
+    def _read_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
+        names = {PREFIX + name.upper(): name for name in self.parsers}
+        others = (*OTHER_VARIABLES, *(PREFIX + name.upper() for name in self.other_names))
+        found = {}
+        for variable in sorted(environ):
+            if not variable.startswith(PREFIX) or variable in others:
+                continue
+            if variable not in names:
+                raise ConfigError(f"unknown variable {variable}{_nearest(variable, [*names, *others])}")
+            if environ[variable] != "":  # an empty one is how a script unsets it
+                found[names[variable]] = environ[variable]
+        return found
+
+    def _read_file(self, path: Path) -> dict[str, Any]:
+        try:
+            table = msgspec.toml.decode(path.read_bytes())
+        except OSError as error:
+            raise ConfigError(f"configuration file {path}: {error.strerror}") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"configuration file {path}: not TOML: {error}") from error
+        for key in table:
+            if key not in self.parsers and key not in self.other_names:
+                nearest = _nearest(key, [*self.parsers, *self.other_names])
+                raise ConfigError(f"configuration file {path}: unknown key {key}{nearest}")
+        try:
+            checked = msgspec.convert({key: table[key] for key in table if key in self.parsers}, self.file)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"configuration file {path}: {error}") from error
+        return {name: value for name in self.parsers if (value := getattr(checked, name)) is not None}
 
 
 def load_config(
@@ -187,28 +266,7 @@ def resolve(
     file: Path | None = None,
 ) -> tuple[ServerConfig, dict[str, str]]:
     """As `load_config`, and where the value of each field comes from: its flag, its variable, the file, or `default`."""
-    flags = {name: value for name, value in (flags or {}).items() if value is not None}
-    assert flags.keys() <= PARSERS.keys(), flags.keys() - PARSERS.keys()
-    variables = _read_environment(environ)
-    if file is None and environ.get(CONFIG_VARIABLE):
-        file = Path(environ[CONFIG_VARIABLE])
-    written = _read_file(file) if file is not None else {}
-    values: dict[str, Any] = {}
-    sources = dict.fromkeys(PARSERS, "default")
-    # In the order of precedence, so that what is overridden is checked all the same.
-    for name, parse in PARSERS.items():
-        if name in written:
-            values[name] = _parse(parse, written[name], f"{file}: {name}", ConfigError)
-            sources[name] = str(file)
-        if name in variables:
-            sources[name] = PREFIX + name.upper()
-            values[name] = _parse(parse, variables[name], sources[name], ConfigError)
-        if name in flags:
-            sources[name] = "--" + name.replace("_", "-")
-            values[name] = _parse(parse, flags[name], sources[name], UsageError)
-    config = ServerConfig(**values)
-    check_config(config)
-    return config, sources
+    return SCHEMA.resolve(flags, environ, file)
 
 
 def check_config(config: ServerConfig) -> None:
@@ -240,36 +298,9 @@ def _parse(
         raise error(f"{source}: {problem}") from None
 
 
-def _read_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {PREFIX + name.upper(): name for name in PARSERS}
-    found = {}
-    for variable in sorted(environ):
-        if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
-            continue
-        if variable not in names:
-            raise ConfigError(f"unknown variable {variable}{_nearest(variable, [*names, *OTHER_VARIABLES])}")
-        if environ[variable] != "":  # an empty one is how a script unsets it
-            found[names[variable]] = environ[variable]
-    return found
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        table = msgspec.toml.decode(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"configuration file {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file {path}: not TOML: {error}") from error
-    for key in table:
-        if key not in PARSERS:
-            raise ConfigError(f"configuration file {path}: unknown key {key}{_nearest(key, PARSERS)}")
-    try:
-        checked = msgspec.convert(table, FileConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"configuration file {path}: {error}") from error
-    return {name: value for name in PARSERS if (value := getattr(checked, name)) is not None}
-
-
 def _nearest(name: str, known: Iterable[str]) -> str:
     matches = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+SCHEMA = Schema(ServerConfig, PARSERS, FileConfig, check_config, GATEWAY_NAMES)

@@ -16,6 +16,12 @@
         CorruptFrameError     it sent a frame that fails its checksum, twice
       DiskError             the disk's fault, or what lies on it
         CorruptionError       bytes that were durable and valid are not any more
+        CatalogError          the catalog of objects, or a manifest, is not what it should be
+      ObjectError           an object can't be stored, read or deleted as asked
+        NotFoundError         there is none of that name or id
+        NameTakenError        there is one already
+        PreconditionError     it is not, or no longer, the version that was asked for
+        UploadLostError       the upload is no longer its process's: its deadline passed, or its bytes ended early
 
 ``exit_code`` is what the command line returns for an error that ends it.
 """
@@ -93,4 +99,28 @@ class DiskError(IngestError):
 
 
 class CorruptionError(DiskError):
+    pass
+
+
+class CatalogError(DiskError):
+    pass
+
+
+class ObjectError(IngestError):
+    pass
+
+
+class NotFoundError(ObjectError):
+    pass
+
+
+class NameTakenError(ObjectError):
+    pass
+
+
+class PreconditionError(ObjectError):
+    pass
+
+
+class UploadLostError(ObjectError):
     pass

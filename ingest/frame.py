@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ingest import ticket
-from ingest._frame import build, build_acks, extract, indices, parse_acks, runs
+from ingest._frame import ack_runs, build, build_acks, extract, indices, parse_acks, parse_run_header, runs
 from ingest.errors import ProtocolError, TicketError, UsageError
 from ingest.limits import (
     ACK_SIZE,
@@ -35,6 +35,7 @@ __all__ = [
     "RecordSplitter",
     "Request",
     "RunHeader",
+    "ack_runs",
     "build",
     "build_acks",
     "delete_count",
@@ -43,6 +44,7 @@ __all__ = [
     "frames_needed",
     "indices",
     "parse_acks",
+    "parse_run_header",
     "runs",
 ]
 

@@ -134,4 +134,80 @@ CLIENT_RETRY_S = (
 )
 SEND_FRAMES = 176  # frames of one send, 253 KiB: whole lanes of the checksum kernel
 GET_FRAMES = 512  # frames of one get request of the client, 755 KB: what it holds in memory of a range
+SEAL_FRAMES = 3 * SEND_FRAMES  # frames built and signed at once, 0.2 ms: then others have their turn
+ACKS_RECEIVE_SIZE = 64 << 10  # bytes of one receive: the acks of 7,281 frames
+FRAMES_RECEIVE_SIZE = 256 << 10  # bytes of one receive: they are still in the cache when they are checked
+GET_AHEAD = 2  # get requests that a reader of a range has out beyond the one it works on, 1.5 MB: the server never waits
 GETS_IN_FLIGHT_MAX = 64  # requests of one client connection: bounds the replies that wait for their readers
+
+# --- objects -----------------------------------------------------------------------------------------
+NAME_SIZE_MAX = 1024  # bytes of UTF-8: what object stores in the field allow
+NAMESPACE_SIZE_MAX = 64  # bytes of UTF-8
+OWNER_DEADLINE_S = (
+    30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
+)
+OWNER_RENEW_S = 8.0  # between renewals: three may be lost
+CATALOG_BUSY_S = (
+    30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
+)
+HISTORY_KEPT_S = 30 * 86_400.0  # of versions that are gone: so long their history can be asked for
+HISTORY_VERSIONS_MAX = 1000  # versions of one name whose history is told
+LIST_PAGE_MAX = 1000  # names of one page of a listing
+CATALOG_CACHE_SIZE = (
+    16 << 20
+)  # bytes of the catalog in memory, of each connection: the upper levels of its trees
+CATALOG_CHECKPOINT_PAGES = 8192  # 32 MiB of SQLite's WAL before it goes into the file: two syncs for each
+CATALOG_WAL_KEPT_SIZE = 64 << 20  # bytes of SQLite's WAL that stay behind when a long reader made it longer
+CATALOG_BATCH_MAX = 1024  # calls of one commit: bounds how long the first of them waits
+CATALOG_MESSAGE_MAX = 16 << 20  # bytes of one call: a commit with a million extents
+CATALOG_UNREAD_MAX = 4 << 20  # bytes of answers that a process leaves unread before its calls wait
+CATALOG_RETRY_S = (
+    15.0  # a call that nobody answered is tried again so long: a new service starts within a second
+)
+LEASE_TICKETS = (
+    1296 * 8
+)  # that a process takes in advance for small objects: one transaction for thousands of them
+VERSIONS_RESERVED = 1000  # numbers that a process takes in advance for small objects
+SMALL_OBJECT_MAX = 256 << 10  # bytes: stored in one call and one transaction, read whole before it is sent
+PIECE_CHUNKS = 512  # chunks of a large object that are signed, put and settled together, 746 kB
+PIECES_OF_PROCESS = 32  # of all its uploads, 24 MB, and as much again when they are signed
+PIECES_IN_FLIGHT = 8  # of one upload, 6 MB: more than a commit takes together
+READ_CHUNKS = (
+    1024  # chunks of a large object that are asked for together, 1.5 MB; one such part is read ahead
+)
+READERS_AT_FULL_SIZE = 8  # downloads of a process that read so much ahead, 36 MB; of more of them each reads less …
+READ_CHUNKS_MIN = 64  # … down to this, 93 kB
+RANGE_TICKETS_MIN = 4 * PIECE_CHUNKS  # the first range of an upload of unknown size; the next ones double …
+RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks may have to delete in vain
+RELOCATIONS_MAX = (
+    100  # of one piece, each after a CONFLICT or DELETED: whoever has more foreign tickets there is asked
+)
+COLLECT_INTERVAL_S = 5.0  # between runs of the collector
+COLLECT_BATCH = 256  # entries of garbage that are deleted before the catalog is told
+
+# --- the gateway -------------------------------------------------------------------------------------
+HTTP_LINE_SIZE_MAX = (
+    16 << 10
+)  # bytes of a request line: a name of 1024 bytes takes 3072 when all of it is percent-encoded
+HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
+HTTP_FIELDS_MAX = 100  # headers of one request
+HTTP_READ_SIZE = 256 << 10  # bytes of a body that wait in a connection; twice as many stop its reading
+HTTP_IDLE_TIMEOUT_S = (
+    75.0  # a connection without a request: longer than the minute after which proxies let one go
+)
+HTTP_STALL_TIMEOUT_S = 60.0  # a body that gives, or a client that takes, not one byte for so long
+HTTP_LINGER_S = 5.0  # after an answer that came before the end of a body: so long the rest is read, so that no reset eats it
+RETRY_AFTER_S = 1  # what a client is told to wait after BUSY: commits take milliseconds, a restart a second
+KEPT_HEADERS_SIZE_MAX = 8 << 10  # bytes of headers that are kept with an object: they are in its manifest too
+TOKEN_FILE_SIZE_MAX = 64 << 10  # bytes
+TOKEN_LENGTH_MIN = 16  # characters: shorter ones can be guessed
+TOKEN_LENGTH_MAX = 512  # characters
+STREAM_READ_SIZE = 256 << 10  # bytes of a raw stream that are read together
+GATEWAY_WORKERS_MAX = 64  # processes, each with a connection to the engine
+HTTP_UNREAD_TIMEOUT_S = (
+    600.0  # a download of which the client's machine acknowledges not one byte for so long
+)
+SERVE_MARGIN_S = (
+    2.0  # beyond both drain time-outs, before the parent of server and gateway kills what is left
+)
+KEY_SWITCH_DELAY_S = 2.0  # after SIGHUP, before a gateway signs with a new key: its server reads the file in this time

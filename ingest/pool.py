@@ -20,7 +20,6 @@ Each child has a line to the parent, a socket pair made when it starts: what it 
 
 from __future__ import annotations
 
-import ctypes
 import enum
 import gc
 import logging
@@ -34,6 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from ingest import _queue, limits, listeners, logs, metrics
+from ingest.child import EX_CONFIG, EX_CORRUPT, EX_SOFTWARE, describe_exit, die_with
 from ingest.errors import ConfigError, CorruptionError, IngestError
 from ingest.reload import Reload
 
@@ -42,13 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-EX_CORRUPT = 65  # a committer that found corruption: another one would find it too
-EX_SOFTWARE = 70  # a process that ended by an exception that nobody expected
-EX_CONFIG = 78
-
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
 
 
 @dataclass(frozen=True)
@@ -249,7 +243,7 @@ class Pool:
         place.state = State.RESTING
         place.back_off(time.monotonic())
         expected = self._draining and code in (0, -signal.SIGTERM)
-        (log.info if expected else log.error)("%s (pid %d) %s", place.name, place.pid, _how(code))
+        (log.info if expected else log.error)("%s (pid %d) %s", place.name, place.pid, describe_exit(code))
         self._reload.answered(place.name)
         if place is self._committer:
             self._committer_ended(code)
@@ -390,7 +384,7 @@ class Pool:
         """The child's whole life."""
         code = EX_SOFTWARE
         try:
-            _die_with(parent, place.name)
+            die_with(parent, place.name)
             logs.name_process(place.name)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -452,19 +446,3 @@ class Pool:
         signal.set_wakeup_fd(-1)
         os.close(self._signals_read)
         os.close(self._signals_write)
-
-
-def _die_with(parent: int, name: str) -> None:
-    """The kernel kills this process when its parent ends, however that ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it ended before the line above
-        os._exit(1)
-    libc.prctl(_PR_SET_NAME, f"ingest-{name}".encode()[:15], 0, 0, 0)
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
-    return f"exited with {code}"

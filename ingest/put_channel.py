@@ -2,6 +2,15 @@
 
 A frame is sent again when its connection ended before its ack (puts and deletes are idempotent), and, after a back-off,
 when the ack says ERROR or BUSY. Acks are matched by ticket, so no two frames of one ticket are in flight at a time.
+
+Frames are kept by *spans*: consecutive tickets in one buffer, which share their batch and are in the same state. A span
+is sent whole; an ack, or a run of them, cuts out of it what it settles. So the work goes by spans and runs of acks, not by
+frames.
+
+    a span      becomes
+    waiting     sent, when it was given to a connection; nothing, if that one's predecessor refused the key
+    sent        nothing, by its ack; later, by an ack ERROR or BUSY; waiting, when the connection ends
+    later       waiting, when its back-off is over
 """
 
 from __future__ import annotations
@@ -9,40 +18,46 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
+from collections.abc import Iterator
 
-from ingest import limits
+from ingest import frame, limits, ticket
 from ingest.channel import Address, Channel
 from ingest.errors import IngestError, ProtocolError
-from ingest.status import Status
-from ingest.ticket import from_wire
+from ingest.status import RETRIED, Status
 
-RETRIED = (Status.ERROR, Status.BUSY)
 BAD = (Status.BAD_CHECKSUM, Status.BAD_TICKET)
 PUT_STATUSES = {int(status): status for status in Status if status is not Status.MISSING}
 
 
 class Batch:
-    """The frames of one call, which are settled when they got the ack ``expected`` or any other final one."""
+    """The frames of one call, which are settled when they got the ack ``expected`` or any other final one.
 
-    __slots__ = ("_waiter", "error", "expected", "left", "refused")
+    ``left``: how many are not settled yet. ``refused``: the ticket and status of each that is settled otherwise, so far.
+    ``window``: how many may be in flight at a time.
+    """
 
-    def __init__(self, expected: Status = Status.SAVED) -> None:
+    __slots__ = ("_waiter", "error", "expected", "left", "refused", "window")
+
+    def __init__(self, window: int, expected: Status = Status.SAVED) -> None:
+        self.window = window
         self.expected = expected
-        self.left = 0  # frames not settled
+        self.left = 0
         self.refused: dict[str, Status] = {}
         self.error: IngestError | None = None
         self._waiter: asyncio.Future[None] | None = None
 
-    def settle(self, wire: bytes, status: Status) -> None:
-        self.left -= 1
+    def settle(self, first: int, count: int, status: Status) -> None:
+        self.left -= count
         if status is not self.expected:
-            self.refused[from_wire(wire)] = status
+            for index in range(first, first + count):
+                self.refused[ticket.format(index)] = status
         if self.left == 0:
             self._awake()
 
-    def fail(self, error: IngestError) -> None:
-        self.left -= 1
+    def fail(self, error: IngestError, count: int) -> None:
+        self.left -= count
         self.error = self.error or error
         self._awake()
 
@@ -59,56 +74,134 @@ class Batch:
             raise self.error
 
 
-class _Pending:
-    """One frame that is not settled. ``sent``: on the present connection. ``timer``: waits for its back-off."""
+class _Span:
+    """``count`` frames with consecutive tickets from index ``first`` on. ``sent``: on the present connection. ``timer``: of
+    its back-off."""
 
-    __slots__ = ("batch", "deadline", "delay", "frame", "sent", "timer")
+    __slots__ = ("batch", "count", "deadline", "delay", "first", "frames", "sent", "timer")
 
-    def __init__(self, frame: bytes, batch: Batch) -> None:
-        self.frame = frame
+    def __init__(self, first: int, count: int, frames: memoryview, batch: Batch) -> None:
+        self.first = first
+        self.count = count
+        self.frames = frames
         self.batch = batch
         self.sent = False
         self.timer: asyncio.TimerHandle | None = None
         self.delay = limits.RETRY_DELAY_MIN_S
         self.deadline: float | None = None  # of the retries, once one was needed
 
+    @property
+    def stop(self) -> int:
+        return self.first + self.count
+
+    def cut(self, first: int, count: int) -> _Span:
+        """A span of some of its frames, in the same state."""
+        at = (first - self.first) * limits.FRAME_SIZE
+        part = _Span(first, count, self.frames[at : at + count * limits.FRAME_SIZE], self.batch)
+        part.sent, part.delay, part.deadline = self.sent, self.delay, self.deadline
+        return part
+
+
+class _Spans:
+    """Spans without a ticket in common, in ticket order. ``frames``: of all of them together."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self._firsts: list[int] = []
+        self._by_first: dict[int, _Span] = {}
+
+    def __iter__(self) -> Iterator[_Span]:
+        return (self._by_first[first] for first in self._firsts)
+
+    def free(self, first: int, count: int) -> int:
+        """How many of ``count`` tickets from ``first`` on come before the next one that is in a span."""
+        i = bisect_right(self._firsts, first)
+        if i and self._by_first[self._firsts[i - 1]].stop > first:
+            return 0
+        return min(count, self._firsts[i] - first) if i < len(self._firsts) else count
+
+    def add(self, span: _Span) -> None:
+        insort(self._firsts, span.first)
+        self._by_first[span.first] = span
+        self.frames += span.count
+
+    def find(self, index: int) -> _Span | None:
+        """The span of a ticket."""
+        i = bisect_right(self._firsts, index)
+        span = self._by_first[self._firsts[i - 1]] if i else None
+        return span if span is not None and index < span.stop else None
+
+    def remove(self, span: _Span, first: int, count: int) -> None:
+        """Takes ``count`` tickets from ``first`` on out of ``span``; what is left of it before and behind stays."""
+        del self._by_first[span.first]
+        self.frames -= count
+        i = bisect_left(self._firsts, span.first)
+        if count == span.count:
+            del self._firsts[i]
+            return
+        rest = [
+            span.cut(start, stop - start)
+            for start, stop in ((span.first, first), (first + count, span.stop))
+            if start < stop
+        ]
+        self._firsts[i : i + 1] = [part.first for part in rest]
+        self._by_first.update((part.first, part) for part in rest)
+
+    def clear(self) -> None:
+        self._firsts.clear()
+        self._by_first.clear()
+        self.frames = 0
+
 
 class PutChannel(Channel):
+    receive_size = limits.ACKS_RECEIVE_SIZE
+
     def __init__(
         self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
     ) -> None:
         super().__init__(address, timeout, retry_for, tls)
-        self._pending: dict[bytes, _Pending] = {}  # by ticket as on the wire
-        self._unsent: deque[_Pending] = deque()
-        self._sent = 0
-        self._waiting = 0  # for their back-off
-        self._partial = b""  # of an ack
+        self._spans = _Spans()
+        self._unsent: deque[_Span] = deque()
+        self._sent = 0  # frames
+        self._later = 0  # frames that wait for their back-off
         self._good = 0  # frames of this connection that were authentic
         self._bad: Status | None = None  # the last bad answer of this connection
         self._room: asyncio.Future[None] | None = None  # set when something was settled
 
-    async def add(self, frames: bytes | bytearray, batch: Batch, window: int) -> None:
-        """Sends whole signed frames as part of ``batch``, as soon as fewer than ``window`` of it are in flight."""
+    async def add(self, first: int, frames: bytes | memoryview, batch: Batch) -> None:
+        """Sends whole signed frames as part of ``batch``, as soon as fewer than its window of it are in flight.
+
+        Their tickets are consecutive from index ``first`` on. ``frames`` must not change any more.
+        """
         size = limits.FRAME_SIZE
-        for at in range(0, len(frames), size):
-            frame = bytes(frames[at : at + size])
-            wire = frame[: limits.TICKET_SIZE]
-            while True:
-                self.check_open()
-                if batch.error is not None:
-                    raise batch.error
-                if (
-                    batch.left < window
-                    and len(self._pending) < limits.IN_FLIGHT_MAX
-                    and wire not in self._pending
-                ):
-                    break
+        view = memoryview(frames)
+        stop = first + len(view) // size
+        begin = first
+        while first < stop:
+            self.check_open()
+            if batch.error is not None:
+                raise batch.error
+            room = min(batch.window - batch.left, self._room_for(batch.left + stop - first))
+            count = self._spans.free(first, min(stop - first, limits.SEND_FRAMES, room)) if room > 0 else 0
+            if count == 0:
                 self.wake()
                 await self._settled()
-            pending = self._pending[wire] = _Pending(frame, batch)
-            batch.left += 1
-            self._unsent.append(pending)
+                continue
+            at = (first - begin) * size
+            span = _Span(first, count, view[at : at + count * size], batch)
+            self._spans.add(span)
+            self._unsent.append(span)
+            batch.left += count
+            first += count
         self.wake()
+
+    def _room_for(self, frames: int) -> int:
+        """How many more frames may be in flight, of a batch that wants ``frames`` there. A sixteenth of all is kept for
+        those that want little: some large ones do not keep the others waiting."""
+        most = limits.IN_FLIGHT_MAX
+        if frames > limits.SEND_FRAMES:
+            most -= most // 16
+        return most - self._spans.frames
 
     async def _settled(self) -> None:
         if self._room is None or self._room.done():
@@ -122,93 +215,108 @@ class PutChannel(Channel):
     # --- Channel ---------------------------------------------------------------------------------
 
     def has_work(self) -> bool:
-        return len(self._pending) > self._waiting
+        return self._spans.frames > self._later
 
     def in_flight(self) -> bool:
         return self._sent > 0
 
-    def take(self) -> bytes:
-        taken: list[bytes] = []
-        while self._unsent and len(taken) < limits.SEND_FRAMES:
-            pending = self._unsent.popleft()
-            pending.sent = True
-            taken.append(pending.frame)
-        self._sent += len(taken)
-        return b"".join(taken)
+    def take(self) -> bytes | memoryview:
+        taken: list[memoryview] = []
+        frames = 0
+        while self._unsent and frames + self._unsent[0].count <= limits.SEND_FRAMES:
+            span = self._unsent.popleft()
+            span.sent = True
+            frames += span.count
+            taken.append(span.frames)
+        self._sent += frames
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
-    def received(self, data: bytes) -> None:
-        if self._partial:
-            data = self._partial + data
+    def received(self, data: memoryview) -> int:
         whole = len(data) // limits.ACK_SIZE * limits.ACK_SIZE
-        self._partial = data[whole:]
+        at = 0
         try:
-            for at in range(0, whole, limits.ACK_SIZE):
-                self._ack(data[at : at + limits.TICKET_SIZE], data[at + limits.TICKET_SIZE])
+            for first, count, number in frame.ack_runs(data[:whole]):
+                if first < 0:
+                    wire = bytes(data[at : at + limits.TICKET_SIZE])
+                    raise ProtocolError(f"{self._name} acked {wire!r}, which was not sent")
+                self._acked(first, count, number)
+                at += count * limits.ACK_SIZE
         finally:
             self._notify()
         if whole:
             self.answered()
+        return whole
 
-    def _ack(self, wire: bytes, number: int) -> None:
-        pending = self._pending.get(wire)
-        if pending is None or not pending.sent:
-            raise ProtocolError(f"{self._name} acked {wire!r}, which was not sent, or acked before")
-        status = PUT_STATUSES.get(number)
-        if status is None:
-            raise ProtocolError(f"{self._name} acked {wire!r} with status {number}")
-        self._sent -= 1
+    def _acked(self, first: int, count: int, number: int) -> None:
+        """A run of acks, which may be of several spans."""
+        stop = first + count
+        while first < stop:
+            span = self._spans.find(first)
+            if span is None or not span.sent:
+                raise ProtocolError(
+                    f"{self._name} acked {ticket.format(first)}, which was not sent, or acked before"
+                )
+            status = PUT_STATUSES.get(number)
+            if status is None:
+                raise ProtocolError(f"{self._name} acked {ticket.format(first)} with status {number}")
+            here = min(stop, span.stop) - first
+            self._answer(span, first, here, status)
+            first += here
+
+    def _answer(self, span: _Span, first: int, count: int, status: Status) -> None:
+        self._sent -= count
         if status in BAD:
             self._bad = status
         else:
-            self._good += 1
-        if status in RETRIED and self._later(pending):
-            return
-        del self._pending[wire]
-        pending.batch.settle(wire, status)
+            self._good += count
+        self._spans.remove(span, first, count)
+        if status not in RETRIED or not self._retry(span.cut(first, count)):
+            span.batch.settle(first, count, status)
 
-    def _later(self, pending: _Pending) -> bool:
-        """Sends a frame again after its back-off, unless its time is over."""
+    def _retry(self, span: _Span) -> bool:
+        """Sends a span again after its back-off, unless its time is over."""
         now = time.monotonic()
-        if pending.deadline is None:
-            pending.deadline = now + self.retry_for
-        if now + pending.delay > pending.deadline:
+        if span.deadline is None:
+            span.deadline = now + self.retry_for
+        if now + span.delay > span.deadline:
             return False
-        pending.sent = False
-        pending.timer = asyncio.get_running_loop().call_later(pending.delay, self._again, pending)
-        pending.delay = min(2 * pending.delay, limits.RETRY_DELAY_MAX_S)
-        self._waiting += 1
+        span.sent = False
+        span.frames = memoryview(bytes(span.frames))  # of a buffer whose other frames may be long gone
+        span.timer = asyncio.get_running_loop().call_later(span.delay, self._again, span)
+        span.delay = min(2 * span.delay, limits.RETRY_DELAY_MAX_S)
+        self._spans.add(span)
+        self._later += span.count
         return True
 
-    def _again(self, pending: _Pending) -> None:
-        pending.timer = None
-        self._waiting -= 1
-        self._unsent.append(pending)
+    def _again(self, span: _Span) -> None:
+        span.timer = None
+        self._later -= span.count
+        self._unsent.append(span)
         self.wake()
 
     def disconnected(self) -> None:
         if self._bad is not None and not self._good:
             # It took none of our frames for authentic and hung up: the next connection would end the same way.
-            for wire, pending in self._drain():
-                pending.batch.settle(wire, self._bad)
-        for pending in self._pending.values():
-            pending.sent = False
-        self._unsent = deque(pending for pending in self._pending.values() if pending.timer is None)
+            for span in self._drain():
+                span.batch.settle(span.first, span.count, self._bad)
+        for span in self._spans:
+            span.sent = False
+        self._unsent = deque(span for span in self._spans if span.timer is None)
         self._sent = 0
-        self._partial = b""
         self._good = 0
         self._bad = None
 
     def give_up(self, error: IngestError) -> None:
-        for _, pending in self._drain():
-            pending.batch.fail(error)
+        for span in self._drain():
+            span.batch.fail(error, span.count)
 
-    def _drain(self) -> list[tuple[bytes, _Pending]]:
-        drained = list(self._pending.items())
-        for _, pending in drained:
-            if pending.timer is not None:
-                pending.timer.cancel()
-        self._pending.clear()
+    def _drain(self) -> list[_Span]:
+        drained = list(self._spans)
+        for span in drained:
+            if span.timer is not None:
+                span.timer.cancel()
+        self._spans.clear()
         self._unsent.clear()
-        self._sent = self._waiting = 0
+        self._sent = self._later = 0
         self._notify()
         return drained

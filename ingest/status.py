@@ -15,3 +15,6 @@ class Status(IntEnum):
     NO_SPACE = 7
     MISSING = 8
     DELETED = 9
+
+
+RETRIED = (Status.ERROR, Status.BUSY)  # what to try again for a while; the others are answers

@@ -45,7 +45,19 @@ def test_version() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["server", "loopback", "keygen", "version", "fsck", "inspect", "export", "check-config"]
+    "command",
+    [
+        "server",
+        "loopback",
+        "keygen",
+        "version",
+        "fsck",
+        "inspect",
+        "export",
+        "check-config",
+        "gateway",
+        "serve",
+    ],
 )
 def test_each_command_has_an_example(command: str) -> None:
     result = run(command, "--help")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from reference_server import (
     BAD_CHECKSUM,
     BUSY,
@@ -454,6 +455,8 @@ class TestGet:
         with pytest.raises(TicketError):
             list(client.get_range(first, count))
         with pytest.raises(TicketError):
+            list(client.read_pieces(first, count))
+        with pytest.raises(TicketError):
             client.inventory(first, count)
         with pytest.raises(TicketError):
             client.delete(first, count)
@@ -625,3 +628,166 @@ class TestConnecting:
         subprocess.run([sys.executable, "-c", code], check=True)
         with pytest.raises(AttributeError, match="nothing"):
             __import__("ingest").nothing  # noqa: B018
+
+
+class TestBulk:
+    """Buffers of many chunks: what goes by runs must come to the same as what goes by frames."""
+
+    DATA = random.Random(5).randbytes(1500 * DATA - 700)
+
+    def test_round_trip(self, server: ReferenceServer, client: Client) -> None:
+        assert client.put_range("AAAA", self.DATA) == {}
+        assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
+        assert client.read_range("AAAB", 1) == self.DATA[DATA : 2 * DATA]
+        assert b"".join(client.read_pieces("AAAA", 1500)) == self.DATA + bytes(700)
+        assert server.frames_received == 1500
+
+    @pytest.mark.parametrize("seed", range(6))
+    def test_cuts_and_any_order(self, seed: int) -> None:
+        chance = random.Random(seed)
+        faults = Faults(
+            cut_put_after=[chance.randrange(1, 500) for _ in range(6)],
+            cut_get_after=[chance.choice([0, 15, 1000, 900_000]) for _ in range(4)],
+            reorder=chance if seed % 2 else None,
+            answer=lambda index, seen: BUSY if (index + seed) % 50 == 0 and seen == 1 else None,
+        )
+        with ReferenceServer([KEY], faults) as server, connect(server) as client:
+            assert client.put_range("AAAA", self.DATA, window=chance.choice([1, 50, 4096])) == {}
+            assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
+            assert len(server.model.frames) == 1500
+
+    @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+    def test_piece_by_piece(self, server: ReferenceServer, loop: str) -> None:
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await client.put("AAAC", b"another")
+                await client.delete("AABA", 2)
+                batch = client.new_batch(window=100)
+                start = ticket.parse("AAAA")
+                for at in range(0, 1500, 300):
+                    part = bytearray(self.DATA[at * DATA : (at + 300) * DATA])
+                    await client.add_range(batch, ticket.format(start + at), part)
+                    part[:] = bytes(len(part))  # it is the caller's again
+                assert batch.refused["AAAC"] is Status.CONFLICT  # told while others are under way
+                assert await client.finish(batch) == {
+                    "AAAC": Status.CONFLICT,
+                    "AABA": Status.DELETED,
+                    "AABB": Status.DELETED,
+                }
+                pieces = [piece async for piece in client.read_pieces("AABC", 1462)]
+                assert b"".join(pieces) == self.DATA[38 * DATA :] + bytes(700)
+                assert [len(piece) // DATA for piece in pieces] == [512, 512, 438]
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
+            runner.run(work())
+
+    def test_a_batch_that_failed_takes_no_more(self) -> None:
+        received = threading.Event()
+
+        async def work(server: ReferenceServer) -> None:
+            async with await AsyncClient.connect(server.put_address, None, KEY, retry_for=0) as client:
+                batch = client.new_batch()
+                await client.add_range(batch, "AAAA", self.DATA)
+                await asyncio.to_thread(received.wait)
+                await asyncio.to_thread(server.stop)
+                with pytest.raises(ConnectionLostError):
+                    await client.finish(batch)
+                with pytest.raises(ConnectionLostError):
+                    await client.add_range(batch, "BAAA", self.DATA)
+
+        faults = Faults(silent=True, answer=lambda index, seen: received.set())
+        with ReferenceServer([KEY], faults) as server:
+            run(work(server))
+
+    def test_others_have_their_turn(self, server: ReferenceServer) -> None:
+        """A window as wide as the buffer does not keep the loop until all is signed."""
+
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, None, KEY) as client:
+                batch = client.new_batch(limits.IN_FLIGHT_MAX)
+                adding = asyncio.create_task(client.add_range(batch, "AAAA", self.DATA))
+                turns = 0
+                while not adding.done():
+                    turns += 1
+                    await asyncio.sleep(0)
+                assert turns > 2
+                assert await client.finish(batch) == {}
+
+        run(work())
+
+    def test_past_the_last_ticket(self, server: ReferenceServer, client: Client) -> None:
+        with pytest.raises(TicketError):
+            client.put_range("ZZZZZZZY", bytes(3 * DATA))
+        with pytest.raises(TicketError):
+            client.read_range("ZZZZZZZY", 3)
+        assert server.frames_received == 0
+
+    def test_what_is_not_there(self, client: Client) -> None:
+        client.put_range("AAAA", self.DATA)
+        gone = ticket.format(ticket.parse("AAAA") + 600)
+        client.delete(gone, 3)
+        with pytest.raises(RefusedError) as refused:
+            client.read_range("AAAA", 1500)
+        assert (refused.value.ticket, refused.value.status) == (gone, Status.DELETED)
+        after = ticket.format(ticket.parse("AAAA") + 1500)
+        with pytest.raises(RefusedError) as refused:
+            client.read_range(ticket.format(ticket.parse("AAAA") + 1400), 200)
+        assert (refused.value.ticket, refused.value.status) == (after, Status.MISSING)
+
+    def test_frames_that_are_bad_once(self) -> None:
+        with ReferenceServer([KEY], Faults(corrupt=[0, 1, 2])) as server, connect(server) as client:
+            client.put_range("AAAA", self.DATA)
+            assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
+            assert server.replies == 6
+
+    def test_a_frame_that_is_bad_twice(self, server: ReferenceServer) -> None:
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await client.put_range("AAAA", self.DATA)
+                index = ticket.parse("AAAA") + 700
+                server.model.frames[index] = server.model.frames[index][:-1] + b"\1"
+                got = 0
+                with pytest.raises(CorruptFrameError, match=ticket.format(index)):
+                    async for piece in client.read_pieces("AAAA", 1500):
+                        got += len(piece)
+                assert got == 512 * DATA  # what lies before it is good
+                with pytest.raises(CorruptFrameError):
+                    await client.read_range("AAAA", 1500)
+                assert await client.get("AAAA") == self.DATA[:DATA]
+
+        run(work())
+
+    def test_errors_of_the_server_are_tried_again(self, server: ReferenceServer, client: Client) -> None:
+        client.put_range("AAAA", self.DATA)
+        real, answers = server.model.request, [ERROR, BUSY]
+
+        def failing(request: bytes) -> tuple[bytes, bool]:
+            if not answers:
+                return real(request)
+            first, count = index_of(request[:8]), int.from_bytes(request[8:16], "big")
+            assert first is not None
+            part = build_request(KEY, first, count - 5)
+            status = bytes([answers.pop(), 0, 0, 0])
+            return real(part)[0] + ticket_of(first + count - 5) + status + (5).to_bytes(4, "big"), True
+
+        server.model.request = failing  # type: ignore[method-assign]
+        assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
+
+    def test_frames_of_older_keys(self, server: ReferenceServer) -> None:
+        with connect(server) as client:
+            client.put_range("AAAA", self.DATA)
+        index = ticket.parse("AAAA") + 3
+        server.model.frames[index] = build_frame(OTHER, index, self.DATA[3 * DATA : 4 * DATA])
+        with connect(server, [KEY, OTHER]) as client:
+            assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
+
+    def test_stopping_early(self, server: ReferenceServer) -> None:
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await client.put_range("AAAA", self.DATA)
+                pieces = client.read_pieces("AAAA", 1500)
+                assert await anext(pieces) == self.DATA[: 512 * DATA]
+                await pieces.aclose()
+                assert await client.get("AAAA") == self.DATA[:DATA]
+
+        run(work())

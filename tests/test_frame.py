@@ -472,3 +472,61 @@ def test_what_was_handed_out_stays_as_it_is():
 def test_records_have_a_size():
     with pytest.raises(UsageError):
         RecordSplitter(0)
+
+
+# --- acks and headers as the client takes them ---------------------------------------------------
+
+malformed = st.sampled_from([b"a".ljust(8, b"\0"), bytes(8), b"A\0B".ljust(8, b"\0")])
+
+
+@given(st.lists(st.tuples(st.integers(0, 40).map(ticket.index_to_wire) | malformed, st.integers(0, 255))))
+def test_ack_runs_are_all_acks_in_order(acks):
+    runs = frame.ack_runs(b"".join(wire + bytes([status]) for wire, status in acks))
+    known = frame.indices(frames_of(*(wire for wire, _ in acks))).tolist()
+    assert [(first + i, status) for first, count, status in runs for i in range(count)] == [
+        (index, status) for index, (_, status) in zip(known, acks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("acks", "runs"),
+    [
+        ([("A", 1), ("B", 1), ("C", 1)], [(10, 3, 1)]),
+        ([("A", 1), ("B", 2), ("C", 2)], [(10, 1, 1), (11, 2, 2)]),
+        ([("A", 1), ("A", 1), ("9", 1)], [(10, 1, 1), (10, 1, 1), (9, 1, 1)]),
+        ([("Z", 1), ("00", 1)], [(35, 2, 1)]),
+        ([("ZZZZZZZZ", 1), ("0", 1)], [(ticket.LAST, 1, 1), (0, 1, 1)]),
+    ],
+)
+def test_ack_runs_are_as_long_as_they_can_be(acks, runs):
+    assert frame.ack_runs(b"".join(ticket.to_wire(name) + bytes([status]) for name, status in acks)) == runs
+
+
+def test_ack_runs_of_malformed_tickets():
+    assert frame.ack_runs(2 * (bytes(8) + b"\4") + b"0" + bytes(7) + b"\4") == [
+        (-1, 1, 4),
+        (-1, 1, 4),
+        (0, 1, 4),
+    ]
+    assert frame.ack_runs(b"") == []
+    with pytest.raises(UsageError):
+        frame.ack_runs(bytes(10))
+
+
+@given(indices, st.sampled_from(Status), st.integers(0, 2**32 - 1))
+def test_run_headers_as_numbers(index, status, count):
+    raw = RunHeader(ticket.index_to_wire(index), status, count).serialize()
+    assert frame.parse_run_header(raw) == (index, status, count)
+
+
+def test_bad_run_headers_as_numbers():
+    good = RunHeader(ticket.to_wire("A"), Status.SAVED, 1).serialize()
+    assert frame.parse_run_header(b"a" + good[1:]) == (-1, 1, 1)
+    for at in (9, 10, 11):
+        with pytest.raises(ProtocolError, match="zero"):
+            frame.parse_run_header(good[:at] + b"\1" + good[at + 1 :])
+    for status in (0, 10, 255):
+        with pytest.raises(ProtocolError, match=f"{status} is not a status"):
+            frame.parse_run_header(good[:8] + bytes([status]) + good[9:])
+    with pytest.raises(UsageError):
+        frame.parse_run_header(good[:15])

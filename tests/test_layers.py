@@ -18,14 +18,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: ["errors", "limits", "status"],
-    1: ["ticket", "frame", "_frame", "mac", "_hmac", "sharding"],
+    1: ["ticket", "frame", "_frame", "mac", "_hmac", "_seal", "sharding"],
     2: ["store", "store.*", "_failpoints"],
-    3: ["failpoints", "_queue", "node", "config", "check_config", "listeners", "logs", "bad_peers", "write_behind",
+    3: ["failpoints", "_queue", "node", "config", "check_config", "listeners", "logs", "bad_peers", "child", "write_behind",
         "_committer", "_bulk", "_pending", "_stored", "workers", "pool", "metrics", "machine", "admin", "server",
         "_connections", "_port_keys", "_replies", "_submitted", "_put_server", "_get_server", "_deletes", "_outcomes",
         "reload", "tls"],
-    4: ["client", "channel", "put_channel", "get_channel", "key", "loopback", "load_share", "_load", "_sink", "_bare_tree"],
-    8: ["__init__", "__main__", "cli", "loopback_report", "store_commands"],
+    4: ["client", "loop_thread", "channel", "put_channel", "get_channel", "range_reader", "key", "loopback", "load_share",
+        "_load", "_sink", "_bare_tree"],
+    5: ["objects", "objects.*"],
+    7: ["gateway", "gateway.*"],
+    8: ["__init__", "__main__", "cli", "loopback_report", "store_commands", "gateway_commands", "options"],
 }  # fmt: skip
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\s+([^#\n(]+|\([^)]*\))|c?import\s+([\w.]+))", re.M)

@@ -19,10 +19,11 @@ import pytest
 
 from ingest import _queue, limits, listeners, metrics
 from ingest._queue import Queue
+from ingest.child import EX_CORRUPT
 from ingest.config import ServerConfig
 from ingest.errors import IngestError
 from ingest.node import Node
-from ingest.pool import EX_CORRUPT, Place, Pool, Roles
+from ingest.pool import Place, Pool, Roles
 
 fork = os.fork  # a test makes the one of the pool fail
 PATIENCE_S = 20.0  # how long a test waits for something that must happen; never how long it should take

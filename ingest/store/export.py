@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,26 +16,21 @@ from typing import Any
 import numpy as np
 
 from ingest import limits, sharding, ticket
-from ingest.errors import ConfigError, KeyFileError
+from ingest.errors import ConfigError
 from ingest.store import tree
-from ingest.store.chunk_file import read_chunks, write_chunk_file
+from ingest.store.chunk_file import write_chunk_file
+from ingest.store.contents import Contents, opened_at_rest
 from ingest.store.findings import Progress, no_progress
-from ingest.store.fsck import locked, read_whole
-from ingest.store.identity import Identity, identify
-from ingest.store.log_survey import LoggedPack, LogSurvey
+from ingest.store.fsck import locked
+from ingest.store.identity import Identity
 from ingest.store.log_writer import sync_directory, syncfs
 from ingest.store.pack_check import (
-    PackState,
     Resolved,
-    SlotState,
-    header_may_be_unwritten,
     pack_bytes,
-    resolve,
 )
 from ingest.store.quarantine import write_sparse
 from ingest.store.store import EXPORT_MARK, LOG_ID_FILE, META, make_directory
 from ingest.store.store_json import FORMAT_VERSION, write_json, write_store_json
-from ingest.store.walk import walk
 
 
 @dataclass
@@ -73,81 +66,22 @@ def export(
     Returned means durable. Raises ConfigError (no store, the target is not empty, damage that only fsck mends),
     KeyFileError (a key is missing), StoreLockedError, OSError; what was begun stays, marked.
     """
-    with locked(source):
-        identity = identify(source, wal_dir, key_file)
-        _check_source(identity)
-        survey = LogSurvey(identity.wal_dir, identity.log_id, identity.keys, segment_size)
-        try:
-            if survey.faults:
-                raise ConfigError(
-                    f"{survey.faults[0].path}: {survey.faults[0].detail}: run `ingest fsck {source}` before the export"
-                )
-            target_store = _Target(target, layout, identity, source)
-            with locked(target):
-                _copy(identity, survey, target_store, progress)
-                target_store.finish()
-        finally:
-            survey.close()
+    with opened_at_rest(source, key_file, wal_dir, segment_size) as contents:
+        target_store = _Target(target, layout, contents.identity, source)
+        with locked(target):
+            _copy(contents, target_store, progress)
+            target_store.finish()
     return target_store.result
 
 
-def _check_source(identity: Identity) -> None:
-    if identity.problems:
-        problem = identity.problems[0]
-        raise ConfigError(
-            f"{problem.path} {problem.detail}: run `ingest fsck {identity.data_dir}` before the export"
-        )
-    if identity.key_problem:
-        raise KeyFileError(identity.key_problem)
-    if identity.missing:
-        raise KeyFileError(f"the key file lacks the key {', '.join(identity.missing)} that signed here")
-
-
-def _copy(identity: Identity, survey: LogSurvey, target: _Target, progress: Progress) -> None:
-    groups = _groups(identity, survey)
-    put_keys = [keys.put for keys in identity.keys]
-    for done, pack in enumerate(sorted(groups)):
-        progress("copying", done, len(groups))
-        state = _read(identity, pack, groups[pack], put_keys)
-        logged = survey.packs.get(pack) or LoggedPack()
-        found = resolve(state, logged, survey.frame)
-        lost = found.lost
-        if state.header_lost and not header_may_be_unwritten(state, logged):
-            target.result.problems.append(
-                f"{sharding.pack_path(pack)}: its header is lost: only slots with a valid frame are copied"
-            )
-            lost = lost & (state.frames[:, :8] != 0).any(axis=1)
-        for slot in np.flatnonzero(lost):
-            name = ticket.format(sharding.slot_ticket(pack, int(slot)))
-            target.result.problems.append(
-                f"{sharding.pack_path(pack)}, slot {slot}, ticket {name}: no valid frame, not copied"
-            )
+def _copy(contents: Contents, target: _Target, progress: Progress) -> None:
+    packs = sorted(contents.packs)
+    for done, pack in enumerate(packs):
+        progress("copying", done, len(packs))
+        found = contents.read(pack)
+        target.result.problems += contents.losses()
         target.write(pack, found)
-    progress("copying", len(groups), len(groups))
-
-
-def _groups(identity: Identity, survey: LogSurvey) -> dict[int, list[int]]:
-    """The packs that anything is known of; in layout tree with the slots that have a file."""
-    groups: dict[int, list[int]] = defaultdict(list)
-    for path in walk(identity.data_dir, identity.layout).objects:
-        if identity.layout == "pack":
-            groups[sharding.pack_of_path(path)] = []
-        else:
-            index = ticket.parse(ticket.from_tree_path(path))
-            groups[sharding.ticket_pack(index)].append(sharding.ticket_slot(index))
-    for pack in survey.packs:
-        groups.setdefault(pack, [])
-    return groups
-
-
-def _read(identity: Identity, pack: int, slots: Iterable[int], put_keys: list[bytes]) -> SlotState:
-    if identity.layout == "tree":
-        return read_chunks(identity.data_dir, pack, slots, put_keys)
-    try:
-        content = read_whole(identity.data_dir / sharding.pack_path(pack))
-    except FileNotFoundError:
-        content = bytearray()
-    return PackState(pack, content, identity.store_id, put_keys)
+    progress("copying", len(packs), len(packs))
 
 
 class _Target:

@@ -1,0 +1,32 @@
+"""What every process of ours does when it is forked, and how its end is told."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+EX_CORRUPT = 65  # it found corruption: another one would find it too
+EX_SOFTWARE = 70  # it ended by an exception that nobody expected
+EX_BUSY = 75
+EX_CONFIG = 78
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+def die_with(parent: int, name: str) -> None:
+    """The kernel kills this process when its parent ends, however that ends. It is called `ingest-NAME` from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it ended before the line above
+        os._exit(1)
+    libc.prctl(_PR_SET_NAME, f"ingest-{name}".encode()[:15], 0, 0, 0)
+
+
+def describe_exit(code: int) -> str:
+    """Of an exit code as `os.waitstatus_to_exitcode` gives it: the negative number of a signal."""
+    if code < 0:
+        return f"was killed by signal {-code} ({signal.strsignal(-code)})"
+    return f"exited with {code}"

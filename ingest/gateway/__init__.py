@@ -1,0 +1,1 @@
+"""The HTTP gateway: one application, and a module for each API that it speaks. `docs/http.md`."""

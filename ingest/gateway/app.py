@@ -1,0 +1,209 @@
+"""The application: one for each port, of the APIs that it speaks. What every request goes through stands here.
+
+aiohttp reads and writes HTTP; its routing is left out, because it decodes and tidies up paths before anybody sees them, and
+names of objects must come as they were sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+
+from ingest import limits
+from ingest.gateway import blob, chunks, files, objects, sos, store
+from ingest.gateway.access import Access
+from ingest.gateway.exchange import Exchange, Services, marks
+from ingest.gateway.failures import ClientGoneError, Failure, failure_of
+from ingest.gateway.request_id import RequestIds
+from ingest.gateway.routes import CHANGING, Route, Routes
+from ingest.gateway.target import parse_target
+
+log = logging.getLogger(__name__)
+
+# What `--api` can serve alone over HTTP, as it is there; `stream` is no HTTP.
+APIS: Mapping[str, Callable[[], list[Route]]] = {
+    "blob": blob.routes,
+    "sos-upload": sos.upload_routes,
+    "sos-fetch": sos.fetch_routes,
+    "store": store.routes,
+    "objects": objects.routes,
+    "files": lambda: files.routes("/"),
+    "chunks": chunks.routes,
+}
+
+
+def shared_routes() -> list[Route]:
+    """Of the port that serves all APIs: `files` lies under /files/ there."""
+    found = files.routes("/files/")
+    for name, routes in APIS.items():
+        if name != "files":
+            found += routes()
+    return found
+
+
+def make_app(routes: Sequence[Route], services: Services, access: Access, ids: RequestIds) -> App:
+    """The application of one port, for `aiohttp.web.ServerRunner`. To be called within the event loop that serves it."""
+    return App(
+        Gate(Routes(routes), services, access, ids),
+        access_log=None,
+        auto_decompress=False,  # the bytes of an object are those that the client sent
+        max_line_size=limits.HTTP_LINE_SIZE_MAX,
+        max_field_size=limits.HTTP_FIELD_SIZE_MAX,
+        max_headers=limits.HTTP_FIELDS_MAX,
+        read_bufsize=limits.HTTP_READ_SIZE,
+        keepalive_timeout=limits.HTTP_IDLE_TIMEOUT_S,
+        lingering_time=limits.HTTP_LINGER_S,
+    )
+
+
+class Gate:
+    """What every request goes through, from its target to its answer."""
+
+    def __init__(self, routes: Routes, services: Services, access: Access, ids: RequestIds) -> None:
+        self._routes = routes
+        self._services = services
+        self.access = access
+        self.ids = ids
+        self._under_way = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._draining = False
+
+    async def drain(self, timeout: float) -> None:
+        """Waits, ``timeout`` seconds at most, for the requests that are under way. Each is the last of its connection."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._quiet.wait(), timeout)
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """ClientGoneError when there is nobody to answer, or the answer broke off."""
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        self._under_way += 1
+        connection.busy = True
+        self._quiet.clear()
+        try:
+            response = await self._answer(request)
+        finally:
+            connection.busy = False
+            self._under_way -= 1
+            if not self._under_way:
+                self._quiet.set()
+        if self._draining:
+            response.force_close()
+        return response
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        id_ = self.ids.of(request.headers.get("X-Request-Id"))
+        exchange: Exchange | None = None
+        try:
+            target = parse_target(request.raw_path)
+            exchange = Exchange(request, id_, target, "", self._services)
+            response = await self._handle(exchange)
+        except (asyncio.CancelledError, ClientGoneError):
+            raise
+        except Exception as error:
+            response = self._fail(request, id_, error)
+        if not response.prepared:
+            response.headers.update(marks(id_))
+        if "Expect" in request.headers and not (exchange and exchange.continued):
+            response.force_close()  # the client will not send the body: what it sends next cannot be told from one
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("%s: %s %s: %d", id_, request.method, request.raw_path, response.status)
+        return response
+
+    async def _handle(self, exchange: Exchange) -> web.StreamResponse:
+        request, target = exchange.request, exchange.target
+        if target.authority is not None:
+            self._check(target.authority, request, public=False)
+        host = request.headers.get("Host")
+        try:
+            route, exchange.tail = self._routes.find(target.path)
+        except Failure:
+            self._check(host, request, public=False)  # strangers do not learn what is not there
+            raise
+        self._check(host, request, public=route.public)
+        return await route.handler(request.method)(exchange)
+
+    def _check(self, host: str | None, request: web.BaseRequest, *, public: bool) -> None:
+        headers = request.headers
+        self.access.check(
+            host,
+            headers.get("Origin"),
+            headers.get("Authorization"),
+            changes=request.method in CHANGING,
+            public=public,
+        )
+
+    def _fail(self, request: web.BaseRequest, id_: str, error: Exception) -> web.StreamResponse:
+        failure = failure_of(error)
+        what = f"{request.method} {request.raw_path[:200]}"
+        if failure.code == "internal":
+            log.error("%s: %s", id_, what, exc_info=error)
+        elif (
+            failure.status >= 500 and failure.status != 501
+        ):  # not implemented: that is told to the client alone
+            log.warning("%s: %s: %s", id_, what, error)
+        if request.writer.output_size:
+            log.warning("%s: %s: the answer broke off: %s", id_, what, error)
+            raise ClientGoneError("the answer broke off") from error
+        return failure.response(id_)
+
+
+class App(web.Server):
+    """aiohttp's server, with answers of our own to what is no HTTP."""
+
+    def __init__(self, gate: Gate, **settings: Any) -> None:
+        super().__init__(gate.answer, **settings)
+        self.gate = gate
+        self._settings = settings
+
+    async def drain(self, timeout: float) -> None:
+        """To be called when nothing listens any more: ends idle connections, and waits for the others. aiohttp's own way is
+        deaf to what comes of a body from then on."""
+        for connection in self.connections:
+            if not cast(_Connection, connection).busy:
+                connection.close()
+        await self.gate.drain(timeout)
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ("_ids", "busy")
+
+    def __init__(self, app: App, **settings: Any) -> None:
+        super().__init__(app, **settings)
+        self._ids = app.gate.ids
+        self.busy = False  # has a request that is not answered
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Called for what the parser cannot read, and for what `Gate.answer` raises: then there is nobody to answer."""
+        if isinstance(exc, (ClientGoneError, ConnectionError)) or request.writer.output_size:
+            log.debug("%s", exc)
+            raise ConnectionResetError(str(exc))
+        id_ = self._ids.next()
+        if status != 400:
+            log.error("%s: unexpected", id_, exc_info=exc)
+            failure = failure_of(exc or RuntimeError(message))
+        elif isinstance(exc, LineTooLong):
+            failure = Failure(431, "headers_too_large", "the request line, or a header of it, is too long")
+        else:
+            failure = Failure(400, "bad_http", " ".join((message or "this is no HTTP").split())[:200])
+        response = failure.response(id_)
+        response.headers.update(marks(id_))
+        response.force_close()
+        return response

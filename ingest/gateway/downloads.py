@@ -1,0 +1,159 @@
+"""Downloads, as all APIs give them: conditions, ranges, and the bytes on their way to the client.
+
+What fails before the first byte gets an answer of its own. What fails later ends the connection before Content-Length is
+reached: no client takes a part for the whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import struct
+import termios
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from email.utils import formatdate
+from functools import lru_cache
+
+from aiohttp import web
+
+from ingest.gateway.exchange import Exchange
+from ingest.gateway.failures import ClientGoneError
+from ingest.gateway.preconditions import check_read, format_etag, is_conditional, range_holds
+from ingest.gateway.ranges import parse_range
+from ingest.gateway.uploads import KEPT
+from ingest.limits import HTTP_UNREAD_TIMEOUT_S, SMALL_OBJECT_MAX
+from ingest.objects.object_store import Download
+from ingest.objects.version import Version
+
+log = logging.getLogger(__name__)
+
+# An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.
+FENCE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+
+
+async def send_object(
+    exchange: Exchange, namespace: str, name: str, extra: dict[str, str] | None = None
+) -> web.StreamResponse:
+    """Answers GET and HEAD. ``extra``: headers of the API. NotFoundError, Failure 412, 416."""
+    asked = exchange.request.headers
+    if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
+        version = await exchange.store.stat(namespace, name)
+        if check_read(asked, version):
+            return web.Response(status=304, headers=_validators(version))
+        if exchange.is_head:
+            return web.Response(headers=_headers(version, extra) | {"Content-Length": str(version.size)})
+    download = await exchange.store.open(namespace, name)
+    try:
+        return await _send(exchange, download, extra)
+    finally:
+        await download.close()
+
+
+async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | None) -> web.StreamResponse:
+    version = download.version
+    asked = exchange.request.headers
+    if check_read(asked, version):
+        return web.Response(status=304, headers=_validators(version))
+    headers = _headers(version, extra)
+    part = parse_range(asked.get("Range"), version.size) if range_holds(asked, version) else None
+    status, start, stop = 200, 0, version.size
+    if part is not None:
+        status, start, stop = 206, part.start, part.stop
+        headers["Content-Range"] = part.content_range
+    headers["Content-Length"] = str(stop - start)
+    async with aclosing(download.read(start, stop)) as pieces:
+        if stop - start <= SMALL_OBJECT_MAX:
+            body = b"".join([piece async for piece in pieces])
+            assert len(body) == stop - start, f"{len(body)} of {stop - start} bytes"
+            return web.Response(status=status, body=body, headers=headers)
+        return await _stream(
+            exchange, web.StreamResponse(status=status, headers=headers), pieces, stop - start
+        )
+
+
+async def _stream(
+    exchange: Exchange, response: web.StreamResponse, pieces: AsyncIterator[bytes], size: int
+) -> web.StreamResponse:
+    piece = await anext(pieces)  # what fails here has an answer
+    response.headers.update(exchange.marks)
+    watch = _Watch(exchange)
+    sent = 0
+    try:
+        await response.prepare(exchange.request)
+        while True:
+            await response.write(piece)
+            sent += len(piece)
+            try:
+                piece = await anext(pieces)
+            except StopAsyncIteration:
+                break
+        assert sent == size, f"{sent} of {size} bytes"
+        await response.write_eof()
+    except ConnectionError as error:
+        raise ClientGoneError(f"the client went away after {sent} of {size} bytes: {error}") from None
+    finally:
+        watch.stop()
+    return response
+
+
+class _Watch:
+    """Ends the connection of a client that takes not one byte for too long: its version would stay pinned for ever.
+
+    What counts is what the client's machine has acknowledged. The kernel takes megabytes more, and lets us write again only
+    when a third of them are gone, which takes a slow client longer than any patience.
+    """
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._taken = -1
+        self._later = asyncio.get_running_loop().call_later(HTTP_UNREAD_TIMEOUT_S, self._look)
+
+    def stop(self) -> None:
+        self._later.cancel()
+
+    def _look(self) -> None:
+        request = self._exchange.request
+        transport = request.transport
+        if transport is None:
+            return
+        waiting = transport.get_write_buffer_size() + _unacknowledged(transport)
+        taken = request.writer.output_size - waiting
+        if waiting and taken <= self._taken:
+            log.info("%s: took nothing for %g s: closed", self._exchange.id, HTTP_UNREAD_TIMEOUT_S)
+            transport.abort()
+            return
+        self._taken = taken
+        self._later = asyncio.get_running_loop().call_later(HTTP_UNREAD_TIMEOUT_S, self._look)
+
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Bytes that the kernel has and the client's machine has not."""
+    sock = transport.get_extra_info("socket")
+    try:
+        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:  # closed meanwhile
+        return 0
+    return int(struct.unpack("i", raw)[0])
+
+
+def _validators(version: Version) -> dict[str, str]:
+    return {"ETag": format_etag(version), "Last-Modified": _http_date(int(version.created))}
+
+
+@lru_cache(1024)  # many objects are of one second, and the calendar is slow
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
+def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
+    kept = {name: version.headers[name] for name in KEPT if name in version.headers}
+    return {
+        "Content-Type": "application/octet-stream",
+        **kept,
+        **(extra or {}),
+        **_validators(version),
+        "Accept-Ranges": "bytes",
+        **FENCE,
+    }

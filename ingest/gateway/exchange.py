@@ -1,0 +1,154 @@
+"""One request and what belongs to its answer, as the APIs see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import HttpVersion11, web
+from aiohttp.web_protocol import RequestPayloadError
+
+from ingest import __version__
+from ingest.gateway.failures import ClientGoneError, Failure
+from ingest.gateway.target import Target, decode_name, parse_query
+from ingest.limits import HTTP_STALL_TIMEOUT_S
+from ingest.objects.object_store import ObjectStore
+
+Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
+ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `AsyncClient.get`
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the APIs work with. ``page`` answers `GET /` to a browser; without it a browser gets what programs get."""
+
+    store: ObjectStore
+    read_chunk: ReadChunk
+    page: Handler | None = None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """``tail``: what the route leaves of the path, undecoded. ``continued``: 100 Continue was sent."""
+
+    request: web.BaseRequest
+    id: str
+    target: Target
+    tail: str
+    services: Services
+    continued: bool = False
+
+    @property
+    def store(self) -> ObjectStore:
+        return self.services.store
+
+    @property
+    def is_head(self) -> bool:
+        return self.request.method == "HEAD"
+
+    @property
+    def name(self) -> str:
+        """The name of an object that the tail is. Failure 400; 404 when there is none."""
+        if not self.tail:
+            raise no_route()
+        return decode_name(self.tail)
+
+    @property
+    def query(self) -> dict[str, str]:
+        return parse_query(self.target.query)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        return marks(self.id)
+
+    def accepts_html(self) -> bool:
+        return "text/html" in self.request.headers.get("Accept", "").lower()
+
+    # --- the body of the request
+
+    @property
+    def size(self) -> int | None:
+        """Of the body, when it is known before it comes. Failure 411, 501."""
+        headers = self.request.headers
+        if "Transfer-Encoding" in headers:
+            if headers["Transfer-Encoding"].strip().lower() != "chunked":
+                raise Failure(
+                    501, "transfer_encoding", "the only transfer encoding that is known here is chunked"
+                )
+            return None
+        if "Content-Length" not in headers and self.request.version < HttpVersion11:
+            raise Failure(411, "length_required", "over HTTP/1.0 a body needs its Content-Length")
+        return int(headers.get("Content-Length", 0))
+
+    async def body(self) -> AsyncIterator[bytes]:
+        """Its bytes, as they are, to its end. A client that waits for 100 Continue gets it with the first step, so whoever
+        has something against the request says so before. ClientGoneError, Failure 408."""
+        await self._continue()
+        content = self.request.content
+        try:
+            while True:
+                piece = content.read_nowait()
+                if not piece:
+                    if content.at_eof():
+                        return
+                    async with asyncio.timeout(HTTP_STALL_TIMEOUT_S):
+                        piece = await content.readany()
+                    if not piece:
+                        return
+                yield piece
+        except TimeoutError:
+            message = f"not one byte of the body came for {HTTP_STALL_TIMEOUT_S:g} s"
+            raise Failure(408, "body_stalled", message, {"Connection": "close"}) from None
+        except (ConnectionError, RequestPayloadError) as error:
+            raise ClientGoneError(f"the body ended early: {error}") from None
+        except RuntimeError as error:  # aiohttp's word for a read from a connection that has been closed
+            if self.request.transport is not None:
+                raise
+            raise ClientGoneError(f"the client went away: {error}") from None
+
+    @property
+    def expects_continue(self) -> bool:
+        """Failure 417 for an expectation that nobody knows."""
+        expected = self.request.headers.get("Expect")
+        if expected is None or self.request.version < HttpVersion11:
+            return False
+        if expected.lower() != "100-continue":
+            raise Failure(
+                417, "expectation_failed", "the only expectation that is known here is 100-continue"
+            )
+        return True
+
+    async def _continue(self) -> None:
+        if self.continued or not self.expects_continue:
+            return
+        self.continued = True
+        writer = self.request.writer
+        try:
+            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except ConnectionError as error:
+            raise ClientGoneError(str(error)) from None
+        writer.output_size = 0  # the answer itself has not begun
+
+
+def marks(id_: str) -> dict[str, str]:
+    """Headers of every answer. Who prepares an answer himself puts them in; all others get them on the way out."""
+    return {"X-Request-Id": id_, "Server": f"ingest/{__version__}", "X-Content-Type-Options": "nosniff"}
+
+
+def no_route() -> Failure:
+    return Failure(404, "no_such_route", "there is nothing under this path")
+
+
+def text_response(text: str) -> web.Response:
+    return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; charset=utf-8"})
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(content),
+        headers={"Content-Type": "application/json", **(headers or {})},
+    )

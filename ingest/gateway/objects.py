@@ -1,0 +1,50 @@
+"""The API `objects`: PUT creates or replaces, and names can be listed."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ingest.gateway.downloads import send_object
+from ingest.gateway.exchange import Exchange, json_response
+from ingest.gateway.listing import send_page
+from ingest.gateway.preconditions import condition_of, format_etag
+from ingest.gateway.routes import Route
+from ingest.gateway.uploads import describe, store_body
+from ingest.objects.version import ANY
+
+NAMESPACE = "objects"
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/", {"GET": _root}, public=True),
+        Route("/objects/", {"GET": _list}),
+        Route("/objects/*", {"PUT": _put, "GET": _get, "DELETE": _delete}),
+    ]
+
+
+async def _root(exchange: Exchange) -> web.StreamResponse:
+    page = exchange.services.page
+    if page is not None and exchange.accepts_html():
+        return await page(exchange)
+    return json_response({"status": 1, "version": 1}, headers={"Vary": "Accept"})
+
+
+async def _list(exchange: Exchange) -> web.StreamResponse:
+    return await send_page(exchange, NAMESPACE)
+
+
+async def _put(exchange: Exchange) -> web.StreamResponse:
+    version = await store_body(exchange, NAMESPACE, exchange.name)
+    return json_response(describe(version), headers={"ETag": format_etag(version)})
+
+
+async def _get(exchange: Exchange) -> web.StreamResponse:
+    return await send_object(exchange, NAMESPACE, exchange.name)
+
+
+async def _delete(exchange: Exchange) -> web.StreamResponse:
+    version = await exchange.store.delete(
+        NAMESPACE, exchange.name, condition_of(exchange.request.headers, ANY)
+    )
+    return json_response(describe(version))

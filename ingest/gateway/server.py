@@ -1,0 +1,151 @@
+"""One HTTP process of a gateway: its store, its ports, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+
+import uvloop
+from aiohttp import web
+
+from ingest import limits, listeners
+from ingest.client import AsyncClient
+from ingest.errors import IngestError
+from ingest.gateway import settings
+from ingest.gateway.app import APIS, App, make_app, shared_routes
+from ingest.gateway.config import GatewayConfig
+from ingest.gateway.engine import connected, read_keys, use_keys_later
+from ingest.gateway.exchange import Services
+from ingest.gateway.request_id import RequestIds
+from ingest.gateway.stream import StreamServer
+from ingest.objects.catalog_reader import CatalogReader
+from ingest.objects.catalog_socket import catalog_path
+from ingest.objects.collector import Collector
+from ingest.objects.local_store import LocalStore
+from ingest.reload import use_log_level
+
+log = logging.getLogger(__name__)
+
+SHARED = "http"  # the name of the port that has all APIs
+Sockets = Mapping[str, socket.socket]  # the bound one of each port, by name
+ReadConfig = Callable[[], GatewayConfig]  # reads the configuration once more
+
+
+class GatewayServer:
+    """Serves ``sockets`` until `ended` is set."""
+
+    def __init__(self, config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
+        self._config = config
+        self._sockets = sockets
+        self._read_config = read_config
+        self._context: ssl.SSLContext | None = settings.http_context(config)
+        self._apps: list[App] = []
+        self.ended = asyncio.Event()
+
+    async def serve(self, services: Services) -> None:
+        access, ids = settings.read_access(self._config), RequestIds()
+        # Then requests are cut off, and their uploads have time to fail.
+        patience = 0.8 * self._config.drain_timeout
+        runners: list[web.ServerRunner] = []
+        stream, listening = StreamServer(services.store, ids), None
+        try:
+            for port, sock in self._sockets.items():
+                name = port.split()[0]
+                listeners.listen(sock, limits.LISTEN_BACKLOG)
+                if name == "stream":
+                    listening = await asyncio.start_server(
+                        stream.serve, sock=sock, limit=limits.STREAM_READ_SIZE
+                    )
+                    continue
+                app = make_app(shared_routes() if name == SHARED else APIS[name](), services, access, ids)
+                runner = web.ServerRunner(app, shutdown_timeout=0.05 * self._config.drain_timeout)
+                await runner.setup()
+                runners.append(runner)
+                await web.SockSite(
+                    runner, sock, ssl_context=self._context, backlog=limits.LISTEN_BACKLOG
+                ).start()
+                self._apps.append(app)
+            await self.ended.wait()
+        finally:
+            if listening is not None:
+                listening.close()
+            for runner in runners:
+                for site in runner.sites:
+                    await site.stop()
+            await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
+            await asyncio.gather(*(runner.cleanup() for runner in runners))
+
+    def reload(self, client: AsyncClient) -> None:
+        """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
+        try:
+            config = self._read_config()
+            access = settings.read_access(config)
+            use_keys_later(client, config)
+            if self._context is not None and config.tls_cert is not None:
+                settings.load_chain(self._context, config)
+        except IngestError as error:
+            log.error("nothing was reloaded: %s", error)
+            return
+        for app in self._apps:
+            app.gate.access = access
+        use_log_level(config.log_level)
+
+
+def http_main(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> int:
+    """An HTTP process, until TERM. Returns its exit code."""
+    with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
+        uvloop.run(_serve(config, sockets, read_config))
+    return 0
+
+
+async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
+    server = GatewayServer(config, sockets, read_config)
+    loop = asyncio.get_running_loop()
+    _cancel_at_term()
+    async with connected(config) as (client, catalog):
+        with CatalogReader(catalog_path(config.data_dir)) as reader:
+            store = await LocalStore.enter(
+                client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
+            )
+            loop.add_signal_handler(signal.SIGTERM, server.ended.set)
+            loop.add_signal_handler(signal.SIGHUP, server.reload, client)
+            try:
+                await server.serve(Services(store, client.get))
+            finally:
+                await store.leave()
+
+
+def collector_main(config: GatewayConfig, read_config: ReadConfig) -> int:
+    """The collector, until TERM. Returns its exit code."""
+    with contextlib.suppress(
+        asyncio.CancelledError
+    ):  # whatever it was at: what is left is collected the next time
+        uvloop.run(_collect(config, read_config))
+    return 0
+
+
+async def _collect(config: GatewayConfig, read_config: ReadConfig) -> None:
+    _cancel_at_term()
+    async with connected(config) as (client, catalog):
+        with CatalogReader(catalog_path(config.data_dir)) as reader:
+
+            def reload() -> None:
+                try:
+                    use_keys_later(client, read_config())
+                except IngestError as error:
+                    log.error("nothing was reloaded: %s", error)
+
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+            await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
+
+
+def _cancel_at_term() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

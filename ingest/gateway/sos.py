@@ -1,0 +1,79 @@
+"""The APIs `sos-upload` and `sos-fetch`: content under the SHA-1 of its bytes.
+
+SHA-1 can be made to collide. What is stored is told apart by its BLAKE3 too: of two contents with one SHA-1 the second is
+refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator, Mapping
+
+from aiohttp import web
+
+from ingest.gateway.downloads import send_object
+from ingest.gateway.exchange import Exchange, json_response
+from ingest.gateway.failures import Failure
+from ingest.gateway.routes import Route
+from ingest.gateway.target import decode
+from ingest.gateway.uploads import kept_headers, store_body
+from ingest.objects.version import SAME
+
+NAMESPACE = "sos"
+_ID = re.compile(r"([0-9a-f]{40})(\.[^/]*)?")
+
+# Headers by which an answer steers proxies and browsers, or which are about one request: they would be the uploader's orders
+# to machines of others. Ends of names with a * stand for all that begin so.
+_NOT_KEPT = (
+    "x-accel-*", "x-sendfile*", "x-lighttpd-*", "x-litespeed-*", "x-reproxy-*", "x-varnish*", "x-cache*", "x-forwarded-*",
+    "x-real-ip", "x-frame-options", "x-content-type-options", "x-content-security-policy*", "x-webkit-*", "x-xss-protection",
+    "x-dns-prefetch-control", "x-permitted-cross-domain-policies", "x-download-options", "x-ua-compatible", "x-robots-tag",
+    "x-http-method*", "x-method-override", "x-request-id", "x-correlation-id", "x-original-*", "x-rewrite-url",
+    "x-powered-by",
+)  # fmt: skip
+_EXACT = frozenset(name for name in _NOT_KEPT if not name.endswith("*"))
+_PREFIXES = tuple(name[:-1] for name in _NOT_KEPT if name.endswith("*"))
+
+
+def upload_routes() -> list[Route]:
+    return [Route("/upload", {"POST": _upload})]
+
+
+def fetch_routes() -> list[Route]:
+    return [Route("/fetch/*", {"GET": _fetch})]
+
+
+async def _upload(exchange: Exchange) -> web.StreamResponse:
+    digest = hashlib.sha1(usedforsecurity=False)
+
+    async def body() -> AsyncIterator[bytes]:
+        async for piece in exchange.body():
+            digest.update(piece)
+            yield piece
+
+    headers = kept_headers(exchange) | own_headers(exchange.request.headers)
+    version = await store_body(exchange, NAMESPACE, digest.hexdigest, SAME, body=body(), headers=headers)
+    return json_response({"id": version.name, "size": version.size, "status": "OK"})
+
+
+async def _fetch(exchange: Exchange) -> web.StreamResponse:
+    match = _ID.fullmatch(decode(exchange.tail))
+    if match is None:
+        raise Failure(404, "not_found", "an id has 40 hexadecimal digits, 0-9 and a-f")
+    version = await exchange.store.stat(NAMESPACE, match[1])
+    extra = own_headers(version.headers)
+    if "X-Mime-Type" in extra:
+        extra["Content-Type"] = extra["X-Mime-Type"]
+    return await send_object(exchange, NAMESPACE, match[1], extra)
+
+
+def own_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """What the uploader says of the content in headers of his own, `X-…`, several of one name joined as HTTP does."""
+    own: dict[str, str] = {}
+    for name, value in headers.items():
+        small = name.lower()
+        if small.startswith("x-") and small not in _EXACT and not small.startswith(_PREFIXES):
+            name = "-".join(part.capitalize() for part in small.split("-"))
+            own[name] = f"{own[name]}, {value}" if name in own else value
+    return own

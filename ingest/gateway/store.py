@@ -1,0 +1,64 @@
+"""The API `store`: objects that are made, replaced and deleted by explicit methods, with their history."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ingest.gateway.downloads import send_object
+from ingest.gateway.exchange import Exchange, json_response, text_response
+from ingest.gateway.preconditions import condition_of, format_etag
+from ingest.gateway.routes import Route
+from ingest.gateway.uploads import describe, format_time, store_body
+from ingest.objects.version import ABSENT, ANY, PRESENT
+
+NAMESPACE = "store"
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/store/*", {"POST": _post, "PUT": _put, "GET": _get, "DELETE": _delete}),
+        Route("/healthz", {"GET": _healthz}, public=True),
+    ]
+
+
+async def _healthz(_: Exchange) -> web.StreamResponse:
+    return text_response("Ok!")
+
+
+async def _post(exchange: Exchange) -> web.StreamResponse:
+    version = await store_body(exchange, NAMESPACE, exchange.name, ABSENT)
+    return web.Response(status=204, headers={"ETag": format_etag(version)})
+
+
+async def _put(exchange: Exchange) -> web.StreamResponse:
+    version = await store_body(exchange, NAMESPACE, exchange.name, PRESENT)
+    return json_response(describe(version), headers={"ETag": format_etag(version)})
+
+
+async def _get(exchange: Exchange) -> web.StreamResponse:
+    if "history" in exchange.query:
+        return await _history(exchange)
+    return await send_object(exchange, NAMESPACE, exchange.name)
+
+
+async def _delete(exchange: Exchange) -> web.StreamResponse:
+    version = await exchange.store.delete(
+        NAMESPACE, exchange.name, condition_of(exchange.request.headers, ANY)
+    )
+    return json_response(describe(version))
+
+
+async def _history(exchange: Exchange) -> web.StreamResponse:
+    """The states of all versions of a name, newest first."""
+    return json_response(
+        [
+            {
+                "version": step.version,
+                "state": step.state.name.lower(),
+                "time": format_time(step.time),
+                "reason": step.reason,
+                "size": step.size,
+            }
+            for step in await exchange.store.history(NAMESPACE, exchange.name)
+        ]
+    )

@@ -1,0 +1,84 @@
+"""Objects of one node: its catalog beside its engine. Implements `ObjectStore`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable, Mapping
+from functools import partial
+from typing import Self
+
+from ingest.client import AsyncClient
+from ingest.objects.catalog_access import CatalogAccess
+from ingest.objects.catalog_reader import CatalogReader, Entry
+from ingest.objects.download import PinnedDownload, Readers, SmallDownload, open_version
+from ingest.objects.manifest import manifest_key
+from ingest.objects.membership import Membership
+from ingest.objects.receiver import Receiver, Upload
+from ingest.objects.version import ANY, Condition, Transition, Version, check_name, check_namespace
+
+
+class LocalStore:
+    """Made by ``await LocalStore.enter(...)``, ended by ``await leave()``: the client and the catalog stay the caller's."""
+
+    def __init__(
+        self, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader, membership: Membership, key: bytes
+    ) -> None:
+        self._client = client
+        self._catalog = catalog
+        self._reader = reader
+        self._membership = membership
+        self._readers = Readers()
+        self._receiver = Receiver(client, catalog, membership, manifest_key(key))
+
+    @classmethod
+    async def enter(
+        cls, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader, key: bytes, what: str
+    ) -> Self:
+        """``key``: the first shared key of the node. ``what`` names this process to people."""
+        return cls(client, catalog, reader, await Membership.enter(catalog, what), key)
+
+    async def leave(self) -> None:
+        await self._membership.leave()
+
+    async def put(
+        self,
+        namespace: str,
+        name: str | Callable[[], str],
+        body: AsyncIterable[bytes],
+        *,
+        size: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        condition: Condition = ANY,
+    ) -> Version:
+        if isinstance(name, str):
+            await self.check(namespace, name, condition)
+        return await self._receiver.receive(
+            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)), body
+        )
+
+    async def check(self, namespace: str, name: str, condition: Condition) -> None:
+        condition.check(name, self._reader.lookup(check_namespace(namespace), check_name(name)))
+
+    async def open(self, namespace: str, name: str) -> SmallDownload | PinnedDownload:
+        return await open_version(
+            lambda: self._reader.find(namespace, name), self._client, self._catalog, self._membership, self._readers
+        )
+
+    async def open_object(self, object_id: str) -> SmallDownload | PinnedDownload:
+        return await open_version(
+            lambda: self._reader.find_object(object_id), self._client, self._catalog, self._membership, self._readers
+        )
+
+    async def stat(self, namespace: str, name: str) -> Version:
+        return self._reader.find(namespace, name)
+
+    async def delete(self, namespace: str, name: str, condition: Condition = ANY) -> Version:
+        return await self._catalog.delete(namespace, name, condition)
+
+    async def page(self, namespace: str, prefix: str = "", after: str = "", limit: int = 1000) -> list[Entry]:
+        return self._reader.page(namespace, prefix, after, limit)
+
+    async def namespaces(self) -> list[str]:
+        return self._reader.namespaces()
+
+    async def history(self, namespace: str, name: str) -> list[Transition]:
+        return self._reader.history(namespace, name)

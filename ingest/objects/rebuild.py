@@ -1,0 +1,293 @@
+"""A lost catalog, made again from the manifests in a store at rest. `docs/objects.md`, "The manifest".
+
+    every chunk with a ticket of eight characters → which are stored, and which of them are manifests
+    of each name the highest version that is whole → the new catalog
+    everything else → orphans: uploads that were under way, garbage, and what foreign clients stored
+
+Nothing in the store is changed, and the new catalog takes its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from ingest import sharding, ticket
+from ingest.errors import CatalogError, UsageError
+from ingest.limits import CHECKSUM_SIZE, DATA_SIZE, LOG_SEGMENT_SIZE, TICKET_SIZE
+from ingest.objects import extent, manifest
+from ingest.objects.catalog import Catalog
+from ingest.objects.catalog_socket import catalog_path, service_lock
+from ingest.objects.database import make_file
+from ingest.objects.extent import FIRST, Extent
+from ingest.objects.manifest import Manifest
+from ingest.store.contents import Contents, opened_at_rest
+from ingest.store.findings import Progress, no_progress
+from ingest.store.key_file import read_keys
+from ingest.store.log_writer import sync_directory
+from ingest.store.pack_check import Resolved
+from ingest.store.store import META
+
+SIDES = ("", "-wal", "-shm")  # the files of an SQLite database in WAL mode
+NAMES_TOGETHER = 1000  # restored in one transaction
+USED_TOGETHER = 100_000  # extents read at a time: neighbours become one at once
+HEAD = TICKET_SIZE + CHECKSUM_SIZE
+
+SCRATCH = """
+CREATE TABLE scratch.found(place INTEGER PRIMARY KEY, version INTEGER, namespace TEXT, name TEXT, manifest BLOB);
+CREATE INDEX scratch.named ON found(namespace, name, version DESC);
+CREATE TABLE scratch.used(first INTEGER PRIMARY KEY, count INTEGER);
+"""
+
+
+@dataclass
+class Rebuilt:
+    """What came of it. ``objects`` of ``bytes`` together are in the new catalog; ``outdated`` manifests were of versions
+    before them. ``incomplete``: names whose newest versions were not whole, with what they lack. ``unsigned``: chunks
+    that look like a manifest and are none of ours. ``orphans``: stored tickets that no object has."""
+
+    data_dir: str
+    chunks: int = 0
+    objects: int = 0
+    bytes: int = 0
+    outdated: int = 0
+    unsigned: int = 0
+    incomplete: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    orphans: list[Extent] = field(default_factory=list)
+    next_ticket: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {"orphans": [(ticket.format(one.first), one.count) for one in self.orphans]}
+
+
+def rebuild(
+    data_dir: Path,
+    *,
+    key_file: Path | None = None,
+    wal_dir: Path | None = None,
+    replace: bool = False,
+    discard_orphans: bool = False,
+    progress: Progress = no_progress,
+    segment_size: int = LOG_SEGMENT_SIZE,
+) -> Rebuilt:
+    """Makes `DATA/.ingest/catalog.db`. With ``replace`` in the place of one that is there, which stays beside it as
+    `catalog.db.old`. ``discard_orphans`` makes garbage of them: only when no foreign client has tickets of eight characters.
+
+    UsageError (there is a catalog), StoreLockedError (a server or gateway runs), ConfigError and KeyFileError as
+    `ingest export`, CatalogError, DiskError, OSError.
+    """
+    target = catalog_path(data_dir)
+    if target.exists() and not replace:
+        raise UsageError(f"{target}: there is a catalog already")
+    new = target.with_name(f"{target.name}.new")
+    scratch = target.with_name(f"{target.name}.scratch")
+    with opened_at_rest(data_dir, key_file, wal_dir, segment_size) as contents, service_lock(data_dir):
+        keys = [manifest.manifest_key(key) for key in read_keys(key_file or data_dir / META / "key")]
+        _remove(new, scratch)
+        make_file(new)
+        os.close(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            with Catalog(new) as catalog:
+                found = _Rebuild(catalog, scratch, keys, Rebuilt(str(data_dir)))
+                found.look(contents, progress)
+                found.restore(progress)
+                found.count_orphans(discard_orphans)
+                found.finish()
+            _put_in_place(new, target)
+        finally:
+            _remove(new, scratch)
+    return found.result
+
+
+class _Rebuild:
+    def __init__(self, catalog: Catalog, scratch: Path, keys: list[bytes], result: Rebuilt) -> None:
+        self.catalog = catalog
+        self.db = catalog._db
+        self.keys = keys
+        self.result = result
+        self.starts, self.stops = array("q"), array("q")  # of the runs of stored tickets, in their order
+        self.used_to = FIRST  # behind every ticket that was ever stored
+        self._begun: tuple[int, int, bytes] | None = None  # a manifest that goes on in the next pack
+        self.db.run("PRAGMA synchronous = OFF")  # the file is synced when it is whole
+        self.db.run("ATTACH ? AS scratch", str(scratch))
+        self.db.run("PRAGMA scratch.synchronous = OFF")
+        self.db.run(SCRATCH)
+
+    # --- what is there
+
+    def look(self, contents: Contents, progress: Progress) -> None:
+        packs = sorted(pack for pack in contents.packs if pack >= sharding.ticket_pack(FIRST))
+        with self.catalog.change():
+            for done, pack in enumerate(packs):
+                progress("looking", done, len(packs))
+                base = sharding.slot_ticket(pack, 0)
+                found = contents.read(pack)
+                self.result.problems += contents.losses()
+                self._note_runs(base, found)
+                self._find_manifests(base, found)
+        progress("looking", len(packs), len(packs))
+
+    def _note_runs(self, base: int, found: Resolved) -> None:
+        used = np.flatnonzero(found.present | found.deleted | found.lost)
+        if len(used):
+            self.used_to = base + int(used[-1]) + 1
+        slots = np.flatnonzero(found.present)
+        self.result.chunks += len(slots)
+        for run in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
+            if not len(run):
+                continue
+            first, stop = base + int(run[0]), base + int(run[-1]) + 1
+            if self.stops and self.stops[-1] == first:
+                self.stops[-1] = stop
+            else:
+                self.starts.append(first)
+                self.stops.append(stop)
+
+    def _find_manifests(self, base: int, found: Resolved) -> None:
+        data = found.frames[:, HEAD:]
+        if self._begun is not None:
+            self._go_on(base, found)
+        magic = np.frombuffer(manifest.MAGIC, np.uint8)
+        for slot in np.flatnonzero((data[:, : len(magic)] == magic).all(axis=1) & found.present):
+            self._take(base + int(slot), manifest.begins(data[slot].tobytes()), b"", base, found)
+
+    def _go_on(self, base: int, found: Resolved) -> None:
+        assert self._begun is not None
+        (place, chunks, begun), self._begun = self._begun, None
+        if place + len(begun) // DATA_SIZE == base:
+            self._take(place, chunks, begun, base, found)
+
+    def _take(self, place: int, chunks: int, begun: bytes, base: int, found: Resolved) -> None:
+        """A manifest of ``chunks`` chunks from ``place`` on, of which ``begun`` came in the packs before."""
+        start = place + len(begun) // DATA_SIZE - base
+        stop = min(place + chunks - base, len(found.present))
+        if chunks == 0 or not found.present[start:stop].all():
+            return
+        data = begun + found.frames[start:stop, HEAD:].tobytes()
+        if len(data) < chunks * DATA_SIZE:
+            self._begun = (place, chunks, data)
+            return
+        try:
+            one = manifest.parse(data, place, self.keys)
+        except CatalogError:
+            self.result.unsigned += 1
+            return
+        self.db.run(
+            "INSERT INTO scratch.found VALUES (?, ?, ?, ?, ?)",
+            *(place, one.version, one.namespace, one.name, msgspec.msgpack.encode(one)),
+        )
+
+    # --- the new catalog
+
+    def restore(self, progress: Progress) -> None:
+        """Of each name the newest version that is whole."""
+        count, done = self.db.value("SELECT count(*) FROM scratch.found"), 0
+        highest = self.db.value("SELECT max(version) FROM scratch.found") or 0
+        with self.catalog.change():
+            self.db.run("UPDATE counters SET version = ?", highest + 1)
+        last = ("", "")
+        while names := self.db.all(
+            "SELECT DISTINCT namespace, name FROM scratch.found WHERE (namespace, name) > (?, ?)"
+            " ORDER BY namespace, name LIMIT ?",
+            *(*last, NAMES_TOGETHER),
+        ):
+            with self.catalog.change():
+                for namespace, name in names:
+                    done += self._restore_name(namespace, name)
+            last = names[-1][:2]
+            progress("restoring", done, count)
+
+    def _restore_name(self, namespace: str, name: str) -> int:
+        """Returns how many manifests there are of it."""
+        rows = self.db.all(
+            "SELECT manifest FROM scratch.found WHERE namespace = ? AND name = ? ORDER BY version DESC, place DESC",
+            *(namespace, name),
+        )
+        lacking = ""
+        for number, (raw,) in enumerate(rows):
+            one = msgspec.msgpack.decode(raw, type=Manifest)
+            lacks = self._lacks(one)
+            if not lacks:
+                self._restore(one)
+                self.result.outdated += len(rows) - number - 1
+                break
+            lacking = lacking or f"{namespace} {name!r}, version {one.version}: {lacks}"
+        if lacking:
+            self.result.incomplete.append(lacking)
+        return len(rows)
+
+    def _lacks(self, one: Manifest) -> str:
+        """Why a version can't be restored; empty when it is whole."""
+        for place in one.places:
+            run = bisect_right(self.starts, place.first) - 1
+            if run < 0 or self.stops[run] < place.stop:
+                return f"not all chunks of {place} are stored"
+            before = self.db.row(
+                "SELECT first + count FROM scratch.used WHERE first < ? ORDER BY first DESC LIMIT 1",
+                place.stop,
+            )
+            if before is not None and before[0] > place.first:
+                return f"{place} has chunks of another object"
+        return ""
+
+    def _restore(self, one: Manifest) -> None:
+        self.catalog.restore(
+            one.version, one.namespace, one.name, one.size, bytes.fromhex(one.digest), one.places,
+            one.headers, one.created,
+        )  # fmt: skip
+        for place in one.places:
+            self.db.run("INSERT INTO scratch.used VALUES (?, ?)", place.first, place.count)
+        self.result.objects += 1
+        self.result.bytes += one.size
+
+    def count_orphans(self, discard: bool) -> None:
+        live: list[Extent] = []
+        after = 0
+        while rows := self.db.all(
+            "SELECT first, count FROM scratch.used WHERE first > ? ORDER BY first LIMIT ?",
+            after,
+            USED_TOGETHER,
+        ):
+            after = rows[-1][0]
+            live[-1:] = extent.joined([*live[-1:], *(Extent(first, count) for first, count in rows)])
+        stored = [Extent(start, stop - start) for start, stop in zip(self.starts, self.stops, strict=True)]
+        self.result.orphans = extent.difference(stored, live)
+        if discard:
+            with self.catalog.change():
+                self.catalog.throw_away(self.result.orphans)
+
+    def finish(self) -> None:
+        with self.catalog.change():
+            self.db.run("UPDATE counters SET ticket = ?", self.used_to)
+        self.result.next_ticket = ticket.format(self.used_to) if self.used_to < ticket.COUNT else ""
+        self.db.run("DETACH scratch")
+        self.db.run("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _put_in_place(new: Path, target: Path) -> None:
+    fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    for side in SIDES:  # the file before its log: SQLite throws a log without a file away
+        old = Path(f"{target}{side}")
+        if old.exists():
+            os.rename(old, f"{target}.old{side}")
+    sync_directory(target.parent)
+    os.rename(new, target)
+    sync_directory(target.parent)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        for side in (*SIDES, "-journal"):
+            Path(f"{path}{side}").unlink(missing_ok=True)

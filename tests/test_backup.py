@@ -1,0 +1,95 @@
+"""Copies of a catalog that is being changed."""
+
+import os
+
+import pytest
+
+from ingest.errors import DiskError, UsageError
+from ingest.objects import backup as module
+from ingest.objects.backup import backup
+from ingest.objects.catalog import Catalog
+from ingest.objects.extent import Extent
+
+DIGEST = bytes(32)
+
+
+def fill(catalog: Catalog, owner: int, names: range) -> None:
+    with catalog.change():
+        for i in names:
+            lease = catalog.lease(owner, 2)
+            catalog.store(owner, "store", f"{i:06}", 1, DIGEST, [Extent(lease.first, 2)])
+
+
+@pytest.fixture
+def source(tmp_path):
+    with Catalog(tmp_path / "catalog.db") as catalog:
+        with catalog.change():
+            owner = catalog.enter("x")
+        fill(catalog, owner, range(1000))
+        yield tmp_path / "catalog.db"
+
+
+def names(path) -> list[str]:
+    with Catalog(path) as catalog:
+        return [entry.name for entry in catalog.page("store")]
+
+
+def test_is_the_catalog(source, tmp_path):
+    size = backup(source, tmp_path / "copy")
+    assert size == (tmp_path / "copy").stat().st_size
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o600
+    assert names(tmp_path / "copy") == names(source)
+
+
+def test_is_of_one_moment_while_others_change_the_catalog(source, tmp_path, monkeypatch):
+    """Every step of the copy, of one page here, is followed by a change."""
+    monkeypatch.setattr(module, "STEP_PAGES", 1)
+    with Catalog(source) as catalog:
+        with catalog.change():
+            owner = catalog.enter("y")
+        steps = []
+
+        def change(_, done, total):
+            steps.append((done, total))
+            with catalog.change():
+                catalog.delete("store", f"{len(steps):06}")
+                fill_in = catalog.lease(owner, 2)
+                catalog.store(owner, "store", f"z{len(steps)}", 1, DIGEST, [fill_in])
+
+        expected = names(source)
+        backup(source, tmp_path / "copy", change)
+        assert len(steps) > 20
+        assert names(tmp_path / "copy") == expected != names(source)
+
+
+def test_replaces_one_before_whole_or_not_at_all(source, tmp_path):
+    target = tmp_path / "copy"
+    backup(source, target)
+    before = target.read_bytes()
+
+    class Broken(Exception):
+        pass
+
+    def fail(*_):
+        raise Broken
+
+    with pytest.raises(Broken):
+        backup(source, target, fail)
+    assert target.read_bytes() == before
+    assert not (tmp_path / "copy.new").exists()
+    with Catalog(source) as catalog, catalog.change():
+        catalog.delete("store", "000000")
+    backup(source, target)
+    assert names(target) == names(source)
+
+
+def test_what_can_not_be_copied(source, tmp_path):
+    with pytest.raises(UsageError):
+        backup(tmp_path / "missing", tmp_path / "copy")
+    with pytest.raises(UsageError):
+        backup(source, source)
+    os.symlink(source, tmp_path / "link")
+    with pytest.raises(UsageError):
+        backup(source, tmp_path / "link")
+    with pytest.raises(DiskError):
+        backup(source, tmp_path / "missing" / "copy")

@@ -1,0 +1,493 @@
+"""The catalog through its service and within the process: the same calls, one commit for many, and what a death leaves."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+from catalog_rig import ServiceRig
+
+from ingest import errors
+from ingest.errors import (
+    ConnectionLostError,
+    DiskError,
+    NameTakenError,
+    NotFoundError,
+    ProtocolError,
+    StoreLockedError,
+    UploadLostError,
+    UsageError,
+)
+from ingest.limits import CATALOG_MESSAGE_MAX
+from ingest.objects import catalog_calls
+from ingest.objects.catalog import Catalog
+from ingest.objects.catalog_access import CatalogAccess
+from ingest.objects.catalog_client import CatalogClient
+from ingest.objects.catalog_reader import CatalogReader, Garbage
+from ingest.objects.catalog_service import CatalogService
+from ingest.objects.catalog_socket import catalog_path, connect, listen, service_lock
+from ingest.objects.extent import Extent
+from ingest.objects.local_catalog import LocalCatalog
+from ingest.objects.version import ABSENT, Condition, State
+
+DIGEST = bytes(range(32))
+
+
+@pytest.fixture
+def service(tmp_path):
+    rig = ServiceRig(tmp_path / "data")
+    rig.start()
+    yield rig
+    rig.close()
+
+
+@pytest.fixture(params=["local", "service"])
+def place(request, tmp_path) -> Path:
+    """A data directory, with a service or without one."""
+    if request.param == "service":
+        return request.getfixturevalue("service").data_dir
+    (tmp_path / "local" / ".ingest").mkdir(parents=True)
+    return tmp_path / "local"
+
+
+@contextlib.asynccontextmanager
+async def opened(place: Path):
+    access: CatalogAccess
+    if (place / ".ingest" / "catalog.sock").exists():
+        access = await CatalogClient.connect(place)
+    else:
+        access = await LocalCatalog.open(catalog_path(place))
+    try:
+        yield access
+    finally:
+        await access.close()
+
+
+def reader(place: Path) -> CatalogReader:
+    return CatalogReader(catalog_path(place))
+
+
+async def store(access: CatalogAccess, owner: int, lease: Extent, name: str, number: int):
+    return await access.store(owner, "n", name, 1, DIGEST, [lease], {"a": "b"}, number=number)
+
+
+class TestCalls:
+    def test_an_upload(self, place):
+        async def main():
+            async with opened(place) as access:
+                owner = await access.enter("test", 100)
+                await access.renew(owner)
+                number = await access.begin(owner, "n", "a\0\N{SNOWMAN}", {"x": "y"}, ABSENT)
+                held = await access.extend(owner, number, 10)
+                await access.conflicted(owner, held.first, number)
+                kept = [Extent(held.first + 1, 4)]
+                done = await access.commit(owner, number, 4000, DIGEST, kept)
+                with reader(place) as catalog:
+                    assert catalog.find("n", "a\0\N{SNOWMAN}") == done
+                assert (done.digest, done.extents, done.headers) == (DIGEST, tuple(kept), {"x": "y"})
+                await access.pin(owner, number)
+                await access.pin(owner, number)
+                tag = frozenset([done.etag])
+                assert (await access.delete("n", "a\0\N{SNOWMAN}", Condition(etags=tag))) == done
+                return done, owner, access
+
+        done, _, _ = asyncio.run(main())
+        with reader(place) as catalog:
+            assert catalog.version(done.number).state is State.DELETED
+
+    def test_pins_are_counted(self, place):
+        async def main():
+            async with opened(place) as access:
+                owner = await access.enter("test")
+                (number,) = await access.reserve(1)
+                lease = await access.lease(owner, 2)
+                await store(access, owner, lease, "a", number)
+                await access.pin(owner, number)
+                await access.pin(owner, number)
+                await access.delete("n", "a")
+                found = []
+                with reader(place) as catalog:
+                    for _ in range(2):
+                        found.append([item.extent for item in catalog.garbage(10)])
+                        await access.unpin(owner, number)
+                    found.append([item.extent for item in catalog.garbage(10)])
+                    assert found == [[], [], [lease]]
+                    await access.collected(catalog.garbage(10))
+                    assert catalog.garbage(10) == []
+                assert await access.forget(-1) == 1
+
+        asyncio.run(main())
+
+    def test_small_objects_and_leases(self, place):
+        async def main():
+            async with opened(place) as access:
+                owner = await access.enter("test")
+                lease = await access.lease(owner, 10)
+                foreign = await access.lease(None, 3, "a script")
+                numbers = await access.reserve(2)
+                await store(access, owner, Extent(lease.first, 2), "a", numbers[0])
+                await access.discard(owner, [Extent(lease.first + 2, 2)])
+                await access.conflicted(owner, lease.first + 4)
+                await access.give_back(owner, lease)
+                number = await access.begin(owner, "n", "b")
+                await access.fail(owner, number, "broke")
+                await access.leave(owner)
+                assert await access.expire() == 0
+                with reader(place) as catalog:
+                    assert [item.extent for item in catalog.garbage(10)] == [
+                        Extent(lease.first + 2, 2),
+                        Extent(lease.first + 5, 5),
+                    ]
+                    assert [one.extent for one in catalog.leases()] == [foreign]
+                    assert catalog.history("n", "b")[0].reason == "broke"
+
+        asyncio.run(main())
+
+    def test_errors_are_of_their_own_type(self, place):
+        async def main():
+            async with opened(place) as access:
+                owner = await access.enter("test")
+                first, second = await access.lease(owner, 2), await access.lease(owner, 2)
+                numbers = await access.reserve(3)
+                await store(access, owner, first, "a", numbers[0])
+                with pytest.raises(NameTakenError, match="there is an object 'a' already"):
+                    await access.store(
+                        owner, "n", "a", 1, DIGEST, [second], condition=ABSENT, number=numbers[1]
+                    )
+                with pytest.raises(UploadLostError):
+                    await store(access, owner, first, "b", numbers[2])
+                with pytest.raises(NotFoundError):
+                    await access.delete("n", "missing")
+                with pytest.raises(UsageError):
+                    await access.begin(owner, "n", "x" * 1025)
+                await access.leave(owner)
+                with pytest.raises(UploadLostError):
+                    await access.renew(owner)
+
+        asyncio.run(main())
+
+    def test_of_one_caller_are_made_in_their_order(self, place):
+        async def main():
+            async with opened(place) as access:
+                owner = await access.enter("test")
+                lease = await access.lease(owner, 200)
+                numbers = await access.reserve(100)
+                places = [Extent(lease.first + 2 * i, 2) for i in range(100)]
+                calls = [
+                    store(access, owner, one, "same", number)
+                    for one, number in zip(places, numbers, strict=True)
+                ]
+                await asyncio.gather(*calls)
+                with reader(place) as catalog:
+                    assert catalog.find("n", "same").number == numbers[-1]
+                    assert [item.extent for item in catalog.garbage(100)] == places[:-1]
+
+        asyncio.run(main())
+
+    def test_after_its_end_nothing_is_taken(self, place):
+        async def main():
+            async with opened(place) as access:
+                owner = await access.enter("test")
+            with pytest.raises(ConnectionLostError):
+                await access.leave(owner)
+
+        asyncio.run(main())
+
+
+class TestTogether:
+    def test_what_waits_is_committed_at_once(self, tmp_path):
+        """100 calls are in the socket before the service looks at it."""
+        meta = tmp_path / ".ingest"
+        meta.mkdir()
+        listener = listen(tmp_path)
+        commits = []
+
+        def serve_here():
+            catalog = Catalog(catalog_path(tmp_path))
+            catalog._db.connection.set_commit_hook(lambda: bool(commits.append(1)))
+            made.append(CatalogService(catalog, listener))
+            ready.set()
+            go.wait()
+            made[0].run()
+
+        made: list[CatalogService] = []
+        ready, go = threading.Event(), threading.Event()
+        thread = threading.Thread(target=serve_here)
+        thread.start()
+        ready.wait()
+
+        async def main():
+            client = await CatalogClient.connect(tmp_path)
+            calls = [asyncio.create_task(client.enter(f"owner {i}")) for i in range(100)]
+            while client._link is None or client._link.unsent or client._last_id < 100:
+                await asyncio.sleep(0)
+            go.set()
+            assert len(set(await asyncio.gather(*calls))) == 100
+            await client.close()
+
+        try:
+            asyncio.run(main())
+        finally:
+            go.set()
+            made[0].stop()
+            thread.join()
+        assert len(commits) == 1
+
+    def test_a_full_disk_fails_all_of_a_transaction(self, tmp_path):
+        async def main():
+            access = await LocalCatalog.open(tmp_path / "catalog.db")
+            owner = await access.enter("test")
+            pages = access._catalog._db.value("PRAGMA page_count")
+            access._catalog._db.run(f"PRAGMA max_page_count = {pages + 2}")
+            calls = [access.enter("x" * 10_000) for _ in range(5)]
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            assert all(isinstance(one, DiskError) for one in outcomes)
+            access._catalog._db.run("PRAGMA max_page_count = 100000")
+            await access.renew(owner)
+            await access.close()
+
+        asyncio.run(main())
+        with CatalogReader(tmp_path / "catalog.db") as catalog:
+            assert catalog._db.value("SELECT count(*) FROM owners") == 1
+
+    def test_a_call_of_nonsense_fails_alone(self, tmp_path):
+        with Catalog(tmp_path / "catalog.db") as catalog:
+            good, bad, also = catalog_calls.run_together(
+                catalog, [("enter", ["a"]), ("renew", [object()]), ("enter", ["b"])]
+            )
+            assert isinstance(bad, errors.CatalogError)
+            assert good != also
+            assert catalog._db.value("SELECT count(*) FROM owners") == 2
+
+    def test_a_busy_one_fails_alone(self, tmp_path):
+        with Catalog(tmp_path / "catalog.db") as catalog:
+            calls = [("enter_alone", ["collector"]), ("enter_alone", ["collector"]), ("enter", ["b"])]
+            first, second, third = catalog_calls.run_together(catalog, calls)
+            assert isinstance(second, errors.BusyError)
+            assert first != third
+            assert catalog._db.value("SELECT count(*) FROM owners") == 2
+
+
+class TestDeath:
+    def test_of_the_service_is_not_noticed(self, service):
+        async def main():
+            client = await CatalogClient.connect(service.data_dir)
+            owner = await client.enter("test", 1e6)
+            lease = await client.lease(owner, 600)
+            numbers = await client.reserve(300)
+            for third in range(3):
+                mine = range(100 * third, 100 * third + 100)
+                calls = [
+                    asyncio.create_task(
+                        store(client, owner, Extent(lease.first + 2 * i, 2), f"{i}", numbers[i])
+                    )
+                    for i in mine
+                ]
+                pending = calls[:1] if third else []  # some have been answered, or none
+                await asyncio.gather(*pending)
+                service.kill()
+                service.start()
+                await asyncio.gather(*calls)
+            await client.close()
+            return lease
+
+        lease = asyncio.run(main())
+        with reader(service.data_dir) as catalog:
+            assert len(catalog.page("n")) == 300
+            assert catalog.garbage(10) == catalog.leases() == []
+            tickets = sorted(version.extents[0].first for version in catalog.versions(State.OK))
+            assert tickets == list(range(lease.first, lease.stop, 2))
+
+    def test_while_a_delete_was_asked_for_is_told(self, service):
+        async def main():
+            client = await CatalogClient.connect(service.data_dir)
+            service.signal(signal.SIGSTOP)
+            asked = asyncio.create_task(client.delete("n", "a"))
+            await asyncio.sleep(0)
+            service.kill()
+            with pytest.raises(ConnectionLostError):
+                await asked
+            service.start()
+            with pytest.raises(NotFoundError):
+                await client.delete("n", "a")
+            await client.close()
+
+        asyncio.run(main())
+
+    def test_without_a_successor_is_told(self, service):
+        async def main():
+            client = await CatalogClient.connect(service.data_dir, retry_for=0.1)
+            service.kill()
+            with pytest.raises(ConnectionLostError, match="does a gateway run"):
+                await client.enter("test")
+            service.start()
+            assert await client.enter("test") > 0
+            await client.close()
+            service.kill()
+            with pytest.raises(ConnectionLostError):
+                await CatalogClient.connect(service.data_dir, retry_for=0)
+
+        asyncio.run(main())
+
+    def test_of_a_process_leaves_the_others_alone(self, service):
+        async def main():
+            one, two = [await CatalogClient.connect(service.data_dir) for _ in range(2)]
+            service.signal(signal.SIGSTOP)
+            calls = [asyncio.create_task(client.enter("x")) for client in (one, two)]
+            await asyncio.sleep(0)
+            await one.close()
+            service.signal(signal.SIGCONT)
+            lost, owner = await asyncio.gather(*calls, return_exceptions=True)
+            assert isinstance(lost, ConnectionLostError)
+            await two.renew(owner)
+            await two.close()
+
+        asyncio.run(main())
+
+    def test_by_term_answers_what_came(self, service):
+        async def main():
+            client = await CatalogClient.connect(service.data_dir, retry_for=0)
+            owner = await client.enter("x")
+            assert service.terminate() == 0
+            with pytest.raises(ConnectionLostError):
+                await client.renew(owner)
+            await client.close()
+
+        asyncio.run(main())
+
+
+class TestCancelled:
+    """Who is cancelled while he waits gets nothing, and nothing stays behind that nobody would give up."""
+
+    def test_begin_and_lease_and_pin(self, service):
+        async def main():
+            client = await CatalogClient.connect(service.data_dir)
+            owner = await client.enter("x", 1e6)
+            first, (number,) = await client.lease(owner, 2), await client.reserve(1)
+            await store(client, owner, first, "a", number)
+            await client.fail(owner, await client.begin(owner, "n", "warm"), "no")
+            service.signal(signal.SIGSTOP)
+            calls = [
+                asyncio.create_task(call)
+                for call in (
+                    client.begin(owner, "n", "b"),
+                    client.lease(owner, 4),
+                    client.pin(owner, number),
+                )
+            ]
+            while len(client._waiting) < 3:
+                await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            assert all(call.cancelled() for call in calls)
+            service.signal(signal.SIGCONT)
+            await asyncio.gather(*client._undoing)
+            await client.delete("n", "a")
+            await client.close()
+            return first
+
+        first = asyncio.run(main())
+        with reader(service.data_dir) as catalog:
+            assert list(catalog.versions(State.PENDING)) == []
+            assert catalog.history("n", "b")[0].state is State.FAILED
+            assert catalog.leases() == []
+            assert [item.extent for item in catalog.garbage(9)] == [Extent(first.stop, 4), first]
+
+
+class TestSocket:
+    def test_is_for_its_owner_alone(self, service):
+        path = service.data_dir / ".ingest" / "catalog.sock"
+        assert path.stat().st_mode & 0o777 == 0o600
+
+    def test_however_long_its_path_is(self, tmp_path):
+        deep = tmp_path.joinpath(*["directory" * 5] * 5)
+        rig = ServiceRig(deep)
+        rig.start()
+        try:
+            connect(deep).close()
+        finally:
+            rig.close()
+
+    def test_is_one_service_s(self, service):
+        with pytest.raises(StoreLockedError), service_lock(service.data_dir):
+            pass
+
+    def test_of_a_dead_service_is_replaced(self, service):
+        service.kill()
+        service.start()
+        connect(service.data_dir).close()
+
+    @pytest.mark.parametrize(
+        "junk",
+        [
+            (CATALOG_MESSAGE_MAX + 1).to_bytes(4, "big"),
+            catalog_calls.framed(b"junk"),
+            catalog_calls.framed(catalog_calls.serialize_call(1, "close", [])),
+            catalog_calls.framed(catalog_calls.serialize_call(1, "enter", [1])),
+            catalog_calls.framed(catalog_calls.serialize_call(1, "enter", ["a", 1.0, "more"])),
+        ],
+        ids=["too long", "no message", "no call", "wrong type", "too many arguments"],
+    )
+    def test_who_sends_junk_is_disconnected(self, service, junk):
+        sock = connect(service.data_dir)
+        sock.setblocking(True)
+        with sock, contextlib.suppress(ConnectionResetError):
+            sock.sendall(junk)
+            assert sock.recv(100) == b""
+
+        async def main():
+            client = await CatalogClient.connect(service.data_dir)
+            assert await client.enter("another") > 0
+            await client.close()
+
+        asyncio.run(main())
+
+    def test_answers_all_before_it_hangs_up_on_who_has_ended(self, service):
+        sock = connect(service.data_dir)
+        sock.setblocking(True)
+        with sock:
+            for i in range(10):
+                sock.sendall(catalog_calls.framed(catalog_calls.serialize_call(i, "enter", ["x"])))
+            sock.shutdown(socket.SHUT_WR)
+            received = bytearray()
+            while part := sock.recv(4096):
+                received += part
+        answers = [catalog_calls.parse_answer(message) for message in catalog_calls.unframed(received)]
+        assert [answer.id for answer in answers] == list(range(10))
+
+
+class TestMessages:
+    def test_in_pieces(self):
+        whole = catalog_calls.framed(b"one") + catalog_calls.framed(b"") + catalog_calls.framed(b"three")
+        buffer, found = bytearray(), []
+        for byte in whole:
+            buffer.append(byte)
+            found += catalog_calls.unframed(buffer)
+        assert (found, buffer) == ([b"one", b"", b"three"], b"")
+
+    def test_arguments_come_as_they_are_declared(self):
+        garbage = [Garbage(1, None, Extent(5, 2))]
+        for call, arguments in (
+            ("collected", (garbage,)),
+            ("lease", (None, 5, "x")),
+            ("begin", (1, "n", "a", {"b": "c"}, Condition(True, frozenset(["x"])), None)),
+            ("commit", (1, 2, 3, DIGEST, [Extent(5, 2)], Condition(), None)),
+        ):
+            message = catalog_calls.serialize_call(7, call, arguments)
+            assert catalog_calls.parse_call(message) == (7, (call, arguments))
+
+    def test_every_error_is_told_by_its_name(self):
+        for kind in (NameTakenError, UploadLostError, DiskError, errors.BusyError, UsageError):
+            answer = catalog_calls.parse_answer(catalog_calls.serialize_answer(1, kind("why")))
+            outcome = catalog_calls.outcome_of(answer, int)
+            assert type(outcome) is kind and str(outcome) == "why"
+
+    def test_what_can_not_be_read_is_an_error(self):
+        with pytest.raises(ProtocolError):
+            catalog_calls.parse_answer(b"junk")
+        answer = catalog_calls.parse_answer(catalog_calls.serialize_answer(1, "text"))
+        assert isinstance(catalog_calls.outcome_of(answer, int), ProtocolError)

@@ -1,0 +1,348 @@
+"""Who may use a gateway: hosts, origins, tokens, TLS, and on which addresses it starts."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from gateway_rig import Broken, Connection, Gateway, memory_gateway
+
+from ingest.errors import ConfigError, KeyFileError, UsageError
+from ingest.gateway.access import Access, Hosts, same_origin
+from ingest.gateway.config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
+from ingest.gateway.settings import http_context, read_access
+from ingest.gateway.token_file import parse_tokens, read_tokens
+
+READ, WRITE = "reader-0123456789", "writer-0123456789"
+TOKENS = f"# who may\n\nread-only {READ}\n  read-write\t{WRITE}\r\n".encode()
+
+
+@pytest.fixture(scope="module")
+def open_gateway() -> Iterator[Gateway]:
+    with memory_gateway() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Gateway]:
+    access = Access(Hosts.of([("127.0.0.1", 0)], ["files.example"]), parse_tokens(TOKENS, "tokens"))
+    with memory_gateway(access) as running:
+        yield running
+
+
+# --- hosts
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "LOCALHOST.:80", "127.0.0.1", "127.9.9.9:1", "[::1]", "[::1]:8080", ""]
+)
+def test_hosts_that_are_served(open_gateway: Gateway, host: str) -> None:
+    if host:
+        assert open_gateway.request("GET", "/", headers={"Host": host}).status == 200
+    else:  # over HTTP/1.0, where none is needed
+        with open_gateway.connect() as connection:
+            connection.send(b"GET / HTTP/1.0\r\n\r\n")
+            assert connection.answer().status == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "10.0.0.1",
+        "[fe80::1]",
+        "localhost.evil.example",
+        "1",
+        "[",
+        "a b",
+        "@localhost",
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/alive", "/objects/x", "/nothing"])
+def test_hosts_that_are_not(open_gateway: Gateway, host: str, path: str) -> None:
+    answer = open_gateway.request("GET", path, headers={"Host": host})
+    assert answer.status in (400, 403)
+    assert answer.code in ("foreign_host", "bad_http")
+
+
+def test_hosts_of_what_is_listened_on() -> None:
+    hosts = Hosts.of([("10.1.2.3", 80), ("files.example", 80)], ["Other.Example."])
+    for host in ("10.1.2.3", "10.1.2.3:8080", "files.example", "OTHER.example:1", "localhost"):
+        assert hosts.serve(host), host
+    for host in ("10.1.2.4", "example", "x.files.example"):
+        assert not hosts.serve(host), host
+    for wildcard in ("0.0.0.0", "::"):
+        hosts = Hosts.of([(wildcard, 80)])
+        assert hosts.serve("10.1.2.4") and hosts.serve("[fe80::1]:80") and not hosts.serve("evil.example")
+
+
+# --- origins
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "same"),
+    [
+        ("http://localhost:8080", "localhost:8080", True),
+        ("http://LOCALHOST", "localhost:80", True),
+        ("https://files.example", "files.example", True),
+        ("https://files.example:443", "files.example", True),
+        ("http://[::1]:8080", "[::1]:8080", True),
+        ("http://localhost:3000", "localhost:8080", False),
+        ("http://localhost", "localhost:8080", False),
+        ("http://evil.example", "localhost", False),
+        ("http://localhost.evil.example", "localhost", False),
+        ("null", "localhost", False),
+        ("", "localhost", False),
+        ("file://localhost", "localhost", False),
+        ("http://localhost", None, False),
+    ],
+)
+def test_origins(origin: str, host: str | None, same: bool) -> None:
+    assert same_origin(origin, host) is same
+
+
+def test_foreign_origins_change_nothing(open_gateway: Gateway) -> None:
+    own = {"Origin": f"http://127.0.0.1:{open_gateway.address[1]}"}
+    assert open_gateway.request("PUT", "/objects/a", b"x", headers=own).status == 200
+    for origin in ("http://evil.example", "null", "http://127.0.0.1"):
+        foreign = {"Origin": origin}
+        for method, path in (("PUT", "/objects/a"), ("POST", "/upload"), ("DELETE", "/objects/a")):
+            answer = open_gateway.request(method, path, b"y", headers=foreign)
+            assert (answer.status, answer.code) == (403, "foreign_origin")
+        assert open_gateway.request("GET", "/objects/a", headers=foreign).body == b"x"
+
+
+def test_a_refused_request_gets_no_continue(open_gateway: Gateway) -> None:
+    with open_gateway.connect() as connection:
+        headers = {"Origin": "null", "Expect": "100-continue", "Content-Length": "1"}
+        connection.send(connection.head("PUT", "/objects/a", headers))
+        assert connection.answer().interim == []
+
+
+# --- tokens
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def test_tokens(guarded: Gateway) -> None:
+    path = "/objects/a"
+    assert guarded.request("PUT", path, b"x", headers=bearer(WRITE)).status == 200
+    for token in (READ, WRITE):
+        assert guarded.request("GET", path, headers=bearer(token)).body == b"x"
+        assert guarded.request("HEAD", path, headers=bearer(token)).status == 200
+    for method in ("PUT", "DELETE"):
+        answer = guarded.request(method, path, b"y", headers=bearer(READ))
+        assert (answer.status, answer.code) == (403, "read_only")
+    assert guarded.request("GET", path, headers=bearer(READ)).body == b"x"
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Bearer {READ}x",
+        f"Bearer {READ[:-1]}",
+        f"Basic {READ}",
+        READ,
+        "Bearer \u00e4",
+    ],
+)
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/objects/a"), ("PUT", "/objects/a"), ("GET", "/blob"), ("GET", "/nothing"), ("GET", "/00/obj")],
+)
+def test_who_has_no_token(guarded: Gateway, authorization: str, method: str, path: str) -> None:
+    answer = guarded.request(method, path, headers={"Authorization": authorization} if authorization else {})
+    assert (answer.status, answer.code) == (401, "unauthorized")
+    assert answer.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_the_scheme_is_not_sensitive_to_case(guarded: Gateway) -> None:
+    assert guarded.request("GET", "/blob", headers={"Authorization": f"bearer  {READ}"}).status == 200
+
+
+def test_health_needs_no_token(guarded: Gateway) -> None:
+    for path in ("/", "/alive", "/healthz"):
+        assert guarded.request("GET", path).status == 200
+        assert guarded.request("GET", path, headers={"Host": "evil.example"}).status == 403
+        assert guarded.request("GET", path, headers={"Host": "files.example"}).status == 200
+
+
+# --- the token file
+
+
+def write(path: Path, content: bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+def test_a_token_file(tmp_path: Path) -> None:
+    tokens = read_tokens(write(tmp_path / "tokens", TOKENS))
+    assert [tokens.find(token) for token in (READ, WRITE, "", "reader")] == [False, True, None, None]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+def test_a_token_file_that_others_can_use(tmp_path: Path, mode: int) -> None:
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        read_tokens(write(tmp_path / "tokens", TOKENS, mode))
+
+
+def test_token_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(KeyFileError, match="No such file"):
+        read_tokens(tmp_path / "none")
+    with pytest.raises(KeyFileError, match=r"not a regular file|Is a directory"):
+        read_tokens(tmp_path)
+    os.mkfifo(tmp_path / "fifo", 0o600)
+    with pytest.raises(KeyFileError, match="not a regular file"):
+        read_tokens(tmp_path / "fifo")
+    with pytest.raises(KeyFileError, match="more than"):
+        read_tokens(write(tmp_path / "tokens", b"#" * 70_000))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"", "no token"),
+        (b"# nothing\n", "no token"),
+        (b"read-only short\n", "line 1: a token of 5 characters"),
+        (b"\nadmin 0123456789abcdef\n", "line 2: expected"),
+        (b"0123456789abcdef\n", "line 1: expected"),
+        (b"read-only 0123456789abcdef more\n", "line 1: expected"),
+        (b"read-only 0123456789abcde\xff\n", "line 1: expected"),
+        (
+            b"read-only 0123456789abcdef\nread-write 0123456789abcdef\n",
+            "line 2: this token stands there twice",
+        ),
+    ],
+)
+def test_token_files_that_are_malformed(content: bytes, match: str) -> None:
+    with pytest.raises(KeyFileError, match=match) as caught:
+        parse_tokens(content, "tokens")
+    assert "0123456789abcde" not in str(caught.value)
+
+
+# --- on which addresses
+
+
+def test_loopback_needs_nothing() -> None:
+    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "127.5.5.5:1"):
+        assert load_config({"http_listen": address}, {}).token_file is None
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "files.example:1"])
+def test_other_addresses_need_tokens_or_open(tmp_path: Path, address: str) -> None:
+    for flags in ({"http_listen": address}, {"api": [f"blob={address}"]}):
+        with pytest.raises(ConfigError, match="--token-file") as caught:
+            load_config(flags, {})
+        assert caught.value.exit_code == 78
+        load_config(flags | {"open": True}, {})
+        load_config(flags | {"token_file": str(tmp_path / "tokens")}, {})
+    with pytest.raises(ConfigError, match="stream"):
+        load_config({"api": [f"stream={address}"], "token_file": str(tmp_path / "tokens")}, {})
+    load_config({"api": [f"stream={address}"], "open": True}, {})
+
+
+def test_access_of_a_configuration(tmp_path: Path) -> None:
+    path = write(tmp_path / "tokens", TOKENS)
+    access = read_access(
+        load_config({"http_listen": "0.0.0.0:1", "token_file": str(path), "host": ["a.b"]}, {})
+    )
+    assert access.hosts.any_address and access.hosts.serve("a.b") and access.tokens is not None
+    assert read_access(GatewayConfig()).tokens is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "match"),
+    [
+        ({"api": ["blob"]}, UsageError, "NAME=HOST:PORT"),
+        ({"api": ["blub=127.0.0.1:1"]}, UsageError, "none of blob"),
+        ({"api": ["blob=127.0.0.1"]}, UsageError, "not an address"),
+        ({"api": ["blob=127.0.0.1:1", "store=127.0.0.1:1"]}, ConfigError, "two ports"),
+        ({"host": ["a:1"]}, UsageError, "not the name of a host"),
+        ({"http_workers": "-1"}, UsageError, "whole number"),
+        ({"collect_interval": "0"}, ConfigError, "more than 0"),
+        ({"open": True, "token_file": "f"}, ConfigError, "either"),
+        ({"tls_cert": "c"}, ConfigError, "one of them"),
+        ({"connect_tls_key": "k"}, ConfigError, "certificate"),
+        ({"connect_tls_cert": "c"}, ConfigError, "connect_tls_ca"),
+    ],
+)
+def test_configurations_that_do_not_fit(flags: dict[str, object], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        load_config(flags, {})
+
+
+def test_the_lists_of_names_agree() -> None:
+    from dataclasses import fields
+
+    import msgspec
+
+    from ingest.config import GATEWAY_NAMES
+    from ingest.config import PARSERS as SERVER
+
+    names = {field.name for field in fields(GatewayConfig)} - {"connect_tls_own"}
+    assert set(PARSERS) == names == {field.name for field in msgspec.structs.fields(FileConfig)}
+    assert set(GATEWAY_NAMES) == names - set(SERVER)
+    assert set(SCHEMA.other_names) == set(SERVER) - names
+
+
+def test_one_file_and_one_environment_for_server_and_gateway(tmp_path: Path) -> None:
+    from ingest.config import load_config as load_server
+
+    file = tmp_path / "ingest.toml"
+    file.write_text(
+        'wal_size = "1GB"\nhttp_listen = "[::1]:1"\napi = ["blob=127.0.0.1:3001"]\nopen = false\n'
+    )
+    environ = {"INGEST_LAYOUT": "tree", "INGEST_HOST": "a.b, c.d", "INGEST_OPEN": "no"}
+    config = load_config({}, environ, file)
+    assert config.http_listen == ("::1", 1) and config.api == (("blob", ("127.0.0.1", 3001)),)
+    assert config.host == ("a.b", "c.d") and not config.open
+    assert load_server({}, environ, file).layout == "tree"
+    with pytest.raises(ConfigError, match="did you mean http_listen"):
+        file.write_text('http_listn = "[::1]:1"')
+        load_config({}, {}, file)
+
+
+# --- TLS
+
+
+def test_tls(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "pem")
+    pem = str(tmp_path / "pem")
+    context = http_context(load_config({"tls_cert": pem, "tls_key": pem}, {}))
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    client.set_alpn_protocols(["h2", "http/1.1"])
+    with memory_gateway(tls=context) as gateway:
+        with Connection(gateway.address, client) as connection:
+            data = bytes(range(256)) * 20_000
+            assert connection.request("PUT", "/objects/a", data, {"Expect": "100-continue"}).interim == [100]
+            assert connection.request("GET", "/objects/a").body == data
+            assert isinstance(connection.sock, ssl.SSLSocket)
+            assert connection.sock.selected_alpn_protocol() == "http/1.1"
+        with gateway.connect() as plain:
+            plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            with pytest.raises((Broken, ConnectionError)):
+                plain.answer()
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("GET", "/alive").body == b"alive"
+
+
+def test_certificates_that_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "pem").write_text("no PEM")
+    for name in ("none", "pem"):
+        path = str(tmp_path / name)
+        with pytest.raises(ConfigError, match=name):
+            http_context(load_config({"tls_cert": path, "tls_key": path}, {}))

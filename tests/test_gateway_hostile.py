@@ -1,0 +1,400 @@
+"""Clients that mean it badly, or die: what they send never becomes an object, and others never notice."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from gateway_rig import Broken, Connection, Gateway, memory_gateway, running_gateway
+
+from ingest import limits
+from ingest.errors import ConnectionLostError, CorruptFrameError, IngestError, RefusedError
+from ingest.limits import SMALL_OBJECT_MAX
+from ingest.status import Status
+
+_numbers = itertools.count(1)
+LARGE = random.Random(1).randbytes(5 * SMALL_OBJECT_MAX)
+
+
+@pytest.fixture(scope="module", params=["memory", "node"])
+def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    with running_gateway(request.param, request.getfixturevalue("tmp_path_factory")) as running:
+        yield running
+
+
+@pytest.fixture
+def name() -> str:
+    return f"hostile{next(_numbers)}"
+
+
+def reset(connection: Connection) -> None:
+    """Closes it so that the other side sees a reset, as of a machine that was switched off and on."""
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def ends_as_failed(gateway: Gateway, name: str) -> None:
+    """Waits until the upload's end is known, which is the last thing that its process does about it."""
+    for _ in range(3000):
+        history = gateway.request("GET", f"/store/{name}?history")
+        states = [step["state"] for step in history.json] if history.status == 200 else []
+        if states and states[0] != "pending":
+            break
+        threading.Event().wait(0.01)
+    assert states == ["failed", "pending"]
+
+
+# --- what is no HTTP
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"\0\0\0\0\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",  # no Host
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a TLS client
+        b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1x\r\n\r\n",
+        b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+    ],
+)
+def test_what_is_no_http(gateway: Gateway, raw: bytes) -> None:
+    with gateway.connect() as connection:
+        connection.send(raw)
+        answer = connection.answer()
+        assert (answer.status, answer.code) == (400, "bad_http")
+        assert answer.headers["x-request-id"] == answer.json["request_id"]
+        assert connection.ended()
+    assert gateway.request("GET", "/objects/x").status == 404
+
+
+@pytest.mark.parametrize("coding", ["gzip, chunked", "chunked, chunked", "xchunked", "identity"])
+def test_unknown_transfer_codings(gateway: Gateway, name: str, coding: str) -> None:
+    with gateway.connect() as connection:
+        connection.send(
+            connection.head("PUT", f"/objects/{name}", {"Transfer-Encoding": coding}) + b"0\r\n\r\n"
+        )
+        assert connection.answer().status in (400, 501)
+    assert gateway.request("GET", f"/objects/{name}").status == 404
+
+
+def test_huge_headers(gateway: Gateway) -> None:
+    for headers in ({"X-Big": "x" * 9000}, {"X" * 9000: "x"}):
+        answer = gateway.request("GET", "/", headers=headers)
+        assert (answer.status, answer.code) == (431, "headers_too_large")
+    assert gateway.request("GET", "/objects/" + "x" * 20_000).status == 431
+    many = {f"X-{i}": "x" for i in range(limits.HTTP_FIELDS_MAX + 1)}
+    assert gateway.request("GET", "/", headers=many).status == 400
+
+
+def test_headers_that_would_be_kept_are_bounded(gateway: Gateway) -> None:
+    headers = {f"X-{i}": "x" * 4000 for i in range(3)}
+    answer = gateway.request("POST", "/upload", b"x", headers=headers)
+    assert (answer.status, answer.code) == (431, "headers_too_large")
+
+
+def test_headers_that_are_no_utf8(gateway: Gateway, name: str) -> None:
+    with gateway.connect() as connection:
+        head = connection.head("PUT", f"/objects/{name}", {"Content-Length": "0", "Content-Type": "MARK"})
+        connection.send(head.replace(b"MARK", b"a\xff"))
+        answer = connection.answer()
+        assert (answer.status, answer.code) == (400, "bad_header")
+
+
+def test_http_1_0(gateway: Gateway, name: str) -> None:
+    with gateway.connect() as connection:
+        connection.send(b"GET /alive HTTP/1.0\r\n\r\n")
+        assert connection.answer().body == b"alive"
+        assert connection.ended()
+    with gateway.connect() as connection:
+        connection.send(f"PUT /objects/{name} HTTP/1.0\r\n\r\n".encode())
+        assert connection.answer().status == 411
+    assert gateway.request("GET", f"/objects/{name}").status == 404
+
+
+def test_absolute_targets(gateway: Gateway, name: str) -> None:
+    host = f"{gateway.address[0]}:{gateway.address[1]}"
+    assert gateway.request("PUT", f"http://{host}/objects/{name}", b"x").status == 200
+    assert gateway.request("GET", f"http://{host}/objects/{name}").body == b"x"
+    answer = gateway.request("GET", f"http://evil.example/objects/{name}")
+    assert (answer.status, answer.code) == (403, "foreign_host")
+    assert gateway.request("OPTIONS", "*").status == 400
+    assert gateway.request("GET", "/objects/a#b").status == 400
+
+
+# --- bodies that end early
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1000, SMALL_OBJECT_MAX, SMALL_OBJECT_MAX + 1, len(LARGE) - 1])
+@pytest.mark.parametrize("end", ["close", "reset", "half"])
+def test_a_body_that_ends_early(gateway: Gateway, name: str, cut: int, end: str) -> None:
+    connection = gateway.connect()
+    connection.send(connection.head("POST", f"/store/{name}", {"Content-Length": str(len(LARGE))}))
+    connection.send(LARGE[:cut])
+    if end == "half":
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.ended()
+    (reset if end == "reset" else Connection.close)(connection)
+    # What was reset may never have been seen, and of what fits into memory nothing is noted before it is whole.
+    if end != "reset" and (cut > SMALL_OBJECT_MAX or gateway.store is not None):
+        ends_as_failed(gateway, name)
+    assert gateway.request("GET", f"/store/{name}").status == 404
+
+
+@pytest.mark.parametrize("tail", [b"", b"5\r\nabc", b"5\r\nabcde\r\n", b"5\r\nabcde\r\n0\r\n"])
+def test_a_chunked_body_that_ends_early(gateway: Gateway, name: str, tail: bytes) -> None:
+    connection = gateway.connect()
+    connection.send(connection.head("POST", f"/store/{name}", {"Transfer-Encoding": "chunked"}) + tail)
+    connection.close()
+    assert gateway.request("GET", f"/store/{name}").status == 404
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"ffffffffffffffffff\r\n", b"0x3\r\nabc\r\n"]
+)
+def test_a_chunked_body_that_is_garbage(gateway: Gateway, name: str, garbage: bytes) -> None:
+    with gateway.connect() as connection:
+        head = connection.head("POST", f"/store/{name}", {"Transfer-Encoding": "chunked"})
+        connection.send(head + b"3\r\nabc\r\n" + garbage)
+        try:
+            assert connection.answer().status >= 400
+        except (Broken, ConnectionError):
+            pass
+    assert gateway.request("GET", f"/store/{name}").status == 404
+
+
+def test_a_client_that_disappears_at_any_byte(gateway: Gateway, name: str) -> None:
+    """Of a request that replaces an object: the name has the old bytes or the new ones, and nothing between."""
+    old, new = b"old" * 100, b"new" * 200
+    path = f"/objects/{name}"
+    gateway.request("PUT", path, old)
+    with gateway.connect() as connection:
+        raw = connection.head("PUT", path, {"Content-Length": str(len(new))}) + new
+    for size in [*range(0, len(raw), 37), len(raw) - 1]:
+        connection = gateway.connect()
+        connection.send(raw[:size])
+        (reset if size % 2 else Connection.close)(connection)
+        assert gateway.request("GET", path).body == old
+    connection = gateway.connect()
+    connection.send(raw)
+    reset(connection)
+    assert gateway.request("GET", path).body in (old, new)
+
+
+def test_a_client_that_sends_more_than_it_said(gateway: Gateway, name: str) -> None:
+    with gateway.connect() as connection:
+        connection.send(
+            connection.head("PUT", f"/objects/{name}", {"Content-Length": "3"}) + b"abcGARBAGE\r\n\r\n"
+        )
+        statuses = [connection.answer().status]
+        if statuses == [200]:
+            statuses.append(connection.answer().status)
+    assert statuses[-1] == 400
+    found = gateway.request("GET", f"/objects/{name}")
+    assert found.body == b"abc" if statuses[0] == 200 else found.status == 404
+
+
+def test_a_stream_that_is_reset(gateway: Gateway) -> None:
+    with gateway.connect("stream") as connection:
+        connection.send(b"x" * 1000)
+        reset(connection)
+    with gateway.connect("stream") as connection:
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert len(connection.file.read()) == 9
+
+
+# --- many at once
+
+
+def test_two_writers_of_one_name(gateway: Gateway, name: str) -> None:
+    """Whoever reads meanwhile gets one of the bodies, whole."""
+    bodies = [bytes([65 + i]) * (SMALL_OBJECT_MAX // 2 + i * SMALL_OBJECT_MAX) for i in range(3)]
+    path = f"/objects/{name}"
+    gateway.request("PUT", path, bodies[0])
+    done = threading.Event()
+
+    def write(body: bytes) -> None:
+        with gateway.connect() as connection:
+            for _ in range(6):
+                assert connection.request("PUT", path, body).status == 200
+
+    def read() -> int:
+        count = 0
+        with gateway.connect() as connection:
+            while not done.is_set() or count == 0:
+                answer = connection.request("GET", path)
+                assert answer.status == 200 and answer.body in bodies, answer.body[:100]
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        try:
+            list(pool.map(write, bodies[1:]))
+        finally:
+            done.set()
+        assert all(reader.result() for reader in readers)
+    assert gateway.request("GET", path).body in bodies[1:]
+
+
+def test_one_of_many_creates(gateway: Gateway, name: str) -> None:
+    def create(i: int) -> int:
+        return gateway.request("POST", f"/store/{name}", b"%d" % i).status
+
+    with ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(create, range(16)))
+    assert sorted(statuses) == [204] + [409] * 15
+    winner = statuses.index(204)
+    assert gateway.request("GET", f"/store/{name}").body == b"%d" % winner
+
+
+def test_a_reader_during_a_replace_finishes_what_it_began(gateway: Gateway, name: str) -> None:
+    path = f"/objects/{name}"
+    large = LARGE * 8  # more than the buffers between us hold
+    gateway.request("PUT", path, large)
+    with gateway.connect() as connection:
+        connection.send(connection.head("GET", path))
+        status, headers = connection.answer_head()
+        assert gateway.request("PUT", path, b"new").status == 200
+        assert gateway.request("GET", path).body == b"new"
+        assert gateway.request("DELETE", path).status == 200
+        assert status == 200 and connection.exactly(int(headers["content-length"])) == large
+
+
+def test_a_reader_that_goes_away(gateway: Gateway, name: str) -> None:
+    path = f"/objects/{name}"
+    gateway.request("PUT", path, LARGE * 8)
+    for end in (reset, Connection.close):
+        connection = gateway.connect()
+        connection.send(connection.head("GET", path))
+        connection.answer_head()
+        end(connection)
+    assert gateway.request("GET", path).body == LARGE * 8
+
+
+# --- a store that fails
+
+
+@pytest.fixture
+def failing() -> Iterator[Gateway]:
+    with memory_gateway() as running:
+        yield running
+
+
+FAILURES = [
+    (RefusedError("0", Status.NO_SPACE), 507, "no_space"),
+    (RefusedError("0", Status.BUSY), 503, "busy"),
+    (RefusedError("0", Status.ERROR), 502, "engine_failed"),
+    (RefusedError("0", Status.BAD_CHECKSUM), 502, "key_refused"),
+    (ConnectionLostError("gone"), 503, "engine_unreachable"),
+    (CorruptFrameError("bad"), 502, "corrupt"),
+    (IngestError("other"), 500, "failed"),
+    (ZeroDivisionError("ours"), 500, "internal"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "code"), FAILURES)
+def test_uploads_into_a_store_that_fails(failing: Gateway, error: Any, status: int, code: str) -> None:
+    store = failing.store
+    assert store is not None
+    store.error, store.full = error, True
+    answer = failing.request("PUT", "/objects/a", b"x" * 100)
+    assert (answer.status, answer.code) == (status, code)
+    assert ("retry-after" in answer.headers) == (status == 503)
+    assert "ours" not in answer.json["message"]
+    store.full = False
+    assert failing.request("PUT", "/objects/a", b"x").status == 200
+
+
+@pytest.mark.parametrize(("error", "status", "code"), FAILURES)
+def test_downloads_from_a_store_that_fails_at_once(
+    failing: Gateway, error: Any, status: int, code: str
+) -> None:
+    store = failing.store
+    assert store is not None
+    failing.request("PUT", "/objects/a", LARGE)
+    store.error, store.broken_from = error, 0
+    answer = failing.request("GET", "/objects/a")
+    assert (answer.status, answer.code) == (status, code)
+    assert store.open_downloads == 0
+
+
+@pytest.mark.parametrize(
+    "error", [CorruptFrameError("bad"), ConnectionLostError("gone"), ZeroDivisionError()]
+)
+def test_a_download_that_fails_in_the_middle_is_seen_to_be_broken(failing: Gateway, error: Any) -> None:
+    store = failing.store
+    assert store is not None
+    failing.request("PUT", "/objects/a", LARGE)
+    store.error, store.broken_from = error, len(LARGE) // 2
+    with failing.connect() as connection:
+        connection.send(connection.head("GET", "/objects/a"))
+        status, headers = connection.answer_head()
+        assert (status, headers["content-length"]) == (200, str(len(LARGE)))
+        with pytest.raises(Broken):
+            connection.exactly(len(LARGE))
+    assert store.open_downloads == 0
+    part = failing.request("GET", "/objects/a", headers={"Range": "bytes=0-99"})
+    assert part.body == LARGE[:100]
+
+
+# --- slow clients
+
+
+def test_a_body_that_stalls(failing: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.gateway.exchange.HTTP_STALL_TIMEOUT_S", 0.2)
+    with failing.connect() as connection:
+        connection.send(connection.head("PUT", "/objects/a", {"Content-Length": "10"}) + b"half ")
+        answer = connection.answer()
+        assert (answer.status, answer.code) == (408, "body_stalled")
+    assert failing.request("GET", "/objects/a").status == 404
+
+
+def test_a_slow_body_arrives(failing: Gateway) -> None:
+    with failing.connect() as connection:
+        connection.send(connection.head("PUT", "/objects/a", {"Content-Length": "40"}))
+        for _ in range(40):
+            connection.send(b"x")
+        assert connection.answer().status == 200
+
+
+def test_a_client_that_takes_nothing(failing: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.gateway.downloads.HTTP_UNREAD_TIMEOUT_S", 0.2)
+    data = LARGE * 40
+    failing.request("PUT", "/objects/a", data)
+    with failing.connect() as connection:
+        connection.send(connection.head("GET", "/objects/a"))
+        connection.answer_head()
+        store = failing.store
+        assert store is not None
+        for _ in range(3000):
+            if store.open_downloads == 0:
+                break
+            threading.Event().wait(0.01)
+        assert store.open_downloads == 0
+        with pytest.raises(Broken):
+            connection.exactly(len(data))
+
+
+def test_a_head_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HTTP_IDLE_TIMEOUT_S", 0.2)
+    with memory_gateway() as running:
+        for raw in (b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET / HTTP/1.1\r\nHost: localhost\r\n"):
+            with running.connect() as connection:
+                connection.send(raw)
+                assert connection.ended()

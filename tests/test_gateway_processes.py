@@ -1,0 +1,389 @@
+"""The processes of a gateway: signals, deaths of any of them, and what is left on the disk afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from gateway_rig import TIMEOUT_S, Answer, Broken, Connection, NodeGateway, node_gateway
+from node_rig import running_node
+
+from ingest import ticket
+from ingest.client import AsyncClient
+from ingest.limits import SMALL_OBJECT_MAX
+from ingest.mac import KeyRing
+from ingest.objects.catalog_reader import CatalogReader
+from ingest.objects.version import State
+from ingest.status import Status
+from ingest.store.key_file import rotate_key_file
+
+SMALL = b"small" * 200
+LARGE = random.Random(2).randbytes(3 * SMALL_OBJECT_MAX)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[NodeGateway]:
+    with node_gateway(tmp_path / "data", "--collect-interval=0.2", "--http-workers=2") as running:
+        yield running
+
+
+def child(node: NodeGateway, name: str) -> psutil.Process:
+    """A process by the name that the kernel knows: ingest-http-0, ingest-catalog, ingest-collector, ingest-gateway."""
+    (found,) = (process for process in node.family() if process.name() == name[:15])
+    return found
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """As a client that tries again does, while a process is replaced."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            answer = call()
+            if answer.status < 500 or time.monotonic() > deadline:
+                return answer
+        except (Broken, OSError):
+            assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# --- signals
+
+
+def test_term_finishes_what_is_under_way(node: NodeGateway) -> None:
+    """Requests under way are answered; idle connections end; nothing new is taken; all processes are gone."""
+    gateway = node.gateway
+    family = node.family()
+    with gateway.connect() as idle, gateway.connect() as busy:
+        assert idle.request("GET", "/alive").status == 200
+        headers = {"Content-Length": str(len(LARGE)), "Expect": "100-continue"}
+        busy.send(busy.head("PUT", "/objects/late", headers))
+        assert busy.answer_head()[0] == 100
+        assert node.process is not None
+        node.process.send_signal(signal.SIGTERM)
+        assert idle.ended()
+        busy.send(LARGE)
+        assert busy.answer().status == 200
+    assert node.process.wait(TIMEOUT_S) == 0, node.log()
+    _, alive = psutil.wait_procs(family, TIMEOUT_S)
+    assert not alive and not node.announcement.exists()
+    node.start()
+    assert node.gateway.request("GET", "/objects/late").body == LARGE
+
+
+def test_a_second_term_ends_at_once(tmp_path: Path) -> None:
+    with node_gateway(tmp_path / "data", "--drain-timeout=60") as node:
+        family = node.family()
+        with node.gateway.connect() as busy:
+            busy.send(busy.head("PUT", "/objects/never", {"Content-Length": "9", "Expect": "100-continue"}))
+            assert busy.answer_head()[0] == 100
+            assert node.process is not None
+            node.process.send_signal(signal.SIGTERM)
+            until(lambda: "SIGTERM: draining" in node.log(), "it drains")
+            node.process.send_signal(signal.SIGTERM)
+            assert node.process.wait(TIMEOUT_S) == 1
+        _, alive = psutil.wait_procs(family, TIMEOUT_S)
+        assert not alive
+
+
+def test_an_upload_that_outlasts_the_drain_has_failed(tmp_path: Path) -> None:
+    with node_gateway(tmp_path / "data", "--drain-timeout=1") as node:
+        with node.gateway.connect() as busy:
+            busy.send(busy.head("POST", "/store/never", {"Content-Length": str(len(LARGE))}))
+            busy.send(LARGE[:-1])
+            until(lambda: node.gateway.request("GET", "/store/never?history").status == 200, "it began")
+            node.stop()
+        node.start()
+        history = node.gateway.request("GET", "/store/never?history").json
+        assert [step["state"] for step in history] == ["failed", "pending"]
+
+
+def test_hup_reads_tokens_again(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+
+    def write(token: str) -> None:
+        path.write_text(f"read-write {token}\n")
+        path.chmod(0o600)
+
+    def status(token: str) -> int:
+        return node.gateway.request("GET", "/blob", headers={"Authorization": f"Bearer {token}"}).status
+
+    write("first-0123456789")
+    with node_gateway(tmp_path / "data", f"--token-file={path}") as node:
+        gateway = child(node, "ingest-gateway")
+        assert (status("first-0123456789"), status("second-0123456789")) == (200, 401)
+        write("second-0123456789")
+        assert node.process is not None
+        node.process.send_signal(signal.SIGHUP)
+        until(lambda: status("second-0123456789") == 200, "the new token is good")
+        # Each process has read it, not the one alone that answered.
+        until(lambda: {status("first-0123456789") for _ in range(8)} == {401}, "the old one is not")
+        path.write_text("nonsense")
+        node.process.send_signal(signal.SIGHUP)
+        until(lambda: "nothing is reloaded" in node.log(), "it says that it cannot use the file")
+        assert status("second-0123456789") == 200
+        assert gateway.is_running() and node.stop() == 0
+
+
+def test_keys_are_changed_under_load(node: NodeGateway) -> None:
+    """Two rotations of the key that server and gateway share: no upload and no download notices."""
+    key_file = node.data_dir / ".ingest" / "key"
+    admin = json.loads((node.data_dir / ".ingest" / "lock").read_text())["admin"]
+    done = threading.Event()
+
+    def work(name: str) -> int:
+        count = 0
+        with node.gateway.connect() as connection:
+            while not done.is_set():
+                data = LARGE + b"%d" % count
+                assert connection.request("PUT", f"/objects/{name}", data).status == 200
+                assert connection.request("GET", f"/objects/{name}").body == data
+                count += 1
+        return count
+
+    def signed_with(key: str) -> bool:
+        host, port = admin.rsplit(":", 1)
+        with Connection((host, int(port))) as connection:
+            text = connection.request("GET", "/metrics").body.decode()
+        found = re.search(rf'ingest_frames_by_key_total{{.*key="{key}".*}} ([0-9.e+]+)', text)
+        return found is not None and float(found[1]) > 0
+
+    assert node.process is not None
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(work, name) for name in ("a", "b")]
+        try:
+            for _ in range(3):  # the first one puts a second key into the file
+                following = KeyRing(rotate_key_file(key_file)).accepted[1].id
+                node.process.send_signal(signal.SIGHUP)
+                until(lambda key=following: signed_with(key), "frames are signed with the new key")
+        finally:
+            done.set()
+        assert all(worker.result() for worker in workers), node.log()
+    assert "BAD_CHECKSUM" not in node.log()
+
+
+def test_hup_shows_a_new_certificate(tmp_path: Path) -> None:
+    import ssl
+
+    import trustme
+
+    authorities = [trustme.CA(), trustme.CA()]
+    pem = tmp_path / "pem"
+
+    def use(authority: trustme.CA) -> None:
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+
+    def trusted(authority: trustme.CA) -> bool:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        try:
+            with Connection(node.gateway.address, context) as connection:
+                return connection.request("PUT", "/objects/a", LARGE).status == 200
+        except ssl.SSLCertVerificationError:
+            return False
+
+    use(authorities[0])
+    # The engine speaks TLS with the same certificate, and the gateway to it.
+    with node_gateway(tmp_path / "data", f"--tls-cert={pem}", f"--tls-key={pem}") as node:
+        assert [trusted(authority) for authority in authorities] == [True, False]
+        use(authorities[1])
+        assert node.process is not None
+        node.process.send_signal(signal.SIGHUP)
+        until(lambda: trusted(authorities[1]), "the new certificate is shown")
+
+
+# --- starts that fail
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
+    return subprocess.run(
+        [sys.executable, "-m", "ingest", *arguments],
+        env=clean, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+
+
+def test_a_second_gateway_is_refused(node: NodeGateway) -> None:
+    flags = ("gateway", f"--data-dir={node.data_dir}", "--http-listen=127.0.0.1:0")
+    result = run(*flags)
+    assert result.returncode == 75, result.stderr
+    assert "another gateway" in result.stderr
+    taken = run(
+        "gateway", f"--data-dir={node.data_dir}", f"--http-listen=127.0.0.1:{node.gateway.address[1]}"
+    )
+    assert taken.returncode == 75 and "is taken" in taken.stderr
+    assert node.gateway.request("PUT", "/objects/a", SMALL).status == 200
+
+
+def test_starts_that_are_refused(tmp_path: Path) -> None:
+    empty = run("gateway", f"--data-dir={tmp_path}", "--http-listen=127.0.0.1:0")
+    assert empty.returncode == 78 and "holds no store" in empty.stderr
+    open_ = run("serve", f"--data-dir={tmp_path}", "--http-listen=0.0.0.0:0")
+    assert open_.returncode == 78 and "--token-file" in open_.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_serve_ends_when_its_server_cannot_start(node: NodeGateway, tmp_path: Path) -> None:
+    flags = [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen", "http-listen")]
+    held = run("serve", f"--data-dir={node.data_dir}", *flags)
+    assert held.returncode == 75, held.stderr
+    port = f"--http-listen=127.0.0.1:{node.gateway.address[1]}"
+    taken = run("serve", f"--data-dir={tmp_path / 'other'}", *flags[:-1], port)
+    assert taken.returncode == 75, taken.stderr
+
+
+def test_a_gateway_waits_for_its_engine(tmp_path: Path) -> None:
+    """Started before the server listens again: it serves when the server does."""
+    with running_node(tmp_path / "data") as server:
+        address = server.put_address
+        flags = [f"--connect={address[0]}:{address[1]}", f"--read-connect=127.0.0.1:{server.get_address[1]}"]
+        with node_gateway(tmp_path / "data", *flags, command="gateway") as node:
+            assert node.gateway.request("PUT", "/objects/a", LARGE).status == 200
+            assert node.gateway.request("GET", "/objects/a").body == LARGE
+            assert node.stop() == 0
+
+
+# --- deaths
+
+
+@pytest.mark.parametrize("name", ["ingest-http-0", "ingest-catalog", "ingest-collector"])
+def test_a_process_that_dies_is_replaced(node: NodeGateway, name: str) -> None:
+    gateway = node.gateway
+    assert gateway.request("PUT", "/objects/a", LARGE).status == 200
+    process = child(node, name)
+    process.kill()
+    for i in range(20):
+        data = SMALL + b"%d" % i
+        assert patiently(lambda data=data: gateway.request("PUT", "/objects/b", data)).status == 200
+        assert patiently(lambda: gateway.request("GET", "/objects/b")).body == data
+    assert patiently(lambda: gateway.request("GET", "/objects/a")).body == LARGE
+    until(lambda: name[:15] in [one.name() for one in node.family()], "another one took its place")
+    assert child(node, name).pid != process.pid
+    assert node.stop() == 0, node.log()
+
+
+@pytest.mark.parametrize("name", ["parent", "ingest-gateway", "ingest-server"])
+def test_all_end_with_their_parent(node: NodeGateway, name: str) -> None:
+    family = node.family()
+    assert node.process is not None
+    (family[0] if name == "parent" else child(node, name)).kill()
+    node.process.wait(TIMEOUT_S)
+    _, alive = psutil.wait_procs(family, TIMEOUT_S)
+    assert not alive
+
+
+# --- kill -9 in the middle of uploads
+
+
+def live_tickets(data_dir: Path) -> set[int]:
+    """All tickets of live versions."""
+    with CatalogReader(data_dir / ".ingest" / "catalog.db") as reader:
+        assert not list(reader.versions(State.PENDING))
+        return {
+            index for version in reader.versions(State.OK) for place in version.extents
+            for index in range(place.first, place.stop)
+        }  # fmt: skip
+
+
+def stored_tickets(data_dir: Path, upto: int) -> set[int]:
+    """What the engine says it has, of the tickets that were ever given out."""
+    record = json.loads((data_dir / ".ingest" / "lock").read_text())
+
+    async def ask() -> set[int]:
+        found: set[int] = set()
+        key = data_dir / ".ingest" / "key"
+        async with await AsyncClient.connect(None, record["get"], key) as client:
+            for run in await client.inventory("00000000", upto - ticket.parse("00000000")):
+                if run.status is Status.SAVED:
+                    first = ticket.parse(run.first)
+                    found.update(range(first, first + run.count))
+        return found
+
+    return asyncio.run(ask())
+
+
+def next_ticket(data_dir: Path) -> int:
+    with CatalogReader(data_dir / ".ingest" / "catalog.db") as reader:
+        return reader.next_ticket()
+
+
+def garbage_left(data_dir: Path) -> bool:
+    with CatalogReader(data_dir / ".ingest" / "catalog.db") as reader:
+        return bool(reader.garbage(1)) or any(lease.owner is not None for lease in reader.leases())
+
+
+@pytest.mark.parametrize("victim", ["gateway", "server", "all"])
+def test_kill_in_the_middle_of_a_hundred_uploads(tmp_path: Path, victim: str) -> None:
+    """Every name has the bytes of one upload, whole; what was answered is there; and when the collector has run, exactly the
+    chunks of the live versions are stored."""
+    data_dir = tmp_path / "data"
+    answered: dict[str, list[bytes]] = {f"name{i}": [] for i in range(20)}
+    sent: dict[str, list[bytes]] = {name: [b""] for name in answered}
+    begun = Counter[str]()
+    enough = threading.Event()
+
+    def upload(number: int) -> None:
+        name = f"name{number % 20}"
+        data = random.Random(number).randbytes(500 if number % 3 else 2 * SMALL_OBJECT_MAX) + b"%d" % number
+        sent[name].append(data)
+        begun["uploads"] += 1
+        if begun["uploads"] >= 60:
+            enough.set()
+        try:
+            if node.gateway.request("PUT", f"/objects/{name}", data).status == 200:
+                answered[name].append(data)
+        except (Broken, OSError):
+            pass
+
+    with node_gateway(data_dir, "--collect-interval=0.2", "--http-workers=2", "--drain-timeout=4") as node:
+        with ThreadPoolExecutor(8) as pool:
+            uploads = [pool.submit(upload, number) for number in range(100)]
+            enough.wait(TIMEOUT_S)
+            if victim == "all":
+                node.kill()
+            else:
+                child(node, f"ingest-{victim}").kill()
+            for one in uploads:
+                one.result()
+        assert node.process is not None
+        node.process.wait(TIMEOUT_S)
+        psutil.wait_procs(psutil.Process().children(recursive=True), 1)
+        expire_owners(data_dir)
+        node.start()
+        for name, bodies in answered.items():
+            answer = node.gateway.request("GET", f"/objects/{name}")
+            body = answer.body if answer.status == 200 else b""
+            assert body in sent[name], f"{name} has bytes that nobody sent"
+            assert answer.status == 200 or not bodies, f"{name} was stored, and is gone"
+        until(lambda: not garbage_left(data_dir), "all garbage is collected")
+        assert stored_tickets(data_dir, next_ticket(data_dir)) == live_tickets(data_dir)
+        assert node.stop() == 0, node.log()
+
+
+def expire_owners(data_dir: Path) -> None:
+    """As if the deadlines of the processes that died had passed: nobody waits half a minute for that here."""
+    import apsw
+
+    connection = apsw.Connection(str(data_dir / ".ingest" / "catalog.db"))
+    connection.execute("UPDATE owners SET deadline = 0")
+    connection.close()

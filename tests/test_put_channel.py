@@ -1,0 +1,333 @@
+"""Puts of one client connection without a socket: the test is the network and the server, as unkind as both may be."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest import limits, ticket
+from ingest._seal import seal
+from ingest.errors import ConnectionLostError, ProtocolError
+from ingest.limits import FRAME_SIZE
+from ingest.put_channel import Batch, PutChannel, _Span, _Spans
+from ingest.status import RETRIED, Status
+
+KEY = bytes(range(32))
+FIRST = ticket.parse("AAAA")
+
+
+class Unconnected(PutChannel):
+    """Takes frames as if it were open."""
+
+    def __init__(self, retry_for: float = 60) -> None:
+        super().__init__(("127.0.0.1", 1), 5, retry_for)
+
+    def check_open(self) -> None:
+        pass
+
+
+class Wire:
+    """What lies between the channel and a server: frames in flight, and bytes of acks that came in pieces."""
+
+    def __init__(self, channel: PutChannel) -> None:
+        self.channel = channel
+        self.in_flight: list[bytes] = []
+        self.sent: Counter[int] = Counter()
+        self._acks = b""
+
+    def take(self) -> None:
+        data = bytes(self.channel.take())
+        frames = [data[i : i + FRAME_SIZE] for i in range(0, len(data), FRAME_SIZE)]
+        assert all(len(frame) == FRAME_SIZE for frame in frames)
+        self.in_flight += frames
+        self.sent.update(index(frame) for frame in frames)
+        assert len({frame[:8] for frame in self.in_flight}) == len(self.in_flight), "one ticket twice"
+
+    def take_all(self) -> None:
+        before = -1
+        while len(self.in_flight) > before:
+            before = len(self.in_flight)
+            self.take()
+
+    def ack(self, frames: list[bytes], statuses: list[Status], cut: int = 0) -> None:
+        """All of it but ``cut`` bytes, which come with the next ones."""
+        for frame in frames:
+            self.in_flight.remove(frame)
+        self._acks += b"".join(frame[:8] + bytes([s]) for frame, s in zip(frames, statuses, strict=True))
+        now, later = self._acks[: len(self._acks) - cut], self._acks[len(self._acks) - cut :]
+        taken = self.channel.received(memoryview(now))
+        self._acks = now[taken:] + later
+
+    def flush(self) -> None:
+        self.ack([], [])
+
+    def disconnect(self) -> None:
+        self.in_flight.clear()
+        self._acks = b""
+        self.channel.disconnected()
+
+
+def index(frame: bytes) -> int:
+    return ticket.index_from_wire(frame[:8])
+
+
+def frames(first: int, count: int, what: bytes = b"data") -> bytes:
+    return seal(KEY, first, what.ljust(1458, b".") * count)
+
+
+async def turn() -> None:
+    """Until everybody who can go on did."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RETRY_DELAY_MIN_S", 0.0)
+
+
+class TestSpans:
+    @given(st.data())
+    def test_they_are_a_set_of_tickets(self, data: st.DataObject) -> None:
+        spans, model = _Spans(), set[int]()
+        for _ in range(data.draw(st.integers(1, 25))):
+            first, count = data.draw(st.integers(0, 60)), data.draw(st.integers(1, 15))
+            free = spans.free(first, count)
+            assert free == next((i for i in range(count) if first + i in model), count)
+            span = spans.find(first)
+            assert (span is not None) == (first in model)
+            if span is not None:
+                count = min(count, span.stop - first)
+                spans.remove(span, first, count)
+                model -= set(range(first, first + count))
+            else:
+                spans.add(_Span(first, free, memoryview(frames(first, free)), Batch(1)))
+                model |= set(range(first, first + free))
+            assert spans.frames == len(model)
+            here = [i for span in spans for i in range(span.first, span.stop)]
+            assert here == sorted(model)
+            for span in spans:
+                assert bytes(span.frames) == frames(span.first, span.count)
+
+
+class TestAnyOrder:
+    @settings(deadline=None, max_examples=60)
+    @given(seed=st.integers(0, 2**32))
+    def test_each_frame_gets_its_answer(self, seed: int) -> None:
+        chance = random.Random(seed)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(limits, "RETRY_DELAY_MIN_S", 0.0)
+            patch.setattr(limits, "SEND_FRAMES", chance.choice([1, 7, 176]))
+            asyncio.run(self._talk(chance))
+
+    async def _talk(self, chance: random.Random) -> None:
+        """Overlapping batches; acks in any order and any pieces, of any status; connections that break."""
+        channel = Unconnected()
+        wire = Wire(channel)
+        batches = []
+        for _ in range(chance.randint(1, 5)):
+            window = chance.choice([1, 3, 20, 65_536])
+            batches.append((Batch(window), FIRST + chance.randrange(40), chance.randint(1, 60)))
+        # What one batch puts twice, or two put, goes one after the other: each gets a last answer of its own.
+        last: dict[bytes, Status] = {}
+        adding = [
+            asyncio.create_task(channel.add(first, frames(first, count, b"batch %d" % i), batch))
+            for i, (batch, first, count) in enumerate(batches)
+        ]
+        breaks = chance.randint(0, 4)
+        while any(batch.left for batch, _, _ in batches) or not all(task.done() for task in adding):
+            await turn()
+            wire.take()
+            for batch, _, _ in batches:
+                assert batch.left <= batch.window
+            if breaks and chance.random() < 0.1:
+                breaks -= 1
+                wire.disconnect()
+            elif wire.in_flight:
+                some = chance.sample(wire.in_flight, chance.randint(1, len(wire.in_flight)))
+                if chance.random() < 0.5:
+                    some.sort(key=index)
+                status = chance.choice([Status.SAVED, Status.CONFLICT, Status.DELETED, *RETRIED])
+                statuses = [status if chance.random() < 0.8 else Status.SAVED for _ in some]
+                wire.ack(some, statuses, cut=chance.choice([0, 0, 5]))
+                wire.flush()
+                last |= {frame[:8] + frame[16:24]: s for frame, s in zip(some, statuses, strict=True)}
+        await asyncio.gather(*adding)
+        for i, (batch, first, count) in enumerate(batches):
+            await batch.wait()
+            answers = {
+                ticket.format(j): last[ticket.index_to_wire(j) + b"batch %d." % i]
+                for j in range(first, first + count)
+            }
+            assert batch.refused == {name: s for name, s in answers.items() if s is not Status.SAVED}
+        assert not channel.in_flight()
+
+
+class TestRuns:
+    def test_only_what_was_not_acked_is_sent_again(self, no_delay: None) -> None:
+        async def work() -> None:
+            channel, batch = Unconnected(), Batch(1000)
+            wire = Wire(channel)
+            await channel.add(FIRST, frames(FIRST, 500), batch)
+            wire.take_all()
+            acked = wire.in_flight[3:5] + wire.in_flight[100:400] + wire.in_flight[499:]
+            wire.ack(acked, [Status.SAVED] * len(acked))
+            wire.disconnect()
+            wire.take_all()
+            assert len(wire.in_flight) == 500 - len(acked)
+            assert all(wire.sent[index(frame)] == 1 for frame in acked)
+            wire.ack(wire.in_flight[:], [Status.SAVED] * len(wire.in_flight))
+            await batch.wait()
+            assert batch.refused == {}
+
+        asyncio.run(work())
+
+    def test_only_what_is_busy_is_sent_again(self, no_delay: None) -> None:
+        async def work() -> None:
+            channel, batch = Unconnected(), Batch(1000)
+            wire = Wire(channel)
+            await channel.add(FIRST, frames(FIRST, 300), batch)
+            wire.take_all()
+            sent = wire.in_flight[:]
+            wire.ack(sent, [Status.BUSY if 10 <= i < 20 else Status.SAVED for i in range(300)])
+            assert not channel.has_work() and batch.left == 10
+            while not channel.has_work():
+                await turn()
+            wire.take_all()
+            assert wire.in_flight == sent[10:20]
+            wire.ack(sent[10:20], [Status.SAVED] * 10)
+            await batch.wait()
+
+        asyncio.run(work())
+
+    def test_a_ticket_waits_for_itself_alone(self) -> None:
+        """Of two runs that overlap the second one is sent as far as the first one is settled."""
+
+        async def work() -> None:
+            channel, one, two = Unconnected(), Batch(1000), Batch(1000)
+            wire = Wire(channel)
+            await channel.add(FIRST + 10, frames(FIRST + 10, 10), one)
+            wire.take()
+            first = wire.in_flight[:]
+            adding = asyncio.create_task(channel.add(FIRST, frames(FIRST, 30, b"other"), two))
+            await turn()
+            wire.take()
+            assert [index(frame) - FIRST for frame in wire.in_flight[10:]] == list(range(10))
+            wire.ack(first[:4], [Status.SAVED] * 4)
+            await turn()
+            wire.take()
+            assert [index(frame) - FIRST for frame in wire.in_flight[-4:]] == [10, 11, 12, 13]
+            wire.ack(first[4:], [Status.SAVED] * 6)
+            await turn()
+            wire.take()
+            assert one.left == 0 and two.left == 30 and adding.done()
+            wire.ack(wire.in_flight[:], [Status.CONFLICT] * 30)
+            assert set(two.refused.values()) == {Status.CONFLICT} and len(two.refused) == 30
+
+        asyncio.run(work())
+
+    def test_the_channel_bounds_all_batches_together(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "IN_FLIGHT_MAX", 50)
+
+        async def work() -> None:
+            channel = Unconnected()
+            wire = Wire(channel)
+            adding = [
+                asyncio.create_task(channel.add(FIRST + 100 * i, frames(FIRST + 100 * i, 40), Batch(40)))
+                for i in range(3)
+            ]
+            answered = 0
+            while answered < 120:
+                await turn()
+                wire.take_all()
+                assert 0 < len(wire.in_flight) <= 50
+                answered += len(wire.in_flight)
+                wire.ack(wire.in_flight[:], [Status.SAVED] * len(wire.in_flight))
+            await asyncio.gather(*adding)
+
+        asyncio.run(work())
+
+    def test_large_batches_leave_room_for_small_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "IN_FLIGHT_MAX", 1600)
+
+        async def work() -> None:
+            channel = Unconnected()
+            wire = Wire(channel)
+            large = [
+                asyncio.create_task(
+                    channel.add(FIRST + 2000 * i, frames(FIRST + 2000 * i, 1000), Batch(1000))
+                )
+                for i in range(3)
+            ]
+            await turn()
+            wire.take_all()
+            assert len(wire.in_flight) == 1500
+            await channel.add(FIRST + 10_000, frames(FIRST + 10_000, 1), Batch(1))
+            while not all(task.done() for task in large) or wire.in_flight:
+                wire.take_all()
+                wire.ack(wire.in_flight[:100], [Status.SAVED] * len(wire.in_flight[:100]))
+                await turn()
+            assert wire.sent.total() == 3001
+
+        asyncio.run(work())
+
+    def test_the_time_of_retries_ends(self) -> None:
+        async def work() -> None:
+            channel, batch = Unconnected(retry_for=0), Batch(10)
+            wire = Wire(channel)
+            await channel.add(FIRST, frames(FIRST, 5), batch)
+            wire.take()
+            wire.ack(wire.in_flight[:], [Status.ERROR] * 5)
+            assert set(batch.refused.values()) == {Status.ERROR} and batch.left == 0
+
+        asyncio.run(work())
+
+
+def wrong_acks() -> Iterator[tuple[bytes, str]]:
+    saved = bytes([Status.SAVED])
+    yield ticket.index_to_wire(FIRST + 5) + saved, "AAAF"  # acked before
+    yield ticket.index_to_wire(FIRST + 200) + saved, "not sent"  # waits to be sent
+    yield ticket.index_to_wire(FIRST - 1) + saved, "not sent"
+    yield b"aaaa\0\0\0\0" + saved, "aaaa"
+    yield ticket.index_to_wire(FIRST) + b"\x0a", "status 10"
+    yield ticket.index_to_wire(FIRST) + bytes([Status.MISSING]), "status 8"
+
+
+@pytest.mark.parametrize(("ack", "what"), list(wrong_acks()))
+def test_wrong_acks(ack: bytes, what: str) -> None:
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(1000)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 300), batch)
+        wire.take()
+        assert len(wire.in_flight) == limits.SEND_FRAMES
+        wire.ack(wire.in_flight[5:6], [Status.SAVED])
+        good = ticket.index_to_wire(FIRST + 20) + bytes([Status.SAVED])
+        with pytest.raises(ProtocolError, match=what):
+            channel.received(memoryview(good + ack))
+        assert batch.left == 298  # the good one before it counts
+        channel.disconnected()
+        channel.give_up(ProtocolError("what the server sent"))
+        with pytest.raises(ProtocolError):
+            await batch.wait()
+        assert not channel.has_work()
+
+    asyncio.run(work())
+
+
+def test_giving_up_fails_those_who_add_and_those_who_wait() -> None:
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        adding = asyncio.create_task(channel.add(FIRST, frames(FIRST, 30), batch))
+        await turn()
+        channel.give_up(ConnectionLostError("gone"))
+        for waiting in (adding, batch.wait()):
+            with pytest.raises(ConnectionLostError, match="gone"):
+                await waiting
+        assert batch.left == 0
+
+    asyncio.run(work())

@@ -1,0 +1,191 @@
+"""A catalog that is lost, and made again from what a real server stored."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from node_rig import NodeRig, running_node
+
+from ingest import Client, ticket
+from ingest.errors import StoreLockedError, UsageError
+from ingest.limits import DATA_SIZE
+from ingest.objects import manifest
+from ingest.objects.catalog import Catalog
+from ingest.objects.catalog_socket import catalog_path
+from ingest.objects.extent import FIRST, Extent, chunks_needed, part, total
+from ingest.objects.manifest import Manifest
+from ingest.objects.rebuild import rebuild
+from ingest.objects.version import State, Version
+from ingest.store.key_file import read_keys
+
+
+class Uploads:
+    """Stores objects through the ports of a server, and says so in its catalog."""
+
+    def __init__(self, node: NodeRig) -> None:
+        path = node.data_dir / ".ingest" / "key"
+        self.key = manifest.manifest_key(read_keys(path)[0])
+        self.client = Client.connect(node.put_address, node.get_address, path)
+        self.catalog = Catalog(catalog_path(node.data_dir))
+        with self.catalog.change():
+            self.owner = self.catalog.enter("test", 1e6)
+
+    def lease(self, count: int) -> Extent:
+        with self.catalog.change():
+            return self.catalog.lease(self.owner, count)
+
+    def put(self, extents: list[Extent], data: bytes) -> None:
+        data = data.ljust(total(extents) * DATA_SIZE, b"\0")
+        for one in extents:
+            self.client.put_range(ticket.format(one.first), data[: one.count * DATA_SIZE])
+            data = data[one.count * DATA_SIZE :]
+
+    def store(
+        self, name: str, data: bytes, extents: list[Extent] | None = None, commit: bool = True
+    ) -> Version | None:
+        """``extents``: for its bytes and the manifest behind them; of leases."""
+        chunks = chunks_needed(len(data))
+        extents = extents or [self.lease(chunks + 1)]
+        with self.catalog.change():
+            (number,) = self.catalog.reserve(1)
+        one = Manifest(
+            version=number,
+            namespace="store",
+            name=name,
+            size=len(data),
+            digest=blake3(data).hexdigest(),
+            created=1e9 + number,
+            headers={"x-name": name.encode().hex()},
+            extents=[(ticket.format(place.first), place.count) for place in extents],
+        )
+        self.put(list(part(extents, 0, chunks)), data)
+        rest = list(part(extents, chunks, total(extents) - chunks))
+        assert len(rest) == 1
+        self.put(rest, manifest.serialize(one, rest[0], self.key))
+        if not commit:
+            return None
+        digest = bytes.fromhex(one.digest)
+        with self.catalog.change():
+            return self.catalog.store(
+                self.owner, "store", name, len(data), digest, extents, one.headers, number=number
+            )
+
+    def listing(self) -> dict[str, tuple]:
+        return {version.name: described(version) for version in self.catalog.versions(State.OK)}
+
+
+def described(version: Version) -> tuple:
+    return version.number, version.size, version.digest, version.extents, version.headers
+
+
+def indices(*extents: Extent) -> list[int]:
+    return sorted(index for one in extents for index in range(one.first, one.stop))
+
+
+def lose(data_dir: Path) -> None:
+    for path in data_dir.glob(".ingest/catalog.db*"):
+        path.unlink()
+
+
+def scattered(uploads: Uploads) -> list[Extent]:
+    """In so many places that its manifest has several chunks, and lies in two packs."""
+    lease = uploads.lease(1296)
+    places = [Extent(lease.first + 2 * i, 1) for i in range(200)]
+    in_pack = (lease.first - FIRST) % 1296
+    border = lease.first + 1296 - in_pack
+    uploads.lease(8)
+    return [*places, Extent(border - 1, 3)]
+
+
+def test_all_objects_are_there_again(tmp_path, layout):
+    with running_node(tmp_path / "data", f"--layout={layout}") as node:
+        uploads = Uploads(node)
+        uploads.store("first", b"x" * 10_000)
+        uploads.store("empty", b"")
+        uploads.store("any\0name/\N{SNOWMAN}", b"y")
+        one, two = uploads.lease(3), uploads.lease(10)
+        uploads.store("in two leases", b"z" * 3 * DATA_SIZE, [Extent(one.first, 2), Extent(two.first, 2)])
+        uploads.store("replaced", b"old, and not collected")
+        uploads.store("replaced", b"new")
+        gone = uploads.store("partly collected", b"old" * DATA_SIZE)
+        now = uploads.store("partly collected", b"new" * DATA_SIZE)
+        uploads.client.delete(gone.object_id, 1)
+        uploads.store("scattered", b"s" * 200 * DATA_SIZE, scattered(uploads))
+        never = uploads.lease(3)
+        uploads.put([never], b"an upload that never was committed")
+        with uploads.catalog.change():
+            foreign = uploads.catalog.lease(None, 5, "a script")
+        uploads.put([Extent(foreign.first + 1, 2)], b"its own")
+        uploads.client.put("SHORT", b"no ticket of ours")
+        copy = uploads.lease(1)
+        raw = uploads.client.get(ticket.format(now.extents[-1].stop - 1))
+        uploads.put([copy], raw)  # somebody uploads a manifest's bytes: no manifest
+        before = uploads.listing()
+        stored_old = uploads.catalog.garbage(100)
+        with pytest.raises(StoreLockedError):
+            rebuild(node.data_dir, replace=True)
+        uploads.client.close()
+        uploads.catalog.close()
+        node.kill_all()  # much of it is in the log only
+        with pytest.raises(UsageError):
+            rebuild(node.data_dir)
+        lose(node.data_dir)
+        result = rebuild(node.data_dir)
+
+        assert (result.objects, result.outdated, result.unsigned) == (len(before), 2, 1)
+        assert result.incomplete == result.problems == []
+        orphans = {*indices(*(item.extent for item in stored_old)), *indices(never, copy)}
+        orphans |= {foreign.first + 1, foreign.first + 2}
+        assert indices(*result.orphans) == sorted(orphans - {gone.extents[0].first})
+        json.dumps(result.as_json())
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            after = {version.name: described(version) for version in catalog.versions(State.OK)}
+            assert after == before
+            assert catalog.next_ticket() == copy.stop
+            assert catalog.garbage(10) == []
+            with catalog.change():
+                assert catalog.reserve(1)[0] > max(number for number, *_ in before.values())
+        assert {path.name for path in node.data_dir.glob(".ingest/catalog.db*")} == {"catalog.db"}
+
+        again = rebuild(node.data_dir, replace=True, discard_orphans=True)
+        assert again.orphans == result.orphans
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            found = [item.extent for item in catalog.garbage(1000)]
+            assert indices(*found) == indices(*result.orphans)
+        assert (node.data_dir / ".ingest" / "catalog.db.old").exists()
+
+
+@pytest.mark.layout("pack")
+def test_of_what_is_not_whole_an_older_version_comes_back(tmp_path, layout):
+    with running_node(tmp_path / "data") as node:
+        uploads = Uploads(node)
+        old = uploads.store("a", b"old")
+        new = uploads.store("a", b"new" * DATA_SIZE)
+        uploads.store("gone", b"gone" * DATA_SIZE)
+        lost = uploads.catalog.find("store", "gone")
+        uploads.client.delete(ticket.format(new.extents[0].first + 1), 1)
+        uploads.client.delete(lost.object_id, 1)
+        uploads.store("never committed, and whole", b"u", commit=False)
+        uploads.client.close()
+        uploads.catalog.close()
+        assert node.stop() == 0
+        lose(node.data_dir)
+        result = rebuild(node.data_dir)
+        assert result.objects == 2 and len(result.incomplete) == 2
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            assert described(catalog.find("store", "a")) == described(old)
+            assert catalog.lookup("store", "gone") is None
+            assert catalog.find("store", "never committed, and whole").size == 1
+
+
+def test_of_a_store_without_objects(tmp_path):
+    with running_node(tmp_path / "data") as node:
+        with node.connect() as connection:
+            connection.put(range(5))
+        node.stop()
+        result = rebuild(node.data_dir)
+        assert (result.objects, result.chunks, result.next_ticket) == (0, 0, "00000000")
+        with suppress(FileNotFoundError), Catalog(catalog_path(node.data_dir)) as catalog:
+            assert catalog.namespaces() == []
