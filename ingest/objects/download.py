@@ -37,9 +37,7 @@ class SmallDownload:
 class PinnedDownload:
     """A version that the collector leaves alone until ``close``."""
 
-    def __init__(
-        self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int
-    ) -> None:
+    def __init__(self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int) -> None:
         self.version = version
         self._client = client
         self._catalog = catalog
@@ -96,7 +94,8 @@ async def open_version(
                 raise
             if look().number == version.number:
                 raise CorruptFrameError(
-                    f"object {version.name!r}: ticket {error.ticket} is {error.status.name}, and the catalog says that it is stored"
+                    f"object {version.name!r}: ticket {error.ticket} is {error.status.name},"
+                    " and the catalog says that it is stored"
                 ) from None
     raise NotFoundError("the object was replaced again and again while it was read")
 

@@ -39,8 +39,8 @@ class ObjectStore(Protocol):
     ) -> Version:
         """Stores what ``body`` gives, to its end, under a name; back when it is durable and can be read.
 
-        ``name``: or a function that knows it once the body has ended, where the bytes say the name. What the condition raises
-        is then raised at the end.
+        ``name``: or a function that knows it once the body has ended, where the bytes say the name. What the condition
+        raises is then raised at the end.
 
         ``size``: how many bytes it has to be, when that is known: UploadLostError when it is another number. An error of
         ``body`` fails the upload. What the condition raises, it raises before the body is read if it can.
