@@ -15,6 +15,7 @@ import click
 
 from bench import report
 from bench.scratch import file_system
+from faults import progress
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -68,6 +69,7 @@ def main(number: int, seed: int | None, cases: int | None, directory: Path | Non
     seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
     click.echo(f"part {number}, {module.TITLE}: seed {seed}, {cases or module.CASES} cases")
     began = time.monotonic()
+    progress.begin()
     with tempfile.TemporaryDirectory(dir=directory, prefix="ingest-faults-") as place:
         about = report.machine(Path(place), file_system(Path(place)))
         outcome = module.run(seed, cases or module.CASES, Path(place))

@@ -150,6 +150,7 @@ class History:
         self._groups: dict[tuple[Event, ...], np.ndarray] = {}
 
     def note(self, index: int, event: Event) -> None:
+        assert event.sent <= event.answered, f"the recorder counted backwards: {event}"
         self.events.setdefault(index, []).append(event)
 
     def moments(self) -> list[int]:

@@ -13,7 +13,6 @@ import mmap
 import os
 import signal
 import stat
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -25,7 +24,13 @@ from faults.power_loss import ENTRY, FLUSH, Entry, parse_record
 BLOCK = 4096  # bytes: what the overlay replaces
 FILE_NAME = "disk"
 MOUNT_OPTIONS = {"ext4": "loop,noatime", "xfs": "loop,noatime,nouuid"}  # copies of one image share its UUID
-MAKE = {"ext4": ["-q", "-F", "-b", "4096", "-i", "4096", "-E", "nodiscard"], "xfs": ["-q", "-f", "-K"]}
+# xfs stamps each block of its metadata with the place in its log of the last change, and a log recovery leaves blocks alone
+# that say they are as new: it needs a disk that writes its blocks whole, so it gets sectors of their size.
+SECTORS = {"ext4": 512, "xfs": 4096}  # bytes that the disk writes whole or not at all
+MAKE = {
+    "ext4": ["-q", "-F", "-b", "4096", "-i", "4096", "-E", "nodiscard"],
+    "xfs": ["-q", "-f", "-K", "-s", f"size={SECTORS['xfs']}"],
+}
 UNMOUNT_TIMEOUT_S = 30.0
 CLONE_NEWNS = 0x20000
 MNT_DETACH = 2
@@ -121,7 +126,7 @@ class Recorder:
     def __init__(self, base: Path, directory: Path) -> None:
         self.disk = Overlay(base, directory / "overlay")
         self.record_path = directory / "record"
-        self.count = _counter(directory, create=True)
+        self.count = _counter(directory)
         self.entries = 0
         self._new_record()
 
@@ -149,14 +154,19 @@ class Recorder:
     def _counted(self, entries: int) -> None:
         """Counts before the disk answers: whoever then learns of a completed sync sees its flush counted."""
         self.entries = entries
-        struct.pack_into("=Q", self.count, 0, entries)
+        self.count[0] = entries
 
 
-def _counter(directory: Path, create: bool = False) -> mmap.mmap:
-    fd = os.open(directory / "count", os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+def _counter(directory: Path) -> memoryview:
+    """The count, in memory that all processes share: an array of one.
+
+    An item of such an array is stored and loaded whole. `struct.pack_into` would zero it first and then store it byte by
+    byte: who reads in between sees 0, and an answer that is noted with that is a promise in cuts that came before it.
+    """
+    fd = os.open(directory / "count", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         os.ftruncate(fd, mmap.PAGESIZE)
-        return mmap.mmap(fd, mmap.PAGESIZE)
+        return memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")[:1]
     finally:
         os.close(fd)
 
@@ -174,12 +184,12 @@ class RecordedDisk:
         self.point = directory / "fuse"
         self.point.mkdir()
         self.file = self.point / FILE_NAME
-        self._counter = _counter(directory, create=True)
+        self._counter = _counter(directory)
 
     @property
     def count(self) -> int:
         """Entries so far. A sync that somebody was told of before this was read has its flush among them."""
-        return int(struct.unpack_from("=Q", self._counter)[0])
+        return int(self._counter[0])
 
     def __enter__(self) -> RecordedDisk:
         reads, writes = os.pipe()
@@ -206,7 +216,7 @@ class RecordedDisk:
             os.kill(self.pid, signal.SIGKILL)
             subprocess.run(["umount", "-l", str(self.point)], capture_output=True)
         os.waitpid(self.pid, 0)
-        self._counter.close()
+        self._counter.release()
 
     def reset(self) -> None:
         """The base image again, with an empty record. Nothing may be mounted from it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from node_rig import Connection, NodeRig, delete_frame, put_frames, read_exactly
 
-from faults import strace
+from faults import progress, strace
 from faults.call_rules import Checker, LoggedBatch, Session, read_segments
 from faults.outcome import Outcome
 from ingest import limits, sharding, ticket
@@ -111,7 +111,9 @@ def one_server(
         client = Client(rig)
         acks = 0
         while acks < cases:
-            acks += client.round(chance)
+            came = client.round(chance)
+            acks += came
+            progress.done(came)
             read_segments(data / ".ingest" / "wal", batches)
         code = rig.stop(120)
     finally:

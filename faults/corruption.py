@@ -22,6 +22,7 @@ from pathlib import Path
 
 from node_rig import NodeRig, get_frames
 
+from faults import progress
 from faults.damage import Damage, damage, restore
 from faults.damage_effects import harmless, like_a_crash, recovery_rewrites, touched
 from faults.damaged_store import Template, build, checked, read_all, started, tickets
@@ -235,6 +236,7 @@ def run(seed: int, cases: int, directory: Path, processes: int | None = None) ->
         for case in pool.map(job, range(cases), chunksize=8):
             losses += case.losses
             counts += case.counts
+            progress.done(1, case.losses)
     return Outcome(seed, cases, losses, dict(sorted(counts.items())))
 
 

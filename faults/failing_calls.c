@@ -1,7 +1,7 @@
 /* Loaded (LD_PRELOAD) into a server: calls of one kind, on files below one directory, of one of its processes, fail.
  *
- * Which ones says a file that is mapped by all processes of the server and by who drives them: `struct control`, named by
- * the environment variable FAILING_CALLS. A failing call does nothing and returns its error; a short one really does the first
+ * Which ones says a file that is mapped by all processes of the server and by who drives them: `struct control`, named to
+ * follow_control() before the fork that makes the server. A failing call does nothing and returns its error; a short one really does the first
  * part of what it was asked for. Calls that a library makes by syscall() are seen too; those inside of libc are not. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -38,16 +38,24 @@ struct control {
 
 static struct control *control;
 
-__attribute__((constructor)) static void map_control(void)
+/* From now on this process, and those that it forks, do what the file at `path` says; NULL: no call fails any more.
+ * Returns 0 or an errno. */
+int follow_control(const char *path)
 {
-    const char *path = getenv("FAILING_CALLS");
-    int fd = path ? (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0) : -1;
+    if (control)
+        munmap(control, sizeof *control);
+    control = NULL;
+    if (!path)
+        return 0;
+    int fd = (int)syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
     if (fd < 0)
-        return;
+        return errno;
     void *map = mmap(NULL, sizeof *control, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    int error = map == MAP_FAILED ? errno : 0;
     syscall(SYS_close, fd);
-    if (map != MAP_FAILED)
+    if (!error)
         control = map;
+    return error;
 }
 
 /* The name of the process, not of the thread. */

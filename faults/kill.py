@@ -16,6 +16,7 @@ from pathlib import Path
 
 from node_rig import NodeRig
 
+from faults import progress
 from faults.history import MIXED, SMALL, Load
 from faults.outcome import Outcome
 from ingest.store.layout import LAYOUTS
@@ -72,7 +73,9 @@ def stage(
             counts[f"{choice}_kills"] += kill_something(rig, choice, chance)
             if choice in ("parent", "all"):
                 counts["kills_in_a_start"] += start_again(rig, chance)
-            if losses := load.check_new():
+            losses = load.check_new()
+            progress.done(1, losses)
+            if losses:
                 return [f"after a kill of {choice}: {loss}" for loss in losses]
         load.end()
         counts["acks"] += load.acks

@@ -26,9 +26,11 @@ from pathlib import Path
 import numpy as np
 from node_rig import Connection
 
+from faults import progress
 from faults.ack_history import DELETE, GET, PUT, Contents, Event, History, Promise
 from faults.block_recorder import (
     MAKE,
+    SECTORS,
     RecordedDisk,
     end_with_parent,
     entries_of,
@@ -38,7 +40,7 @@ from faults.block_recorder import (
 )
 from faults.outcome import Outcome
 from faults.power_cut_load import FIRST, STEPS, Writer
-from faults.power_loss import FLUSH, Piece, durable_count, survivors
+from faults.power_loss import FLUSH, Entry, Piece, durable_count, survivors
 from faults.recovered_server import RecoveredServer
 from ingest import limits, ticket
 from ingest.status import Status
@@ -110,6 +112,7 @@ def run(
         for result in pool.map(record_and_cut, plans):
             total.losses += result.losses
             total.counts += result.counts
+            progress.done(result.counts["states"], result.losses)
     return Outcome(seed, cases, total.losses, dict(total.counts))
 
 
@@ -271,7 +274,7 @@ class Replay:
                 _apply(image, self.recorded, whole)
                 durable = reached
                 disk.reset()
-                self._lay_down(disk, self.recorded, survivors(self.entries, moment, self.chance))
+                self._lay_down(disk, self.recorded, self._survivors(self.entries, moment))
                 lost = sum(entry.length for entry in self.entries[durable:moment])
                 self.result.counts["states"] += 1
                 self.result.counts["states_with_writes_at_stake"] += lost > 0
@@ -296,6 +299,9 @@ class Replay:
             else:
                 moments.append(self.chance.randint(self.mounted_at, len(self.entries)))
         return sorted(moments)
+
+    def _survivors(self, entries: Sequence[Entry], cut: int) -> list[Piece]:
+        return survivors(entries, cut, self.chance, SECTORS[self.plan.file_system])
 
     @staticmethod
     def _lay_down(disk: RecordedDisk, record: mmap.mmap, pieces: Sequence[Piece]) -> None:
@@ -324,7 +330,7 @@ class Replay:
             Piece(*entry) for entry in entries[: durable_count(entries, second)] if entry.offset != FLUSH
         ]
         disk.reset()
-        self._lay_down(disk, record, whole + survivors(entries, second, self.chance))
+        self._lay_down(disk, record, whole + self._survivors(entries, second))
         record.close()
         self.result.counts["cuts_of_a_recovery"] += 1
         self._recover(
@@ -349,10 +355,13 @@ class Replay:
                 shown_at = disk.count
                 bad = wanted.losses(shown) or self._probe(server, disk, shown, probes)
                 if not bad:
-                    server.stop() if self.chance.random() < 0.3 else server.kill_all()
+                    clean = self.chance.random() < 0.3
+                    server.stop() if clean else server.kill_all()
                     server.start()
                     again = probes.promise(disk.count, Promise.exactly(shown))
-                    bad = again.losses(server.show(self.indices, self.names))
+                    lost = again.losses(server.show(self.indices, self.names))
+                    end = "a clean stop" if clean else "kill -9"
+                    bad = [f"after {end} that followed, with no cut: {line}" for line in lost]
         except (AssertionError, OSError, ValueError, struct.error) as error:
             bad = [str(error)]
         except subprocess.CalledProcessError as error:

@@ -1,7 +1,7 @@
 """What a power cut leaves of a sequence of writes and flushes: a pure function of the sequence, the moment, and chance.
 
 A disk with a volatile cache keeps what it had when a flush was asked for, and of what came later anything: each write whole,
-in part, or not at all, and of two to one place either. A sector of 512 bytes is whole.
+in part, or not at all, and of two to one place either. A sector is whole.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-SECTOR = 512  # bytes: what a disk writes whole or not at all
+SECTOR = 512  # bytes: the least that a disk writes whole or not at all
 WHOLE_BELOW = 4096  # bytes: ext4 relies on its superblock, 1024 bytes of the first block, being written whole
 ENTRY = struct.Struct("=QQ")  # offset and length, before the data of a write, as they are recorded
 FLUSH = (1 << 64) - 1  # as an offset: this entry is a flush
@@ -53,16 +53,16 @@ def durable_count(entries: Sequence[Entry], cut: int) -> int:
     return next((i for i in range(cut, 0, -1) if entries[i - 1].offset == FLUSH), 0)
 
 
-def survivors(entries: Sequence[Entry], cut: int, chance: random.Random) -> list[Piece]:
-    """What the disk has, beyond `durable_count`, of the first `cut` entries, in an order in which it may have got it."""
+def survivors(entries: Sequence[Entry], cut: int, chance: random.Random, sector: int = SECTOR) -> list[Piece]:
+    """What the disk has, beyond `durable_count`, of the first `cut` entries, in an order in which it may have got it.
+
+    `sector`: bytes that it writes whole or not at all.
+    """
     kept: list[Piece] = []
     share = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))
     tears = chance.random() < 0.7
     for entry in entries[durable_count(entries, cut) : cut]:
-        sectors = [
-            Piece(entry.offset + at, min(SECTOR, entry.length - at), entry.position + at)
-            for at in range(0, entry.length, SECTOR)
-        ]
+        sectors = _sectors(entry, sector)
         if not tears or entry.offset < WHOLE_BELOW or chance.random() < 0.3:
             kept += [Piece(*entry)] if chance.random() < share else []
         elif chance.random() < 0.5:
@@ -72,6 +72,15 @@ def survivors(entries: Sequence[Entry], cut: int, chance: random.Random) -> list
     if chance.random() < 0.7:
         chance.shuffle(kept)
     return _joined(kept)
+
+
+def _sectors(entry: Entry, sector: int) -> list[Piece]:
+    """A write, divided where sectors of the disk begin."""
+    starts = [0, *range(sector - entry.offset % sector, entry.length, sector)]
+    return [
+        Piece(entry.offset + start, end - start, entry.position + start)
+        for start, end in zip(starts, [*starts[1:], entry.length], strict=True)
+    ]
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from node_rig import NodeRig
 
+from faults import progress
 from faults.history import BULK, DELETES, MIXED, SMALL, Load, Mix
 from faults.outcome import Outcome
 from ingest import failpoints
@@ -199,6 +200,7 @@ def run(seed: int, cases: int, directory: Path) -> Outcome:
                 for case in mine[start : start + EACH]:
                     losses = stage.case(case)
                     done += 1
+                    progress.done(1, losses)
                     if losses:
                         break
                 losses = losses or stage.end()

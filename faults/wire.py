@@ -18,6 +18,7 @@ from typing import Any
 
 from node_rig import data_of
 
+from faults import progress
 from faults.outcome import Outcome
 from faults.wire_client import Acks, Talk, Target, flipped, frame_of, request_of, split, well_formed
 from ingest import ticket
@@ -409,7 +410,9 @@ def run(seed: int, cases: int, directory: Path) -> Outcome:
                     if share < 1:
                         mine = chance.sample(mine, max(1, int(len(mine) * share))) if mine else []
                     if mine:
-                        losses += one_kind(target, kind, mine, name)
+                        found = one_kind(target, kind, mine, name)
+                        losses += found
+                        progress.done(len(mine), found)
                         counts[kind.name] += len(mine)
                 if not losses:
                     losses += [f"{name}: {loss}" for loss in target.finish()]

@@ -125,7 +125,7 @@ cdef class Committer:
     cdef int log_errno                 # why there is no log, in the plan that is being made
     cdef readonly bint stalled         # a plan left frames behind because too many packs are dirty
     cdef readonly list corrupt         # (pack, slot) that failed their check, for the log
-    cdef readonly list disk_errors     # (pack, errno) met while opening packs, for the log
+    cdef readonly list disk_errors     # (pack, errno) met while opening and reading packs, for the log
 
     def __cinit__(self, Queue queue, SlotTable packs, list put_keys, *, bint sync=True):
         cdef uint8_t[::1] view
@@ -348,15 +348,20 @@ cdef class Committer:
     cdef int _compare(self, item *it, pack_state *p) except -1:
         """Answers frames whose slots are taken: SAVED when they hold the same data, CONFLICT when other."""
         cdef uint8_t statuses[1332]
+        cdef int errors[1332]
         cdef int i = 0
         cdef item one = it[0]
-        self.stored.compare(self.packs, p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses)
+        self.stored.compare(self.packs, p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses,
+                            errors)
         while i < <int>it.count:
             one.place = it.place + i
             one.count = 1
-            while i + one.count < it.count and statuses[i + one.count] == statuses[i]:
+            while i + one.count < it.count and statuses[i + one.count] == statuses[i] and errors[i + one.count] == errors[i]:
                 one.count += 1
-            if statuses[i] == ERROR and len(self.corrupt) < 64:
+            if errors[i]:
+                if len(self.disk_errors) < 16:
+                    self.disk_errors.append((it.pack, errors[i]))
+            elif statuses[i] == ERROR and len(self.corrupt) < 64:
                 # The bit says durable and valid, the bytes say otherwise: corruption. Only a repair may write here.
                 self.corrupt.append((it.pack, it.slot + i))
             elif statuses[i] == SAVED:

@@ -13,6 +13,7 @@ cdef extern from "csrc/queue.h" nogil:
     enum: NODE_NO_SPACE
     enum: NODE_FAILING
     enum: NODE_STARTING
+    enum: NODE_NO_LOG
     enum: COUNTERS_MAX
     ctypedef struct atomic_u64 "_Atomic uint64_t":
         pass

@@ -1,5 +1,6 @@
 DRAINING: int
 NO_SPACE: int
+NO_LOG: int
 FAILING: int
 STARTING: int
 ROW_PARENT: int

@@ -10,6 +10,8 @@ cdef class StoredFrames:
     cdef object _scratch
     cdef uint8_t *scratch              # one pack's worth of stored frames
 
-    # What to answer for each of `count` (at most 1332) frames, whose present slots start at `slot`, to `statuses`.
-    cdef int compare(self, SlotTable packs, pack_state *p, int slot, int count, const uint8_t *frames, uint8_t *statuses) except -1
+    # What to answer for each of `count` (at most 1332) frames, whose present slots start at `slot`, to `statuses`; to `errors`
+    # the errno of each slot that could not be read, else 0.
+    cdef int compare(self, SlotTable packs, pack_state *p, int slot, int count, const uint8_t *frames, uint8_t *statuses,
+                     int *errors) except -1
     cdef bint _verify(self, pack_state *p, int slot, int count, uint8_t *good) except -1

@@ -38,8 +38,9 @@ cdef class StoredFrames:
         self.scratch = &view[0]
 
     cdef int compare(self, SlotTable packs, pack_state *p, int slot, int count, const uint8_t *frames,
-                     uint8_t *statuses) except -1:
-        """SAVED for the same data, CONFLICT for other. ERROR when the slot can't be read or fails its check."""
+                     uint8_t *statuses, int *errors) except -1:
+        """SAVED for the same data, CONFLICT for other. ERROR when the slot can't be read (its errno to `errors`, which else has
+        0), or fails its check."""
         cdef uint8_t good[1332]
         cdef int i, attempt, error = 0
         cdef size_t at
@@ -49,9 +50,14 @@ cdef class StoredFrames:
                 error = packs.read_slots(p, slot, count, self.scratch)
             if error or self._verify(p, slot, count, good):
                 break
+        if error and count > 1:         # one slot may have spoilt it for all
+            for i in range(count):
+                self.compare(packs, p, slot + i, 1, frames + <size_t>i * FRAME, statuses + i, errors + i)
+            return 0
         with nogil:
             for i in range(count):
                 at = <size_t>i * FRAME + DATA
+                errors[i] = error
                 if error or not good[i]:
                     statuses[i] = ERROR
                 elif memcmp(self.scratch + at, frames + at, DATA_BYTES) == 0:

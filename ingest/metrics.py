@@ -242,6 +242,7 @@ def ready_reasons(queue: Queue) -> list[str]:
             (flags & _queue.DRAINING, "draining"),
             (flags & _queue.NO_SPACE, "no space"),
             (flags & _queue.FAILING, "failing"),
+            (flags & _queue.NO_LOG, "no log"),
         )
         if holds
     ]

@@ -92,7 +92,9 @@ class WriteBehind:
         self._grow_again_at = 0.0  # when making a segment failed
         self._growth_errno = 0  # of that failure, until the log grew again
         self._has_space = True
-        self.queue.clear_flag(_queue.NO_SPACE)  # the last committer's: this one looks for itself
+        self.queue.clear_flag(
+            _queue.NO_SPACE | _queue.NO_LOG
+        )  # the last committer's: this one looks for itself
         self._space_checked_at = 0.0
         self._housekeep_at = 0  # ns
         self._poll = select.poll()
@@ -318,6 +320,7 @@ class WriteBehind:
             if self._growth_errno:
                 log.warning("%s: the log grows again", self.store.wal_dir)
             self._growth_errno = 0
+            self.queue.clear_flag(_queue.NO_LOG)
         except OSError as error:
             code = error.errno or errno.EIO
             delay = limits.LOG_GROW_RETRY_S if self.log.segments else limits.LOG_START_RETRY_S
@@ -329,6 +332,8 @@ class WriteBehind:
                 has = "it goes on with what it has" if self.log.segments else "and has no segment yet"
                 log.error("the log does not grow, %s: %s", has, explain(error, self.store.wal_dir))
             self._growth_errno = code
+            if not self.log.segments:
+                self.queue.set_flag(_queue.NO_LOG)  # whoever watches the node sees that nothing is stored
 
     def _out_of_space(self) -> bool:
         now = time.monotonic()

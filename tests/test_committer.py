@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -238,6 +240,31 @@ class TestPuts:
         assert rig.core.corrupt == [(5, 1), (5, 1)]
         stored = rig.stored(FIRST + 1)
         assert isinstance(stored, bytes) and stored[16:] == bytes(1458)
+
+    @pytest.mark.layout("pack")
+    def test_a_pack_that_cannot_be_read_is_not_called_corrupt(self, rig):
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        path = rig.data / sharding.pack_path(5)
+        unreadable = os.open(path, os.O_WRONLY)
+        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {unreadable}:
+            if os.path.exists(f"/proc/self/fd/{fd}") and os.path.samefile(f"/proc/self/fd/{fd}", path):
+                os.dup2(unreadable, fd, inheritable=False)
+        os.close(unreadable)
+        again = rig.put_run(FIRST, 3)
+        rig.commit()
+        assert rig.answers[again] == [E, E, E]
+        assert (rig.core.corrupt, rig.core.disk_errors) == ([], [(5, errno.EBADF)])
+
+    @pytest.mark.layout("tree")
+    def test_files_that_cannot_be_opened_are_not_called_corrupt(self, rig):
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        again = rig.put_run(FIRST, 3)
+        with no_descriptors():
+            rig.commit()
+        assert rig.answers[again] == [E, E, E]
+        assert (rig.core.corrupt, rig.core.disk_errors) == ([], [(5, errno.EMFILE)])
 
     @pytest.mark.layout("pack")
     def test_a_valid_frame_of_another_slot_is_corruption_too(self, rig):
@@ -679,6 +706,19 @@ class no_growth:
 
         resource.setrlimit(resource.RLIMIT_FSIZE, self.limits)
         signal.signal(signal.SIGXFSZ, self.handler)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """No file can be opened."""
+    limits_before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits_before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits_before)
 
 
 class TestLimitsAndFailures:

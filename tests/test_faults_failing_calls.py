@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from faults import failing_calls
-from faults.failing_calls import COMMITTER_NAME, SHORT, WORKER_NAME, Series
+from faults.failing_series import COMMITTER_NAME, SHORT, WORKER_NAME, Series
 from faults.outcome import Outcome
 
 FOUND = [

@@ -409,21 +409,45 @@ class TestLog:
         assert sorted(path.name for path in rig.wal.iterdir()) == ["0000.log", "0002.log"]
         assert rig.log.segments == 2
 
+    def test_the_names_of_segments_are_durable_before_they_are_used(self, rig, monkeypatch):
+        """A segment may be whole while its name never reached the disk: its maker died between the two syncs."""
+        (rig.wal / "0001.log").write_bytes(bytes(SEGMENT_SIZE))
+        rig.close()
+        synced = []
+        fsync = os.fsync
+
+        def sync(fd: int) -> None:
+            fsync(fd)
+            synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", sync)
+            rig.open()
+        assert str(rig.wal) in synced
+
     def test_the_last_batch_is_settled(self, rig, monkeypatch):
         """Its sync may have failed: what is read of it may be the drive's cache."""
         for i in range(2):
             rig.put(FIRST + i)
             rig.commit()
         rig.close()
-        written = []
-        real = recovery.write_all
-        monkeypatch.setattr(
-            recovery,
-            "write_all",
-            lambda fd, buffer, offset: (written.append((offset, len(buffer))), real(fd, buffer, offset)),
-        )
-        rig.open()
-        assert written == [(2 * BLOCK_SIZE, BLOCK_SIZE)]
+        done = []
+        write_all, fdatasync = recovery.write_all, os.fdatasync
+
+        def write(fd: int, buffer: memoryview, offset: int) -> None:
+            write_all(fd, buffer, offset)
+            done.append(("written", fd, offset, len(buffer)))
+
+        def sync(fd: int) -> None:
+            fdatasync(fd)
+            done.append(("synced", fd))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(recovery, "write_all", write)
+            patch.setattr(os, "fdatasync", sync)
+            rig.open()
+        (fd,) = {entry[1] for entry in done}
+        assert done == [("written", fd, 2 * BLOCK_SIZE, BLOCK_SIZE), ("synced", fd)]
 
     def test_a_settling_that_fails_is_not_recovered(self, rig, monkeypatch):
         rig.put(FIRST)

@@ -181,6 +181,22 @@ class TestSpace:
                 assert looks < 1000 and not select.select([committer.pidfd], [], [], 0.02)[0]
             assert "no space: " in committer.log()
 
+    def test_a_log_that_gets_no_first_segment_makes_the_node_not_ready(self, data):
+        """Whatever the reason: puts and deletes are answered ERROR until it has one."""
+        with CommitterProcess(data) as committer:
+            committer.start()
+            in_the_way = data / ".ingest/wal/0000.log"
+            in_the_way.mkdir()
+            assert committer.wait(committer.put(FIRST, 10)) == [{E}]
+            assert metrics.ready_reasons(committer.queue) == ["no log"]
+            in_the_way.rmdir()
+            looks = 0
+            while metrics.ready_reasons(committer.queue):
+                looks += 1
+                assert looks < 1000 and not select.select([committer.pidfd], [], [], 0.02)[0]
+            assert committer.wait(committer.put(FIRST, 10)) == [{S}]
+            assert "the log grows again" in committer.log()
+
     def test_a_log_without_room_for_segments_goes_on_with_one(self, tmp_path, data):
         """The log lies on a file system that takes one segment and a half."""
         small = tmp_path / "small"

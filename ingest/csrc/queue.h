@@ -55,8 +55,9 @@ typedef struct {
     _Atomic uint32_t get_connections;
 } queue_ring;
 
-/* NODE_STARTING: the frame ports do not listen yet; the parent clears it once. */
-enum node_flag { NODE_DRAINING = 1, NODE_NO_SPACE = 2, NODE_FAILING = 4, NODE_STARTING = 8 };
+/* NODE_STARTING: the frame ports do not listen yet; the parent clears it once. NODE_NO_LOG: the log could not get its first
+ * segment, so nothing is stored. */
+enum node_flag { NODE_DRAINING = 1, NODE_NO_SPACE = 2, NODE_FAILING = 4, NODE_STARTING = 8, NODE_NO_LOG = 16 };
 
 typedef struct {
     _Alignas(64) _Atomic uint64_t epoch;

@@ -5,7 +5,7 @@ Nothing stays open between two calls; what is kept of a pack is what was learnt 
 writer, so that stays true.
 """
 
-from libc.errno cimport EMFILE, ENFILE
+from libc.errno cimport EBADMSG, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO
 from libc.stdint cimport int64_t, uint8_t
 
 from ingest._failpoints cimport (
@@ -39,6 +39,13 @@ cdef extern from "csrc/tree_file.h" nogil:
     int tree_read_frame(int root, int64_t index, uint8_t *frame)
 
 cdef int DIRTY_MAX = limits.DIRTY_FILES_MAX // 2   # half, because as many may be in the flush that is under way
+
+
+cdef bint _is_damage(int error) noexcept nogil:
+    """Whether there is no whole file where one must be: missing, of a wrong length or checksum, or something else. Any other
+    errno says nothing of the file."""
+    return (error == ENOENT or error == EBADMSG or error == ENOTDIR or error == EISDIR or error == ELOOP
+            or error == ENXIO)
 
 
 cdef class TreeTable(SlotTable):
@@ -86,8 +93,8 @@ cdef class TreeTable(SlotTable):
         cdef int i, error
         for i in range(count):
             error = tree_read_frame(self.data_fd, slot_ticket(p.id, slot + i), frames + <size_t>i * 1474)
-            if error == EMFILE or error == ENFILE:
-                return error        # says nothing of the file
+            if error != 0 and not _is_damage(error):
+                return error
         return 0
 
     # --- for recovery and tests

@@ -19,7 +19,7 @@ from ingest.store._pack_table import LostHeaderError, PackTable
 from ingest.store._slot_table import SlotTable
 from ingest.store.log_format import NOTE_SIZE, Note
 from ingest.store.log_reader import Batch, LogReader
-from ingest.store.log_writer import LogWriter, Segment, write_all
+from ingest.store.log_writer import LogWriter, Segment, sync_directory, write_all
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ def recover(
     for entry in reader.segments:
         if entry.header is None:
             _keep_unused(entry.segment, segment_size, free)
+    if sync:
+        sync_directory(wal_dir)  # who made a segment may have died before its name was on the disk
     number = max(reader.number, reader.synced_to)
     writer = LogWriter(
         wal_dir,
