@@ -13,9 +13,11 @@ import click
 
 import ingest
 from ingest import config as configuration
+from ingest.catalog_commands import COMMANDS as CATALOG_COMMANDS
 from ingest.errors import IngestError
 from ingest.gateway_commands import gateway, serve
 from ingest.listeners import Address, parse_address
+from ingest.object_commands import COMMANDS as OBJECT_COMMANDS
 from ingest.options import server_options
 from ingest.store_commands import export, fsck, inspect
 
@@ -202,7 +204,7 @@ def version(as_json: bool) -> None:
     _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
 
 
-for _command in (fsck, inspect, export, gateway, serve):
+for _command in (fsck, inspect, export, gateway, serve, *OBJECT_COMMANDS, *CATALOG_COMMANDS):
     cli.add_command(_command)
 
 

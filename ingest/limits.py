@@ -167,6 +167,8 @@ CATALOG_RETRY_S = (
 LEASE_TICKETS = (
     1296 * 8
 )  # that a process takes in advance for small objects: one transaction for thousands of them
+LEASE_TICKETS_COMMAND = 256  # … that a command takes, which ends soon: 128 small files or fewer
+FILE_READ_SIZE = 1 << 20  # bytes of a file that a command reads at a time
 VERSIONS_RESERVED = 1000  # numbers that a process takes in advance for small objects
 SMALL_OBJECT_MAX = 256 << 10  # bytes: stored in one call and one transaction, read whole before it is sent
 PIECE_CHUNKS = 512  # chunks of a large object that are signed, put and settled together, 746 kB
@@ -182,6 +184,8 @@ RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks ma
 RELOCATIONS_MAX = (
     100  # of one piece, each after a CONFLICT or DELETED: whoever has more foreign tickets there is asked
 )
+GC_RETRY_S = 0.5  # between looks whether another collector has ended
+UPLOAD_SETTLE_S = 5.0  # an upload that broke waits so long for the answers to its frames
 COLLECT_INTERVAL_S = 5.0  # between runs of the collector
 COLLECT_BATCH = 256  # entries of garbage that are deleted before the catalog is told
 

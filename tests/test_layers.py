@@ -28,7 +28,8 @@ LAYERS = {
         "_load", "_sink", "_bare_tree"],
     5: ["objects", "objects.*"],
     7: ["gateway", "gateway.*"],
-    8: ["__init__", "__main__", "cli", "loopback_report", "store_commands", "gateway_commands", "options"],
+    8: ["__init__", "__main__", "cli", "loopback_report", "store_commands", "gateway_commands", "object_commands",
+        "object_files", "object_node", "object_options", "catalog_commands", "options"],
 }  # fmt: skip
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\s+([^#\n(]+|\([^)]*\))|c?import\s+([\w.]+))", re.M)

@@ -142,9 +142,17 @@ class Catalog(CatalogReader):
             self._throw_away(None, self._carve(owner, place))
 
     @atomic
-    def forgo(self, owner: int, place: Extent) -> None:
-        """Tickets of the owner's lease that nothing was put under: they stay unused, and need no delete."""
-        self._carve(owner, place)
+    def forgo(self, owner: int, place: Extent, version: int | None = None) -> None:
+        """Tickets of the owner's lease, or of its upload, that nothing was put under: they stay unused, and need no
+        delete. Nothing happens when the upload has ended already."""
+        if version is None:
+            self._carve(owner, place)
+            return
+        raw = self._db.value(
+            "SELECT extents FROM versions WHERE number = ? AND owner = ? AND state = 0", version, owner
+        )
+        if raw is not None:
+            self._set_extents(version, extent.difference(extent.parse(raw), [place]))
 
     @atomic
     def conflicted(self, owner: int, index: int, version: int | None = None) -> None:

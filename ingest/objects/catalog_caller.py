@@ -57,8 +57,8 @@ class CatalogCaller(CatalogAccess, ABC):
     async def discard(self, owner: int, extents: Sequence[Extent]) -> None:
         await self._ask(None, "discard", owner, extents)
 
-    async def forgo(self, owner: int, place: Extent) -> None:
-        await self._ask(None, "forgo", owner, place)
+    async def forgo(self, owner: int, place: Extent, version: int | None = None) -> None:
+        await self._ask(None, "forgo", owner, place, version)
 
     async def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
         await self._ask(None, "conflicted", owner, index, version)

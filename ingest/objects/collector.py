@@ -1,7 +1,7 @@
 """The collector: gives the space of failed, replaced and deleted versions back. `docs/objects.md`.
 
-It deletes what the catalog lists as garbage and nothing else, and tells the catalog when it is done. Whenever it dies, the rest
-is listed still; deleting it again changes nothing.
+It deletes what the catalog lists as garbage and nothing else, and tells the catalog when it is done. Whenever it dies,
+the rest is listed still; deleting it again changes nothing.
 """
 
 from __future__ import annotations
@@ -24,12 +24,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Collected:
-    """What a run did, or (dry) would do."""
+    """What a run did, or would do."""
 
     owners: int = 0  # processes that had died
     entries: int = 0  # of garbage
     tickets: int = 0
     forgotten: int = 0  # versions whose history was old enough
+
+
+def waiting(reader: CatalogReader) -> Collected:
+    """What a run would delete now, but for what processes left that have died since the last one."""
+    found = reader.garbage(1 << 30)
+    return Collected(entries=len(found), tickets=sum(item.extent.count for item in found))
 
 
 class Collector:
@@ -51,17 +57,17 @@ class Collector:
                 log.warning("nothing was collected: %s", error)
             else:
                 if done.entries or done.owners:
-                    log.info("collected %d tickets of %d extents; %d processes had died", done.tickets, done.entries, done.owners)
+                    log.info(
+                        "collected %d tickets of %d extents; %d processes had died",
+                        done.tickets,
+                        done.entries,
+                        done.owners,
+                    )
             await asyncio.sleep(interval)
 
-    async def run(self, dry: bool = False) -> Collected:
+    async def run(self) -> Collected:
         """Once, until nothing is left. BusyError when another collector runs."""
         done = Collected()
-        if dry:
-            for item in self._reader.garbage(1 << 30):
-                done.entries += 1
-                done.tickets += item.extent.count
-            return done
         owner = await self._catalog.enter_alone("collector")
         try:
             done.owners = await self._catalog.expire()

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Self
 
 from ingest.client import AsyncClient
+from ingest.limits import LEASE_TICKETS
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import CatalogReader, Entry
 from ingest.objects.download import PinnedDownload, Readers, SmallDownload, open_version
@@ -20,7 +21,12 @@ class LocalStore:
     """Made by ``await LocalStore.enter(...)``, ended by ``await leave()``: the client and the catalog stay the caller's."""
 
     def __init__(
-        self, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader, membership: Membership, key: bytes
+        self,
+        client: AsyncClient,
+        catalog: CatalogAccess,
+        reader: CatalogReader,
+        membership: Membership,
+        key: bytes,
     ) -> None:
         self._client = client
         self._catalog = catalog
@@ -31,10 +37,17 @@ class LocalStore:
 
     @classmethod
     async def enter(
-        cls, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader, key: bytes, what: str
+        cls,
+        client: AsyncClient,
+        catalog: CatalogAccess,
+        reader: CatalogReader,
+        key: bytes,
+        what: str,
+        lease_tickets: int = LEASE_TICKETS,
     ) -> Self:
-        """``key``: the first shared key of the node. ``what`` names this process to people."""
-        return cls(client, catalog, reader, await Membership.enter(catalog, what), key)
+        """``key``: the first shared key of the node. ``what`` names this process to people. ``lease_tickets``: that it takes
+        in advance for small objects."""
+        return cls(client, catalog, reader, await Membership.enter(catalog, what, lease_tickets), key)
 
     async def leave(self) -> None:
         await self._membership.leave()

@@ -38,9 +38,10 @@ class Membership:
     ``owner`` changes when its deadline passed unnoticed (a machine that slept): uploads of the old one have failed.
     """
 
-    def __init__(self, catalog: CatalogAccess, what: str) -> None:
+    def __init__(self, catalog: CatalogAccess, what: str, lease_tickets: int = LEASE_TICKETS) -> None:
         self._catalog = catalog
         self._what = what
+        self._lease_tickets = lease_tickets
         self.owner = 0
         self._lease: _Lease | None = None
         self._numbers = range(0)
@@ -48,9 +49,9 @@ class Membership:
         self._renewing: asyncio.Task[None] | None = None
 
     @classmethod
-    async def enter(cls, catalog: CatalogAccess, what: str) -> Membership:
-        """``what`` names the process to people, as in "gateway 1234"."""
-        self = cls(catalog, what)
+    async def enter(cls, catalog: CatalogAccess, what: str, lease_tickets: int = LEASE_TICKETS) -> Membership:
+        """``what`` names the process to people, as in "gateway 1234". ``lease_tickets``: that it takes in advance."""
+        self = cls(catalog, what, lease_tickets)
         self.owner = await catalog.enter(what)
         self._renewing = asyncio.create_task(self._renew())
         return self
@@ -63,6 +64,9 @@ class Membership:
         with contextlib.suppress(asyncio.CancelledError):
             await self._renewing
         self._renewing = None
+        async with self._lock:
+            with contextlib.suppress(IngestError):  # then all of it is garbage, which costs deletes
+                await self._close_lease()
         await self._catalog.leave(self.owner)
 
     async def _renew(self) -> None:
@@ -71,12 +75,20 @@ class Membership:
             try:
                 await self._catalog.renew(self.owner)
             except UploadLostError:
-                log.warning("no sign of life reached the catalog in time: uploads of this process have failed")
-                async with self._lock:
-                    self._lease, self._numbers = None, range(0)
-                    self.owner = await self._catalog.enter(self._what)
+                log.warning(
+                    "no sign of life reached the catalog in time: uploads of this process have failed"
+                )
+                await self._enter_again()
             except IngestError as error:
                 log.warning("the catalog did not take a sign of life: %s", error)
+
+    async def _enter_again(self) -> None:
+        async with self._lock:
+            self._lease, self._numbers = None, range(0)
+            try:
+                self.owner = await self._catalog.enter(self._what)
+            except IngestError as error:  # the next renewal finds the same, and comes here again
+                log.warning("the catalog did not take this process back: %s", error)
 
     @contextlib.asynccontextmanager
     async def tickets(self, count: int) -> AsyncIterator[tuple[int, Extent]]:
@@ -84,8 +96,9 @@ class Membership:
         async with self._lock:
             lease = self._lease
             if lease is None or lease.left.count < count:
-                await self._close(lease)
-                extent = await self._catalog.lease(self.owner, max(count, LEASE_TICKETS), self._what)
+                await self._close_lease()
+                wanted = max(count, self._lease_tickets)
+                extent = await self._catalog.lease(self.owner, wanted, self._what)
                 lease = self._lease = _Lease(self.owner, extent)
             place = lease.take(count)
         try:
@@ -93,10 +106,12 @@ class Membership:
         finally:
             lease.unsettled -= 1
             if lease.closed and not lease.unsettled:
-                await self._catalog.give_back(lease.owner, lease.extent)
+                with contextlib.suppress(IngestError):  # the upload is decided: the rest goes with the owner
+                    await self._catalog.give_back(lease.owner, lease.extent)
 
-    async def _close(self, lease: _Lease | None) -> None:
-        """Nothing more is taken from a lease. Its tickets that were never given out stay unused: they are no garbage."""
+    async def _close_lease(self) -> None:
+        """Nothing more is taken from the lease. Its tickets that were never given out stay unused: they are no garbage."""
+        lease, self._lease = self._lease, None  # before anything can fail: it must not be taken from again
         if lease is None:
             return
         lease.closed = True

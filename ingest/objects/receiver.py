@@ -1,8 +1,8 @@
 """The receiver: turns a stream of bytes into chunks, has them stored, and gives them a name. `docs/objects.md`.
 
-Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction. A larger one
-is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a few of which are
-in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
+Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction.
+A larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a
+few of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ingest.limits import (
     RANGE_TICKETS_MIN,
     RELOCATIONS_MAX,
     SMALL_OBJECT_MAX,
+    UPLOAD_SETTLE_S,
 )
 from ingest.objects import manifest
 from ingest.objects.catalog_access import CatalogAccess
@@ -67,7 +68,9 @@ class Upload:
 class Receiver:
     """``key``: of manifests. Any number of uploads may run at a time."""
 
-    def __init__(self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes) -> None:
+    def __init__(
+        self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes
+    ) -> None:
         self._client = client
         self._catalog = catalog
         self._membership = membership
@@ -109,25 +112,54 @@ class Receiver:
         data += bytes(chunks * DATA_SIZE - len(data))
         for _ in range(RELOCATIONS_MAX):
             async with self._membership.tickets(chunks + more) as (owner, place):
+                refused: dict[str, Status] = {}
                 try:
                     text = _manifest(about, [place], Extent(place.first + chunks, more), self._key)
-                    refused = await self._client.put_range(ticket.format(place.first), data + text)
+                    await self.put_chunks(owner, place, data + text, refused)
                     if not refused:
                         return await self._catalog.store(
                             owner, upload.namespace, name, about.size, digest, [place],
                             upload.headers, upload.condition, number=number,
                         )  # fmt: skip
-                    await self.note_conflicts(owner, refused)
-                    ours = _ours([place], refused)
                 except BaseException:
                     with contextlib.suppress(IngestError):  # then it is swept with the lease
-                        await asyncio.shield(self._catalog.discard(owner, [place]))
+                        await asyncio.shield(self._catalog.discard(owner, _ours([place], refused)))
                     raise
-                await self._catalog.discard(owner, ours)
+                await self._catalog.discard(owner, _ours([place], refused))
                 raise_unless_foreign(refused)
-        raise UploadLostError(f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try")
+        raise UploadLostError(
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+        )
 
-    async def note_conflicts(self, owner: int, refused: Mapping[str, Status], version: int | None = None) -> None:
+    async def put_chunks(
+        self,
+        owner: int,
+        place: Extent,
+        data: bytes | bytearray | memoryview,
+        refused: dict[str, Status],
+        version: int | None = None,
+    ) -> None:
+        """Puts ``place.count`` chunks; adds what is refused to ``refused``.
+
+        However it ends, the catalog knows the tickets that answered CONFLICT by then: they must not become garbage with the
+        rest of the upload.
+        """
+        batch = self._client.new_batch()
+        try:
+            await self._client.add_range(batch, ticket.format(place.first), data)
+            await self._client.finish(batch)
+        except asyncio.CancelledError:
+            with contextlib.suppress(
+                IngestError, TimeoutError
+            ):  # its frames are out: their answers say what is ours
+                await asyncio.wait_for(self._client.finish(batch), UPLOAD_SETTLE_S)
+            raise
+        finally:
+            if batch.refused:
+                refused |= batch.refused
+                await asyncio.shield(self._note_conflicts(owner, batch.refused, version))
+
+    async def _note_conflicts(self, owner: int, refused: Mapping[str, Status], version: int | None) -> None:
         for name, status in refused.items():
             if status is Status.CONFLICT:
                 await self._catalog.conflicted(owner, ticket.parse(name), version)
@@ -148,7 +180,6 @@ class _Stream:
     """One upload that is larger than fits into one call."""
 
     def __init__(self, receiver: Receiver, upload: Upload) -> None:
-        self._client = receiver._client
         self._catalog = receiver._catalog
         self._receiver = receiver
         self._upload = upload
@@ -183,6 +214,7 @@ class _Stream:
                 await self._catalog.fail(self._owner, self._version, "these bytes were stored already")
                 return kept
             await self._put_manifest(name, digest)
+            await self._forgo_rest()
             return await self._catalog.commit(
                 self._owner, self._version, self._size, digest, self._extents, upload.condition,
                 None if known else name,
@@ -197,6 +229,7 @@ class _Stream:
         await asyncio.gather(*(piece.task for piece in self._in_flight), return_exceptions=True)
         reason = str(error) or type(error).__name__
         with contextlib.suppress(IngestError):  # it was given up before, or will be when the deadline passes
+            await self._forgo_rest()
             await self._catalog.fail(self._owner, self._version, f"upload broke: {reason}")
 
     async def _put_all(self, start: bytearray, rest: AsyncIterator[bytes]) -> None:
@@ -242,14 +275,15 @@ class _Stream:
             at = 0
             for place in piece.places:
                 part = view[at : at + place.count * DATA_SIZE]
-                refused |= await self._client.put_range(ticket.format(place.first), part)
+                await self._receiver.put_chunks(self._owner, place, part, refused, self._version)
                 at += place.count * DATA_SIZE
             if not refused:
                 return
-            await self._receiver.note_conflicts(self._owner, refused, self._version)
             raise_unless_foreign(refused)
             piece.places = [await self._catalog.extend(self._owner, self._version, chunks_needed(len(data)))]
-        raise UploadLostError(f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try")
+        raise UploadLostError(
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+        )
 
     async def _places(self, count: int) -> list[Extent]:
         """The next ``count`` tickets of the version: of its range, and of more ranges when that is used up."""
@@ -257,11 +291,20 @@ class _Stream:
         while count:
             if not self._range.count:
                 self._range = await self._catalog.extend(self._owner, self._version, self._range_size())
-            here = min(count, self._range.count)
-            places.append(Extent(self._range.first, here))
-            self._range = Extent(self._range.first + here, self._range.count - here)
-            count -= here
+            places.append(self._take(min(count, self._range.count)))
+            count -= places[-1].count
         return list(joined(places))
+
+    def _take(self, count: int) -> Extent:
+        place = Extent(self._range.first, count)
+        self._range = Extent(place.stop, self._range.count - count)
+        return place
+
+    async def _forgo_rest(self) -> None:
+        """Nothing was put under what is left of the range: deleting it would be work, and not ours if it is somebody's."""
+        rest, self._range = self._range, Extent(0, 0)
+        if rest.count:
+            await self._catalog.forgo(self._owner, rest, self._version)
 
     def _range_size(self) -> int:
         """All that is still to come, if that is known, with room for the manifest; else twice as much as the last time."""
@@ -284,21 +327,24 @@ class _Stream:
             headers=dict(self._upload.headers),
         )
         chunks = manifest.size_max(about, len(joined(self._extents)) + 1)
-        room = self._range if self._range.first == self._extents[-1].stop else Extent(0, 0)
+        behind = self._range.first == self._extents[-1].stop and self._range.count >= chunks
         for _ in range(RELOCATIONS_MAX):
-            if room.count < chunks:
-                room = await self._catalog.extend(self._owner, self._version, chunks)
-            place = Extent(room.first, chunks)
+            if behind:
+                place = self._take(chunks)
+                behind = False
+            else:
+                place = await self._catalog.extend(self._owner, self._version, chunks)
             extents = joined([*self._extents, place])
             text = _manifest(about, extents, place, self._key)
-            refused = await self._client.put_range(ticket.format(place.first), text)
+            refused: dict[str, Status] = {}
+            await self._receiver.put_chunks(self._owner, place, text, refused, self._version)
             if not refused:
                 self._extents = list(extents)
                 return
-            await self._receiver.note_conflicts(self._owner, refused, self._version)
             raise_unless_foreign(refused)
-            room = Extent(0, 0)
-        raise UploadLostError(f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try")
+        raise UploadLostError(
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+        )
 
 
 def _manifest(about: Manifest, extents: Sequence[Extent], place: Extent, key: bytes) -> bytes:

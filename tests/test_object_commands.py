@@ -1,0 +1,411 @@
+"""`ingest put`, `get`, `ls` and the others, as processes beside a real server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blake3 import blake3
+from catalog_rig import ServiceRig
+from node_rig import NodeRig, running_node
+
+from ingest import ticket
+from ingest.client import Client, Run
+from ingest.errors import UsageError
+from ingest.limits import DATA_SIZE, LIST_PAGE_MAX, SMALL_OBJECT_MAX
+from ingest.object_commands import _names
+from ingest.object_files import shown
+from ingest.objects.catalog import Catalog
+from ingest.objects.catalog_reader import CatalogReader
+from ingest.objects.catalog_socket import catalog_path
+from ingest.objects.extent import FIRST, Extent
+from ingest.objects.version import State
+from ingest.status import Status
+from ingest.store.key_file import read_keys
+
+ROOT = Path(__file__).parent.parent
+SIZES = [
+    0, 1, DATA_SIZE - 1, DATA_SIZE, DATA_SIZE + 1, SMALL_OBJECT_MAX - 1, SMALL_OBJECT_MAX, SMALL_OBJECT_MAX + 1,
+    5_000_000,
+]  # fmt: skip
+
+
+def bytes_of(size: int, seed: int = 0) -> bytes:
+    return blake3(seed.to_bytes(8, "big")).digest(size)
+
+
+class Commands:
+    """The command line beside one server."""
+
+    def __init__(self, node: NodeRig) -> None:
+        self.node = node
+        self.data_dir = node.data_dir
+
+    def environment(self) -> dict[str, str]:
+        host, port = self.node.put_address
+        read_host, read_port = self.node.get_address
+        return os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "INGEST_DATA_DIR": str(self.data_dir),
+            "INGEST_CONNECT": f"{host}:{port}",
+            "INGEST_READ_CONNECT": f"{read_host}:{read_port}",
+        }
+
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ingest", *map(str, arguments)]
+        return subprocess.Popen(command, env=self.environment(), **options)
+
+    def run(self, *arguments: str | Path, stdin: bytes = b"", code: int = 0) -> bytes:
+        """Its stdout; and its stderr in ``self.complaint``."""
+        process = self.start(
+            *arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        out, err = process.communicate(stdin)
+        self.complaint = err.decode()
+        assert process.returncode == code, self.complaint
+        return out
+
+    def json(self, *arguments: str | Path, **options: Any) -> Any:
+        return json.loads(self.run(*arguments, "--json", **options))
+
+    def reader(self) -> CatalogReader:
+        return CatalogReader(catalog_path(self.data_dir))
+
+    def client(self) -> Client:
+        return Client.connect(self.node.put_address, self.node.get_address, self.data_dir / ".ingest" / "key")
+
+    def saved(self) -> set[int]:
+        """Index of all tickets that an allocator ever gave and that are SAVED."""
+        with self.reader() as reader, self.client() as client:
+            runs = client.inventory(ticket.format(FIRST), max(1, reader.next_ticket() - FIRST))
+        return {index for run in runs if run.status is Status.SAVED for index in _indices(run)}
+
+    def live(self) -> set[int]:
+        with self.reader() as reader:
+            places = [place for version in reader.versions(State.OK) for place in version.extents]
+        return {index for place in places for index in range(place.first, place.stop)}
+
+
+def _indices(run: Run) -> range:
+    first = ticket.parse(run.first)
+    return range(first, first + run.count)
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    with running_node(tmp_path_factory.mktemp("commands") / "data", "--workers=1", "--sync=os") as node:
+        yield Commands(node)
+
+
+def write_files(directory: Path, sizes: Sequence[int]) -> list[Path]:
+    files = [directory / f"size {size}" for size in sizes]
+    for file, size in zip(files, sizes, strict=True):
+        file.write_bytes(bytes_of(size, size))
+    return files
+
+
+def test_round_trips(commands, tmp_path):
+    files = write_files(tmp_path, SIZES)
+    put = commands.json("put", *files)["objects"]
+    assert [one["name"] for one in put] == [file.name for file in files]
+    for one, size in zip(put, SIZES, strict=True):
+        content = bytes_of(size, size)
+        assert (one["size"], one["digest"]) == (size, blake3(content).hexdigest())
+    for one in put[:2] + put[-2:]:
+        got = tmp_path / "got"
+        found = commands.json("get", one["name"], "-o", got)
+        assert (found["id"], found["digest"], found["file"]) == (one["id"], one["digest"], str(got))
+        assert got.read_bytes() == bytes_of(one["size"], one["size"])
+    assert commands.run("get", put[4]["id"]) == bytes_of(SIZES[4], SIZES[4])  # by ObjectID, to stdout
+    assert not [entry for entry in os.listdir(tmp_path) if entry.startswith(".ingest-")]
+
+
+@pytest.mark.parametrize("size", [0, 100, 3_000_000])
+def test_stdin_from_a_pipe(commands, size):
+    commands.run("put", "-", "--name", f"from stdin {size}", stdin=bytes_of(size))
+    assert commands.run("get", f"from stdin {size}", "-o", "-") == bytes_of(size)
+
+
+def test_stdin_from_a_file(commands, tmp_path):
+    (file,) = write_files(tmp_path, [2_000_000])
+    with file.open("rb") as opened:
+        process = commands.start("put", "-", "--name", "redirected", stdin=opened, stdout=subprocess.DEVNULL)
+        assert process.wait() == 0
+    assert commands.run("get", "redirected") == file.read_bytes()
+
+
+def test_a_name_is_replaced(commands, tmp_path):
+    file = tmp_path / "twice"
+    for content in (b"first", b"second"):
+        file.write_bytes(content)
+        commands.run("put", file)
+    assert commands.run("get", "twice") == b"second"
+    found = commands.json("stat", "twice")
+    assert [step["state"] for step in found["history"]].count("DELETED") == 1
+    assert found["digest"] == blake3(b"second").hexdigest()
+    text = commands.run("stat", "twice").decode()
+    assert found["digest"] in text and "replaced by version" in text
+
+
+def test_what_can_not_be_put(commands, tmp_path):
+    assert _names([Path("a/x"), Path("a/y")], None) == {"x": Path("a/x"), "y": Path("a/y")}
+    with pytest.raises(UsageError, match="would be one object"):
+        _names([Path("a/x"), Path("b/x")], None)
+    with pytest.raises(UsageError, match="--name names one object"):
+        _names([Path("a/x"), Path("b/y")], "both")
+    with pytest.raises(UsageError, match="stdin has no name"):
+        _names([Path("-")], None)
+    commands.run("put", tmp_path / "nowhere", code=2)
+    assert "No such file" in commands.complaint
+    commands.run("put", tmp_path, "--name", "directory", code=2)
+    assert "a directory" in commands.complaint
+    commands.run("put", "/dev/null", "--name", "n" * 1025, code=2)
+    assert "1 to 1024" in commands.complaint
+
+
+def test_what_is_not_there(commands, tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"as it was")
+    commands.run("get", "missing", "-o", target, code=1)
+    assert commands.complaint == "ingest: there is no object 'missing'\n"
+    assert target.read_bytes() == b"as it was"
+    commands.run("get", "ZZZZZZZZ", code=1)
+    commands.run("stat", "missing", code=1)
+    commands.run("put", "-", "--name", "kept")
+    assert commands.json("rm", "missing", "kept", code=1) == {"removed": ["kept"], "missing": ["missing"]}
+    commands.run("ls", "--data-dir", tmp_path, code=78)
+    assert "no data directory" in commands.complaint
+    commands.run("get", "kept", "--data-dir", tmp_path, code=78)
+    commands.run("put", "/dev/null", "--name", "unreachable", "--connect", f"127.0.0.1:{_no_port()}", code=1)
+
+
+def _no_port() -> int:
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def test_names_of_any_characters(commands):
+    name = "line\nescape\x1b[2J {braces} [b]tags[/b] \u202e'\"\\ ü 🦦"
+    commands.run("put", "-", "--name", name, "--namespace", "odd", stdin=b"odd")
+    line = commands.run("ls", "--namespace", "odd").decode()
+    assert line.count("\n") == 1 and "\x1b" not in line and "\\x1b" in line and "🦦" in line
+    assert json.loads(commands.run("ls", "--namespace", "odd", "--json"))["name"] == name
+    assert b"\x1b" not in commands.run("stat", name, "--namespace", "odd")
+    assert commands.run("get", name, "--namespace", "odd") == b"odd"
+    assert b"\x1b" not in commands.run("rm", name, "--namespace", "odd")
+    assert shown("a\tb\udc80") == "a\\tb\\udc80"
+
+
+def test_a_listing_of_many_pages(commands):
+    names = [f"many/{i}" for i in range(2 * LIST_PAGE_MAX + 3)] + ["many/é", "many/z", "other"]
+    with Catalog(catalog_path(commands.data_dir)) as catalog, catalog.change():
+        owner = catalog.enter("test")
+        for name in names:
+            lease = catalog.lease(owner, 2)
+            catalog.store(owner, "list", name, 1, bytes(32), [lease])
+    try:
+        listed = [
+            json.loads(line)["name"]
+            for line in commands.run("ls", "many/", "--namespace", "list", "--json").splitlines()
+        ]
+        assert listed == sorted(names[:-1], key=str.encode)
+        assert commands.run("ls", "nothing", "--namespace", "list") == b""
+        assert commands.run("ls", "--namespace", "no such") == b""
+    finally:  # nothing is stored of them
+        with Catalog(catalog_path(commands.data_dir)) as catalog, catalog.change():
+            for name in names:
+                catalog.delete("list", name)
+
+
+def test_the_collector_gives_back_what_was_removed(commands, tmp_path):
+    files = write_files(tmp_path, [3000, 2_000_000])
+    commands.run("put", *files, "--namespace", "gone")
+    extents = [
+        Extent(ticket.parse(first), count)
+        for file in files
+        for first, count in commands.json("stat", file.name, "--namespace", "gone")["extents"]
+    ]
+    commands.run("rm", *[file.name for file in files], "--namespace", "gone")
+    dry = commands.json("gc", "--dry-run")
+    assert dry["dry_run"] and dry["tickets"] >= sum(one.count for one in extents)
+    assert commands.json("gc")["tickets"] == dry["tickets"]
+    with commands.client() as client:
+        for one in extents:
+            (run,) = client.inventory(ticket.format(one.first), one.count)
+            assert run.status is Status.DELETED
+    assert commands.saved() == commands.live()
+    assert commands.json("gc")["tickets"] == 0
+
+
+def test_a_lease_is_given_once(commands):
+    first, last = commands.run("tickets", "lease", "100").decode().split()
+    found = commands.json("tickets", "lease", "50", "--what", "camera")
+    assert ticket.parse(last) - ticket.parse(first) == 99
+    assert ticket.parse(found["first"]) > ticket.parse(last)
+    commands.run("put", "-", "--name", "after a lease", stdin=b"x")
+    assert ticket.parse(commands.json("stat", "after a lease")["id"]) > ticket.parse(found["last"])
+    with commands.client() as client:
+        client.put(first, b"mine")
+        commands.run("gc")
+        assert client.get(first).rstrip(b"\0") == b"mine"
+        client.delete(first, 1)
+    commands.run("tickets", "lease", "0", code=2)
+
+
+def test_through_the_service_of_a_gateway(commands, tmp_path):
+    service = ServiceRig(commands.data_dir)
+    service.start()
+    try:
+        (file,) = write_files(tmp_path, [1_000_000])
+        commands.run("put", file)
+        assert commands.run("get", file.name) == file.read_bytes()
+        commands.run("rm", file.name)
+        commands.run("gc")
+        assert commands.saved() == commands.live()
+    finally:
+        service.close()
+
+
+class HalfAnUpload:
+    """A put that has sent more than a few ranges and waits for more of its stdin."""
+
+    def __init__(self, commands: Commands, name: str) -> None:
+        self.process = commands.start(
+            "put", "-", "--name", name, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert self.process.stdin is not None
+        self.process.stdin.write(bytes_of(4_000_000))
+        self.process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not self._sent(commands, name):
+            assert time.monotonic() < deadline and self.process.poll() is None
+            time.sleep(0.05)
+
+    @staticmethod
+    def _sent(commands: Commands, name: str) -> bool:
+        with commands.reader() as reader:
+            pending = [version for version in reader.versions(State.PENDING) if version.name == name]
+        return bool(pending) and bool(commands.saved() - commands.live())
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(60)
+        for stream in (self.process.stdin, self.process.stderr):
+            assert stream is not None
+            stream.close()
+        return code
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_put(commands, number, code):
+    assert HalfAnUpload(commands, "interrupted").end(number) == code
+    commands.run("stat", "interrupted", code=1)
+    commands.run("gc")
+    assert commands.saved() == commands.live()
+
+
+def test_a_killed_put(commands):
+    """Its tickets are garbage when its deadline has passed, which is made so here."""
+    assert HalfAnUpload(commands, "killed").end(signal.SIGKILL) == -signal.SIGKILL
+    commands.run("gc")
+    assert commands.saved() != commands.live()  # it might be alive
+    with Catalog(catalog_path(commands.data_dir)) as catalog, catalog.change():
+        for version in catalog.versions(State.PENDING):
+            catalog._db.run("UPDATE owners SET deadline = 0 WHERE id IN (SELECT owner FROM versions WHERE number = ?)",
+                            version.number)  # fmt: skip
+    assert commands.json("gc")["processes"] == 1
+    assert commands.saved() == commands.live()
+    assert [step["state"] for step in history(commands, "killed")] == ["FAILED", "PENDING"]
+
+
+def history(commands: Commands, name: str) -> list[dict[str, Any]]:
+    with commands.reader() as reader:
+        return [{"state": step.state.name} for step in reader.history("objects", name)]
+
+
+def test_a_broken_get_leaves_nothing(commands, tmp_path):
+    """One chunk of a large object is gone: what was read before it is gone as well."""
+    (file,) = write_files(tmp_path, [3_000_000])
+    commands.run("put", file, "--name", "damaged")
+    found = commands.json("stat", "damaged")
+    with commands.client() as client:
+        client.delete(ticket.format(ticket.parse(found["id"]) + 1500))
+    target = tmp_path / "target"
+    commands.run("get", "damaged", "-o", target, code=1)
+    assert "DELETED" in commands.complaint
+    assert os.listdir(tmp_path) == [file.name]
+    commands.run("rm", "damaged")
+    commands.run("gc")
+
+
+def test_a_get_that_is_not_what_the_catalog_says(commands, tmp_path):
+    commands.run("put", "-", "--name", "mismatch", stdin=b"bytes")
+    with Catalog(catalog_path(commands.data_dir)) as catalog, catalog.change():
+        catalog._db.run("UPDATE versions SET digest = ? WHERE name = 'mismatch'", bytes(32))
+    commands.run("get", "mismatch", "-o", tmp_path / "target", code=1)
+    assert "and the catalog has 5" in commands.complaint
+    assert not os.listdir(tmp_path)
+
+
+def test_an_interrupted_get(commands, tmp_path):
+    """Its temporary file goes with it. The get port is one that never answers."""
+    (file,) = write_files(tmp_path, [3_000_000])
+    commands.run("put", file, "--name", "large")
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        taken: list[socket.socket] = []
+        threading.Thread(target=lambda: taken.append(listener.accept()[0])).start()
+        out = tmp_path / "out"
+        out.mkdir()
+        silent = f"127.0.0.1:{listener.getsockname()[1]}"
+        process = commands.start("get", "large", "-o", out / "target", "--read-connect", silent)
+        deadline = time.monotonic() + 60
+        while not os.listdir(out):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert not os.listdir(out)
+        for sock in taken:
+            sock.close()
+
+
+def test_output_that_is_no_file(commands, tmp_path):
+    commands.run("put", "-", "--name", "to a device", stdin=b"x")
+    commands.run("get", "to a device", "-o", "/dev/null")
+    assert not Path("/dev/null").is_file()
+    real, link = tmp_path / "real", tmp_path / "link"
+    link.symlink_to(real)
+    commands.run("get", "to a device", "-o", link)
+    assert link.is_symlink() and real.read_bytes() == b"x"
+    commands.run("get", "to a device", "-o", tmp_path, code=2)
+    commands.run("get", "to a device", "--json", code=2)
+
+
+def test_a_lost_catalog(tmp_path):
+    files = write_files(tmp_path, [0, 5000, 1_000_000])
+    with running_node(tmp_path / "data", "--workers=1", "--sync=os") as node:
+        commands = Commands(node)
+        commands.run("put", *files)
+        copied = commands.json("catalog", "backup", tmp_path / "copy.db")
+        assert copied["bytes"] == (tmp_path / "copy.db").stat().st_size
+        commands.run("catalog", "rebuild", "--replace", code=75)  # a server runs
+        node.stop()
+        commands.run("catalog", "rebuild", code=2)  # there is one
+        for side in ("", "-wal", "-shm"):
+            Path(f"{catalog_path(node.data_dir)}{side}").unlink(missing_ok=True)
+        found = commands.json("catalog", "rebuild")
+        assert (found["objects"], found["bytes"], found["orphans"]) == (3, 1_005_000, [])
+        node.start()
+        for file in files:
+            assert commands.run("get", file.name) == file.read_bytes()
+        assert read_keys(node.data_dir / ".ingest" / "key")

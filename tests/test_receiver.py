@@ -1,0 +1,366 @@
+"""Uploads through a real engine: what they leave in the store, whatever happens to them.
+
+After each test the collector runs, and then what the engine has under every ticket that was ever given must be exactly the
+live versions' and those of others.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from blake3 import blake3
+from node_rig import NodeRig, running_node
+
+from ingest import ticket
+from ingest.client import AsyncClient
+from ingest.errors import (
+    NameTakenError,
+    NotFoundError,
+    PreconditionError,
+    UploadLostError,
+)
+from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
+from ingest.objects.catalog_reader import CatalogReader
+from ingest.objects.catalog_socket import catalog_path
+from ingest.objects.collector import Collector
+from ingest.objects.extent import FIRST, Extent, chunks_needed, total
+from ingest.objects.local_catalog import LocalCatalog
+from ingest.objects.local_store import LocalStore
+from ingest.objects.version import ABSENT, Condition, State, Version
+from ingest.status import Status
+from ingest.store.key_file import read_keys
+
+PIECE = PIECE_CHUNKS * DATA_SIZE
+LEASE = 1000  # small objects here take at most 181 tickets of it
+
+
+class Rig:
+    """A store, as a process of its own would have it."""
+
+    def __init__(
+        self, client: AsyncClient, catalog: LocalCatalog, reader: CatalogReader, store: LocalStore
+    ) -> None:
+        self.client = client
+        self.catalog = catalog
+        self.reader = reader
+        self.store = store
+
+    async def put(self, name: str, data: bytes, **options) -> Version:
+        return await self.store.put("test", name, body_of(data), **options)
+
+    async def read(self, name: str, start: int = 0, stop: int | None = None) -> bytes:
+        download = await self.store.open("test", name)
+        try:
+            return b"".join([bytes(part) async for part in download.read(start, stop)])
+        finally:
+            await download.close()
+
+    async def foreign(self, index: int) -> None:
+        """Somebody else's chunk, where the allocator will come by."""
+        await self.client.put(ticket.format(index), b"foreign")
+
+    async def saved(self) -> set[int]:
+        """The index of every ticket ever given that is SAVED."""
+        found: set[int] = set()
+        runs = await self.client.inventory(ticket.format(FIRST), max(1, self.reader.next_ticket() - FIRST))
+        for run in runs:
+            if run.status is Status.SAVED:
+                first = ticket.parse(run.first)
+                found.update(range(first, first + run.count))
+        return found
+
+    def live(self) -> set[int]:
+        return {
+            index
+            for version in self.reader.versions(State.OK)
+            for place in version.extents
+            for index in range(place.first, place.stop)
+        }
+
+
+async def body_of(data: bytes, step: int = 100_000) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), step):
+        yield data[at : at + step]
+
+
+def bytes_of(size: int, seed: int = 0) -> bytes:
+    return blake3(seed.to_bytes(8, "big")).digest(size)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeRig]:
+    with running_node(tmp_path_factory.mktemp("receiver") / "data", "--workers=1", "--sync=os") as rig:
+        yield rig
+
+
+@pytest.fixture
+def run(node: NodeRig):
+    """Runs what gets a Rig and returns the foreign tickets that it made; then nothing else may be stored than it should."""
+    key_file = node.data_dir / ".ingest" / "key"
+
+    async def work_and_check(work) -> None:
+        path = catalog_path(node.data_dir)
+        async with await AsyncClient.connect(node.put_address, node.get_address, key_file) as client:
+            catalog = await LocalCatalog.open(path)
+            with CatalogReader(path) as reader:
+                store = await LocalStore.enter(
+                    client, catalog, reader, read_keys(key_file)[0], f"test {os.getpid()}", LEASE
+                )
+                rig = Rig(client, catalog, reader, store)
+                before = await rig.saved() - rig.live()
+                foreign = await work(rig) or set()
+                await store.leave()
+                await Collector(client, catalog, reader).run()
+                assert await rig.saved() - before == (rig.live() | foreign) - before
+                assert before <= await rig.saved()  # nothing that belongs to the tests before was touched
+                assert not reader.garbage(10) and not reader.leases()
+                assert not list(reader.versions(State.PENDING))
+            await catalog.close()
+
+    return lambda work: asyncio.run(work_and_check(work))
+
+
+SIZES = [
+    0, 1, DATA_SIZE - 1, DATA_SIZE, DATA_SIZE + 1, SMALL_OBJECT_MAX - 1, SMALL_OBJECT_MAX, SMALL_OBJECT_MAX + 1,
+    PIECE - 1, PIECE, PIECE + 1, PIECE + DATA_SIZE, 4 * PIECE, 4 * PIECE + 1, 12 * PIECE + 777,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
+def test_sizes(run, known):
+    async def work(rig: Rig) -> None:
+        for size in SIZES:
+            data = bytes_of(size, size)
+            version = await rig.put(f"size {size}", data, size=size if known else None)
+            assert (version.size, version.digest) == (size, blake3(data).digest())
+            assert total(version.extents) >= chunks_needed(size) + 1
+            assert len(version.extents) == 1  # alone, all of its ranges are neighbours
+            assert await rig.read(f"size {size}") == data
+            for at in {0, 1, DATA_SIZE, size // 2, max(0, size - 1)}:
+                assert await rig.read(f"size {size}", at, at + 1500) == data[at : at + 1500]
+
+    run(work)
+
+
+def test_one_name_many_versions(run):
+    async def work(rig: Rig) -> None:
+        for i, size in enumerate([10, SMALL_OBJECT_MAX + 10, 20, 2 * PIECE]):
+            await rig.put("again", bytes_of(size, i))
+            assert await rig.read("again") == bytes_of(size, i)
+        states = [step.state for step in await rig.store.history("test", "again")]
+        assert states.count(State.OK) == 4 and states.count(State.DELETED) == 3
+
+    run(work)
+
+
+def test_many_at_a_time(run):
+    async def work(rig: Rig) -> None:
+        sizes = [0, 5000, SMALL_OBJECT_MAX + 1, 100, 3 * PIECE, 2 * PIECE + 9] * 3
+        await asyncio.gather(*(rig.put(f"at once {i}", bytes_of(size, i)) for i, size in enumerate(sizes)))
+        for i, size in enumerate(sizes):
+            assert await rig.read(f"at once {i}") == bytes_of(size, i)
+
+    run(work)
+
+
+SMALL = 10 * DATA_SIZE - 3
+LARGE = 3 * PIECE + 5000
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["CONFLICT", "DELETED"])
+@pytest.mark.parametrize(
+    ("size", "places"),
+    [
+        (SMALL, [0]),
+        (SMALL, [5]),
+        (SMALL, [9]),
+        (SMALL, [10]),  # the manifest
+        (SMALL, [0, 3, 10]),
+        (SMALL, range(11)),
+        (SMALL, [2, 11, 24]),  # in the second try as well
+        (LARGE, [0]),
+        (LARGE, [700]),
+        (LARGE, [PIECE_CHUNKS - 1, PIECE_CHUNKS]),
+        (LARGE, [chunks_needed(LARGE)]),  # the manifest
+        (LARGE, [0, 600, 1100, chunks_needed(LARGE) - 1, chunks_needed(LARGE)]),
+        (LARGE, range(0, 1500, 7)),
+    ],
+)
+def test_tickets_of_others_are_passed_by(run, size, places, gone):
+    async def work(rig: Rig) -> set[int]:
+        first = rig.reader.next_ticket()
+        for place in places:
+            await rig.foreign(first + place)
+            if gone:
+                await rig.client.delete(ticket.format(first + place))
+        data = bytes_of(size, 1)
+        version = await rig.put("passed by", data, size=size)
+        assert await rig.read("passed by") == data
+        foreign = {first + place for place in places}
+        held = {index for one in version.extents for index in range(one.first, one.stop)}
+        assert not held & foreign
+        return set() if gone else foreign
+
+    run(work)
+
+
+class BodyBroke(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", [None, 0, 100])
+@pytest.mark.parametrize("size", [0, 1, SMALL, SMALL_OBJECT_MAX + 1, PIECE, LARGE])
+def test_a_body_that_raises(run, size, place):
+    async def broken() -> AsyncIterator[bytes]:
+        async for part in body_of(bytes_of(size, 2)):
+            yield part
+        raise BodyBroke
+
+    async def work(rig: Rig) -> set[int]:
+        foreign = set()
+        if place is not None and size > PIECE:
+            foreign = {rig.reader.next_ticket() + place}
+            await rig.foreign(*foreign)
+        with pytest.raises(BodyBroke):
+            await rig.store.put("test", "broken", broken())
+        with pytest.raises(NotFoundError):
+            await rig.store.stat("test", "broken")
+        return foreign
+
+    run(work)
+
+
+@pytest.mark.parametrize("given", [0, 1, SMALL, SMALL_OBJECT_MAX + 1, LARGE])
+@pytest.mark.parametrize("off", [-1, 1])
+def test_a_body_of_another_size(run, given, off):
+    async def work(rig: Rig) -> None:
+        if given + off < 0:
+            return
+        with pytest.raises(UploadLostError, match=f"ended after {given} of {given + off} bytes"):
+            await rig.put("short", bytes_of(given), size=given + off)
+
+    run(work)
+
+
+@pytest.mark.parametrize("place", [None, 0, PIECE_CHUNKS + 3])
+@pytest.mark.parametrize("size", [SMALL, SMALL_OBJECT_MAX + 1, LARGE])
+def test_a_cancelled_upload(run, size, place):
+    async def work(rig: Rig) -> set[int]:
+        foreign = set()
+        if place is not None and size > PIECE:
+            foreign = {rig.reader.next_ticket() + place}
+            await rig.foreign(*foreign)
+        stuck = asyncio.Event()
+
+        async def endless() -> AsyncIterator[bytes]:
+            yield bytes_of(size, 3)
+            stuck.set()
+            await asyncio.Event().wait()
+
+        upload = asyncio.create_task(rig.store.put("test", "cancelled", endless()))
+        await stuck.wait()
+        if foreign:  # met, and known to the catalog
+            while await _holds(rig, *foreign):
+                await asyncio.sleep(0.01)
+        upload.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await upload
+        with pytest.raises(NotFoundError):
+            await rig.store.stat("test", "cancelled")
+        return foreign
+
+    run(work)
+
+
+async def _holds(rig: Rig, index: int) -> bool:
+    """Whether a version that is under way still has a ticket."""
+    places = [one for version in rig.reader.versions(State.PENDING) for one in version.extents]
+    return any(one.first <= index < one.stop for one in places)
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21, 34])
+@pytest.mark.parametrize("size", [SMALL, PIECE + 1])
+def test_a_cancel_at_any_time(run, size, turns):
+    """Whole or not at all, wherever in its way it is cancelled."""
+
+    async def work(rig: Rig) -> None:
+        name = f"any time {size} {turns}"
+        upload = asyncio.create_task(rig.put(name, bytes_of(size, 4)))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        upload.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await upload
+        with contextlib.suppress(NotFoundError):
+            assert await rig.read(name) == bytes_of(size, 4)
+
+    run(work)
+
+
+@pytest.mark.parametrize("size", [SMALL, SMALL_OBJECT_MAX + 1, LARGE])
+def test_a_condition_that_fails_at_the_commit(run, size):
+    async def work(rig: Rig) -> None:
+        name = f"contended {size}"
+
+        async def overtaken() -> AsyncIterator[bytes]:
+            yield bytes_of(size, 5)
+            await rig.put(name, b"the first")
+
+        with pytest.raises(NameTakenError):
+            await rig.store.put("test", name, overtaken(), condition=ABSENT)
+        assert await rig.read(name) == b"the first"
+        etag = (await rig.store.stat("test", name)).etag
+
+        async def changed() -> AsyncIterator[bytes]:
+            yield bytes_of(size, 6)
+            await rig.put(name, b"the second")
+
+        with pytest.raises(PreconditionError):
+            await rig.store.put("test", name, changed(), condition=Condition(etags=frozenset([etag])))
+        assert await rig.read(name) == b"the second"
+
+    run(work)
+
+
+def test_a_name_that_the_bytes_say(run):
+    async def work(rig: Rig) -> None:
+        for size in (SMALL, LARGE):
+            data = bytes_of(size, 7)
+            version = await rig.store.put("test", lambda data=data: blake3(data).hexdigest(), body_of(data))
+            assert version.name == blake3(data).hexdigest()
+            assert await rig.read(version.name) == data
+
+    run(work)
+
+
+def test_a_process_of_many_small_objects_takes_one_lease_after_the_other(run):
+    """What it took in advance and never used costs no deletes."""
+
+    async def work(rig: Rig) -> None:
+        count = LEASE // (chunks_needed(SMALL) + 1) + 3
+        for i in range(count):
+            await rig.put(f"lease {i}", bytes_of(SMALL, i))
+        (left,) = rig.reader.leases()
+        await rig.store.leave()
+        assert not rig.reader.garbage(10)
+        assert left.extent.stop == rig.reader.next_ticket()
+        assert await rig.read("lease 0") == bytes_of(SMALL, 0)
+
+    run(work)
+
+
+def test_a_reader_sees_one_version_while_it_is_replaced(run):
+    async def work(rig: Rig) -> None:
+        await rig.put("read", bytes_of(LARGE, 1))
+        download = await rig.store.open("test", "read")
+        await rig.put("read", bytes_of(LARGE, 2))
+        await Collector(rig.client, rig.catalog, rig.reader).run()
+        assert b"".join([bytes(part) async for part in download.read()]) == bytes_of(LARGE, 1)
+        await download.close()
+        old = [Extent(one.first, one.count) for one in download.version.extents]
+        await Collector(rig.client, rig.catalog, rig.reader).run()
+        assert not {index for one in old for index in range(one.first, one.stop)} & await rig.saved()
+
+    run(work)
