@@ -65,7 +65,8 @@ class LocalStore:
         if isinstance(name, str):
             await self.check(namespace, name, condition)
         return await self._receiver.receive(
-            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)), body
+            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)),
+            body,
         )
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
@@ -73,12 +74,20 @@ class LocalStore:
 
     async def open(self, namespace: str, name: str) -> SmallDownload | PinnedDownload:
         return await open_version(
-            lambda: self._reader.find(namespace, name), self._client, self._catalog, self._membership, self._readers
+            lambda: self._reader.find(namespace, name),
+            self._client,
+            self._catalog,
+            self._membership,
+            self._readers,
         )
 
     async def open_object(self, object_id: str) -> SmallDownload | PinnedDownload:
         return await open_version(
-            lambda: self._reader.find_object(object_id), self._client, self._catalog, self._membership, self._readers
+            lambda: self._reader.find_object(object_id),
+            self._client,
+            self._catalog,
+            self._membership,
+            self._readers,
         )
 
     async def stat(self, namespace: str, name: str) -> Version:
