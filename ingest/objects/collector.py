@@ -1,7 +1,7 @@
 """The collector: gives the space of failed, replaced and deleted versions back. `docs/objects.md`.
 
-It deletes what the catalog lists as garbage and nothing else, and tells the catalog when it is done. Whenever it dies, the rest
-is listed still; deleting it again changes nothing.
+It deletes what the catalog lists as garbage and nothing else, and tells the catalog when it is done. Whenever it dies, the
+rest is listed still; deleting it again changes nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,12 @@ class Collector:
                 log.warning("nothing was collected: %s", error)
             else:
                 if done.entries or done.owners:
-                    log.info("collected %d tickets of %d extents; %d processes had died", done.tickets, done.entries, done.owners)
+                    log.info(
+                        "collected %d tickets of %d extents; %d processes had died",
+                        done.tickets,
+                        done.entries,
+                        done.owners,
+                    )
             await asyncio.sleep(interval)
 
     async def run(self, dry: bool = False) -> Collected:

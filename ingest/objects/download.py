@@ -43,7 +43,9 @@ class Readers:
     @property
     def chunks(self) -> int:
         """What one of them asks for together."""
-        return max(READ_CHUNKS_MIN, READ_CHUNKS * READERS_AT_FULL_SIZE // max(self.count, READERS_AT_FULL_SIZE))
+        return max(
+            READ_CHUNKS_MIN, READ_CHUNKS * READERS_AT_FULL_SIZE // max(self.count, READERS_AT_FULL_SIZE)
+        )
 
 
 class PinnedDownload:
@@ -64,7 +66,9 @@ class PinnedDownload:
         if start >= stop:
             return
         first = start // DATA_SIZE
-        places = list(_parts(part(self.version.extents, first, chunks_needed(stop) - first), self._readers.chunks))
+        places = list(
+            _parts(part(self.version.extents, first, chunks_needed(stop) - first), self._readers.chunks)
+        )
         skipped = first * DATA_SIZE  # bytes of the object before what is read next
         ahead: asyncio.Task[bytearray] | None = None
         try:
@@ -115,7 +119,8 @@ async def open_version(
                 raise
             if look().number == version.number:
                 raise CorruptFrameError(
-                    f"object {version.name!r}: ticket {error.ticket} is {error.status.name}, and the catalog says that it is stored"
+                    f"object {version.name!r}: ticket {error.ticket} is {error.status.name}, "
+                    "and the catalog says that it is stored"
                 ) from None
     raise NotFoundError("the object was replaced again and again while it was read")
 

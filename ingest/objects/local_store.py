@@ -20,7 +20,12 @@ class LocalStore:
     """Made by ``await LocalStore.enter(...)``, ended by ``await leave()``: the client and the catalog stay the caller's."""
 
     def __init__(
-        self, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader, membership: Membership, key: bytes
+        self,
+        client: AsyncClient,
+        catalog: CatalogAccess,
+        reader: CatalogReader,
+        membership: Membership,
+        key: bytes,
     ) -> None:
         self._client = client
         self._catalog = catalog
@@ -52,7 +57,8 @@ class LocalStore:
         if isinstance(name, str):
             await self.check(namespace, name, condition)
         return await self._receiver.receive(
-            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)), body
+            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)),
+            body,
         )
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
@@ -60,12 +66,20 @@ class LocalStore:
 
     async def open(self, namespace: str, name: str) -> SmallDownload | PinnedDownload:
         return await open_version(
-            lambda: self._reader.find(namespace, name), self._client, self._catalog, self._membership, self._readers
+            lambda: self._reader.find(namespace, name),
+            self._client,
+            self._catalog,
+            self._membership,
+            self._readers,
         )
 
     async def open_object(self, object_id: str) -> SmallDownload | PinnedDownload:
         return await open_version(
-            lambda: self._reader.find_object(object_id), self._client, self._catalog, self._membership, self._readers
+            lambda: self._reader.find_object(object_id),
+            self._client,
+            self._catalog,
+            self._membership,
+            self._readers,
         )
 
     async def stat(self, namespace: str, name: str) -> Version:

@@ -71,7 +71,9 @@ class Membership:
             try:
                 await self._catalog.renew(self.owner)
             except UploadLostError:
-                log.warning("no sign of life reached the catalog in time: uploads of this process have failed")
+                log.warning(
+                    "no sign of life reached the catalog in time: uploads of this process have failed"
+                )
                 async with self._lock:
                     self._lease, self._numbers = None, range(0)
                     self.owner = await self._catalog.enter(self._what)

@@ -41,8 +41,8 @@ class ObjectStore(Protocol):
 
         With the condition ``same`` the version that has these bytes already is left as it is, and comes back.
 
-        ``name``: or a function that knows it once the body has ended, where the bytes say the name. What the condition raises
-        is then raised at the end.
+        ``name``: or a function that knows it once the body has ended, where the bytes say the name. What the condition
+        raises is then raised at the end.
 
         ``size``: how many bytes it has to be, when that is known: UploadLostError when it is another number. An error of
         ``body`` fails the upload. What the condition raises, it raises before the body is read if it can.

@@ -1,8 +1,8 @@
 """The receiver: turns a stream of bytes into chunks, has them stored, and gives them a name. `docs/objects.md`.
 
-Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction. A larger one
-is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a few of which are
-in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
+Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction. A
+larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a few of
+which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class Upload:
 class Receiver:
     """``key``: of manifests. Any number of uploads may run at a time."""
 
-    def __init__(self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes) -> None:
+    def __init__(
+        self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes
+    ) -> None:
         self._client = client
         self._catalog = catalog
         self._membership = membership
@@ -125,9 +127,13 @@ class Receiver:
                     raise
                 await self._catalog.discard(owner, ours)
                 raise_unless_foreign(refused)
-        raise UploadLostError(f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try")
+        raise UploadLostError(
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+        )
 
-    async def note_conflicts(self, owner: int, refused: Mapping[str, Status], version: int | None = None) -> None:
+    async def note_conflicts(
+        self, owner: int, refused: Mapping[str, Status], version: int | None = None
+    ) -> None:
         for name, status in refused.items():
             if status is Status.CONFLICT:
                 await self._catalog.conflicted(owner, ticket.parse(name), version)
@@ -249,7 +255,9 @@ class _Stream:
             await self._receiver.note_conflicts(self._owner, refused, self._version)
             raise_unless_foreign(refused)
             piece.places = [await self._catalog.extend(self._owner, self._version, chunks_needed(len(data)))]
-        raise UploadLostError(f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try")
+        raise UploadLostError(
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+        )
 
     async def _places(self, count: int) -> list[Extent]:
         """The next ``count`` tickets of the version: of its range, and of more ranges when that is used up."""
@@ -298,7 +306,9 @@ class _Stream:
             await self._receiver.note_conflicts(self._owner, refused, self._version)
             raise_unless_foreign(refused)
             room = Extent(0, 0)
-        raise UploadLostError(f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try")
+        raise UploadLostError(
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+        )
 
 
 def _manifest(about: Manifest, extents: Sequence[Extent], place: Extent, key: bytes) -> bytes:
