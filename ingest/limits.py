@@ -175,7 +175,9 @@ PIECES_IN_FLIGHT = 8  # of one upload, 6 MB: more than a commit takes together
 READ_CHUNKS = (
     1024  # chunks of a large object that are asked for together, 1.5 MB; one such part is read ahead
 )
-READERS_AT_FULL_SIZE = 8  # downloads of a process that read so much ahead, 36 MB; of more of them each reads less …
+READERS_AT_FULL_SIZE = (
+    8  # downloads of a process that read so much ahead, 36 MB; of more of them each reads less …
+)
 READ_CHUNKS_MIN = 64  # … down to this, 93 kB
 RANGE_TICKETS_MIN = 4 * PIECE_CHUNKS  # the first range of an upload of unknown size; the next ones double …
 RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks may have to delete in vain
@@ -210,4 +212,6 @@ HTTP_UNREAD_TIMEOUT_S = (
 SERVE_MARGIN_S = (
     2.0  # beyond both drain time-outs, before the parent of server and gateway kills what is left
 )
-KEY_SWITCH_DELAY_S = 2.0  # after SIGHUP, before a gateway signs with a new key: its server reads the file in this time
+KEY_SWITCH_DELAY_S = (
+    2.0  # after SIGHUP, before a gateway signs with a new key: its server reads the file in this time
+)

@@ -1,8 +1,8 @@
 """The receiver: turns a stream of bytes into chunks, has them stored, and gives them a name. `docs/objects.md`.
 
 Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction. A
-larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a few of
-which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
+larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a few
+of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
 """
 
 from __future__ import annotations
