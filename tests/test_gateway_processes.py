@@ -70,25 +70,26 @@ def patiently(call: Callable[[], Answer]) -> Answer:
 # --- signals
 
 
-def test_term_finishes_what_is_under_way(node: NodeGateway) -> None:
-    """Requests under way are answered; idle connections end; nothing new is taken; all processes are gone."""
-    gateway = node.gateway
-    family = node.family()
-    with gateway.connect() as idle, gateway.connect() as busy:
-        assert idle.request("GET", "/alive").status == 200
-        headers = {"Content-Length": str(len(LARGE)), "Expect": "100-continue"}
-        busy.send(busy.head("PUT", "/objects/late", headers))
-        assert busy.answer_head()[0] == 100
-        assert node.process is not None
-        node.process.send_signal(signal.SIGTERM)
-        assert idle.ended()
-        busy.send(LARGE)
-        assert busy.answer().status == 200
-    assert node.process.wait(TIMEOUT_S) == 0, node.log()
-    _, alive = psutil.wait_procs(family, TIMEOUT_S)
-    assert not alive and not node.announcement.exists()
-    node.start()
-    assert node.gateway.request("GET", "/objects/late").body == LARGE
+def test_term_finishes_what_is_under_way(tmp_path: Path) -> None:
+    """Requests under way are answered; idle connections, also of the same process, end at once; all processes are gone."""
+    with node_gateway(tmp_path / "data", "--http-workers=1") as node:
+        gateway = node.gateway
+        family = node.family()
+        with gateway.connect() as idle, gateway.connect() as busy:
+            assert idle.request("GET", "/alive").status == 200
+            headers = {"Content-Length": str(len(LARGE)), "Expect": "100-continue"}
+            busy.send(busy.head("PUT", "/objects/late", headers))
+            assert busy.answer_head()[0] == 100
+            assert node.process is not None
+            node.process.send_signal(signal.SIGTERM)
+            assert idle.ended()
+            busy.send(LARGE)
+            assert busy.answer().status == 200
+        assert node.process.wait(TIMEOUT_S) == 0, node.log()
+        _, alive = psutil.wait_procs(family, TIMEOUT_S)
+        assert not alive and not node.announcement.exists()
+        node.start()
+        assert node.gateway.request("GET", "/objects/late").body == LARGE
 
 
 def test_a_second_term_ends_at_once(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class App(web.Server):
         deaf to what comes of a body from then on."""
         for connection in self.connections:
             if not cast(_Connection, connection).busy:
-                connection.close()
+                connection.force_close()
         await self.gate.drain(timeout)
 
     def __call__(self) -> web.RequestHandler:
