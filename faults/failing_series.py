@@ -49,7 +49,7 @@ WORKER = {
     "openat2": (errno.EMFILE, errno.ENFILE, errno.EIO, errno.EINTR),
     "pread": (errno.EIO, errno.EINTR, SHORT),
     "accept4": (errno.EMFILE, errno.ENFILE, errno.EINTR),
-    "recv": (errno.EINTR, SHORT),
+    "recv": (errno.EINTR,),  # never short while more is there: epoll(7), and the server goes by it
     "send": (errno.EINTR, SHORT),
 }
 # Of layout tree, what it does in other ways than layout pack does.
