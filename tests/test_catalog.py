@@ -279,6 +279,17 @@ class TestSmallUpload:
         rig("leave", owner)
         assert rig.garbage() == [lease.first, lease.first + 1]
 
+    def test_forgone_tickets_of_an_upload_are_nowhere(self, rig, owner):
+        version = rig("begin", owner, "store", "a")
+        held = rig("extend", owner, version, 6)
+        for _ in range(2):
+            rig("forgo", owner, Extent(held.first + 2, 4), version)
+        with pytest.raises(UsageError):
+            rig("commit", owner, version, 1, OLD, [Extent(held.first, 3)])
+        rig("fail", owner, version, "broke")
+        rig("forgo", owner, Extent(held.first, 1), version)  # too late: it is garbage already
+        assert rig.garbage() == [held.first, held.first + 1]
+
     def test_what_is_given_back_is_garbage(self, rig, owner):
         lease = rig("lease", owner, 6)
         rig("store", owner, "store", "a", 1, OLD, [Extent(lease.first + 2, 2)])

@@ -47,20 +47,23 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        "server",
-        "loopback",
-        "keygen",
-        "version",
-        "fsck",
-        "inspect",
-        "export",
-        "check-config",
-        "gateway",
-        "serve",
+        *(
+            "server",
+            "loopback",
+            "keygen",
+            "version",
+            "fsck",
+            "inspect",
+            "export",
+            "check-config",
+            "gateway",
+            "serve",
+        ),
+        *("put", "get", "ls", "stat", "rm", "gc", "catalog rebuild", "catalog backup", "tickets lease"),
     ],
 )
 def test_each_command_has_an_example(command: str) -> None:
-    result = run(command, "--help")
+    result = run(*command.split(), "--help")
     assert result.returncode == 0
     assert f"ingest {command}" in result.stdout.split("Example:")[1]
 

@@ -206,6 +206,29 @@ def test_names_of_any_characters(commands):
     assert shown("a\tb\udc80") == "a\\tb\\udc80"
 
 
+def test_progress_on_a_terminal(commands, tmp_path):
+    file = tmp_path / "{bar} [b]\x1b[2J"
+    file.write_bytes(bytes_of(3_000_000))
+    terminal, other = os.openpty()
+    process = commands.start("put", file, stdout=subprocess.DEVNULL, stderr=other)
+    os.close(other)
+    shown_there = bytearray()
+    while part := _read_terminal(terminal):
+        shown_there += part
+    os.close(terminal)
+    assert process.wait(60) == 0
+    assert rb"{bar} [b]\x1b[2J" in shown_there and b"\x1b[2J" not in shown_there
+    assert b"MB" in shown_there
+    commands.run("rm", file.name)
+
+
+def _read_terminal(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError:  # EIO: all who had the other end have closed it
+        return b""
+
+
 def test_a_listing_of_many_pages(commands):
     names = [f"many/{i}" for i in range(2 * LIST_PAGE_MAX + 3)] + ["many/é", "many/z", "other"]
     with Catalog(catalog_path(commands.data_dir)) as catalog, catalog.change():
@@ -381,8 +404,12 @@ def test_an_interrupted_get(commands, tmp_path):
 
 def test_output_that_is_no_file(commands, tmp_path):
     commands.run("put", "-", "--name", "to a device", stdin=b"x")
-    commands.run("get", "to a device", "-o", "/dev/null")
-    assert not Path("/dev/null").is_file()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    commands.run("get", "to a device", "-o", pipe)
+    assert os.read(end, 10) == b"x" and pipe.is_fifo()
+    os.close(end)
     real, link = tmp_path / "real", tmp_path / "link"
     link.symlink_to(real)
     commands.run("get", "to a device", "-o", link)

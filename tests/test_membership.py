@@ -1,0 +1,63 @@
+"""What a process has in advance of a catalog: its lease, also when the catalog refuses another one."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from ingest.errors import UploadLostError
+from ingest.objects.catalog import Catalog
+from ingest.objects.extent import FIRST, Extent
+from ingest.objects.local_catalog import LocalCatalog
+from ingest.objects.membership import Membership
+
+
+async def take(membership: Membership, count: int) -> Extent:
+    async with membership.tickets(count) as (_, place):
+        return place
+
+
+def set_deadline(path: Path, owner: int, deadline: float) -> None:
+    with Catalog(path) as catalog, catalog.change():
+        catalog._db.run("UPDATE owners SET deadline = ? WHERE id = ?", deadline, owner)
+
+
+def run(path: Path, work) -> None:
+    async def with_catalog() -> None:
+        catalog = await LocalCatalog.open(path)
+        try:
+            membership = await Membership.enter(catalog, "test", 5)
+            await work(membership)
+            await membership.leave()
+        finally:
+            await catalog.close()
+
+    asyncio.run(with_catalog())
+
+
+def test_a_lease_that_could_not_be_replaced_is_not_taken_from(tmp_path):
+    path = tmp_path / "catalog.db"
+
+    async def work(membership: Membership) -> None:
+        assert await take(membership, 4) == Extent(FIRST, 4)
+        set_deadline(path, membership.owner, 0)
+        with pytest.raises(UploadLostError):
+            await take(membership, 2)
+        set_deadline(path, membership.owner, 1e12)
+        assert await take(membership, 1) == Extent(FIRST + 5, 1)  # its last ticket was forgone
+
+    run(path, work)
+
+
+def test_what_was_never_given_out_is_no_garbage(tmp_path):
+    path = tmp_path / "catalog.db"
+
+    async def work(membership: Membership) -> None:
+        await take(membership, 2)
+        await take(membership, 9)  # more than the lease has, and than it would be
+
+    run(path, work)
+    with Catalog(path) as catalog:
+        assert [item.extent for item in catalog.garbage(10)] == [Extent(FIRST, 2), Extent(FIRST + 5, 9)]
+        assert not catalog.leases()
+        assert catalog.next_ticket() == FIRST + 14
