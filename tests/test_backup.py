@@ -9,6 +9,7 @@ from ingest.objects import backup as module
 from ingest.objects.backup import backup
 from ingest.objects.catalog import Catalog
 from ingest.objects.extent import Extent
+from ingest.objects.version import State
 
 DIGEST = bytes(32)
 
@@ -60,6 +61,26 @@ def test_is_of_one_moment_while_others_change_the_catalog(source, tmp_path, monk
         backup(source, tmp_path / "copy", change)
         assert len(steps) > 20
         assert names(tmp_path / "copy") == expected != names(source)
+
+
+def test_what_was_under_way_is_no_garbage_when_the_copy_is_put_back(source, tmp_path):
+    """It may have been finished after the copy was made: its chunks are then objects that somebody was told of."""
+    with Catalog(source) as catalog, catalog.change():
+        owner = catalog.enter("y")
+        catalog.lease(owner, 100)
+        upload = catalog.begin(owner, "store", "large")
+        catalog.extend(owner, upload, 100)
+        reader = catalog.enter("z")
+        catalog.pin(reader, catalog.find("store", "000001").number)
+    backup(source, tmp_path / "copy")
+    with Catalog(tmp_path / "copy", clock=lambda: 1e12) as copy:
+        with copy.change():
+            assert copy.expire() == 0
+        assert copy.garbage(10) == []
+        (failed,) = copy.history("store", "large")[:1]
+        assert (failed.state, failed.reason) == (State.FAILED, "was under way when the catalog was copied")
+    with Catalog(source) as catalog, catalog.change():
+        catalog.extend(owner, upload, 1)  # the live one is as it was
 
 
 def test_replaces_one_before_whole_or_not_at_all(source, tmp_path):

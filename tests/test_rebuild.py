@@ -43,20 +43,28 @@ class Uploads:
             data = data[one.count * DATA_SIZE :]
 
     def store(
-        self, name: str, data: bytes, extents: list[Extent] | None = None, commit: bool = True
+        self,
+        name: str,
+        data: bytes,
+        extents: list[Extent] | None = None,
+        commit: bool = True,
+        number: int | None = None,
+        created: float | None = None,
     ) -> Version | None:
-        """``extents``: for its bytes and the manifest behind them; of leases."""
+        """``extents``: for its bytes and the manifest behind them; of leases. ``number``: one that was reserved; ``created``
+        grows with the number, unless it is given."""
         chunks = chunks_needed(len(data))
         extents = extents or [self.lease(chunks + 1)]
-        with self.catalog.change():
-            (number,) = self.catalog.reserve(1)
+        if number is None:
+            with self.catalog.change():
+                (number,) = self.catalog.reserve(1)
         one = Manifest(
             version=number,
             namespace="store",
             name=name,
             size=len(data),
             digest=blake3(data).hexdigest(),
-            created=1e9 + number,
+            created=created or 1e9 + number,
             headers={"x-name": name.encode().hex()},
             extents=[(ticket.format(place.first), place.count) for place in extents],
         )
@@ -109,6 +117,11 @@ def test_all_objects_are_there_again(tmp_path, layout):
         uploads.store("in two leases", b"z" * 3 * DATA_SIZE, [Extent(one.first, 2), Extent(two.first, 2)])
         uploads.store("replaced", b"old, and not collected")
         uploads.store("replaced", b"new")
+        # Numbers are given out in advance, to several processes: they do not tell which version came last.
+        with uploads.catalog.change():
+            lower, higher = uploads.catalog.reserve(2)
+        uploads.store("replaced by a lower number", b"old", number=higher, created=2e9)
+        uploads.store("replaced by a lower number", b"new", number=lower, created=2e9 + 1)
         gone = uploads.store("partly collected", b"old" * DATA_SIZE)
         now = uploads.store("partly collected", b"new" * DATA_SIZE)
         uploads.client.delete(gone.object_id, 1)
@@ -134,7 +147,7 @@ def test_all_objects_are_there_again(tmp_path, layout):
         lose(node.data_dir)
         result = rebuild(node.data_dir)
 
-        assert (result.objects, result.outdated, result.unsigned) == (len(before), 2, 1)
+        assert (result.objects, result.outdated, result.unsigned) == (len(before), 3, 1)
         assert result.incomplete == result.problems == []
         orphans = {*indices(*(item.extent for item in stored_old)), *indices(never, copy)}
         orphans |= {foreign.first + 1, foreign.first + 2}

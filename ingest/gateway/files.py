@@ -21,7 +21,7 @@ def routes(root: str) -> list[Route]:
 
 async def _post(exchange: Exchange) -> web.StreamResponse:
     version = await store_body(exchange, NAMESPACE, exchange.name, ABSENT)
-    return json_response(describe(version), 201, {"ETag": format_etag(version)})
+    return json_response(describe(version), 200, {"ETag": format_etag(version)})
 
 
 async def _get(exchange: Exchange) -> web.StreamResponse:

@@ -13,6 +13,15 @@ from ingest.store.findings import Progress, no_progress
 from ingest.store.log_writer import sync_directory
 from ingest.store.store import explain
 
+# What processes had under way belongs to nobody in a copy, and must not become garbage when it is put back: they may have
+# finished it after the copy was made, and then it holds objects that only a rebuild knows.
+STILL = """
+DELETE FROM leases WHERE owner IS NOT NULL;
+DELETE FROM pins;
+DELETE FROM owners;
+UPDATE versions SET state = 2, owner = NULL, ended = created, reason = 'was under way when the catalog was copied'
+    WHERE state = 0;
+"""
 STEP_PAGES = 4096  # 16 MiB between two calls of ``progress``
 
 
@@ -21,8 +30,8 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
 
     The copy is what the catalog was when it began: one snapshot, however much is changed meanwhile. It tells of
     versions whose chunks the collector may have deleted since; and a catalog that is put back from it gives tickets
-    again that are in use: `ingest catalog rebuild` is the better way when the packs are there. UsageError, CatalogError,
-    DiskError.
+    again that are in use: `ingest catalog rebuild` is the better way when the packs are there. What was under way is
+    nobody's in the copy: its tickets are lost, and never deleted. UsageError, CatalogError, DiskError.
     """
     if not source.exists():
         raise UsageError(f"{source}: there is no catalog")
@@ -60,6 +69,7 @@ def _copy(live: Database, target: Path, progress: Progress) -> None:
             while not pages.done:
                 pages.step(STEP_PAGES)
                 progress("copying", pages.page_count - pages.remaining, pages.page_count)
+        copy.execute(STILL)
     except apsw.Error as error:
         raise explained(error, target) from error
     finally:

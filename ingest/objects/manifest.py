@@ -29,12 +29,12 @@ CHUNKS_MAX = 256  # 370 kB: an object of more extents than fit into so much is n
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is needed to find and to judge an object. ``extents`` are [ticket, count], the manifest's own chunks included."""
 
-    version: int  # of two manifests with one name, the higher one is newer
+    version: int
     namespace: str
     name: str
     size: int  # bytes
     digest: str  # BLAKE3 of them, hexadecimal
-    created: float  # seconds since 1970
+    created: float  # seconds since 1970: of two manifests with one name, the later one is newer
     headers: dict[str, str] = {}
     extents: list[tuple[str, int]] = []
 

@@ -41,8 +41,9 @@ USED_TOGETHER = 100_000  # extents read at a time: neighbours become one at once
 HEAD = TICKET_SIZE + CHECKSUM_SIZE
 
 SCRATCH = """
-CREATE TABLE scratch.found(place INTEGER PRIMARY KEY, version INTEGER, namespace TEXT, name TEXT, manifest BLOB);
-CREATE INDEX scratch.named ON found(namespace, name, version DESC);
+CREATE TABLE scratch.found(
+    place INTEGER PRIMARY KEY, version INTEGER, created REAL, namespace TEXT, name TEXT, manifest BLOB);
+CREATE INDEX scratch.named ON found(namespace, name, created DESC, version DESC);
 CREATE TABLE scratch.used(first INTEGER PRIMARY KEY, count INTEGER);
 """
 
@@ -181,8 +182,8 @@ class _Rebuild:
             self.result.unsigned += 1
             return
         self.db.run(
-            "INSERT INTO scratch.found VALUES (?, ?, ?, ?, ?)",
-            *(place, one.version, one.namespace, one.name, msgspec.msgpack.encode(one)),
+            "INSERT INTO scratch.found VALUES (?, ?, ?, ?, ?, ?)",
+            *(place, one.version, one.created, one.namespace, one.name, msgspec.msgpack.encode(one)),
         )
 
     # --- the new catalog
@@ -208,7 +209,8 @@ class _Rebuild:
     def _restore_name(self, namespace: str, name: str) -> int:
         """Returns how many manifests there are of it."""
         rows = self.db.all(
-            "SELECT manifest FROM scratch.found WHERE namespace = ? AND name = ? ORDER BY version DESC, place DESC",
+            "SELECT manifest FROM scratch.found WHERE namespace = ? AND name = ?"
+            " ORDER BY created DESC, version DESC, place DESC",
             *(namespace, name),
         )
         lacking = ""

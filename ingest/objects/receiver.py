@@ -192,7 +192,6 @@ class _Stream:
         self._hash = blake3()
         self._in_flight: deque[_Piece] = deque()
         self._extents: list[Extent] = []  # of the pieces that are saved, in order
-        self._created = time.time()
 
     async def run(self, start: bytearray, rest: AsyncIterator[bytes]) -> Version:
         upload = self._upload
@@ -323,7 +322,7 @@ class _Stream:
             name=name,
             size=self._size,
             digest=digest.hex(),
-            created=self._created,
+            created=time.time(),  # of the manifest: a rebuild takes the one that was ready last
             headers=dict(self._upload.headers),
         )
         chunks = manifest.size_max(about, len(joined(self._extents)) + 1)
