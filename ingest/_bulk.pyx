@@ -30,7 +30,7 @@ cdef int JOB_FRAMES = limits.BULK_JOB_FRAMES_MAX
 
 
 cdef class BulkJob:
-    """Runs of 256 and more frames on their way straight into their packs. `run` may run in any thread, once."""
+    """Long runs of frames on their way straight into their packs. `run` may run in any thread, once."""
 
     def __dealloc__(self):
         PyMem_Free(self.items)
