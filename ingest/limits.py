@@ -90,7 +90,9 @@ TREE_FILE_SIZE = (
 OPEN_PACKS_MAX = 8192  # descriptors of the committer: the dirty packs of two flushes
 BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: below, the log answers sooner
 BULK_JOB_FRAMES_MAX = 4 * PACK_SLOTS  # frames of one bulk job, 8 MB: about 8 ms of a fast disk
-BULK_JOBS = 4  # at a time: some write while others sync; measured: 20 % more than 2 at 64 connections, as much as 6
+BULK_JOBS = (
+    4  # at a time: some write while others sync; measured: 20 % more than 2 at 64 connections, as much as 6
+)
 BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow into one itself
 BULK_HOLD_JOBS = 8  # bulk jobs that a run long enough for one waits for at most: others take turns with it
 BULK_RUN_MIN = 128  # consecutive frames from which writing the pack at once is no slower than the log, and half the bytes
