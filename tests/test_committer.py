@@ -190,12 +190,12 @@ class TestPuts:
             assert rig.stored(FIRST) == frame(FIRST, b"one")
 
     def test_a_batch_takes_what_it_can_hold_and_the_rest_waits(self, rig):
-        cookies = [
-            rig.put_run(FIRST + 1296 * i, 255) for i in range(17)
-        ]  # 4,335 frames, none long enough for the bulk path
+        size = limits.BULK_RUN_MIN - 1  # too short for the bulk path
+        runs = limits.BATCH_FRAMES_MAX // size + 1
+        cookies = [rig.put_run(FIRST + 1296 * i, size) for i in range(runs)]
         rig.plan()
         assert rig.core.puts <= limits.BATCH_FRAMES_MAX
-        assert rig.core.puts + rig.core.pending_frames == 17 * 255
+        assert rig.core.puts + rig.core.pending_frames == runs * size
         assert rig.core.pending_frames > 0
         rig.write()
         rig.commit()
