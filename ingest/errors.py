@@ -17,6 +17,7 @@
       DiskError             the disk's fault, or what lies on it
         CorruptionError       bytes that were durable and valid are not any more
         CatalogError          the catalog of objects, or a manifest, is not what it should be
+        NoSpaceError          the disk is full
       ObjectError           an object can't be stored, read or deleted as asked
         NotFoundError         there is none of that name or id
         NameTakenError        there is one already
@@ -103,6 +104,10 @@ class CorruptionError(DiskError):
 
 
 class CatalogError(DiskError):
+    pass
+
+
+class NoSpaceError(DiskError):
     pass
 
 

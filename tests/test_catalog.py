@@ -13,6 +13,7 @@ from ingest.errors import (
     CatalogError,
     DiskError,
     NameTakenError,
+    NoSpaceError,
     NotFoundError,
     PreconditionError,
     UploadLostError,
@@ -609,3 +610,17 @@ class TestProcesses:
             garbage = indices(*(item.extent for item in reader.garbage(1000)))
             assert sorted(live + garbage) == list(range(FIRST, FIRST + 800))
             assert len(list(reader.versions(State.DELETED))) == 199
+
+
+def test_a_full_disk_is_told_as_such_and_changes_nothing(tmp_path):
+    with Catalog(tmp_path / "catalog.db") as catalog:
+        with catalog.change():
+            owner = catalog.enter("x")
+        catalog.connection.pragma(
+            "max_page_count", catalog.connection.pragma("page_count")
+        )  # SQLite's own full disk
+        with pytest.raises(NoSpaceError, match="full"), catalog.change():
+            for i in range(10_000):
+                place = catalog.lease(owner, 2)
+                catalog.store(owner, "store", f"{i:06}", 1, bytes(32), [place])
+        assert catalog.page("store") == []

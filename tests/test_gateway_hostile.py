@@ -15,7 +15,15 @@ import pytest
 from gateway_rig import Broken, Connection, Gateway, memory_gateway, running_gateway
 
 from ingest import limits
-from ingest.errors import ConnectionLostError, CorruptFrameError, IngestError, RefusedError
+from ingest.errors import (
+    BusyError,
+    ConnectionLostError,
+    CorruptFrameError,
+    DiskError,
+    IngestError,
+    NoSpaceError,
+    RefusedError,
+)
 from ingest.limits import SMALL_OBJECT_MAX
 from ingest.status import Status
 
@@ -303,6 +311,9 @@ FAILURES = [
     (RefusedError("0", Status.BAD_CHECKSUM), 502, "key_refused"),
     (ConnectionLostError("gone"), 503, "engine_unreachable"),
     (CorruptFrameError("bad"), 502, "corrupt"),
+    (NoSpaceError("full"), 507, "no_space"),
+    (DiskError("catalog"), 500, "catalog_failed"),
+    (BusyError("catalog"), 503, "busy"),
     (IngestError("other"), 500, "failed"),
     (ZeroDivisionError("ours"), 500, "internal"),
 ]

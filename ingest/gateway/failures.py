@@ -6,7 +6,6 @@ an API that existing clients know has a text of its own, the answer is that text
 
 from __future__ import annotations
 
-import apsw
 import msgspec
 from aiohttp import web
 
@@ -15,8 +14,10 @@ from ingest.errors import (
     ConnectionLostError,
     CorruptFrameError,
     CorruptionError,
+    DiskError,
     IngestError,
     NameTakenError,
+    NoSpaceError,
     NotFoundError,
     PeerError,
     PreconditionError,
@@ -73,9 +74,8 @@ ERRORS: tuple[tuple[type[BaseException], int, str], ...] = (
     (CorruptFrameError, 502, "corrupt"),
     (PeerError, 502, "engine_failed"),
     (CorruptionError, 500, "corrupt"),
-    (apsw.FullError, 507, "no_space"),
-    (apsw.BusyError, 503, "busy"),
-    (apsw.Error, 500, "catalog_failed"),
+    (NoSpaceError, 507, "no_space"),
+    (DiskError, 500, "catalog_failed"),
     (IngestError, 500, "failed"),
 )
 

@@ -19,7 +19,7 @@ from ingest.gateway.server import SHARED, ReadConfig, Sockets, collector_main, h
 from ingest.gateway.supervisor import Child, Supervisor
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_service import serve as serve_catalog
-from ingest.objects.catalog_socket import catalog_path
+from ingest.objects.catalog_socket import catalog_path, service_lock
 from ingest.server import raise_open_files_limit
 from ingest.store.store import META
 
@@ -37,6 +37,8 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     logs.name_process("gateway")
     raise_open_files_limit()
     check(config)
+    with service_lock(config.data_dir):
+        pass  # another gateway that runs here is told of now, before anything of it is touched
     shares = bind(config)
     announce(config, shares[0])
     children = [Child("catalog", partial(catalog_main, config, shares))]

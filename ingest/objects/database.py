@@ -11,7 +11,7 @@ from typing import Any
 
 import apsw
 
-from ingest.errors import BusyError, CatalogError, DiskError
+from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError
 from ingest.limits import (
     CATALOG_BUSY_S,
     CATALOG_CACHE_SIZE,
@@ -123,6 +123,8 @@ def explained(error: apsw.Error, path: Path) -> DiskError | BusyError:
         return BusyError(f"{path}: another process has been changing it for {CATALOG_BUSY_S:g} s")
     if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
         return CatalogError(f"{path}: this file is no whole catalog ({error}); {REBUILD}")
+    if isinstance(error, apsw.FullError):
+        return NoSpaceError(f"{path}: {error}")
     return DiskError(f"{path}: {error}")
 
 
