@@ -616,9 +616,8 @@ def test_a_full_disk_is_told_as_such_and_changes_nothing(tmp_path):
     with Catalog(tmp_path / "catalog.db") as catalog:
         with catalog.change():
             owner = catalog.enter("x")
-        catalog.connection.pragma(
-            "max_page_count", catalog.connection.pragma("page_count")
-        )  # SQLite's own full disk
+        database = catalog._db.connection
+        database.pragma("max_page_count", database.pragma("page_count"))  # SQLite's own full disk
         with pytest.raises(NoSpaceError, match="full"), catalog.change():
             for i in range(10_000):
                 place = catalog.lease(owner, 2)

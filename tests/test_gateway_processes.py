@@ -241,7 +241,7 @@ def test_a_second_gateway_is_refused(node: NodeGateway) -> None:
 def test_a_port_that_is_taken_is_refused(node: NodeGateway, tmp_path: Path) -> None:
     ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen")]
     http = f"--http-listen=127.0.0.1:{node.gateway.address[1]}"
-    taken = run("serve", f"--data-dir={tmp_path / 'data'}", http, *ports)
+    taken = run("serve", f"--data-dir={tmp_path / 'other'}", http, *ports)
     assert taken.returncode == 75 and "is taken" in taken.stderr
 
 
