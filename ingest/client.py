@@ -224,14 +224,15 @@ class AsyncClient:
         await batch.wait()
         return batch.refused
 
-    async def delete(self, first: str, count: int = 1) -> None:
+    async def delete(self, first: str, count: int = 1, *, retry_for: float | None = None) -> None:
         """Deletes ``count`` tickets from ``first`` on for good, whether anything is stored there or not.
 
-        RefusedError, TicketError, ConnectionLostError; what comes before the refused part is then deleted.
+        ``retry_for``: seconds for which ERROR and BUSY are tried again, if it is not the client's. RefusedError,
+        TicketError, ConnectionLostError; what comes before the refused part is then deleted.
         """
         for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
             message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
-            batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED)
+            batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED, retry_for)
             await self._put_channel.add(part.start, message, batch)
             await batch.wait()
             _raise_refused(batch)

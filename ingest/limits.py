@@ -192,6 +192,10 @@ GC_RETRY_S = 0.5  # between looks whether another collector has ended
 UPLOAD_SETTLE_S = 5.0  # an upload that broke waits so long for the answers to its frames
 COLLECT_INTERVAL_S = 5.0  # between runs of the collector
 COLLECT_BATCH = 256  # entries of garbage that are deleted before the catalog is told
+COLLECT_REFUSED_MAX = (
+    10_000  # entries that one run passes by: of so many it is the disk that is ill, and the run ends
+)
+COLLECT_REFUSED_TOLD = 10  # of them in the log, for each run; of the others their number
 
 # --- the gateway -------------------------------------------------------------------------------------
 HTTP_LINE_SIZE_MAX = (

@@ -293,12 +293,15 @@ async def _remove(node: Node, namespace: str, names: Sequence[str]) -> tuple[lis
 def gc(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Deletes the chunks of objects that were removed or replaced, of uploads that broke and of processes that died.
 
-    A gateway does the same every few seconds; while its collector is at work, this one waits for it, 30 s at most.
+    A gateway does the same every few seconds; while its collector is at work, this one waits for it, 30 s at most. What the
+    server refuses to delete is listed, stays garbage, and makes it exit with 1; --dry-run counts it with the rest.
 
     \b
     Example:
       ingest gc --data-dir /var/lib/ingest --dry-run
     """
+    from ingest import ticket
+
     done = run_loop(_collect(Node(**options), dry_run))
     content = {
         "dry_run": dry_run,
@@ -306,10 +309,21 @@ def gc(dry_run: bool, as_json: bool, **options: Any) -> None:
         "entries": done.entries,
         "processes": done.owners,
         "forgotten": done.forgotten,
+        "refused": [
+            {
+                "first": ticket.format(one.garbage.extent.first),
+                "count": one.garbage.extent.count,
+                "status": one.status.name,
+            }
+            for one in done.refused
+        ],
     }
     verb = "would delete" if dry_run else "deleted"
     line = f"{verb} {done.tickets:,} tickets of {done.entries:,} extents"
-    print_result(content, [line if dry_run else f"{line}; {done.owners:,} processes had died"], as_json)
+    lines = [line if dry_run else f"{line}; {done.owners:,} processes had died"]
+    lines += [f"not deleted: {one.garbage.extent}, {one.status.name}" for one in done.refused]
+    print_result(content, lines, as_json)
+    sys.exit(1 if done.refused else 0)
 
 
 async def _collect(node: Node, dry_run: bool) -> Collected:
@@ -322,13 +336,11 @@ async def _collect(node: Node, dry_run: bool) -> Collected:
             collector = Collector(client, catalog, reader)
             loop = asyncio.get_running_loop()
             deadline = loop.time() + limits.OWNER_DEADLINE_S  # one that was killed is not at work after that
-            while True:
-                try:
-                    return await collector.run()
-                except BusyError:
-                    if loop.time() > deadline:
-                        raise
+            while (done := await collector.run()) is None:
+                if loop.time() > deadline:
+                    raise BusyError("another collector is at work")
                 await asyncio.sleep(limits.GC_RETRY_S)
+            return done
 
 
 def _step(step: Transition) -> dict[str, Any]:

@@ -35,14 +35,16 @@ class Batch:
     """The frames of one call, which are settled when they got the ack ``expected`` or any other final one.
 
     ``left``: how many are not settled yet. ``refused``: the ticket and status of each that is settled otherwise, so far.
-    ``window``: how many may be in flight at a time.
+    ``window``: how many may be in flight at a time. ``retry_for``: seconds for which ERROR and BUSY are tried again; None:
+    as long as the channel does.
     """
 
-    __slots__ = ("_waiter", "error", "expected", "left", "refused", "window")
+    __slots__ = ("_waiter", "error", "expected", "left", "refused", "retry_for", "window")
 
-    def __init__(self, window: int, expected: Status = Status.SAVED) -> None:
+    def __init__(self, window: int, expected: Status = Status.SAVED, retry_for: float | None = None) -> None:
         self.window = window
         self.expected = expected
+        self.retry_for = retry_for
         self.left = 0
         self.refused: dict[str, Status] = {}
         self.error: IngestError | None = None
@@ -277,7 +279,8 @@ class PutChannel(Channel):
         """Sends a span again after its back-off, unless its time is over."""
         now = time.monotonic()
         if span.deadline is None:
-            span.deadline = now + self.retry_for
+            retry_for = span.batch.retry_for
+            span.deadline = now + (self.retry_for if retry_for is None else retry_for)
         if now + span.delay > span.deadline:
             return False
         span.sent = False

@@ -175,14 +175,13 @@ class CatalogReader:
         rows = self._db.all("SELECT first, count, owner, what, time FROM leases ORDER BY first")
         return [Lease(Extent(first, count), owner, what, time_) for first, count, owner, what, time_ in rows]
 
-    def garbage(self, limit: int) -> list[Garbage]:
-        """What may be deleted now: nobody reads it. The oldest first."""
+    def garbage(self, limit: int, after: int = 0) -> list[Garbage]:
+        """What may be deleted now: nobody reads it. The oldest first, of those with numbers above ``after``."""
         rows = self._db.all(
-            "SELECT id, version, first, count FROM garbage g WHERE version IS NULL OR NOT EXISTS"
-            " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?)"
+            "SELECT id, version, first, count FROM garbage g WHERE id > ? AND (version IS NULL OR NOT EXISTS"
+            " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?))"
             " ORDER BY id LIMIT ?",
-            self.clock(),
-            limit,
+            *(after, self.clock(), limit),
         )
         return [Garbage(id_, version, Extent(first, count)) for id_, version, first, count in rows]
 

@@ -1,0 +1,223 @@
+"""The collector beside an engine that refuses: what it passes by, what ends its run, and that nothing is forgotten."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from reference_server import ERROR, NO_SPACE, Faults, ReferenceServer
+
+from ingest.client import AsyncClient
+from ingest.errors import BusyError, ConnectionLostError, RefusedError
+from ingest.limits import COLLECT_BATCH
+from ingest.objects.catalog import Catalog
+from ingest.objects.catalog_reader import CatalogReader
+from ingest.objects.collector import Collector, waiting
+from ingest.objects.extent import FIRST, Extent
+from ingest.objects.local_catalog import LocalCatalog
+from ingest.status import Status
+
+KEY = bytes(range(32))
+BUSY = int(Status.BUSY)
+
+
+class Rig:
+    """A catalog with garbage in it, and an engine that answers the n-th frame for a ticket with ``answers[ticket]``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[int, int] = {}
+        self.asked: Counter[int] = Counter()
+        self.faults = Faults(answer=self._answer)
+        self.retry_for = 60.0
+
+    def _answer(self, index: int, seen: int) -> int | None:
+        self.asked[index] += 1
+        return self.answers.get(index)
+
+    def throw_away(self, *extents: Extent) -> None:
+        with Catalog(self.path) as catalog, catalog.change():
+            for one in extents:
+                catalog.throw_away([one])
+
+    def garbage(self) -> list[Extent]:
+        with CatalogReader(self.path) as reader:
+            return [item.extent for item in reader.garbage(100_000)]
+
+    def run(self, work: Callable[[Collector], Coroutine[Any, Any, Any]]) -> Any:
+        async def main() -> Any:
+            with ReferenceServer([KEY], self.faults) as self.server, CatalogReader(self.path) as reader:
+                catalog = await LocalCatalog.open(self.path)
+                put = self.server.put_address
+                async with await AsyncClient.connect(put, None, KEY, retry_for=self.retry_for) as client:
+                    result = await work(Collector(client, catalog, reader))
+                await catalog.close()
+                return result
+
+        return asyncio.run(main())
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path / "catalog.db")
+
+
+def extents(count: int, size: int = 1) -> list[Extent]:
+    """None of which is another one's neighbour."""
+    return [Extent(FIRST + i * (size + 1), size) for i in range(count)]
+
+
+@pytest.mark.parametrize("status", [NO_SPACE, ERROR])
+@pytest.mark.parametrize("place", [0, 1, COLLECT_BATCH - 1, COLLECT_BATCH, 2 * COLLECT_BATCH])
+def test_what_is_refused_keeps_nothing_else(rig: Rig, status: int, place: int) -> None:
+    places = extents(2 * COLLECT_BATCH + 1)
+    rig.throw_away(*places)
+    rig.answers[places[place].first] = status
+
+    async def work(collector: Collector) -> None:
+        done = await collector.run(retry_for=0)
+        assert (done.entries, done.tickets) == (len(places) - 1, len(places) - 1)
+        assert [(one.garbage.extent, one.status) for one in done.refused] == [(places[place], status)]
+        assert rig.garbage() == [places[place]]
+        rig.answers.clear()
+        again = await collector.run(retry_for=0)
+        assert (again.entries, again.refused) == (1, [])
+
+    rig.run(work)
+    assert rig.garbage() == []
+    assert rig.server.model.deleted == {one.first for one in places}
+
+
+def test_more_are_refused_than_are_asked_for_together(rig: Rig) -> None:
+    places = extents(2 * COLLECT_BATCH)
+    rig.throw_away(*places)
+    rig.answers = {one.first: NO_SPACE for one in places[: COLLECT_BATCH + 1]}
+    done = rig.run(lambda collector: collector.run(retry_for=0))
+    assert len(done.refused) == COLLECT_BATCH + 1 and done.entries == COLLECT_BATCH - 1
+    assert rig.garbage() == places[: COLLECT_BATCH + 1]
+
+
+def test_neighbours_of_what_is_refused_are_deleted(rig: Rig) -> None:
+    """They are asked for in one delete, as long as that is taken."""
+    places = [Extent(FIRST + 10 * i, 10) for i in range(5)]
+    rig.throw_away(*places)
+    rig.answers = {FIRST: NO_SPACE, FIRST + 20: NO_SPACE}
+    done = rig.run(lambda collector: collector.run(retry_for=0))
+    assert [one.garbage.extent for one in done.refused] == [places[0], places[2]]
+    assert rig.garbage() == [places[0], places[2]]
+    gone = {*range(FIRST + 10, FIRST + 20), *range(FIRST + 30, FIRST + 50)}
+    assert rig.server.model.deleted == gone
+
+
+def test_the_next_run_is_the_next_try(rig: Rig) -> None:
+    """The client's patience with ERROR would keep the rest waiting for a minute."""
+    rig.throw_away(*extents(3))
+    rig.answers[FIRST] = ERROR
+    rig.run(lambda collector: collector.run(retry_for=0))
+    assert rig.asked[FIRST] == 1
+
+
+def test_a_node_that_takes_no_deletes_ends_the_run(rig: Rig) -> None:
+    places = extents(3)
+    rig.throw_away(*places)
+    rig.answers = {one.first: BUSY for one in places}
+
+    async def work(collector: Collector) -> None:
+        with pytest.raises(RefusedError, match="BUSY"):
+            await collector.run(retry_for=0)
+        assert sum(rig.asked.values()) == 1
+        rig.answers.clear()
+        done = await collector.run(retry_for=0)  # the collector before has left
+        assert done.entries == 3
+
+    rig.run(work)
+    assert rig.garbage() == []
+
+
+def test_a_connection_that_is_lost_ends_the_run(rig: Rig) -> None:
+    rig.throw_away(*extents(3))
+    rig.retry_for = 0
+    rig.faults.cut_put_after = [1]
+
+    async def work(collector: Collector) -> None:
+        with pytest.raises(ConnectionLostError):
+            await collector.run()
+
+    rig.run(work)
+    assert rig.garbage() == extents(3)
+    assert rig.run(lambda collector: collector.run()).entries == 3
+    assert rig.garbage() == []
+
+
+def test_another_collector_is_at_work(rig: Rig) -> None:
+    rig.throw_away(*extents(1))
+    with Catalog(rig.path) as catalog, catalog.change():
+        catalog.enter_alone("collector", 1e6)
+    assert rig.run(lambda collector: collector.run()) is None
+    assert rig.garbage() == extents(1)
+
+
+def test_a_catalog_that_is_held_is_no_other_collector(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process takes the catalog for itself when the deletes are under way."""
+    monkeypatch.setattr("ingest.objects.database.CATALOG_BUSY_S", 0.1)
+    rig.throw_away(*extents(1))
+    other = apsw.Connection(str(rig.path))
+
+    def hold(index: int, seen: int) -> None:
+        if seen == 1:
+            other.execute("BEGIN IMMEDIATE")
+
+    rig.faults.answer = hold
+
+    async def work(collector: Collector) -> None:
+        with pytest.raises(BusyError, match="another process"):
+            await collector.run()
+        other.execute("ROLLBACK")
+        with Catalog(rig.path) as catalog, catalog.change():
+            catalog._db.run("UPDATE owners SET deadline = 0")  # it could not leave
+        assert (await collector.run()).entries == 1
+
+    rig.run(work)
+    assert rig.garbage() == []
+
+
+def test_a_refusal_is_told_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    places = extents(30)
+    rig.throw_away(*places)
+    rig.answers = {places[0].first: NO_SPACE}
+
+    def told() -> list[str]:
+        found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        caplog.clear()
+        return found
+
+    async def work(collector: Collector) -> None:
+        await collector.run(retry_for=0)
+        (line,) = told()
+        assert "00000000+1" in line and "NO_SPACE" in line
+        await collector.run(retry_for=0)
+        assert told() == []
+        rig.answers = {places[0].first: ERROR}
+        await collector.run(retry_for=0)
+        (line,) = told()
+        assert "ERROR" in line
+        rig.throw_away(*places[1:])
+        rig.answers = {one.first: NO_SPACE for one in places}
+        await collector.run(retry_for=0)
+        lines = told()
+        assert len(lines) == 11 and lines[-1].endswith("20 more extents")
+
+    rig.run(work)
+
+
+def test_a_dry_run_counts_what_was_refused(rig: Rig) -> None:
+    rig.throw_away(*extents(3, size=5))
+    rig.answers[FIRST] = NO_SPACE
+    rig.run(lambda collector: collector.run(retry_for=0))
+    with CatalogReader(rig.path) as reader:
+        found = waiting(reader)
+    assert (found.entries, found.tickets) == (1, 5)
