@@ -8,6 +8,7 @@ not answered, and send it again on the next connection: all requests of the prot
     connecting   the server takes the connection                         → talking
                  it does not: wait (back-off), try again; after ``retry_for`` give everything up → idle
     talking      the connection ends, or stays silent for ``timeout`` with something unanswered  → connecting or idle
+                 a fault of ours, which is logged: the connection is ended, and what was not answered sent again as above
 
 Bytes are received into one buffer that is used again and again, and the kinds take what they need out of it at once:
 between the kernel and what the caller gets a byte is copied once, and while it is in the processor's cache.
@@ -16,6 +17,7 @@ between the kernel and what the caller gets a byte is copied once, and while it 
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import socket
 import ssl
@@ -27,6 +29,7 @@ from ingest import limits
 from ingest.errors import ConnectionLostError, IngestError, PeerError, ProtocolError
 
 Address = tuple[str, int]
+log = logging.getLogger(__name__)
 
 
 class Channel(ABC):
@@ -134,18 +137,28 @@ class Channel(ABC):
     async def _run(self, connection: _Connection) -> None:
         try:
             await self._serve(connection)
-        except Exception as error:  # a fault of ours: nobody shall wait for ever for what it lost
+        except (
+            Exception
+        ) as error:  # the tables of what is not answered can't be trusted: nobody shall wait for ever
             self._closed = True
-            self.give_up(ConnectionLostError(f"{self._name}: the client failed: {error!r}"))
+            self.give_up(self._fault(error))
             raise
+
+    def _fault(self, error: Exception) -> ConnectionLostError:
+        """Of ours, told in the log: what it was about has the same outcome as when the connection had broken."""
+        log.error("%s: the client failed", self._name, exc_info=error)
+        return ConnectionLostError(f"{self._name}: the client failed: {error!r}")
 
     async def _serve(self, connection: _Connection) -> None:
         while True:
             self._progress = False
-            self._answered_at = time.monotonic()
-            error = await self._talk(connection)
+            self._answered_at = began = time.monotonic()
+            ended = await self._talk(connection)
+            error = ended if isinstance(ended, PeerError) else self._fault(ended)
             self.disconnected()
-            if self._progress:
+            # A fault that comes again with each connection is an outage, whatever was answered before it.
+            lasted = error is ended or time.monotonic() - began >= self.retry_for
+            if self._progress and lasted:
                 self._outage_since = None
                 self._delay = 0.0
             if isinstance(error, ProtocolError):
@@ -171,9 +184,11 @@ class Channel(ABC):
                 return await self._connect()
             except ConnectionLostError as failed:
                 error = failed
+            except Exception as failed:
+                error = self._fault(failed)
 
-    async def _talk(self, connection: _Connection) -> PeerError:
-        """Until the connection ends: why it did."""
+    async def _talk(self, connection: _Connection) -> Exception:
+        """Until the connection ends: why it did, a PeerError unless it is a fault of ours."""
         self._connection = connection
         try:
             self._send()
@@ -182,11 +197,9 @@ class Channel(ABC):
                 if self.in_flight() and time.monotonic() - self._answered_at > self.timeout:
                     connection.end(ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s"))
             error = connection.ended.result()
-            if isinstance(error, PeerError):
-                return error
             if isinstance(error, OSError):
                 return ConnectionLostError(f"{self._name}: {error.strerror or error}")
-            raise error
+            return error
         finally:
             self._connection = None
             connection.end(ConnectionLostError(f"{self._name}: the client was closed"))

@@ -135,17 +135,14 @@ class _Spans:
 
     def remove(self, span: _Span, first: int, count: int) -> None:
         """Takes ``count`` tickets from ``first`` on out of ``span``; what is left of it before and behind stays."""
-        del self._by_first[span.first]
-        self.frames -= count
-        i = bisect_left(self._firsts, span.first)
-        if count == span.count:
-            del self._firsts[i]
-            return
         rest = [
             span.cut(start, stop - start)
             for start, stop in ((span.first, first), (first + count, span.stop))
-            if start < stop
+            if count < span.count and start < stop
         ]
+        del self._by_first[span.first]
+        self.frames -= count
+        i = bisect_left(self._firsts, span.first)
         self._firsts[i : i + 1] = [part.first for part in rest]
         self._by_first.update((part.first, part) for part in rest)
 
@@ -271,25 +268,28 @@ class PutChannel(Channel):
             self._bad = status
         else:
             self._good += count
+        # Made before anything changes: what fails on the way leaves frames that are sent again, not such that nobody has.
+        later = self._delayed(span.cut(first, count)) if status in RETRIED else None
         self._spans.remove(span, first, count)
-        if status not in RETRIED or not self._retry(span.cut(first, count)):
+        if later is None:
             span.batch.settle(first, count, status)
+        else:
+            self._spans.add(later)
+            self._later += later.count
 
-    def _retry(self, span: _Span) -> bool:
-        """Sends a span again after its back-off, unless its time is over."""
+    def _delayed(self, span: _Span) -> _Span | None:
+        """The span, which will be sent again after its back-off; None when its time is over."""
         now = time.monotonic()
         if span.deadline is None:
             retry_for = span.batch.retry_for
             span.deadline = now + (self.retry_for if retry_for is None else retry_for)
         if now + span.delay > span.deadline:
-            return False
+            return None
         span.sent = False
         span.frames = memoryview(bytes(span.frames))  # of a buffer whose other frames may be long gone
         span.timer = asyncio.get_running_loop().call_later(span.delay, self._again, span)
         span.delay = min(2 * span.delay, limits.RETRY_DELAY_MAX_S)
-        self._spans.add(span)
-        self._later += span.count
-        return True
+        return span
 
     def _again(self, span: _Span) -> None:
         span.timer = None

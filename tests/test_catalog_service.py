@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import resource
 import signal
 import socket
 import threading
@@ -313,6 +315,37 @@ class TestDeath:
             service.start()
             with pytest.raises(NotFoundError):
                 await client.delete("n", "a")
+            await client.close()
+
+        asyncio.run(main())
+
+    def test_of_the_service_while_no_descriptor_is_to_be_had(self, service, monkeypatch):
+        """It is tried again until there is one."""
+
+        async def main():
+            client = await CatalogClient.connect(service.data_dir)
+            service.kill()
+            service.start()
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            free = os.dup(0)
+            os.close(free)
+            tries = []
+            create = socket.socket
+
+            def counted(*arguments, **options):
+                tries.append(1)
+                return create(*arguments, **options)
+
+            monkeypatch.setattr(socket, "socket", counted)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+            try:
+                asked = asyncio.create_task(client.enter("test"))
+                while len(tries) < 3:
+                    await asyncio.sleep(0.01)
+                    assert not asked.done()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert await asked > 0
             await client.close()
 
         asyncio.run(main())

@@ -38,6 +38,8 @@ from ingest.errors import (
     TicketError,
     UsageError,
 )
+from ingest.get_channel import GetChannel
+from ingest.put_channel import PutChannel
 from ingest.status import Status
 
 KEY = bytes(range(32))
@@ -365,15 +367,72 @@ class TestRetry:
         with ReferenceServer([KEY], Faults(gate=gate)) as server:
             run(work(server))
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-    def test_a_fault_of_our_own_leaves_nobody_waiting(
-        self, client: Client, monkeypatch: pytest.MonkeyPatch
+
+class TestFaultsOfOurOwn:
+    """A program's error costs a connection, not the client."""
+
+    def test_one_that_stays_leaves_nobody_waiting(
+        self, server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("ingest.put_channel.PutChannel.received", lambda self, data: 1 // 0)
-        with pytest.raises(ConnectionLostError, match="ZeroDivisionError"):
-            client.put("A", b"")
-        with pytest.raises(ConnectionLostError, match="closed"):
-            client.put("A", b"")
+        with connect(server, retry_for=0.3) as client:
+            for channel, call in (
+                (PutChannel, lambda: client.put("A", b"1")),
+                (GetChannel, lambda: client.get("A")),
+            ):
+                with monkeypatch.context() as faulty:
+                    faulty.setattr(channel, "received", lambda self, data: 1 // 0)
+                    with pytest.raises(ConnectionLostError, match="ZeroDivisionError"):
+                        call()
+                call()
+
+    def test_one_that_stays_after_answers_leaves_nobody_waiting(
+        self, server: ReferenceServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each connection answers something before it fails."""
+        received = GetChannel.received
+
+        def faulty(self: GetChannel, data: memoryview) -> int:
+            received(self, data[:16])
+            raise ZeroDivisionError
+
+        with connect(server, retry_for=0.3) as client:
+            client.put("A", b"1")
+            monkeypatch.setattr(GetChannel, "received", faulty)
+            with pytest.raises(ConnectionLostError, match="ZeroDivisionError"):
+                client.get("A")
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_each_call_is_answered_once(
+        self, seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Acks were taken before the fault, or will be sent again; so will frames that wait for their back-off."""
+        chance = random.Random(seed)
+
+        def often(channel: type, name: str) -> None:
+            method = getattr(channel, name)
+
+            def sometimes(*arguments: Any) -> Any:
+                before = chance.random()
+                if before < 0.1:
+                    raise ZeroDivisionError
+                result = method(*arguments)
+                if before < 0.2 and name != "_delayed":
+                    raise ZeroDivisionError
+                return result
+
+            monkeypatch.setattr(channel, name, sometimes)
+
+        faults = Faults(answer=lambda index, seen: ERROR if seen <= index % 2 else None)
+        with ReferenceServer([KEY], faults) as server, connect(server) as client:
+            for channel, name in (
+                (PutChannel, "received"), (PutChannel, "_delayed"), (PutChannel, "take"), (GetChannel, "received"),
+            ):  # fmt: skip
+                often(channel, name)
+            assert client.put_many(items(300), window=40) == {}
+            assert stored(server) == dict(items(300))
+            for name, data in items(20):
+                assert client.get(name) == padded(data)
+        assert "ZeroDivisionError" in caplog.text
 
 
 class TestProtocolErrors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, cast
@@ -161,6 +162,7 @@ class CatalogClient(CatalogCaller):
         deadline = loop.time() + self._retry_for
         delay = RETRY_DELAY_MIN_S
         while True:
+            sock: socket.socket | None = None
             try:
                 sock = connect(self._data_dir)
                 _, link = await loop.create_connection(lambda: _Link(self), sock=sock)
@@ -170,6 +172,12 @@ class CatalogClient(CatalogCaller):
                 error = ConnectionLostError(f"the catalog's process of {self._data_dir} hangs up")
             except ConnectionLostError as refused:
                 error = refused
+            except OSError as failed:  # no descriptor is to be had for the moment, or the service ended in the middle of it
+                if sock is not None:
+                    sock.close()
+                error = ConnectionLostError(
+                    f"the catalog's process of {self._data_dir} can't be reached: {failed.strerror or failed}"
+                )
             if loop.time() + delay > deadline:
                 return error
             await asyncio.sleep(delay)
