@@ -326,6 +326,8 @@ class TestDeath:
             client = await CatalogClient.connect(service.data_dir)
             service.kill()
             service.start()
+            while client._link is not None:  # whose descriptor is free then
+                await asyncio.sleep(0.01)
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             free = os.dup(0)
             os.close(free)
