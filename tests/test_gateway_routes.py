@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -16,6 +17,7 @@ from blake3 import blake3
 from gateway_rig import Answer, Gateway, running_gateway
 
 from ingest import ticket
+from ingest.gateway.sos import NOT_KEPT
 from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
 
 _numbers = itertools.count(1)
@@ -143,6 +145,37 @@ def test_sos_headers_come_back(gateway: Gateway, name: str) -> None:
     assert (answer.headers["x-author"], answer.headers["x-two-words"]) == ("Jürgen", "1")
     assert not {"x-accel-redirect", "x-sendfile", "x-frame-options", "authorization"} & answer.headers.keys()
     assert answer.headers["x-request-id"] != "given"
+
+
+def test_sos_headers_that_others_act_on_do_not_come_back(gateway: Gateway, name: str) -> None:
+    """The table of the documents is the code's, and each of its headers, with anything behind a `*`, is dropped."""
+    text = (Path(__file__).parent.parent / "docs" / "http.md").read_text()
+    table = re.findall(r"^\| ([a-z ]+) \| (`X-.*`) \|$", text.partition("<!-- not kept -->")[2], re.MULTILINE)
+    told = {who: tuple(one.strip("`").lower() for one in names.split(", ")) for who, names in table}
+    assert told == NOT_KEPT
+    dropped = [
+        "X-Archive-Files",
+        "X-SourceMap",
+        "X-LIGHTTPD-send-file",
+        "X-Sendfile-Temporary",
+        "X-REPROXY-URL",
+    ]
+    dropped += [
+        "X-Esi",
+        "X-Forwarded-For",
+        "X-envoy-immediate-health-check-fail",
+        "X-LiteSpeed-Purge",
+        "X-API-Key",
+    ]
+    for one in (one for names in NOT_KEPT.values() for one in names):
+        dropped.append(f"{one[:-1]}more" if one.endswith("*") else one)
+    kept = {"X-Archived": "1", "X-Source": "2", "X-Sender": "3", "X-Mime-Type": "text/plain"}
+    for start in range(0, len(dropped), 20):
+        given = dict.fromkeys(dropped[start : start + 20], "evil") | kept
+        answer = gateway.request("POST", "/upload", name.encode() + b"%d" % start, headers=given)
+        fetched = gateway.request("GET", f"/fetch/{answer.json['id']}")
+        assert "evil" not in fetched.headers.values()
+        assert {one: fetched.headers[one.lower()] for one in kept} == kept
 
 
 @pytest.mark.parametrize("id_", ["", "0" * 40, "0" * 39, "A" * 40, "0" * 40 + "x", "0" * 40 + ".a/b"])

@@ -23,15 +23,31 @@ from ingest.objects.version import SAME
 NAMESPACE = "sos"
 _ID = re.compile(r"([0-9a-f]{40})(\.[^/]*)?")
 
-# Headers by which an answer steers proxies and browsers, or which are about one request: they would be the uploader's orders
-# to machines of others. Ends of names with a * stand for all that begin so.
-_NOT_KEPT = (
-    "x-accel-*", "x-sendfile*", "x-lighttpd-*", "x-litespeed-*", "x-reproxy-*", "x-varnish*", "x-cache*", "x-forwarded-*",
-    "x-real-ip", "x-frame-options", "x-content-type-options", "x-content-security-policy*", "x-webkit-*", "x-xss-protection",
-    "x-dns-prefetch-control", "x-permitted-cross-domain-policies", "x-download-options", "x-ua-compatible", "x-robots-tag",
-    "x-http-method*", "x-method-override", "x-request-id", "x-correlation-id", "x-original-*", "x-rewrite-url",
-    "x-powered-by",
-)  # fmt: skip
+# Headers that do not come back, by who would act on them. Ends of names with a * stand for all that begin so. The table of
+# docs/http.md is this one.
+NOT_KEPT = {
+    # An answer's orders to the proxies, caches and application servers that it passes: files to send in its place (nginx,
+    # Apache, lighttpd, LiteSpeed, Perlbal, App Engine), archives to make of what it lists (mod_zip), ESI to run on its
+    # body (Traffic Server), caches to purge, hosts to take out of use (Envoy).
+    "proxies": (
+        "x-accel-*", "x-archive-*", "x-sendfile*", "x-lighttpd-*", "x-litespeed-*", "x-lscache*", "x-reproxy-*",
+        "x-appengine-*", "x-esi*", "x-envoy-*", "x-middleware-*", "x-reverse-proxy-*", "x-varnish*", "x-cache*",
+    ),
+    "browsers": (
+        "x-frame-options", "x-content-type-options", "x-content-security-policy*", "x-webkit-*", "x-xss-protection",
+        "x-dns-prefetch-control", "x-permitted-cross-domain-policies", "x-download-options", "x-ua-compatible",
+        "x-sourcemap", "x-chrome*", "x-json",
+    ),
+    "crawlers": ("x-robots-tag", "x-pingback", "x-xrds-location"),
+    # Of the upload and its sender, not of the content: addresses, credentials, what a proxy noted on its way.
+    "the request": (
+        "x-forwarded*", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "x-remote-*", "x-ssl-*", "x-original-*",
+        "x-rewrite-url", "x-http-method*", "x-method-override", "x-requested-with", "x-request-id", "x-correlation-id",
+        "x-amzn-trace-id", "x-cloud-trace-context", "x-b3-*", "x-csrf*", "x-xsrf*", "x-auth-*", "x-api-key",
+        "x-access-token", "x-powered-by",
+    ),
+}  # fmt: skip
+_NOT_KEPT = [name for names in NOT_KEPT.values() for name in names]
 _EXACT = frozenset(name for name in _NOT_KEPT if not name.endswith("*"))
 _PREFIXES = tuple(name[:-1] for name in _NOT_KEPT if name.endswith("*"))
 
