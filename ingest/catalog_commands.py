@@ -32,7 +32,8 @@ def catalog() -> None:
 def rebuild(data_dir: Path, as_json: bool, **options: Any) -> None:
     """Makes the catalog again from what is stored, while no server and no gateway runs: docs/objects.md.
 
-    Exits with 1 when the newest version of a name was not whole, or when stored bytes were damaged.
+    Exits with 1 when the newest version of a name was not whole, when stored bytes were damaged, or when somebody used
+    tickets without a lease, far behind all objects.
 
     \b
     Example:
@@ -43,7 +44,7 @@ def rebuild(data_dir: Path, as_json: bool, **options: Any) -> None:
     with progress_bar() as progress:
         found = rebuilder.rebuild(data_dir, progress=progress, **options)
     lines = [shown(f"incomplete: {one}") for one in found.incomplete]
-    lines += [shown(f"damaged: {one}") for one in found.problems]
+    lines += [shown(f"problem: {one}") for one in found.problems]
     orphans = sum(one.count for one in found.orphans)
     lines.append(
         f"{found.objects:,} objects of {found.bytes:,} bytes; {found.outdated:,} older versions,"

@@ -16,7 +16,7 @@ from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_socket import catalog_path
 from ingest.objects.extent import FIRST, Extent, chunks_needed, part, total
 from ingest.objects.manifest import Manifest
-from ingest.objects.rebuild import rebuild
+from ingest.objects.rebuild import STRAY_GAP_TICKETS, rebuild
 from ingest.objects.version import State, Version
 from ingest.store.key_file import read_keys
 
@@ -202,3 +202,76 @@ def test_of_a_store_without_objects(tmp_path):
         assert (result.objects, result.chunks, result.next_ticket) == (0, 0, "00000000")
         with suppress(FileNotFoundError), Catalog(catalog_path(node.data_dir)) as catalog:
             assert catalog.namespaces() == []
+
+
+def rebuilt(node: NodeRig, uploads: Uploads, **options):
+    uploads.client.close()
+    uploads.catalog.close()
+    node.kill_all()
+    lose(node.data_dir)
+    return rebuild(node.data_dir, **options)
+
+
+@pytest.mark.parametrize("stray", ["ZZZZZZZZ", "ZZZZZZZ0", "7K00AB3Q"])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_ticket_far_behind_all_objects_is_somebody_else_s(tmp_path, layout, stray, deleted):
+    with running_node(tmp_path / "data", f"--layout={layout}") as node:
+        uploads = Uploads(node)
+        live = uploads.store("live", b"x" * 10_000)
+        broken = uploads.lease(5)
+        uploads.put([broken], b"an upload that was under way")
+        uploads.client.put(stray, b"mine")
+        if deleted:
+            uploads.client.delete(stray, 1)
+        result = rebuilt(node, uploads, discard_orphans=True)
+        assert result.next_ticket == ticket.format(broken.stop)
+        (problem,) = result.problems
+        assert stray in problem and result.next_ticket in problem
+        assert indices(*result.orphans) == [*indices(broken), *([] if deleted else [ticket.parse(stray)])]
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            assert [item.extent for item in catalog.garbage(10)] == [broken]
+            with catalog.change():
+                given = catalog.lease(None, 1000)
+            assert given.first == broken.stop
+            assert not set(indices(given)) & set(indices(*live.extents))
+
+
+def test_a_gap_that_the_allocator_leaves_is_none(tmp_path):
+    """Behind a gap that is large, but not too large: uploads that never were."""
+    with running_node(tmp_path / "data") as node:
+        uploads = Uploads(node)
+        uploads.store("live", b"x")
+        uploads.lease(STRAY_GAP_TICKETS - 1)
+        last = uploads.lease(1)
+        uploads.put([last], b"an upload that was under way")
+        result = rebuilt(node, uploads)
+        assert (result.next_ticket, result.problems) == (ticket.format(last.stop), [])
+
+
+@pytest.mark.parametrize("gap", [STRAY_GAP_TICKETS, 10**12])
+def test_an_object_behind_a_gap_is_an_object(tmp_path, gap):
+    """No range of a live version is ever given again, wherever it lies; neither one of a version that is not whole."""
+    with running_node(tmp_path / "data") as node:
+        uploads = Uploads(node)
+        uploads.store("near", b"x")
+        uploads.lease(gap)
+        uploads.store("far", b"y" * 10_000)
+        uploads.lease(gap)
+        lost = uploads.store("far, and not whole", b"z" * 10_000)
+        uploads.client.delete(lost.object_id, 1)
+        uploads.client.put("ZZZZZZZZ", b"mine")
+        result = rebuilt(node, uploads)
+        assert result.next_ticket == ticket.format(lost.extents[-1].stop)
+        assert result.objects == 2 and len(result.incomplete) == len(result.problems) == 1
+
+
+def test_of_many_strays_the_first_great_gap_is_used(tmp_path):
+    with running_node(tmp_path / "data") as node:
+        uploads = Uploads(node)
+        live = uploads.store("live", b"x")
+        near = live.extents[-1].stop + STRAY_GAP_TICKETS // 2
+        for index in (near, near + STRAY_GAP_TICKETS, near + 5 * STRAY_GAP_TICKETS):
+            uploads.client.put(ticket.format(index), b"mine")
+        result = rebuilt(node, uploads)
+        # From there to the next one it is one ticket less than a great gap.
+        assert result.next_ticket == ticket.format(near + STRAY_GAP_TICKETS + 1)

@@ -39,6 +39,10 @@ SIDES = ("", "-wal", "-shm")  # the files of an SQLite database in WAL mode
 NAMES_TOGETHER = 1000  # restored in one transaction
 USED_TOGETHER = 100_000  # extents read at a time: neighbours become one at once
 HEAD = TICKET_SIZE + CHECKSUM_SIZE
+# The allocator leaves gaps: what was given and never put. They are of uploads that died (64 packs at most, each) and of
+# leases of foreign clients. One that is larger, 2.4 GB, has something foreign behind it; if it was a lease after all, the
+# uploads that come there find its tickets taken and pass them by.
+STRAY_GAP_TICKETS = 36**4
 
 SCRATCH = """
 CREATE TABLE scratch.found(
@@ -52,7 +56,8 @@ CREATE TABLE scratch.used(first INTEGER PRIMARY KEY, count INTEGER);
 class Rebuilt:
     """What came of it. ``objects`` of ``bytes`` together are in the new catalog; ``outdated`` manifests were of versions
     before them. ``incomplete``: names whose newest versions were not whole, with what they lack. ``unsigned``: chunks
-    that look like a manifest and are none of ours. ``orphans``: stored tickets that no object has."""
+    that look like a manifest and are none of ours. ``orphans``: stored tickets that no object has. ``next_ticket``: that the
+    allocator gives first."""
 
     data_dir: str
     chunks: int = 0
@@ -116,6 +121,8 @@ class _Rebuild:
         self.result = result
         self.starts, self.stops = array("q"), array("q")  # of the runs of stored tickets, in their order
         self.used_to = FIRST  # behind every ticket that was ever stored
+        self._gaps: list[Extent] = []  # between those, as the allocator does not leave them
+        self._placed_to = FIRST  # behind every extent of a manifest, whole or not
         self._begun: tuple[int, int, bytes] | None = None  # a manifest that goes on in the next pack
         self.db.run("PRAGMA synchronous = OFF")  # the file is synced when it is whole
         self.db.run("ATTACH ? AS scratch", str(scratch))
@@ -139,6 +146,9 @@ class _Rebuild:
     def _note_runs(self, base: int, found: Resolved) -> None:
         used = np.flatnonzero(found.present | found.deleted | found.lost)
         if len(used):
+            first = base + int(used[0])
+            if first - self.used_to >= STRAY_GAP_TICKETS:
+                self._gaps.append(Extent(self.used_to, first - self.used_to))
             self.used_to = base + int(used[-1]) + 1
         slots = np.flatnonzero(found.present)
         self.result.chunks += len(slots)
@@ -181,6 +191,7 @@ class _Rebuild:
         except CatalogError:
             self.result.unsigned += 1
             return
+        self._placed_to = max(self._placed_to, *(place.stop for place in one.places))
         self.db.run(
             "INSERT INTO scratch.found VALUES (?, ?, ?, ?, ?, ?)",
             *(place, one.version, one.created, one.namespace, one.name, msgspec.msgpack.encode(one)),
@@ -263,13 +274,38 @@ class _Rebuild:
         stored = [Extent(start, stop - start) for start, stop in zip(self.starts, self.stops, strict=True)]
         self.result.orphans = extent.difference(stored, live)
         if discard:
+            # What lies behind the allocator's next ticket may be an upload's one day: it must not be garbage then.
+            rest = Extent(self._next_ticket(), ticket.COUNT - self._next_ticket())
             with self.catalog.change():
-                self.catalog.throw_away(self.result.orphans)
+                self.catalog.throw_away(extent.difference(self.result.orphans, [rest]))
+
+    def _next_ticket(self) -> int:
+        """Behind all that the allocator can have given: every object, and what is used without a great gap from there on.
+
+        What lies further behind was put without a lease; behind all of that there may be no ticket left.
+        """
+        for gap in self._gaps:
+            start = max(gap.first, self._placed_to)
+            if gap.stop - start >= STRAY_GAP_TICKETS:
+                return start
+        return max(self.used_to, self._placed_to)
 
     def finish(self) -> None:
+        following = self._next_ticket()
         with self.catalog.change():
-            self.db.run("UPDATE counters SET ticket = ?", self.used_to)
-        self.result.next_ticket = ticket.format(self.used_to) if self.used_to < ticket.COUNT else ""
+            self.db.run("UPDATE counters SET ticket = ?", following)
+        self.result.next_ticket = ticket.format(following) if following < ticket.COUNT else ""
+        if following < self.used_to:
+            stray = next(gap.stop for gap in self._gaps if gap.stop > following)
+            self.result.problems.append(
+                f"tickets from {ticket.format(stray)} on are used, {stray - following:,} behind the last one that an upload"
+                " can have got: somebody stores without a lease. Uploads go on at"
+                f" {ticket.format(following)}; those that come there one day pass such tickets by"
+            )
+        elif not self.result.next_ticket:
+            self.result.problems.append(
+                "there are no tickets left for uploads: all up to the last one are used"
+            )
         self.db.run("DETACH scratch")
         self.db.run("PRAGMA wal_checkpoint(TRUNCATE)")
 
