@@ -189,7 +189,9 @@ RELOCATIONS_MAX = (
     100  # of one piece, each after a CONFLICT or DELETED: whoever has more foreign tickets there is asked
 )
 GC_RETRY_S = 0.5  # between looks whether another collector has ended
-UPLOAD_SETTLE_S = 5.0  # an upload that broke waits so long for the answers to its frames
+UPLOAD_SETTLE_S = (
+    5.0  # who uploads waits so long for an upload that broke to be settled, a process that ends likewise
+)
 COLLECT_INTERVAL_S = 5.0  # between runs of the collector
 COLLECT_BATCH = 256  # entries of garbage that are deleted before the catalog is told
 COLLECT_REFUSED_MAX = (

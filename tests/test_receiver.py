@@ -7,11 +7,13 @@ live versions' and those of others.
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from blake3 import blake3
 from node_rig import NodeRig, running_node
+from reference_server import Faults, ReferenceServer, build_frame
 
 from ingest import ticket
 from ingest.client import AsyncClient
@@ -364,3 +366,78 @@ def test_a_reader_sees_one_version_while_it_is_replaced(run):
         assert not {index for one in old for index in range(one.first, one.stop)} & await rig.saved()
 
     run(work)
+
+
+KEY = bytes(range(32))
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "cancelled twice"])
+@pytest.mark.parametrize("size", [SMALL, SMALL_OBJECT_MAX + 1, LARGE])
+def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
+    """An upload is cancelled, and its request over, before the engine answers: until then nothing of it is garbage."""
+    monkeypatch.setattr("ingest.objects.receiver.UPLOAD_SETTLE_S", 0.01)
+    gate = threading.Event()
+    foreign = FIRST + 3
+    path = tmp_path / "catalog.db"
+
+    async def main(server: ReferenceServer) -> None:
+        server.model.frame(build_frame(KEY, foreign, b"foreign"))
+        put, get = server.put_address, server.get_address
+        async with await AsyncClient.connect(put, get, KEY) as client:
+            catalog = await LocalCatalog.open(path)
+            with CatalogReader(path) as reader:
+                store = await LocalStore.enter(client, catalog, reader, KEY, "test", LEASE)
+                upload = asyncio.create_task(store.put("test", "a", body_of(bytes_of(size))))
+                await asyncio.to_thread(server.stalled.wait)
+                upload.cancel()
+                if again:
+                    await asyncio.sleep(0)
+                    upload.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await upload
+                assert not reader.garbage(10)
+                gate.set()
+                while not reader.garbage(10):
+                    await asyncio.sleep(0.01)
+                await Collector(client, catalog, reader).run()
+                assert set(server.model.frames) == {foreign}
+                assert foreign not in server.model.deleted
+                assert not list(reader.versions(State.PENDING))
+                with pytest.raises(NotFoundError):
+                    await store.stat("test", "a")
+                await store.leave()
+            await catalog.close()
+
+    with ReferenceServer([KEY], Faults(gate=gate)) as server:
+        asyncio.run(main(server))
+
+
+def test_a_process_that_ends_settles_what_broke(tmp_path, monkeypatch):
+    """It gets the answers before it goes."""
+    monkeypatch.setattr("ingest.objects.receiver.UPLOAD_SETTLE_S", 0.01)
+    gate = threading.Event()
+    foreign = FIRST + 3
+    path = tmp_path / "catalog.db"
+
+    async def main(server: ReferenceServer) -> None:
+        server.model.frame(build_frame(KEY, foreign, b"foreign"))
+        async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+            catalog = await LocalCatalog.open(path)
+            with CatalogReader(path) as reader:
+                store = await LocalStore.enter(client, catalog, reader, KEY, "test", LEASE)
+                upload = asyncio.create_task(store.put("test", "a", body_of(bytes_of(LARGE))))
+                await asyncio.to_thread(server.stalled.wait)
+                upload.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await upload
+                monkeypatch.setattr("ingest.objects.receiver.UPLOAD_SETTLE_S", 60)
+                leaving = asyncio.create_task(store.leave())
+                await asyncio.sleep(0)
+                gate.set()
+                await leaving
+                garbage = [item.extent for item in reader.garbage(100)]
+                assert garbage and not any(one.first <= foreign < one.stop for one in garbage)
+            await catalog.close()
+
+    with ReferenceServer([KEY], Faults(gate=gate)) as server:
+        asyncio.run(main(server))

@@ -50,6 +50,8 @@ class LocalStore:
         return cls(client, catalog, reader, await Membership.enter(catalog, what, lease_tickets), key)
 
     async def leave(self) -> None:
+        """To be called when nobody uploads any more."""
+        await self._receiver.close()
         await self._membership.leave()
 
     async def put(

@@ -3,6 +3,9 @@
 Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction.
 A larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a
 few of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
+
+An upload that breaks keeps its tickets until its frames are answered, or their connection is given up: a CONFLICT may be on
+its way, and what it is about must not become garbage. Who uploads waits for that a few seconds; then it goes on without him.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 from blake3 import blake3
@@ -37,6 +41,7 @@ from ingest.objects.extent import Extent, chunks_needed, joined, without
 from ingest.objects.manifest import Manifest
 from ingest.objects.membership import Membership
 from ingest.objects.version import ANY, SAME, Condition, Version
+from ingest.put_channel import Batch
 from ingest.status import Status
 
 PIECE_SIZE = PIECE_CHUNKS * DATA_SIZE
@@ -76,6 +81,8 @@ class Receiver:
         self._membership = membership
         self._key = key
         self.slots = asyncio.Semaphore(PIECES_OF_PROCESS)
+        self._settling: set[asyncio.Task[None]] = set()  # puts that were cancelled, and are not answered yet
+        self._ending: set[asyncio.Task[None]] = set()  # of uploads that broke
 
     async def receive(self, upload: Upload, body: AsyncIterable[bytes]) -> Version:
         """See `ObjectStore.put`."""
@@ -87,6 +94,22 @@ class Receiver:
             except StopAsyncIteration:
                 return await self._store(upload, start)
         return await _Stream(self, upload).run(start, source)
+
+    async def end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does what an upload that broke leaves to be done. Back when that is done, or takes long: then it goes on."""
+        task = asyncio.create_task(work)
+        _keep(self._ending, task)
+        await asyncio.wait([task], timeout=UPLOAD_SETTLE_S)
+
+    async def settled(self) -> None:
+        """When the frames are answered that were sent for uploads which have broken by now."""
+        if self._settling:
+            await asyncio.wait(self._settling)
+
+    async def close(self) -> None:
+        """Uploads that broke have a few seconds to be settled. No other one may be under way."""
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=UPLOAD_SETTLE_S)
 
     # --- in one call
 
@@ -111,7 +134,8 @@ class Receiver:
         more = manifest.size_max(about, 1)
         data += bytes(chunks * DATA_SIZE - len(data))
         for _ in range(RELOCATIONS_MAX):
-            async with self._membership.tickets(chunks + more) as (owner, place):
+            async with contextlib.AsyncExitStack() as lease:
+                owner, place = await lease.enter_async_context(self._membership.tickets(chunks + more))
                 refused: dict[str, Status] = {}
                 try:
                     text = _manifest(about, [place], Extent(place.first + chunks, more), self._key)
@@ -122,14 +146,21 @@ class Receiver:
                             upload.headers, upload.condition, number=number,
                         )  # fmt: skip
                 except BaseException:
-                    with contextlib.suppress(IngestError):  # then it is swept with the lease
-                        await asyncio.shield(self._catalog.discard(owner, _ours([place], refused)))
+                    await self.end(self._discard(lease.pop_all(), owner, place, refused))
                     raise
                 await self._catalog.discard(owner, _ours([place], refused))
                 raise_unless_foreign(refused)
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
         )
+
+    async def _discard(
+        self, lease: contextlib.AsyncExitStack, owner: int, place: Extent, refused: Mapping[str, Status]
+    ) -> None:
+        async with lease:  # not given back before
+            await self.settled()
+            with contextlib.suppress(IngestError):  # then it is swept with the lease
+                await self._catalog.discard(owner, _ours([place], refused))
 
     async def put_chunks(
         self,
@@ -141,23 +172,38 @@ class Receiver:
     ) -> None:
         """Puts ``place.count`` chunks; adds what is refused to ``refused``.
 
-        However it ends, the catalog knows the tickets that answered CONFLICT by then: they must not become garbage with the
-        rest of the upload.
+        When it raises what the client does, the catalog knows the tickets that answered CONFLICT: they must not become
+        garbage with the rest of the upload. When it is cancelled, the catalog knows them after `settled`.
         """
         batch = self._client.new_batch()
         try:
             await self._client.add_range(batch, ticket.format(place.first), data)
             await self._client.finish(batch)
-        except asyncio.CancelledError:
-            with contextlib.suppress(
-                IngestError, TimeoutError
-            ):  # its frames are out: their answers say what is ours
-                await asyncio.wait_for(self._client.finish(batch), UPLOAD_SETTLE_S)
+        except asyncio.CancelledError:  # its frames are out: their answers say what is ours
+            _keep(self._settling, asyncio.create_task(self._settle(batch, owner, refused, version)))
             raise
-        finally:
-            if batch.refused:
-                refused |= batch.refused
-                await asyncio.shield(self._note_conflicts(owner, batch.refused, version))
+        except Exception:
+            await self._take_refused(batch, owner, refused, version)
+            raise
+        await self._take_refused(batch, owner, refused, version)
+
+    async def _settle(
+        self, batch: Batch, owner: int, refused: dict[str, Status], version: int | None
+    ) -> None:
+        with contextlib.suppress(IngestError):  # the connection was given up, or the catalog is out of reach
+            try:
+                await self._client.finish(batch)
+            finally:
+                await self._take_refused(batch, owner, refused, version)
+
+    async def _take_refused(
+        self, batch: Batch, owner: int, refused: dict[str, Status], version: int | None
+    ) -> None:
+        if batch.refused:
+            refused |= batch.refused
+            noted = asyncio.create_task(self._note_conflicts(owner, batch.refused, version))
+            _keep(self._settling, noted)
+            await asyncio.shield(noted)
 
     async def _note_conflicts(self, owner: int, refused: Mapping[str, Status], version: int | None) -> None:
         for name, status in refused.items():
@@ -219,13 +265,14 @@ class _Stream:
                 None if known else name,
             )  # fmt: skip
         except BaseException as error:
-            await asyncio.shield(self._fail(error))
+            await self._receiver.end(self._fail(error))
             raise
 
     async def _fail(self, error: BaseException) -> None:
         for piece in self._in_flight:
             piece.task.cancel()
         await asyncio.gather(*(piece.task for piece in self._in_flight), return_exceptions=True)
+        await self._receiver.settled()
         reason = str(error) or type(error).__name__
         with contextlib.suppress(IngestError):  # it was given up before, or will be when the deadline passes
             await self._forgo_rest()
@@ -344,6 +391,12 @@ class _Stream:
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
         )
+
+
+def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    """Among ``tasks`` until it ends."""
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
 
 
 def _manifest(about: Manifest, extents: Sequence[Extent], place: Extent, key: bytes) -> bytes:
