@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def gateway(file: Path | None, **flags: Any) -> None:
     """Serves files of any size over HTTP, stored in a server that runs beside it, until TERM or INT; docs/http.md.
 
-    HUP reads tokens, certificates and the log level again. On an address that is not loopback it starts only with
+    HUP reads tokens, certificates, keys and the log level again. On an address that is not loopback it starts only with
     --token-file or --open.
 
     \b

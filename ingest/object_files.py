@@ -127,8 +127,7 @@ class Target:
             if self.path.exists() and not self.path.is_file():
                 self._fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             else:
-                self._fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-                self._temporary = new
+                self._fd, self._temporary = _open_beside(self.path, new), new
         except OSError as error:
             raise DiskError(explain(error, self.path.parent)) from error
         return self
@@ -171,3 +170,37 @@ class Target:
         os.close(self._fd)
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+
+
+def _open_beside(path: Path, new: Path) -> int:
+    """Makes ``new``, for those whom ``path`` is for: with its owner, group and mode where it is there, else as the umask
+    says. OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        old = os.stat(path)
+    except FileNotFoundError:
+        return os.open(new, flags, 0o666)
+    fd = os.open(new, flags, 0o600)  # nobody else's before it is known whose it is
+    try:
+        mode = old.st_mode & 0o777
+        if not _give(fd, -1, old.st_gid):
+            mode &= ~0o070  # the group is another one
+        _give(fd, old.st_uid, -1)  # who may not do this has a file of his own then
+        os.fchmod(fd, mode)
+    except BaseException:
+        os.close(fd)
+        os.unlink(new)
+        raise
+    return fd
+
+
+def _give(fd: int, user: int, group: int) -> bool:
+    """Whether the file has this owner or group now; -1 is as it is."""
+    found = os.fstat(fd)
+    if user in (-1, found.st_uid) and group in (-1, found.st_gid):
+        return True
+    try:
+        os.fchown(fd, user, group)
+    except PermissionError:
+        return False
+    return True

@@ -1,5 +1,6 @@
 """`ingest put`, `get`, `ls` and the others, as processes beside a real server."""
 
+import errno
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from ingest.client import Client, Run
 from ingest.errors import UsageError
 from ingest.limits import DATA_SIZE, LIST_PAGE_MAX, SMALL_OBJECT_MAX
 from ingest.object_commands import _names
-from ingest.object_files import shown
+from ingest.object_files import Target, shown
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.catalog_socket import catalog_path
@@ -416,6 +417,60 @@ def test_output_that_is_no_file(commands, tmp_path):
     assert link.is_symlink() and real.read_bytes() == b"x"
     commands.run("get", "to a device", "-o", tmp_path, code=2)
     commands.run("get", "to a device", "--json", code=2)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o444, 0o755])
+def test_a_file_that_is_replaced_keeps_its_mode(commands, tmp_path, mode):
+    commands.run("put", "-", "--name", "private", stdin=b"new")
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(mode)
+    commands.run("get", "private", "-o", target)
+    assert (target.read_bytes(), target.stat().st_mode & 0o7777) == (b"new", mode)
+
+
+def test_a_new_file_is_for_whom_the_umask_says(tmp_path):
+    for umask in (0o077, 0o027, 0o022):
+        target = Target(tmp_path / f"{umask:o}")
+        before = os.umask(umask)
+        try:
+            with target:
+                target.keep()
+        finally:
+            os.umask(before)
+        assert target.path.stat().st_mode & 0o7777 == 0o666 & ~umask
+
+
+def test_no_rights_of_a_group_that_it_can_not_have(tmp_path, monkeypatch):
+    """As for one who may not give files away."""
+
+    def refused(fd: int, user: int, group: int) -> None:
+        raise PermissionError(errno.EPERM, "not you")
+
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(0o664)
+    found = target.stat()
+    foreign = os.stat_result((*found[:5], found.st_gid + 1, *found[6:]))
+    monkeypatch.setattr(os, "fchown", refused)
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda path, **more: foreign if path == target else real(path, **more))
+    with Target(target) as opened:
+        opened.keep()
+    monkeypatch.undo()
+    assert target.stat().st_mode & 0o7777 == 0o604
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_that_is_replaced_keeps_its_owner(tmp_path):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(0o640)
+    os.chown(target, 12345, 23456)
+    with Target(target) as opened:
+        opened.keep()
+    found = target.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o7777) == (12345, 23456, 0o640)
 
 
 def test_a_lost_catalog(tmp_path):
