@@ -30,6 +30,9 @@ CONFIG_VARIABLE = "INGEST_CONFIG"  # the file, when no --config names it
 # Variables that other parts of ingest read; every other INGEST_ name is a mistake.
 OTHER_VARIABLES = (
     CONFIG_VARIABLE,
+    "INGEST_GATEWAY",  # object commands: the URL of a gateway …
+    "INGEST_TOKEN",  # … what it lets us in with …
+    "INGEST_TLS_CA",  # … and whom to trust there
     "INGEST_DEBUG",  # setup.py: build with bounds checks
     "INGEST_MAC_PATH",  # mac: force one of the SIMD paths
 )

@@ -5,6 +5,7 @@
         TicketError           not a ticket, or past the last one
       ConfigError           what the operator set up does not fit (exit 78)
         KeyFileError          the key file is missing, malformed or readable by others
+        AccessError           a gateway wants another token, or does not serve this name
         StoreFormatError      store.json or a format version that this program does not know
       BusyError             try again later (exit 75)
         StoreLockedError      another server holds the data directory
@@ -51,6 +52,10 @@ class ConfigError(IngestError):
 
 
 class KeyFileError(ConfigError):
+    pass
+
+
+class AccessError(ConfigError):
     pass
 
 

@@ -188,6 +188,11 @@ RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks ma
 RELOCATIONS_MAX = (
     100  # of one piece, each after a CONFLICT or DELETED: whoever has more foreign tickets there is asked
 )
+GATEWAY_SILENCE_S = (
+    90.0  # a gateway that says nothing, or takes nothing, to a command: it waits for its engine up to 60 s
+)
+GATEWAY_COLLECT_SILENCE_S = 3600.0  # … that collects garbage for a command: 100 GB take minutes
+GATEWAY_ANSWER_MAX = 64 << 20  # bytes of an answer but an object: the description of one in a million extents
 GC_RETRY_S = 0.5  # between looks whether another collector has ended
 UPLOAD_SETTLE_S = (
     5.0  # who uploads waits so long for an upload that broke to be settled, a process that ends likewise

@@ -1,8 +1,4 @@
-"""The commands that work on objects beside a running node: put, get, ls, stat, rm, gc.
-
-They change the catalog through its service when a gateway runs, and by themselves when none does: SQLite's lock keeps
-them apart. Chunks go through the ports of the server.
-"""
+"""The commands that work on objects, of a data directory beside its server or of a gateway: put, get, ls, stat, rm, gc."""
 
 from __future__ import annotations
 
@@ -18,34 +14,23 @@ import click
 from ingest import limits
 from ingest.errors import BusyError, CatalogError, CorruptionError, NotFoundError, TicketError, UsageError
 from ingest.object_files import Source, Target, shown
-from ingest.object_node import Node, run_loop, transfer_bar
+from ingest.object_node import run_loop, transfer_bar
 from ingest.object_options import (
     CONNECT,
-    DATA_DIR,
     KEY_FILE,
     NAMESPACE,
     READ_CONNECT,
+    place_options,
     print_result,
     tls_options,
 )
+from ingest.object_place import Facts, Place
 from ingest.store_commands import AS_JSON, PATH
 
 if TYPE_CHECKING:
     from ingest.objects.collector import Collected
-    from ingest.objects.local_store import LocalStore
     from ingest.objects.object_store import Download
     from ingest.objects.version import Transition, Version
-
-
-def _facts(version: Version) -> dict[str, Any]:
-    return {
-        "name": version.name,
-        "namespace": version.namespace,
-        "id": version.object_id,
-        "size": version.size,
-        "digest": version.etag,
-        "version": version.number,
-    }
 
 
 # --- put
@@ -55,30 +40,37 @@ def _facts(version: Version) -> dict[str, Any]:
 @click.argument("files", metavar="FILE…", nargs=-1, required=True, type=PATH)
 @click.option("--name", metavar="N", help="Of the object, when there is one FILE. [default: the file's]")
 @NAMESPACE
-@DATA_DIR
-@CONNECT
-@KEY_FILE
-@tls_options
+@place_options(CONNECT, KEY_FILE, tls_options)
 @AS_JSON
-def put(files: tuple[Path, ...], name: str | None, namespace: str, as_json: bool, **options: Any) -> None:
+def put(files: tuple[Path, ...], name: str | None, namespace: str, as_json: bool, place: Place) -> None:
     """Stores each FILE as an object with the name of the file, without its directory; - is stdin, which needs --name.
 
-    What had the name before is replaced. Exits with 0 when all are durable and the catalog has the size and the digest
-    of what was read.
+    What had the name before is replaced; but in the namespaces of a gateway's APIs their rules hold (docs/http.md). Exits
+    with 0 when all are durable and the catalog has the size and the digest of what was read.
 
     \b
     Example:
       ingest put --data-dir /var/lib/ingest holiday.mp4 notes.txt
+      ingest put --gateway https://files.example:8080 --token-file token holiday.mp4
       tar c photos | ingest put --data-dir /var/lib/ingest - --name photos.tar --json
     """
-    named = _names(files, name)
-    stored = run_loop(_put_all(Node(**options), namespace, named))
-    lines = [f"{shown(one.name)}  {one.size:,} bytes  {one.object_id}  {one.etag}" for one in stored]
-    print_result({"objects": [_facts(one) for one in stored]}, lines, as_json)
+    named = _names(files, name, place.names_content(namespace))
+    stored = run_loop(_put_all(place, namespace, named))
+    lines = [f"{shown(one.name)}  {one.size:,} bytes  {one.id}  {one.digest}" for one in stored]
+    print_result({"objects": [one.as_json() for one in stored]}, lines, as_json)
 
 
-def _names(files: Sequence[Path], name: str | None) -> dict[str, Path | None]:
-    """Each object's name and its file, None for stdin. UsageError when two would be one object."""
+def _names(files: Sequence[Path], name: str | None, by_content: bool = False) -> dict[str, Path | None]:
+    """Each object's name and its file, None for stdin. UsageError when two would be one object.
+
+    ``by_content``: the bytes will say the names; these are for the progress alone.
+    """
+    if by_content:
+        if name is not None:
+            raise UsageError("--name: in this namespace the bytes say the name, it is their SHA-1")
+        return {
+            "stdin" if str(file) == "-" else str(file): None if str(file) == "-" else file for file in files
+        }
     if name is not None:
         if len(files) > 1:
             raise UsageError(f"--name names one object, and there are {len(files)} files")
@@ -95,23 +87,23 @@ def _names(files: Sequence[Path], name: str | None) -> dict[str, Path | None]:
     return named
 
 
-async def _put_all(node: Node, namespace: str, named: Mapping[str, Path | None]) -> list[Version]:
-    async with node.store("put", put=True) as store:
-        return [await _put_one(store, namespace, name, Source(path)) for name, path in named.items()]
+async def _put_all(place: Place, namespace: str, named: Mapping[str, Path | None]) -> list[Facts]:
+    async with place:
+        return [await _put_one(place, namespace, name, Source(path)) for name, path in named.items()]
 
 
-async def _put_one(store: LocalStore, namespace: str, name: str, source: Source) -> Version:
+async def _put_one(place: Place, namespace: str, name: str, source: Source) -> Facts:
     source.open()
     try:
         with transfer_bar(name, source.size) as progress:
-            version = await store.put(namespace, name, source.pieces(progress), size=source.size)
+            stored = await place.put(namespace, name, source.pieces(progress), size=source.size)
     finally:
         source.close()
-    if (version.size, version.digest) != (source.read, source.hash.digest()):
+    if (stored.size, stored.digest) != (source.read, source.hash.hexdigest()):
         raise CatalogError(
-            f"{source}: {source.read:,} bytes were read, and the catalog has {version.size:,} bytes with another digest"
+            f"{source}: {source.read:,} bytes were read, and the catalog has {stored.size:,} bytes with another digest"
         )
-    return version
+    return stored
 
 
 # --- get
@@ -121,50 +113,48 @@ async def _put_one(store: LocalStore, namespace: str, name: str, source: Source)
 @click.argument("name", metavar="NAME|ID")
 @click.option("-o", "--output", metavar="FILE", type=PATH, help="[default: stdout]")
 @NAMESPACE
-@DATA_DIR
-@READ_CONNECT
-@KEY_FILE
-@tls_options
+@place_options(READ_CONNECT, KEY_FILE, tls_options)
 @AS_JSON
-def get(name: str, output: Path | None, namespace: str, as_json: bool, **options: Any) -> None:
+def get(name: str, output: Path | None, namespace: str, as_json: bool, place: Place) -> None:
     """Reads an object by its name; or by its ObjectID, when there is no such name.
 
-    Every frame is checked end to end, and the whole object against the digest in the catalog. FILE appears when all of it
-    is there and on the disk; a download that breaks leaves nothing behind. What went to stdout has gone there: look at the
-    exit code.
+    Every frame is checked end to end (by the gateway, where there is one), and the whole object against the digest in the
+    catalog. FILE appears when all of it is there and on the disk, with the mode of what it replaces; a download that breaks
+    leaves nothing behind. What went to stdout has gone there: look at the exit code.
 
     \b
     Example:
       ingest get --data-dir /var/lib/ingest holiday.mp4 -o holiday.mp4
+      ingest get --gateway https://files.example:8080 --token-file token holiday.mp4 -o holiday.mp4
       ingest get --data-dir /var/lib/ingest photos.tar | tar x
     """
     to_stdout = output is None or str(output) == "-"
     if to_stdout and as_json:
         raise UsageError("--json and the object can't both go to stdout: -o says where the object goes")
-    version = run_loop(_get(Node(**options), namespace, name, None if to_stdout else output))
+    found = run_loop(_get(place, namespace, name, None if to_stdout else output))
     if not to_stdout:
-        line = f"{shown(str(output))}  {version.size:,} bytes  {version.object_id}  {version.etag}"
-        print_result(_facts(version) | {"file": str(output)}, [line], as_json)
+        line = f"{shown(str(output))}  {found.size:,} bytes  {found.id}  {found.digest}"
+        print_result(found.as_json() | {"file": str(output)}, [line], as_json)
 
 
-async def _get(node: Node, namespace: str, name: str, output: Path | None) -> Version:
-    async with node.store("get", get=True) as store:
-        download = await _open(store, namespace, name)
+async def _get(place: Place, namespace: str, name: str, output: Path | None) -> Facts:
+    async with place:
+        download = await _open(place, namespace, name)
         try:
             with Target(output) as target:
                 await _copy(download, target)
                 target.keep()
         finally:
             await download.close()
-        return download.version
+        return Facts.of(download.version)
 
 
-async def _open(store: LocalStore, namespace: str, name: str) -> Download:
+async def _open(place: Place, namespace: str, name: str) -> Download:
     try:
-        return await store.open(namespace, name)
+        return await place.open(namespace, name)
     except NotFoundError as missing:
         try:
-            return await store.open_object(name)
+            return await place.open_object(name)
         except (NotFoundError, TicketError):
             raise missing from None
 
@@ -187,15 +177,15 @@ async def _copy(download: Download, target: Target) -> None:
         )
 
 
-# --- what needs the catalog alone
+# --- what needs no bytes
 
 
 @click.command()
 @click.argument("prefix", default="")
 @NAMESPACE
-@DATA_DIR
+@place_options()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each object, a line each.")
-def ls(prefix: str, namespace: str, data_dir: Path, as_json: bool) -> None:
+def ls(prefix: str, namespace: str, as_json: bool, place: Place) -> None:
     """Lists the objects whose names begin with PREFIX, in the order of their UTF-8: size, time, name.
 
     Characters of a name that can't be printed are shown as escapes; --json gives names as they are.
@@ -204,9 +194,13 @@ def ls(prefix: str, namespace: str, data_dir: Path, as_json: bool) -> None:
     Example:
       ingest ls --data-dir /var/lib/ingest photos/2026-
     """
-    with Node(data_dir=data_dir).reader() as reader:
+    run_loop(_list(place, namespace, prefix, as_json))
+
+
+async def _list(place: Place, namespace: str, prefix: str, as_json: bool) -> None:
+    async with place:
         after = ""
-        while page := reader.page(namespace, prefix, after):
+        while page := await place.page(namespace, prefix, after):
             for one in page:
                 content = {"name": one.name, "size": one.size, "digest": one.etag, "created": one.created}
                 print_result(content, [f"{one.size:>15,}  {_utc(one.created)}  {shown(one.name)}"], as_json)
@@ -216,9 +210,9 @@ def ls(prefix: str, namespace: str, data_dir: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @NAMESPACE
-@DATA_DIR
+@place_options()
 @AS_JSON
-def stat(name: str, namespace: str, data_dir: Path, as_json: bool) -> None:
+def stat(name: str, namespace: str, as_json: bool, place: Place) -> None:
     """Says what the catalog has of an object: size, digest, where it lies, and the history of its name.
 
     \b
@@ -227,16 +221,15 @@ def stat(name: str, namespace: str, data_dir: Path, as_json: bool) -> None:
     """
     from ingest import ticket
 
-    with Node(data_dir=data_dir).reader() as reader:
-        version = reader.find(namespace, name)
-        history = reader.history(namespace, name)
-    content = _facts(version) | {
+    version, history = run_loop(_describe(place, namespace, name))
+    facts = Facts.of(version).as_json()
+    content = facts | {
         "created": version.created,
         "headers": dict(version.headers),
         "extents": [(ticket.format(one.first), one.count) for one in version.extents],
         "history": [_step(step) for step in history],
     }
-    lines = [f"{key:10}{shown(str(value))}" for key, value in _facts(version).items()]
+    lines = [f"{key:10}{shown(str(value))}" for key, value in facts.items()]
     lines += [f"{'header':10}{shown(key)}: {shown(value)}" for key, value in version.headers.items()]
     lines += [f"{'extent':10}{one}" for one in version.extents]
     lines += [
@@ -246,12 +239,17 @@ def stat(name: str, namespace: str, data_dir: Path, as_json: bool) -> None:
     print_result(content, lines, as_json)
 
 
+async def _describe(place: Place, namespace: str, name: str) -> tuple[Version, list[Transition]]:
+    async with place:
+        return await place.describe(namespace, name)
+
+
 @click.command()
 @click.argument("names", metavar="NAME…", nargs=-1, required=True)
 @NAMESPACE
-@DATA_DIR
+@place_options()
 @AS_JSON
-def rm(names: tuple[str, ...], namespace: str, data_dir: Path, as_json: bool) -> None:
+def rm(names: tuple[str, ...], namespace: str, as_json: bool, place: Place) -> None:
     """Removes objects. The collector of a gateway gives their space back, or `ingest gc`.
 
     Exits with 1 when one of the names is not there; the others are removed.
@@ -260,7 +258,7 @@ def rm(names: tuple[str, ...], namespace: str, data_dir: Path, as_json: bool) ->
     Example:
       ingest rm --data-dir /var/lib/ingest holiday.mp4 notes.txt
     """
-    removed, missing = run_loop(_remove(Node(data_dir=data_dir), namespace, names))
+    removed, missing = run_loop(_remove(place, namespace, names))
     print_result(
         {"removed": removed, "missing": missing}, [f"removed {shown(one)}" for one in removed], as_json
     )
@@ -269,28 +267,24 @@ def rm(names: tuple[str, ...], namespace: str, data_dir: Path, as_json: bool) ->
     sys.exit(1 if missing else 0)
 
 
-async def _remove(node: Node, namespace: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+async def _remove(place: Place, namespace: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     missing: list[str] = []
-    with node.reader():
-        async with node.catalog() as catalog:
-            for name in names:
-                try:
-                    await catalog.delete(namespace, name)
-                    removed.append(name)
-                except NotFoundError:
-                    missing.append(name)
+    async with place:
+        for name in names:
+            try:
+                await place.delete(namespace, name)
+                removed.append(name)
+            except NotFoundError:
+                missing.append(name)
     return removed, missing
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Delete nothing; say how much is to be deleted.")
-@DATA_DIR
-@CONNECT
-@KEY_FILE
-@tls_options
+@place_options(CONNECT, KEY_FILE, tls_options)
 @AS_JSON
-def gc(dry_run: bool, as_json: bool, **options: Any) -> None:
+def gc(dry_run: bool, as_json: bool, place: Place) -> None:
     """Deletes the chunks of objects that were removed or replaced, of uploads that broke and of processes that died.
 
     A gateway does the same every few seconds; while its collector is at work, this one waits for it, 30 s at most. What the
@@ -300,24 +294,10 @@ def gc(dry_run: bool, as_json: bool, **options: Any) -> None:
     Example:
       ingest gc --data-dir /var/lib/ingest --dry-run
     """
-    from ingest import ticket
+    from ingest.objects.collector import described
 
-    done = run_loop(_collect(Node(**options), dry_run))
-    content = {
-        "dry_run": dry_run,
-        "tickets": done.tickets,
-        "entries": done.entries,
-        "processes": done.owners,
-        "forgotten": done.forgotten,
-        "refused": [
-            {
-                "first": ticket.format(one.garbage.extent.first),
-                "count": one.garbage.extent.count,
-                "status": one.status.name,
-            }
-            for one in done.refused
-        ],
-    }
+    done = run_loop(_collect(place, dry_run))
+    content = {"dry_run": dry_run} | described(done)
     verb = "would delete" if dry_run else "deleted"
     line = f"{verb} {done.tickets:,} tickets of {done.entries:,} extents"
     lines = [line if dry_run else f"{line}; {done.owners:,} processes had died"]
@@ -326,21 +306,17 @@ def gc(dry_run: bool, as_json: bool, **options: Any) -> None:
     sys.exit(1 if done.refused else 0)
 
 
-async def _collect(node: Node, dry_run: bool) -> Collected:
-    from ingest.objects.collector import Collector, waiting
-
-    with node.reader() as reader:
-        if dry_run:
-            return waiting(reader)
-        async with node.client(put=True) as client, node.catalog() as catalog:
-            collector = Collector(client, catalog, reader)
-            loop = asyncio.get_running_loop()
-            deadline = loop.time() + limits.OWNER_DEADLINE_S  # one that was killed is not at work after that
-            while (done := await collector.run()) is None:
+async def _collect(place: Place, dry_run: bool) -> Collected:
+    async with place:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limits.OWNER_DEADLINE_S  # one that was killed is not at work after that
+        while True:
+            try:
+                return await place.collect(dry_run)
+            except BusyError:
                 if loop.time() > deadline:
-                    raise BusyError("another collector is at work")
-                await asyncio.sleep(limits.GC_RETRY_S)
-            return done
+                    raise
+            await asyncio.sleep(limits.GC_RETRY_S)
 
 
 def _step(step: Transition) -> dict[str, Any]:

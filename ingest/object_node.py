@@ -1,4 +1,5 @@
-"""Where the object commands work: a data directory and the ports of its server. And how: in a loop that signals end."""
+"""Objects of a data directory beside its server: a `Place` for the object commands. And how these run: in a loop that
+signals end, with a bar."""
 
 from __future__ import annotations
 
@@ -6,27 +7,32 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 
 from ingest import limits
-from ingest.errors import ConfigError, ConnectionLostError
+from ingest.errors import BusyError, ConfigError, ConnectionLostError
 from ingest.listeners import Address
 from ingest.object_files import shown
+from ingest.object_place import Facts
 from ingest.store.store import META
 
 if TYPE_CHECKING:
     from ingest.client import AsyncClient
     from ingest.objects.catalog_access import CatalogAccess
-    from ingest.objects.catalog_reader import CatalogReader
+    from ingest.objects.catalog_reader import CatalogReader, Entry
+    from ingest.objects.collector import Collected
     from ingest.objects.local_store import LocalStore
+    from ingest.objects.object_store import Download
+    from ingest.objects.version import Transition, Version
 
 Progress = Callable[[int], None]  # told of so many bytes more
 
@@ -90,23 +96,93 @@ class Node:
             yield client
 
     @asynccontextmanager
-    async def store(self, what: str, *, put: bool = False, get: bool = False) -> AsyncIterator[LocalStore]:
+    async def store(
+        self, reader: CatalogReader, what: str, *, put: bool = False, get: bool = False
+    ) -> AsyncIterator[LocalStore]:
         from ingest.objects.local_store import LocalStore
 
-        with self.reader() as reader:
-            async with self.client(put=put, get=get) as client, self.catalog() as catalog:
-                store = await LocalStore.enter(
-                    client,
-                    catalog,
-                    reader,
-                    self.keys()[0],
-                    f"{what} {os.getpid()}",
-                    limits.LEASE_TICKETS_COMMAND,
-                )
-                try:
-                    yield store
-                finally:
-                    await store.leave()
+        async with self.client(put=put, get=get) as client, self.catalog() as catalog:
+            store = await LocalStore.enter(
+                client,
+                catalog,
+                reader,
+                self.keys()[0],
+                f"{what} {os.getpid()}",
+                limits.LEASE_TICKETS_COMMAND,
+            )
+            try:
+                yield store
+            finally:
+                await store.leave()
+
+
+class NodePlace:
+    """Implements `Place`. Changes go through the catalog's service when a gateway runs, and are made here when none does:
+    SQLite's lock keeps them apart. What needs the catalog alone needs no server."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._stack = AsyncExitStack()
+        self._putting: LocalStore | None = None
+        self._getting: LocalStore | None = None
+        self._changing: CatalogAccess | None = None
+
+    async def __aenter__(self) -> Self:
+        self._reader = self._stack.enter_context(self._node.reader())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.__aexit__(kind, error, trace)
+
+    def names_content(self, namespace: str) -> bool:
+        return False
+
+    async def put(
+        self, namespace: str, name: str, body: AsyncIterable[bytes], *, size: int | None = None
+    ) -> Facts:
+        if self._putting is None:
+            store = self._node.store(self._reader, "put", put=True)
+            self._putting = await self._stack.enter_async_context(store)
+        return Facts.of(await self._putting.put(namespace, name, body, size=size))
+
+    async def open(self, namespace: str, name: str) -> Download:
+        return await (await self._get()).open(namespace, name)
+
+    async def open_object(self, object_id: str) -> Download:
+        return await (await self._get()).open_object(object_id)
+
+    async def _get(self) -> LocalStore:
+        if self._getting is None:
+            store = self._node.store(self._reader, "get", get=True)
+            self._getting = await self._stack.enter_async_context(store)
+        return self._getting
+
+    async def page(self, namespace: str, prefix: str, after: str) -> list[Entry]:
+        return self._reader.page(namespace, prefix, after)
+
+    async def describe(self, namespace: str, name: str) -> tuple[Version, list[Transition]]:
+        return self._reader.find(namespace, name), self._reader.history(namespace, name)
+
+    async def delete(self, namespace: str, name: str) -> None:
+        await (await self._catalog()).delete(namespace, name)
+
+    async def _catalog(self) -> CatalogAccess:
+        if self._changing is None:
+            self._changing = await self._stack.enter_async_context(self._node.catalog())
+        return self._changing
+
+    async def collect(self, dry_run: bool) -> Collected:
+        from ingest.objects.collector import Collector, waiting
+
+        if dry_run:
+            return waiting(self._reader)
+        async with self._node.client(put=True) as client:
+            done = await Collector(client, await self._catalog(), self._reader).run()
+        if done is None:
+            raise BusyError("another collector is at work")
+        return done
 
 
 def run_loop(work: Coroutine[Any, Any, Any]) -> Any:

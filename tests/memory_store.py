@@ -128,14 +128,13 @@ class MemoryStore:
         return MemoryDownload(self, *self._find(namespace, name))
 
     async def open_object(self, object_id: str) -> MemoryDownload:
-        ticket.parse(object_id)
-        for version, data in self.live.values():
-            if version.object_id == object_id:
-                return MemoryDownload(self, version, data)
-        raise NotFoundError(f"there is no object with the id {object_id}")
+        return MemoryDownload(self, *self._find_object(object_id))
 
     async def stat(self, namespace: str, name: str) -> Version:
         return self._find(namespace, name)[0]
+
+    async def stat_object(self, object_id: str) -> Version:
+        return self._find_object(object_id)[0]
 
     async def delete(self, namespace: str, name: str, condition: Condition = ANY) -> Version:
         present = self.live.get((namespace, name))
@@ -179,6 +178,13 @@ class MemoryStore:
             return self.live[namespace, name]
         except KeyError:
             raise NotFoundError(f"there is no object {name!r}") from None
+
+    def _find_object(self, object_id: str) -> tuple[Version, bytes]:
+        ticket.parse(object_id)
+        for version, data in self.live.values():
+            if version.object_id == object_id:
+                return version, data
+        raise NotFoundError(f"there is no object with the id {object_id}")
 
     def _end(self, version: Version, reason: str) -> None:
         self._note(version.namespace, version.name, version.number, [(State.DELETED, reason)], version.size)

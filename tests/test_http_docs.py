@@ -102,6 +102,7 @@ def uses(command: str, method: str, path: str) -> bool:
         ("-T ", "PUT"),
         ("--data-binary ", "POST"),
         ("-X DELETE", "DELETE"),
+        ("-X POST", "POST"),
         ("-I ", "HEAD"),
     ):
         used = meant if f" {option}" in f" {command}" else used

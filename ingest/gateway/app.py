@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest import limits
-from ingest.gateway import blob, chunks, files, objects, sos, store
+from ingest.gateway import blob, chunks, commands, files, objects, sos, store
 from ingest.gateway.access import Access
 from ingest.gateway.exchange import Exchange, Services, marks
 from ingest.gateway.failures import ClientGoneError, Failure, failure_of
@@ -39,8 +39,8 @@ APIS: Mapping[str, Callable[[], list[Route]]] = {
 
 
 def shared_routes() -> list[Route]:
-    """Of the port that serves all APIs: `files` lies under /files/ there."""
-    found = files.routes("/files/")
+    """Of the port that serves all APIs: `files` lies under /files/ there. That of the commands is nowhere else."""
+    found = files.routes("/files/") + commands.routes()
     for name, routes in APIS.items():
         if name != "files":
             found += routes()

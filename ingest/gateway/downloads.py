@@ -11,10 +11,10 @@ import fcntl
 import logging
 import struct
 import termios
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from email.utils import formatdate
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from aiohttp import web
 
@@ -37,14 +37,34 @@ async def send_object(
     exchange: Exchange, namespace: str, name: str, extra: dict[str, str] | None = None
 ) -> web.StreamResponse:
     """Answers GET and HEAD. ``extra``: headers of the API. NotFoundError, Failure 412, 416."""
+    store = exchange.store
+    return await _answer(
+        exchange, partial(store.stat, namespace, name), partial(store.open, namespace, name), extra
+    )
+
+
+async def send_version(exchange: Exchange, object_id: str) -> web.StreamResponse:
+    """The same, of a version by its ObjectID. TicketError too."""
+    store = exchange.store
+    return await _answer(
+        exchange, partial(store.stat_object, object_id), partial(store.open_object, object_id), None
+    )
+
+
+async def _answer(
+    exchange: Exchange,
+    stat: Callable[[], Awaitable[Version]],
+    open_: Callable[[], Awaitable[Download]],
+    extra: dict[str, str] | None,
+) -> web.StreamResponse:
     asked = exchange.request.headers
     if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
-        version = await exchange.store.stat(namespace, name)
+        version = await stat()
         if check_read(asked, version):
             return web.Response(status=304, headers=_validators(version))
         if exchange.is_head:
             return web.Response(headers=_headers(version, extra) | {"Content-Length": str(version.size)})
-    download = await exchange.store.open(namespace, name)
+    download = await open_()
     try:
         return await _send(exchange, download, extra)
     finally:

@@ -15,19 +15,23 @@ from ingest import __version__
 from ingest.gateway.failures import ClientGoneError, Failure
 from ingest.gateway.target import Target, decode_name, parse_query
 from ingest.limits import HTTP_STALL_TIMEOUT_S
+from ingest.objects.collector import Collected
 from ingest.objects.object_store import ObjectStore
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
+Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
 ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `AsyncClient.get`
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the APIs work with. ``page`` answers `GET /` to a browser; without it a browser gets what programs get."""
+    """What the APIs work with. ``page`` answers `GET /` to a browser; without it a browser gets what programs get.
+    ``collect``: None where there is nothing to collect."""
 
     store: ObjectStore
     read_chunk: ReadChunk
     page: Handler | None = None
+    collect: Collect | None = None
 
 
 @dataclass(slots=True)

@@ -14,9 +14,8 @@ from ingest.limits import LIST_PAGE_MAX
 from ingest.objects.catalog_reader import Entry
 
 
-async def send_page(exchange: Exchange, namespace: str) -> web.StreamResponse:
+async def send_page(exchange: Exchange, namespace: str, query: dict[str, str]) -> web.StreamResponse:
     """`?prefix=&after=&limit=`: a page in the order of names, and after which name the next one begins. Failure 400."""
-    query = exchange.query
     unknown = query.keys() - {"prefix", "after", "limit"}
     if unknown:
         raise Failure(400, "bad_query", f"unknown parameters: {', '.join(sorted(unknown))[:100]}")

@@ -31,7 +31,7 @@ async def _root(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _list(exchange: Exchange) -> web.StreamResponse:
-    return await send_page(exchange, NAMESPACE)
+    return await send_page(exchange, NAMESPACE, exchange.query)
 
 
 async def _put(exchange: Exchange) -> web.StreamResponse:

@@ -16,17 +16,18 @@ from aiohttp import web
 
 from ingest import limits, listeners
 from ingest.client import AsyncClient
-from ingest.errors import IngestError
+from ingest.errors import BusyError, IngestError
 from ingest.gateway import settings
 from ingest.gateway.app import APIS, App, make_app, shared_routes
 from ingest.gateway.config import GatewayConfig
 from ingest.gateway.engine import connected, read_keys, use_keys_later
-from ingest.gateway.exchange import Services
+from ingest.gateway.exchange import Collect, Services
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
+from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.catalog_socket import catalog_path
-from ingest.objects.collector import Collector
+from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.reload import use_log_level
 
@@ -116,9 +117,24 @@ async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfi
             loop.add_signal_handler(signal.SIGTERM, server.ended.set)
             loop.add_signal_handler(signal.SIGHUP, server.reload, client)
             try:
-                await server.serve(Services(store, client.get))
+                await server.serve(
+                    Services(store, client.get, collect=_collect_once(client, catalog, reader))
+                )
             finally:
                 await store.leave()
+
+
+def _collect_once(client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+    """For who does not want to wait for the collector's next turn."""
+
+    async def collect(dry_run: bool) -> Collected:
+        if dry_run:
+            return waiting(reader)
+        if (done := await Collector(client, catalog, reader).run()) is None:
+            raise BusyError("another collector is at work")
+        return done
+
+    return collect
 
 
 def collector_main(config: GatewayConfig, read_config: ReadConfig) -> int:

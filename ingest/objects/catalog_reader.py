@@ -18,6 +18,11 @@ from ingest.objects.database import Database
 from ingest.objects.extent import Extent
 from ingest.objects.version import State, Transition, Version, check_name, check_text
 
+# Of garbage: no live process has a pin on its version.
+_UNREAD = (
+    "(version IS NULL OR NOT EXISTS"
+    " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?))"
+)
 COLUMNS = "SELECT number, namespace, name, state, size, digest, created, extents, headers FROM versions "
 
 
@@ -178,12 +183,18 @@ class CatalogReader:
     def garbage(self, limit: int, after: int = 0) -> list[Garbage]:
         """What may be deleted now: nobody reads it. The oldest first, of those with numbers above ``after``."""
         rows = self._db.all(
-            "SELECT id, version, first, count FROM garbage g WHERE id > ? AND (version IS NULL OR NOT EXISTS"
-            " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?))"
-            " ORDER BY id LIMIT ?",
+            f"SELECT id, version, first, count FROM garbage g WHERE id > ? AND {_UNREAD} ORDER BY id LIMIT ?",
             *(after, self.clock(), limit),
         )
         return [Garbage(id_, version, Extent(first, count)) for id_, version, first, count in rows]
+
+    def garbage_size(self) -> tuple[int, int]:
+        """How many entries `garbage` has in all, and how many tickets they are."""
+        row = self._db.row(
+            f"SELECT count(*), coalesce(sum(count), 0) FROM garbage g WHERE {_UNREAD}", self.clock()
+        )
+        assert row is not None
+        return row[0], row[1]
 
     def next_ticket(self) -> int:
         """The index of the ticket that is given next: none from there on was ever given."""

@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ingest import ticket
 from ingest.client import AsyncClient
@@ -59,8 +60,27 @@ class Collected:
 
 def waiting(reader: CatalogReader) -> Collected:
     """What a run would try to delete now, but for what processes left that have died since the last one."""
-    found = reader.garbage(1 << 30)
-    return Collected(entries=len(found), tickets=sum(item.extent.count for item in found))
+    entries, tickets = reader.garbage_size()
+    return Collected(entries=entries, tickets=tickets)
+
+
+def described(done: Collected) -> dict[str, Any]:
+    """As JSON, for the gateway and for the commands."""
+    return {
+        "tickets": done.tickets,
+        "entries": done.entries,
+        "processes": done.owners,
+        "forgotten": done.forgotten,
+        "refused": [
+            {
+                "entry": one.garbage.id,
+                "first": ticket.format(one.garbage.extent.first),
+                "count": one.garbage.extent.count,
+                "status": one.status.name,
+            }
+            for one in done.refused
+        ],
+    }
 
 
 class Collector:

@@ -95,6 +95,9 @@ class LocalStore:
     async def stat(self, namespace: str, name: str) -> Version:
         return self._reader.find(namespace, name)
 
+    async def stat_object(self, object_id: str) -> Version:
+        return self._reader.find_object(object_id)
+
     async def delete(self, namespace: str, name: str, condition: Condition = ANY) -> Version:
         return await self._catalog.delete(namespace, name, condition)
 

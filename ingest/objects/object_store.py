@@ -60,6 +60,9 @@ class ObjectStore(Protocol):
     async def stat(self, namespace: str, name: str) -> Version:
         """NotFoundError."""
 
+    async def stat_object(self, object_id: str) -> Version:
+        """By ObjectID. NotFoundError, TicketError."""
+
     async def delete(self, namespace: str, name: str, condition: Condition = ANY) -> Version:
         """NotFoundError, PreconditionError."""
 
