@@ -8,7 +8,8 @@ SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*
 .PHONY: help venv build dev demo test smoke lint format bench peers faults mutants clean
 
 help:
-	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way"
+	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way;"
+	@echo "             then a directory tree through a gateway, with curl and ingest put"
 	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
 	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
 	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"

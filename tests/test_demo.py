@@ -1,14 +1,19 @@
 """`make demo`, small: the whole story, and an interruption that leaves nothing behind."""
 
+import io
 import itertools
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import demo
+import demo_tree
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +49,9 @@ def test_a_small_demo_tells_the_whole_story(tmp_path):
     assert process.returncode == 0, err
     for part in ("killed worker", "SIGTERM", "started it again", "get, verify, compare", "files came back"):
         assert part in out
+    assert "ingest serve on the same data" in out
+    for way in ("curl", "ingest get") if shutil.which("curl") else ("ingest get",):
+        assert re.search(rf"^{way}: \d+ files fetched in .* s, each with the digest that it had$", out, re.M)
     assert list(tmp_path.iterdir()) == []
     assert servers_below(tmp_path) == []
 
@@ -67,6 +75,34 @@ def test_a_demo_without_a_server_says_why(tmp_path):
     server.data.write_text("a file where a directory has to be")
     with pytest.raises(demo.DemoError, match="the server ended with"):
         server.start()
+
+
+def test_a_machine_without_curl(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    console = Console(file=io.StringIO())
+    assert [way.stores for way in demo_tree.ways(console)] == ["ingest put"]
+    assert "there is no curl on this machine" in console.file.getvalue()
+
+
+def test_a_tree_that_came_back_with_a_change_is_noticed(tmp_path):
+    (tmp_path / "below").mkdir()
+    file = tmp_path / "below" / "file"
+    file.write_bytes(b"as it was")
+    stored = {"below/file": demo_tree.digest(file)}
+    demo_tree.check(stored, tmp_path)
+    file.write_bytes(b"as it is now")
+    with pytest.raises(demo_tree.TreeError, match="below/file"):
+        demo_tree.check(stored, tmp_path)
+    file.unlink()
+    with pytest.raises(demo_tree.TreeError, match="below/file"):
+        demo_tree.check(stored, tmp_path)
+
+
+def test_a_command_that_fails_is_no_success(tmp_path):
+    for way in (demo_tree.Curl(), demo_tree.Commands()):
+        if shutil.which(way.stores.split()[0]) or way.stores.startswith("ingest"):
+            with pytest.raises(demo_tree.TreeError, match="ended with"):
+                way.get("127.0.0.1:1", ["nothing"], tmp_path)
 
 
 def test_files_are_cut_into_consecutive_tickets():

@@ -1,4 +1,5 @@
-"""`make demo`: real files in, verified and read back, while a worker is killed and the server restarted.
+"""`make demo`: real files in, verified and read back, while a worker is killed and the server restarted; then a directory
+tree through a gateway (`demo_tree`).
 
 Everything is in a temporary directory, on free ports, and gone at the end, however that comes.
 """
@@ -24,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 from types import FrameType
 
+import demo_tree
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -50,12 +52,14 @@ class DemoError(Exception):
 class Server:
     """``ingest server`` on one directory, started as anyone would start it. Its log goes to a file beside the data."""
 
+    command = "server"
+
     def __init__(self, directory: Path) -> None:
         self.data = directory / "data"
         self.log = directory / "server.log"
         self.addresses = {"put": "127.0.0.1:0", "get": "127.0.0.1:0", "admin": "127.0.0.1:0"}
         self.process: subprocess.Popen[bytes] | None = None
-        self.data.mkdir(mode=0o700)
+        self.data.mkdir(mode=0o700, exist_ok=True)
 
     @property
     def key_file(self) -> Path:
@@ -64,9 +68,9 @@ class Server:
     def start(self) -> float:
         """Starts it and returns after how many seconds it was ready. Keeps the ports that it got the first time."""
         started = time.monotonic()
-        command = [sys.executable, "-m", "ingest", "server", "--data-dir", str(self.data)]
+        command = [sys.executable, "-m", "ingest", self.command, "--data-dir", str(self.data)]
         command += ["--listen", self.addresses["put"], "--read-listen", self.addresses["get"]]
-        command += ["--admin-listen", self.addresses["admin"]]
+        command += ["--admin-listen", self.addresses["admin"], *self._flags()]
         with self.log.open("ab") as log:
             # A session of its own: Ctrl-C is for the demo, which then ends the server.
             self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
@@ -77,6 +81,9 @@ class Server:
                 raise DemoError(f"the server was not ready within {START_TIMEOUT_S:g} s:\n{self.log_tail()}")
             time.sleep(0.01)
         return time.monotonic() - started
+
+    def _flags(self) -> list[str]:
+        return []
 
     def _is_ready(self) -> bool:
         """Whether the process that we started has said where it listens, and answers there."""
@@ -122,6 +129,29 @@ class Server:
 
     def log_tail(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-10:])
+
+
+class Serving(Server):
+    """``ingest serve``: a server and its gateway."""
+
+    command = "serve"
+    http = "127.0.0.1:0"
+
+    @property
+    def _announcement(self) -> Path:
+        return self.data / ".ingest" / "gateway.json"
+
+    def _flags(self) -> list[str]:
+        return ["--http-listen", self.http]
+
+    def _is_ready(self) -> bool:
+        """Whether the gateway has said where it listens, which it takes back when it ends, and answers there."""
+        try:
+            self.http = json.loads(self._announcement.read_text())["http"]
+            with urllib.request.urlopen(f"http://{self.http}/healthz", timeout=1):
+                return True
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, urllib.error.URLError, OSError):
+            return False
 
 
 def worker_times(parent: int) -> Iterator[tuple[int, int]]:
@@ -313,6 +343,15 @@ def tell(directory: Path, chunks_min: int, console: Console) -> None:
     console.print(f"all {len(files):,} files came back as they are on the disk")
 
 
+def tell_of_a_tree(directory: Path, console: Console) -> None:
+    """On the data of the story before."""
+    serving = Serving(directory)
+    try:
+        demo_tree.tell(serving, directory / "fetched", console)
+    finally:
+        serving.kill()
+
+
 def interrupted(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -329,7 +368,8 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="ingest-demo-"))
     try:
         tell(directory, options.chunks, console)
-    except (DemoError, IngestError) as error:
+        tell_of_a_tree(directory, console)
+    except (DemoError, demo_tree.TreeError, IngestError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
