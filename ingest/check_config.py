@@ -6,14 +6,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ingest import listeners
 from ingest.config import ServerConfig, resolve
-from ingest.errors import IngestError, PortTakenError
+from ingest.errors import IngestError
 from ingest.listeners import Address, format_address
 from ingest.mac import KeyRing
 from ingest.reload import read_certificates
@@ -50,6 +50,15 @@ class CheckedConfig:
         codes = [problem.exit_code for problem in self.problems]
         return max(codes, default=0)
 
+    def attempt(self, step: Callable[..., object], *arguments: Any) -> None:
+        """What ``step`` raises is a problem."""
+        try:
+            step(*arguments)
+        except IngestError as error:
+            self.problems.append(Problem(str(error), error.exit_code))
+        except OSError as error:
+            self.problems.append(Problem(str(error), 1))
+
     def as_json(self) -> dict[str, Any]:
         settings = {
             name: {"value": value, "source": source} for name, (value, source) in self.settings.items()
@@ -67,12 +76,7 @@ def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | Non
     config, sources = resolve(flags, environ, file)
     checked = CheckedConfig({name: (_text(config, name), source) for name, source in sources.items()})
     for step in (_data_dir, _store, _keys, _certificates, _addresses):
-        try:
-            step(config, checked)
-        except IngestError as error:
-            checked.problems.append(Problem(str(error), error.exit_code))
-        except OSError as error:
-            checked.problems.append(Problem(str(error), 1))
+        checked.attempt(step, config, checked)
     return checked
 
 
@@ -151,15 +155,17 @@ def _addresses(config: ServerConfig, checked: CheckedConfig) -> None:
     """Whether each address can be bound. One that the server on this very DATA has is no second problem."""
     own = _held_addresses(config.data_dir)
     for name in ADDRESSES:
-        address: Address = getattr(config, name)
-        if format_address(address) in own:
-            continue
-        try:
-            listeners.bind_alone(address).close()
-        except PortTakenError as error:
-            checked.problems.append(Problem(f"{name}: {error}", error.exit_code))
-        except IngestError as error:
-            checked.problems.append(Problem(f"{name}: {error}", error.exit_code))
+        check_address(name, getattr(config, name), own, checked)
+
+
+def check_address(name: str, address: Address, own: Container[str], checked: CheckedConfig) -> None:
+    """Whether it can be bound, or is one of ``own``, which is HOST:PORT each."""
+    if format_address(address) in own:
+        return
+    try:
+        listeners.bind_alone(address).close()
+    except IngestError as error:
+        checked.problems.append(Problem(f"{name}: {error}", error.exit_code))
 
 
 def _held_addresses(data_dir: Path) -> set[str]:

@@ -14,6 +14,7 @@ import click
 import ingest
 from ingest import config as configuration
 from ingest.catalog_commands import COMMANDS as CATALOG_COMMANDS
+from ingest.config_commands import check_config
 from ingest.errors import IngestError
 from ingest.gateway_commands import gateway, serve
 from ingest.listeners import Address, parse_address
@@ -54,36 +55,6 @@ def server(file: Path | None, **flags: str | None) -> None:
 
     roles = pool.Roles(admin.admin_main, write_behind.committer_main, workers.worker_main)
     sys.exit(serve(settings, roles, read_config))
-
-
-@cli.command("check-config")
-@server_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def check_config(file: Path | None, as_json: bool, **flags: str | None) -> None:
-    """Prints what `ingest server` would start with, where each value comes from, and what would keep it from starting.
-
-    Makes and starts nothing. Exits as the start would: 0, 75 (a server runs there, a port is taken) or 78.
-
-    \b
-    Example:
-      ingest check-config --config /etc/ingest.toml
-    """
-    from ingest.check_config import check
-
-    checked = check(flags, os.environ, file)
-    if as_json:
-        click.echo(json.dumps(checked.as_json()))
-    else:
-        width = max(len(name) for name in checked.settings)
-        most = max(len(value) for value, _ in checked.settings.values())
-        for name, (value, source) in checked.settings.items():
-            click.echo(f"{name:{width}}  {value:{most}}  {source}")
-        for note in checked.notes:
-            click.echo(f"note: {note}")
-        for problem in checked.problems:
-            click.echo(f"problem: {problem.what}")
-        click.echo(f"a server would {'not ' if checked.problems else ''}start")
-    sys.exit(checked.exit_code)
 
 
 def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
@@ -204,7 +175,7 @@ def version(as_json: bool) -> None:
     _print({"version": ingest.__version__}, f"ingest {ingest.__version__}", as_json)
 
 
-for _command in (fsck, inspect, export, gateway, serve, *OBJECT_COMMANDS, *CATALOG_COMMANDS):
+for _command in (check_config, fsck, inspect, export, gateway, serve, *OBJECT_COMMANDS, *CATALOG_COMMANDS):
     cli.add_command(_command)
 
 

@@ -8,11 +8,15 @@ import socket
 from pathlib import Path
 
 import pytest
+from gateway_rig import node_gateway
 from node_rig import NodeRig, running_node
 from stores import everything_of
 from test_cli import complains, run
 
-from ingest.check_config import check
+from ingest.check_config import CheckedConfig, check
+from ingest.errors import ConfigError
+from ingest.gateway.check_config import check_both, check_gateway
+from ingest.gateway.config import PARSERS
 from ingest.listeners import format_address
 
 FREE = {"listen": "127.0.0.1:0", "read_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
@@ -141,3 +145,105 @@ def test_the_command(tmp_path):
     complains(run("check-config", INGEST_WORKER="3"), 78, "INGEST_WORKERS")
     complains(run("check-config", "--workers", "many"), 2, "--workers")
     assert not (tmp_path / "data").exists()
+
+
+# --- of a gateway
+
+HTTP = {"http_listen": "127.0.0.1:0"}
+
+
+def of_gateway(data_dir: Path, **flags: object) -> CheckedConfig:
+    return check_gateway({**HTTP, "data_dir": str(data_dir), **flags}, {}, None)
+
+
+def of_both(data_dir: Path, **flags: object) -> CheckedConfig:
+    """Flags of both programs, as of `ingest serve`."""
+    given = {**FREE, **HTTP, "data_dir": str(data_dir), **flags}
+    own = {name: value for name, value in given.items() if name in PARSERS}
+    return check_both(
+        {name: given[name] for name in given if name not in own} | {"data_dir": str(data_dir)}, own, {}, None
+    )
+
+
+def codes(checked: CheckedConfig) -> list[tuple[int, str]]:
+    return [(problem.exit_code, problem.what) for problem in checked.problems]
+
+
+def test_where_each_value_of_a_gateway_comes_from(stopped, tmp_path):
+    file = tmp_path / "ingest.toml"
+    file.write_text(
+        'workers = 3\nhttp_workers = 2\nhost = ["a.example", "b.example"]\ncollect_interval = 7\n'
+    )
+    flags = {**HTTP, "data_dir": str(stopped), "api": ("blob=127.0.0.1:0", "files=[::1]:0")}
+    with everything_of(stopped):
+        checked = check_gateway(flags, {"INGEST_COLLECT_INTERVAL": "8"}, file)
+    assert codes(checked) == []
+    assert checked.settings["http_workers"] == ("2", str(file))
+    assert checked.settings["host"] == ("a.example, b.example", str(file))
+    assert checked.settings["collect_interval"] == ("8.0", "INGEST_COLLECT_INTERVAL")
+    assert checked.settings["api"] == ("blob=127.0.0.1:0, files=[::1]:0", "--api")
+    assert checked.settings["open"] == ("false", "default")
+    assert checked.settings["key_file"] == (str(stopped / ".ingest/key"), "default")
+    assert list(checked.settings) == list(PARSERS)
+    assert any("no catalog yet" in note for note in checked.notes)
+
+
+def test_a_gateway_without_a_store(tmp_path):
+    assert {code for code, _ in codes(of_gateway(tmp_path))} == {78}
+    assert "start `ingest server` on it first" in codes(of_gateway(tmp_path))[0][1]
+    assert codes(of_both(tmp_path / "new")) == []  # the server makes it
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_wrong_with_a_gateway(stopped, tmp_path):
+    tokens = tmp_path / "tokens"
+    tokens.write_text("read-write 0123456789abcdef\n")
+    tokens.chmod(0o644)
+    for where in (of_gateway, of_both):
+        ((code, text),) = codes(where(stopped, token_file=str(tokens)))
+        assert code == 78 and "chmod 600" in text
+        ((code, text),) = codes(where(stopped, api=("blob=192.0.2.1:3001",), open="true"))
+        assert code == 78 and text.startswith("api blob: ") and "192.0.2.1" in text
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            address = f"127.0.0.1:{taken.getsockname()[1]}"
+            ((code, text),) = codes(where(stopped, http_listen=address))
+        assert code == 75 and text.startswith("http_listen: ")
+        with pytest.raises(ConfigError, match="--token-file"):
+            where(stopped, http_listen="0.0.0.0:8080")
+    ((code, text),) = codes(of_gateway(stopped, connect_tls_ca=str(tmp_path / "absent")))
+    assert code == 78 and "absent" in text
+
+
+def test_a_server_and_its_gateway_on_one_address(stopped):
+    address = "127.0.0.1:1"
+    problems = codes(of_both(stopped, admin_listen=address, http_listen=address))
+    assert (78, f"admin_listen: {address} is an address of the gateway too") in problems
+
+
+def test_a_gateway_that_runs(tmp_path):
+    """Its own ports are no second problem."""
+    with node_gateway(tmp_path / "data") as node:
+        address = format_address(node.gateway.address)
+        apis = tuple(f"{name}={format_address(at)}" for name, at in node.gateway.alone.items())
+        ((code, text),) = codes(of_gateway(tmp_path / "data", http_listen=address, api=apis))
+        assert code == 75 and "a gateway runs on" in text
+        assert [code for code, _ in codes(of_both(tmp_path / "data", http_listen=address))] == [75, 75]
+        node.stop()
+    assert codes(of_gateway(tmp_path / "data", http_listen=address, api=apis)) == []
+
+
+def test_the_command_for_each_program(stopped, tmp_path):
+    flags = ["--data-dir", str(stopped), "--http-listen", "127.0.0.1:0"]
+    result = run("check-config", "gateway", *flags)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == "a gateway would start"
+    result = run("check-config", "serve", *flags, *FLAGS, "--api", "blob=127.0.0.1:0", "--json")
+    settings = json.loads(result.stdout)["settings"]
+    assert result.returncode == 0 and settings["api"] == {"value": "blob=127.0.0.1:0", "source": "--api"}
+    assert {"listen", "http_listen"} <= settings.keys() and "connect" not in settings
+    complains(run("check-config", "--http-listen", "127.0.0.1:0"), 2, "`ingest server` has no such flag")
+    complains(
+        run("check-config", "gateway", "--listen", "127.0.0.1:0"), 2, "`ingest gateway` has no such flag"
+    )
+    complains(run("check-config", "serve", "--connect", "127.0.0.1:1"), 2, "`ingest serve` has no such flag")
+    complains(run("check-config", "router"), 2, "router")

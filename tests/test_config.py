@@ -183,7 +183,9 @@ def test_an_unknown_variable(variable: str, match: str) -> None:
     refused(match, environ={variable: "1"})
 
 
-@pytest.mark.parametrize("variable", ["INGEST_MAC_PATH", "INGEST_DEBUG"])
+@pytest.mark.parametrize(
+    "variable", ["INGEST_MAC_PATH", "INGEST_DEBUG", "INGEST_GATEWAY", "INGEST_TOKEN", "INGEST_TLS_CA"]
+)
 def test_variables_of_other_parts_are_let_be(variable: str) -> None:
     assert load_config({}, {variable: "x"}) == ServerConfig()
 

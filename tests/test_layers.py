@@ -30,7 +30,7 @@ LAYERS = {
     7: ["gateway", "gateway.*"],
     8: ["__init__", "__main__", "cli", "loopback_report", "store_commands", "gateway_commands", "object_commands",
         "object_files", "object_place", "object_node", "object_gateway", "gateway_client", "object_options",
-        "catalog_commands", "options"],
+        "catalog_commands", "config_commands", "options"],
 }  # fmt: skip
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\s+([^#\n(]+|\([^)]*\))|c?import\s+([\w.]+))", re.M)

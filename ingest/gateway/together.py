@@ -18,7 +18,7 @@ from ingest.errors import ConfigError
 from ingest.gateway.config import GatewayConfig
 from ingest.gateway.processes import check_before, run_gateway
 from ingest.gateway.supervisor import Child, Supervisor
-from ingest.listeners import Address, parse_address
+from ingest.listeners import Address, format_address, parse_address
 from ingest.server import serve
 from ingest.store.store import META
 
@@ -50,6 +50,10 @@ def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
             "tls_client_ca: a gateway then needs a certificate of its own: "
             "run `ingest server` and `ingest gateway --connect-tls-ca … --connect-tls-cert …`"
         )
+    for name in ("listen", "read_listen", "admin_listen"):
+        address: Address = getattr(server, name)
+        if address[1] and address in gateway.listening:
+            raise ConfigError(f"{name}: {format_address(address)} is an address of the gateway too")
     return replace(gateway, connect_tls_own=server.tls_cert)
 
 
