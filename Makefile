@@ -74,9 +74,11 @@ $(VENV)/.peers: $(VENV)/.dev
 	@$(PIP) install --no-build-isolation --editable '.[dev,peers]'
 	@touch $@
 
-# About eight minutes. Redis is the system's: apt-get install redis-server redis-tools. RESULTS as above; PLOT=FILE.png too.
+# About twelve minutes. Redis and curl are the system's: apt-get install redis-server redis-tools curl. ROWS (peers,
+# object_peers) and RESULTS as above; PLOT=FILE.png too.
 peers: dev $(VENV)/.peers
-	@$(RUN) -m pytest bench/peers.py --timeout=0 -s --benchmark-quiet --command='make peers' \
+	@$(RUN) -m pytest bench/peers.py bench/object_peers.py --timeout=0 -s --benchmark-quiet --command='make peers' \
+	    --rows='$(ROWS)' \
 	    --results='$(or $(RESULTS),bench/results/local/peers.json)'
 	@$(RUN) -m bench.plot_peers '$(or $(RESULTS),bench/results/local/peers.json)' '$(or $(PLOT),bench/results/local/peers.png)'
 

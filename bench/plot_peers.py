@@ -73,9 +73,14 @@ def draw_panel(axes: Axes, found: list[Bar], title: str) -> None:
     axes.tick_params(axis="x", labelsize=8)
 
 
+def drawn(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that are in the picture."""
+    return [row for row in results["rows"] if row["notes"].get("manner") in ("closed", "pipelined")]
+
+
 def draw(results: dict[str, Any], to: Path) -> None:
     """One panel for each manner and promise that was measured."""
-    rows = [row for row in results["rows"] if row["notes"].get("manner") in ("closed", "pipelined")]
+    rows = drawn(results)
     closed = {connections(row) for row in rows if row["notes"]["manner"] == "closed"}
     panels = [
         (found, title.format(*closed))
@@ -120,7 +125,11 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     source, to = map(Path, arguments)
-    draw(json.loads(source.read_text()), to)
+    results = json.loads(source.read_text())
+    if not drawn(results):
+        print("nothing to draw: no peer took records")
+        return 0
+    draw(results, to)
     print(f"drawn to {to}")
     return 0
 

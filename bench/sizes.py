@@ -32,6 +32,12 @@ class Sizes:
     tls: int
     tree: int
     tree_rounds: int
+    large_size: int  # bytes of the large object
+    small_clients: int
+    small_s: float  # of PUTs, and of GETs
+    listed_names: int
+    start_objects: int  # in the catalog that a gateway starts with
+    start_rounds: int
     peer_rounds: int
     peer_s: float
     peer_closed: int  # records of one run of Redis
@@ -63,6 +69,12 @@ FULL = Sizes(
     tls=1_500_000,
     tree=50_000,
     tree_rounds=5,
+    large_size=1 << 30,
+    small_clients=64,
+    small_s=5.0,
+    listed_names=1_000_000,
+    start_objects=10_000_000,
+    start_rounds=5,
     peer_rounds=3,
     peer_s=3.0,
     peer_closed=200_000,
@@ -94,6 +106,12 @@ TINY = Sizes(
     tls=6_000,
     tree=600,
     tree_rounds=1,
+    large_size=3 << 20,
+    small_clients=8,
+    small_s=0.2,
+    listed_names=2_500,
+    start_objects=3_000,
+    start_rounds=1,
     peer_rounds=1,
     peer_s=0.1,
     peer_closed=400,

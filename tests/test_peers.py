@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bench import nats_load, peer, peers, plot_peers, report
+from bench import nats_load, object_peers, peer, peers, plot_peers, report
 from bench.peer import PEERS, Nats, Peer, Redis
 from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch
@@ -52,6 +52,21 @@ def test_a_peer_is_measured_where_it_is_installed(kind, tmp_path, monkeypatch):
     path.write_text(json.dumps(results))
     assert plot_peers.main([str(path), str(tmp_path / "peers.png")]) == 0
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_large_object_is_measured_against_seaweedfs_where_it_is_installed(tmp_path):
+    if why := object_peers.SeaweedFiler.missing():
+        pytest.skip(why)
+    rows = object_peers.measure(Scratch(tmp_path), TINY)
+    assert [row.name for row in rows] == ["seaweed-large-put-fsync", "seaweed-large-put", "seaweed-large-get"]
+    for row in rows:
+        (one,) = row.rounds
+        assert one.value == one.ours / one.peer > 0
+    assert list(tmp_path.iterdir()) == [], "a benchmark left something on the disk"
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(report.document(rows, report.machine(tmp_path, "ext4"), "none")))
+    assert plot_peers.main([str(path), str(tmp_path / "peers.png")]) == 0
+    assert not (tmp_path / "peers.png").exists(), "the picture is of records"
 
 
 def test_a_peer_that_is_not_there_is_named_with_how_to_get_it(monkeypatch, tmp_path):
