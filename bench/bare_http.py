@@ -66,6 +66,7 @@ async def serve(sock: socket.socket, body: bytes) -> None:
 
     runner = web.ServerRunner(web.Server(answer, access_log=None))
     await runner.setup()
+    listeners.listen(sock, limits.LISTEN_BACKLOG)  # as a gateway does
     await web.SockSite(runner, sock, backlog=limits.LISTEN_BACKLOG).start()
     print("ready", flush=True)
     await asyncio.Event().wait()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import time
+from pathlib import Path
 
 from bench.process import START_TIMEOUT_S, Process
 from bench.server import PROBE_TIMEOUT_S, Server
@@ -12,14 +14,16 @@ from ingest.listeners import format_address, parse_address
 
 
 class Gateway(Process):
-    """One gateway on the data of `server`, which runs, with a free port. ``probe``: the path that is asked for at its start
-    until it is answered 200."""
+    """One gateway on the data of `server`, which runs, with a free port and an HTTP process for each core. ``probe``: the
+    path that is asked for at its start until it is answered 200."""
 
     def __init__(self, server: Server, probe: str = "/healthz") -> None:
         data_dir = server.data_dir
         command = ["gateway", "--data-dir", str(data_dir), "--http-listen", "127.0.0.1:0"]
         command += ["--connect", format_address(server.put_address)]
         command += ["--read-connect", format_address(server.get_address)]
+        self.processes = len(os.sched_getaffinity(0))
+        command += ["--http-workers", str(self.processes)]
         super().__init__(
             f"the gateway on {data_dir}", command, data_dir.parent / f"{data_dir.name}.gateway.stderr"
         )
@@ -27,12 +31,17 @@ class Gateway(Process):
         self._probe = probe
 
     def start(self) -> float:
-        """Starts it; returns the seconds until a request is answered."""
+        """Starts it; returns the seconds until a request is answered. All its processes listen then: one that comes later
+        would get no share of the connections."""
         began = time.perf_counter()
         self._launch()
         self.address = self._wait_for_address()
         self._wait_until_it_answers()
-        return time.perf_counter() - began
+        seconds = time.perf_counter() - began
+        deadline = time.perf_counter() + START_TIMEOUT_S
+        while listening(self.address[1]) < self.processes:
+            self._look(deadline, "not all of its processes listen")
+        return seconds
 
     def url(self, path: str) -> str:
         return f"http://{format_address(self.address)}{path}"
@@ -63,3 +72,9 @@ class Gateway(Process):
             finally:
                 connection.close()
             self._look(deadline, "does not answer")
+
+
+def listening(port: int) -> int:
+    """How many sockets listen on a port of 127.0.0.1."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(row[1] == f"0100007F:{port:04X}" and row[3] == "0A" for row in rows)

@@ -10,7 +10,9 @@ import pytest
 from bench import bench_small_objects as small
 from bench import curl, full_catalog, http_load
 from bench.bare_http import bare_handler
+from bench.gateway import listening
 from bench.http_load import Ask, HttpError
+from ingest import listeners
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_socket import catalog_path
 from ingest.objects.extent import FIRST, Extent
@@ -80,6 +82,17 @@ def test_small_objects_have_their_size_and_bytes_of_their_own():
     assert len(small.BODY % 0) == len(small.BODY % 10**9) == small.SIZE
     assert small.GET.body(1) != small.GET.body(2)
     assert small.PUT.request(7).endswith(b"\r\n\r\n" + small.GET.body(7))
+
+
+def test_sockets_that_listen_on_a_port_are_counted():
+    sockets = listeners.bind_shared(("127.0.0.1", 0), 2)
+    _, port = listeners.bound_address(sockets[0])
+    counts = [listening(port)]
+    for sock in sockets:
+        listeners.listen(sock, 1)
+        counts.append(listening(port))
+    listeners.close_all(sockets)
+    assert counts == [0, 1, 2]
 
 
 # --- curl ----------------------------------------------------------------------------------------
