@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import re
-import stat
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,7 +21,6 @@ from ingest.errors import (
     BusyError,
     ConnectionLostError,
     IngestError,
-    KeyFileError,
     NameTakenError,
     NoSpaceError,
     NotFoundError,
@@ -54,7 +50,6 @@ _ERRORS: Mapping[int, type[IngestError]] = {
     507: NoSpaceError,
 }
 TYPE = ("Content-Type",)  # what aiohttp would say of our bytes; we don't know
-_TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{1,{limits.TOKEN_LENGTH_MAX}}}=*")
 
 
 @dataclass(frozen=True)
@@ -80,34 +75,6 @@ class GatewayAddress:
             raise UsageError(f"{shown(self.url)}: the URL of a gateway ends before a ? or #")
         if self.ca is not None and parts.scheme != "https":
             raise UsageError(f"--tls-ca: {shown(self.url)} is spoken to without TLS, https:// is with")
-
-
-def check_token(text: str, source: str) -> str:
-    """KeyFileError, which never says what stands there."""
-    if not _TOKEN.fullmatch(text):
-        raise KeyFileError(f"{source}: a token has characters of A-Z a-z 0-9 - . _ ~ + / and = at its end")
-    return text
-
-
-def read_token(path: Path) -> str:
-    """The one token in a file that its owner alone may read; `read-write` before it, as in a gateway's file, is fine.
-    KeyFileError."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise KeyFileError(f"token file {path}: not a regular file")
-            if found.st_mode & 0o077:
-                raise KeyFileError(f"token file {path}: others may read it: chmod 600 {path}")
-            lines = file.read(limits.TOKEN_FILE_SIZE_MAX).decode("latin-1").splitlines()
-    except OSError as error:
-        raise KeyFileError(f"token file {path}: {error.strerror}") from error
-    words = [line.split() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    if len(words) != 1:
-        raise KeyFileError(f"token file {path}: {len(words)} tokens, one is needed")
-    if len(words[0]) == 2 and words[0][0] in ("read-only", "read-write"):
-        words[0].pop(0)
-    return check_token(" ".join(words[0]), f"token file {path}")
 
 
 class _Complaint(msgspec.Struct):

@@ -138,7 +138,8 @@ def _place(context: click.Context, own: Mapping[str, Any], node: Mapping[str, An
         if gateway:
             raise UsageError(f"{gateway[0]} is for a gateway: --gateway says which")
         return NodePlace(Node(**node))
-    from ingest.gateway_client import GatewayAddress, check_token, read_token
+    from ingest.gateway.token_file import check_token, read_token
+    from ingest.gateway_client import GatewayAddress
     from ingest.object_gateway import GatewayPlace
 
     token = None

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,8 +35,8 @@ from ingest.errors import (
 )
 from ingest.gateway.access import Access, Hosts
 from ingest.gateway.app import shared_routes
-from ingest.gateway.token_file import parse_tokens
-from ingest.gateway_client import Body, GatewayAddress, read_token
+from ingest.gateway.token_file import parse_tokens, read_token
+from ingest.gateway_client import Body, GatewayAddress
 from ingest.object_gateway import _DELETES, _PUTS, GatewayPlace
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_socket import catalog_path
@@ -46,6 +48,34 @@ HOSTS = Hosts.of([("127.0.0.1", 0)])
 
 def url_of(gateway: Gateway, scheme: str = "http") -> str:
     return f"{scheme}://{gateway.address[0]}:{gateway.address[1]}"
+
+
+# --- the command line
+
+
+class Here:
+    """The command line in this process. ``complaint``: what the last one wrote to stderr."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str], url: str) -> None:
+        self._capfd = capfd
+        self.url = url
+        self.complaint = ""
+
+    def __call__(self, *arguments: str | Path, code: int = 0) -> str:
+        """What it wrote to stdout."""
+        self._capfd.readouterr()
+        name, *rest = map(str, arguments)
+        found = cli.run(cli.cli, "ingest", [name, "--gateway", self.url, *rest])
+        out, self.complaint = self._capfd.readouterr()
+        assert found == code, self.complaint
+        assert code in (0, 130) or self.complaint.startswith("ingest: ")
+        return out
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("INGEST_TOKEN", "INGEST_DATA_DIR", "INGEST_GATEWAY", "INGEST_TLS_CA"):
+        monkeypatch.delenv(name, raising=False)
 
 
 # --- beside a node
@@ -83,6 +113,12 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayComman
     data = tmp_path_factory.mktemp("commands") / "data"
     with node_gateway(data, "--workers=1", "--sync=os", "--collect-interval=3600") as running:
         yield GatewayCommands(running)
+
+
+@pytest.fixture
+def there(capfd: pytest.CaptureFixture[str], commands: GatewayCommands, clean_environment: None) -> Here:
+    """In this process, with the gateway of the node."""
+    return Here(capfd, url_of(commands.gateway))
 
 
 def test_round_trips(commands, tmp_path):
@@ -123,43 +159,52 @@ def test_stdin_from_a_pipe(commands, size):
 @pytest.mark.parametrize(
     "name", ["..", ".", "a/../b", "/a//b/", "%2e%2E?#&=+ ", "line\nescape\x1b[2J 'ü' 🦦", "x" * 1024]
 )
-def test_names_of_any_characters(commands, name):
-    commands.run("put", "-", "--name", name, stdin=name.encode())
-    assert commands.json("ls", name)["name"] == name
-    assert commands.beside.run("get", name) == name.encode()
-    assert commands.run("get", name) == name.encode()
-    assert b"\x1b" not in commands.run("rm", name)
-    commands.run("stat", name, code=1)
-    assert "\x1b" not in commands.complaint and "there is no object" in commands.complaint
+def test_names_of_any_characters(commands, there, tmp_path, name):
+    file, got = tmp_path / "file", tmp_path / "got"
+    file.write_bytes(name.encode())
+    there("put", file, "--name", name)
+    assert json.loads(there("ls", name, "--json"))["name"] == name
+    assert commands.beside.run("get", name) == file.read_bytes()
+    there("get", name, "-o", got)
+    assert got.read_bytes() == file.read_bytes()
+    assert "\x1b" not in there("rm", name)
+    there("stat", name, code=1)
+    assert "\x1b" not in there.complaint and "there is no object" in there.complaint
 
 
-def test_each_namespace_has_the_rules_of_its_api(commands, tmp_path):
-    one, other = b"one", b"other"
+def test_each_namespace_has_the_rules_of_its_api(there, tmp_path):
+    one, other, got = tmp_path / "one", tmp_path / "other", tmp_path / "got"
+    one.write_bytes(b"one")
+    other.write_bytes(b"other")
 
-    def put(namespace: str, content: bytes, code: int = 0) -> None:
-        commands.run("put", "-", "--name", "abc", "--namespace", namespace, stdin=content, code=code)
+    def put(namespace: str, file: Path, code: int = 0) -> None:
+        there("put", file, "--name", "abc", "--namespace", namespace, code=code)
+
+    def get(namespace: str) -> bytes:
+        there("get", "abc", "--namespace", namespace, "-o", got)
+        return got.read_bytes()
 
     for namespace in ("objects", "store"):  # replaced
         put(namespace, one)
         put(namespace, other)
-        assert commands.run("get", "abc", "--namespace", namespace) == other
-        commands.run("rm", "abc", "--namespace", namespace)
-        commands.run("get", "abc", "--namespace", namespace, code=1)
+        assert get(namespace) == b"other"
+        there("rm", "abc", "--namespace", namespace)
+        there("get", "abc", "--namespace", namespace, "-o", got, code=1)
     put("files", one)  # once
     put("files", one, code=1)
-    assert "there is an object 'abc' already" in commands.complaint
+    assert "there is an object 'abc' already" in there.complaint
     put("blob", one)  # the same bytes again
     put("blob", one)
     put("blob", other, code=1)
-    assert "already, with other bytes" in commands.complaint
+    assert "already, with other bytes" in there.complaint
     for namespace in ("files", "blob"):
-        assert commands.run("get", "abc", "--namespace", namespace) == one
-        commands.run("rm", "abc", "--namespace", namespace, code=2)
-        assert "never deleted" in commands.complaint
-    commands.run("put", "-", "--name", "A-Z", "--namespace", "blob", code=2)
-    assert commands.complaint == "ingest: alphanumeric IDs only\n"
+        assert get(namespace) == b"one"
+        there("rm", "abc", "--namespace", namespace, code=2)
+        assert "never deleted" in there.complaint
+    there("put", one, "--name", "A-Z", "--namespace", "blob", code=2)
+    assert there.complaint == "ingest: alphanumeric IDs only\n"
     put("odd", one, code=2)
-    assert "no API of a gateway is for the namespace 'odd'" in commands.complaint
+    assert "no API of a gateway is for the namespace 'odd'" in there.complaint
 
 
 def test_content_under_its_sha1(commands, tmp_path):
@@ -173,13 +218,16 @@ def test_content_under_its_sha1(commands, tmp_path):
     assert "the bytes say the name" in commands.complaint
 
 
+_UNDER_NAMES = ("/objects/", "/store/", "/files/", "/blob/", "/upload")
+
+
 def test_the_tables_are_those_of_the_gateway():
     """Every route that stores or deletes under a name, and none that is not there."""
     routes = {
         (method, route.path.removesuffix("*"))
         for route in shared_routes()
         for method in route.handlers
-        if method in ("PUT", "POST", "DELETE") and route.path != "/gc"
+        if method in ("PUT", "POST", "DELETE") and route.path.startswith(_UNDER_NAMES)
     }
     known = {(method, path) for methods, path in _PUTS.values() for method in methods}
     assert routes == known | {("DELETE", path) for path in _DELETES.values()} | {("POST", "/store/")}
@@ -234,31 +282,24 @@ def test_two_collectors(commands):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_put(commands, number, code):
-    process = commands.start(
-        "put", "-", "--name", "interrupted", stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+    name = f"interrupted by {number}"
+    process = commands.start("put", "-", "--name", name, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process.stdin.write(bytes_of(4_000_000))
     process.stdin.flush()
-    wait_for(lambda: states(commands, "interrupted")[:1] == ["PENDING"], process)
+    wait_for(lambda: states(commands, name) == {State.PENDING}, process)
     wait_for(lambda: commands.saved() - commands.live(), process)
     process.send_signal(number)
     assert process.wait(60) == code
     process.stdin.close()
-    wait_for(lambda: states(commands, "interrupted")[:1] == ["FAILED"])
-    commands.run("stat", "interrupted", code=1)
+    wait_for(lambda: states(commands, name) == {State.FAILED})
+    commands.run("stat", name, code=1)
     commands.run("gc")
     assert commands.saved() == commands.live()
 
 
-def states(commands: Commands, name: str) -> list[str]:
+def states(commands: Commands, name: str) -> set[State]:
     with commands.reader() as reader:
-        return [version.state.name for version in every(reader, name)]
-
-
-def every(reader: Any, name: str) -> list[Any]:
-    """Versions of a name, the newest first."""
-    found = [version for state in State for version in reader.versions(state) if version.name == name]
-    return sorted(found, key=lambda version: -version.number)
+        return {state for state in State for version in reader.versions(state) if version.name == name}
 
 
 def wait_for(true: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:
@@ -289,25 +330,6 @@ def test_progress_on_a_terminal(commands, tmp_path):
 # --- within this process, against a store in memory
 
 
-class Here:
-    """The command line in this process. ``complaint``: what the last one wrote to stderr."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str], url: str) -> None:
-        self._capfd = capfd
-        self.url = url
-        self.complaint = ""
-
-    def __call__(self, *arguments: str | Path, code: int = 0) -> str:
-        """What it wrote to stdout."""
-        self._capfd.readouterr()
-        name, *rest = map(str, arguments)
-        found = cli.run(cli.cli, "ingest", [name, "--gateway", self.url, *rest])
-        out, self.complaint = self._capfd.readouterr()
-        assert found == code, self.complaint
-        assert code in (0, 130) or self.complaint.startswith("ingest: ")
-        return out
-
-
 @pytest.fixture(scope="module")
 def memory() -> Iterator[Gateway]:
     with memory_gateway() as running:
@@ -316,9 +338,7 @@ def memory() -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def here(capfd: pytest.CaptureFixture[str], memory: Gateway, monkeypatch: pytest.MonkeyPatch) -> Here:
-    for name in ("INGEST_TOKEN", "INGEST_DATA_DIR", "INGEST_GATEWAY", "INGEST_TLS_CA"):
-        monkeypatch.delenv(name, raising=False)
+def here(capfd: pytest.CaptureFixture[str], memory: Gateway, clean_environment: None) -> Here:
     return Here(capfd, url_of(memory))
 
 
@@ -508,10 +528,14 @@ def test_tls(capfd, here, file, tmp_path):
 # --- what is no gateway, or breaks
 
 
-class Scripted:
-    """Answers each request with the next of ``answers``, whatever it is; b"" closes the connection, None says nothing.
+GO_ON = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-    A body is read to its end where its size is said. ``requests``: the heads that came.
+
+class Scripted:
+    """Answers each request with the next of ``answers``, whatever it is; b"" closes the connection, None says and reads
+    nothing any more. GO_ON is followed by the next one, which is sent when the body is there, if it is an answer.
+
+    ``requests``: the heads that came.
     """
 
     def __init__(self, *answers: bytes | None) -> None:
@@ -553,6 +577,12 @@ class Scripted:
             head += line
         self.requests.append(head)
         answer = self.answers.pop(0) if self.answers else b""
+        if answer == GO_ON:
+            sock.sendall(answer)
+            answer = self.answers.pop(0)
+            if answer:
+                size = int(re.search(rb"Content-Length: (\d+)", head)[1])
+                assert len(file.read(size)) == size
         if answer is None:
             self.end.wait(60)
         if not answer:
@@ -658,9 +688,8 @@ def test_a_description_that_is_none(here, tmp_path, changes):
 
 def test_an_upload_of_which_the_gateway_says_something_else(here, file):
     """All bytes went there; what it says of them is not what they are."""
-    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
     wrong = json.dumps({"name": "file", "size": 3_000_000, "etag": "00" * 32, "id": "00000000", "version": 1})
-    with scripted(here, go_on + said("200 OK", wrong.encode())):
+    with scripted(here, GO_ON, said("200 OK", wrong.encode())):
         here("put", file, code=1)
     assert "with another digest" in here.complaint
 
@@ -677,9 +706,59 @@ def test_a_gateway_that_stops_taking_bytes(here, file, monkeypatch):
     """It lets the upload go on, and takes nothing of it any more."""
     monkeypatch.setattr(limits, "GATEWAY_SILENCE_S", 0.5)
     file.write_bytes(bytes(20_000_000))  # more than what sockets hold
-    with scripted(here, b"HTTP/1.1 100 Continue\r\n\r\n", None):
+    with scripted(here, GO_ON, None):
         here("put", file, code=1)
     assert "silent for too long" in here.complaint
+
+
+def test_a_gateway_that_dies_during_an_upload(here, file):
+    file.write_bytes(bytes(20_000_000))
+    with scripted(here, GO_ON, b"") as server:
+        here("put", file, code=1)
+    assert "the connection ended" in here.complaint
+    assert len(server.requests) == 1  # nothing is sent once more
+
+
+def test_a_source_that_is_silent_for_longer_than_a_gateway_may_be(memory, monkeypatch):
+    """Whoever writes into our stdin has all the time that he wants."""
+    monkeypatch.setattr(limits, "GATEWAY_SILENCE_S", 0.1)
+
+    async def put() -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"one, "
+            await asyncio.sleep(0.3)
+            yield b"two"
+
+        async with GatewayPlace(GatewayAddress(url_of(memory))) as place:
+            await place.put("objects", "slow", pieces())
+
+    asyncio.run(put())
+    assert memory.request("GET", "/objects/slow").body == b"one, two"
+
+
+def test_an_interrupted_get(here, tmp_path):
+    """Its temporary file goes with it."""
+    content = bytes_of(1_000_000)
+    half = said("200 OK", content)[:-500_000]
+    out = tmp_path / "out"
+    out.mkdir()
+    with Scripted(described(content), half) as server:
+        command = [
+            sys.executable,
+            "-m",
+            "ingest",
+            "get",
+            "x",
+            "-o",
+            str(out / "target"),
+            "--gateway",
+            server.url,
+        ]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_for(lambda: [entry for entry in out.iterdir() if entry.stat().st_size], process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    assert not os.listdir(out)
 
 
 def test_nobody_listens(here):

@@ -44,6 +44,27 @@ class Tokens:
 
 def read_tokens(path: Path) -> Tokens:
     """KeyFileError when the file is missing, no regular file, open to others, malformed, or has no token."""
+    return parse_tokens(_read(path), f"token file {path}")
+
+
+def read_token(path: Path) -> str:
+    """Of a client: the one token in a file like that, with or without what it is good for. KeyFileError."""
+    lines = [line.split() for line in _read(path).decode("latin-1").splitlines()]
+    found = [words for words in lines if words and not words[0].startswith("#")]
+    if len(found) != 1:
+        raise KeyFileError(f"token file {path}: {len(found)} tokens, one is needed")
+    words = found[0][1:] if found[0][0] in _RIGHTS else found[0]
+    return check_token(" ".join(words), f"token file {path}")
+
+
+def check_token(text: str, source: str) -> str:
+    """``text``, if it could be a token. KeyFileError, which never says what it is."""
+    if not _TOKEN.fullmatch(text):
+        raise KeyFileError(f"{source}: a token has characters of A-Z a-z 0-9 - . _ ~ + / and = at its end")
+    return text
+
+
+def _read(path: Path) -> bytes:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb") as file:
@@ -58,7 +79,7 @@ def read_tokens(path: Path) -> Tokens:
         raise KeyFileError(f"token file {path}: {error.strerror}") from error
     if len(content) > TOKEN_FILE_SIZE_MAX:
         raise KeyFileError(f"token file {path}: more than {TOKEN_FILE_SIZE_MAX} bytes")
-    return parse_tokens(content, f"token file {path}")
+    return content
 
 
 def parse_tokens(content: bytes, source: str) -> Tokens:
