@@ -228,6 +228,10 @@ class GatewayPlace:
     async def page(self, namespace: str, prefix: str, after: str) -> list[Entry]:
         query = {"namespace": check_namespace(namespace), "prefix": prefix, "after": after}
         found = await self._client.ask(_Page, "/catalog/objects", query)
+        if found.objects and found.objects[-1].name.encode() <= after.encode():
+            raise ProtocolError(
+                "the gateway lists names again that it has listed: there would be no end of it"
+            )
         return [Entry(one.name, one.size, one.etag, one.created.timestamp()) for one in found.objects]
 
     async def describe(self, namespace: str, name: str) -> tuple[Version, list[Transition]]:

@@ -686,6 +686,14 @@ def test_a_description_that_is_none(here, tmp_path, changes):
     assert "describes an object wrongly" in here.complaint
 
 
+def test_a_listing_without_an_end(here):
+    entry = {"name": "x", "size": 1, "etag": "00" * 32, "created": "2026-11-21T12:00:00.000Z"}
+    page = said("200 OK", json.dumps({"objects": [entry], "next": "x"}).encode())
+    with scripted(here, page, page, page):
+        here("ls", code=1)
+    assert "lists names again" in here.complaint
+
+
 def test_an_upload_of_which_the_gateway_says_something_else(here, file):
     """All bytes went there; what it says of them is not what they are."""
     wrong = json.dumps({"name": "file", "size": 3_000_000, "etag": "00" * 32, "id": "00000000", "version": 1})
