@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ingest import limits
+from ingest.listeners import unpace
 from ingest.status import Status
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,7 @@ def source() -> Iterator[tuple[str, int]]:
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        unpace(listener, "127.0.0.1")  # as the server does
         command = [sys.executable, "-m", "bench.raw_source", str(listener.fileno())]
         process = subprocess.Popen(command, pass_fds=[listener.fileno()], env=environment)
         try:

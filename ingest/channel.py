@@ -25,7 +25,7 @@ import time
 from abc import ABC, abstractmethod
 from typing import ClassVar, cast
 
-from ingest import limits
+from ingest import limits, listeners
 from ingest.errors import ConnectionLostError, IngestError, PeerError, ProtocolError
 
 Address = tuple[str, int]
@@ -245,7 +245,9 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listeners.unpace(sock, transport.get_extra_info("peername")[0])
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._buffer[self._held :]

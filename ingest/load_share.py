@@ -24,7 +24,7 @@ from ingest import errors, limits, mac, ticket, tls
 from ingest._load import Content, Engine
 from ingest.errors import ConnectionLostError, IngestError, ProtocolError, UsageError
 from ingest.frame import RunHeader
-from ingest.listeners import is_loopback
+from ingest.listeners import unpace
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -278,10 +278,7 @@ def _connect(address: tuple[str, int], timeout_s: float) -> socket.socket:
     except OSError as error:
         raise ConnectionLostError(f"{address[0]}:{address[1]}: {error.strerror or error}") from error
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if is_loopback(sock.getpeername()[0]):
-        # Nothing is lost or queued there, but BBR paces by timers all the same: 1.4 times the CPU for each frame.
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    unpace(sock, sock.getpeername()[0])
     return sock
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
@@ -184,3 +184,28 @@ def test_ipv6() -> None:
     sockets = listeners.bind_shared(("::1", 0), 2)
     assert listeners.format_address(listeners.bound_address(sockets[0])).startswith("[::1]:")
     listeners.close_all(sockets)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_connections_of_a_loopback_listener_are_not_paced(host: str) -> None:
+    (sock,) = listeners.bind_shared((host, 0), 1)
+    with closing(sock):
+        with suppress(FileNotFoundError):  # a kernel without it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
+        listeners.listen(sock, 1)
+        sock.setblocking(True)
+        with socket.create_connection(listeners.bound_address(sock)), sock.accept()[0] as connection:
+            assert congestion_control(connection) == b"reno"
+
+
+def test_connections_from_elsewhere_keep_the_congestion_control_of_the_machine() -> None:
+    with socket.socket() as sock:
+        before = congestion_control(sock)
+        listeners.unpace(sock, "192.0.2.1")
+        assert congestion_control(sock) == before
+        listeners.unpace(sock, "127.0.0.1")
+        assert congestion_control(sock) == b"reno"
+
+
+def congestion_control(sock: socket.socket) -> bytes:
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
