@@ -174,15 +174,17 @@ FILE_READ_SIZE = 1 << 20  # bytes of a file that a command reads at a time
 VERSIONS_RESERVED = 1000  # numbers that a process takes in advance for small objects
 SMALL_OBJECT_MAX = 256 << 10  # bytes: stored in one call and one transaction, read whole before it is sent
 PIECE_CHUNKS = 512  # chunks of a large object that are signed, put and settled together, 746 kB
-PIECES_OF_PROCESS = 32  # of all its uploads, 24 MB, and as much again when they are signed
 PIECES_IN_FLIGHT = 8  # of one upload, 6 MB: more than a commit takes together
-READ_CHUNKS = (
-    1024  # chunks of a large object that are asked for together, 1.5 MB; one such part is read ahead
+TRANSFERS_MEMORY = (
+    48 << 20
+)  # bytes that all transfers of a process borrow at most: data, and frames made of it
+TRANSFER_ALLOWANCE_CHUNKS = (
+    16  # of a transfer that borrows nothing, 23 kB and as much again in frames: whole lanes
 )
-READERS_AT_FULL_SIZE = (
-    8  # downloads of a process that read so much ahead, 36 MB; of more of them each reads less …
+PIECE_PATIENCE_S = (
+    1.0  # for what is borrowed to be filled by the client of an upload, or taken by that of a download
 )
-READ_CHUNKS_MIN = 64  # … down to this, 93 kB
+PIECES_READ_AHEAD = 2  # of one download, 1.5 MB: the engine never waits for the client
 RANGE_TICKETS_MIN = 4 * PIECE_CHUNKS  # the first range of an upload of unknown size; the next ones double …
 RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks may have to delete in vain
 RELOCATIONS_MAX = (
@@ -210,7 +212,11 @@ HTTP_LINE_SIZE_MAX = (
 )  # bytes of a request line: a name of 1024 bytes takes 3072 when all of it is percent-encoded
 HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
 HTTP_FIELDS_MAX = 100  # headers of one request
-HTTP_READ_SIZE = 256 << 10  # bytes of a body that wait in a connection; twice as many stop its reading
+HTTP_CONNECTIONS_MAX = 1024  # of a process: each may hold the four below, and the allowance of a transfer
+HTTP_READ_SIZE = 16 << 10  # bytes of a body that wait in a connection; twice as many stop its reading
+HTTP_RECEIVE_SIZE = 64 << 10  # bytes of one receive, but for large bodies: they go where they are signed from
+HTTP_DIRECT_MIN = 4 << 20  # bytes of such a body: its connection ends with it, which costs a new one
+HTTP_REFUSED_MAX = 256  # connections beyond HTTP_CONNECTIONS_MAX that are told so; more are closed at once
 HTTP_IDLE_TIMEOUT_S = (
     75.0  # a connection without a request: longer than the minute after which proxies let one go
 )
@@ -221,7 +227,7 @@ KEPT_HEADERS_SIZE_MAX = 8 << 10  # bytes of headers that are kept with an object
 TOKEN_FILE_SIZE_MAX = 64 << 10  # bytes
 TOKEN_LENGTH_MIN = 16  # characters: shorter ones can be guessed
 TOKEN_LENGTH_MAX = 512  # characters
-STREAM_READ_SIZE = 256 << 10  # bytes of a raw stream that are read together
+STREAM_HEAD_MAX = 16 << 10  # bytes of a raw stream that are looked at: longer words are no HTTP request
 GATEWAY_WORKERS_MAX = 64  # processes, each with a connection to the engine
 HTTP_UNREAD_TIMEOUT_S = (
     600.0  # a download of which the client's machine acknowledges not one byte for so long

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import socket
 import ssl
@@ -29,6 +30,7 @@ from ingest.gateway.config import API_NAMES
 from ingest.gateway.exchange import Services
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
+from ingest.gateway.wire import Wires
 
 TIMEOUT_S = 60.0
 
@@ -152,6 +154,12 @@ class Connection:
             return self.file.read(1) == b""
         except ConnectionError:
             return True
+
+    def ended_unread(self) -> bool:
+        """Waits for a reset by the other side, without reading what it sent."""
+        poll = select.poll()
+        poll.register(self.sock, 0)  # POLLHUP and POLLERR come always
+        return bool(poll.poll(TIMEOUT_S * 1000))
 
 
 @dataclass
@@ -291,18 +299,20 @@ def memory_gateway(
         services = Services(store, store.read_chunk, page)
         allowed = access or Access(Hosts.of([("127.0.0.1", 0)]))
         ids = RequestIds()
+        wires = Wires()
+        watching = asyncio.create_task(wires.watch())
         ports = {None: shared_routes()} | {name: routes() for name, routes in APIS.items()}
         runners = []
         addresses = {}
         for name, routes in ports.items():
-            runner = web.ServerRunner(make_app(routes, services, allowed, ids), shutdown_timeout=1)
+            runner = web.ServerRunner(make_app(routes, services, allowed, ids, wires), shutdown_timeout=1)
             await runner.setup()
             sock = socket.create_server(("127.0.0.1", 0))
             await web.SockSite(runner, sock, ssl_context=tls).start()
             addresses[name] = sock.getsockname()[:2]
             runners.append(runner)
         stream = StreamServer(store, ids)
-        server = await asyncio.start_server(stream.serve, "127.0.0.1", 0)
+        server = await loop.create_server(stream.connect, "127.0.0.1", 0)
         addresses["stream"] = server.sockets[0].getsockname()[:2]
         end = asyncio.Event()
         result.update(addresses=addresses, loop=loop, end=end)
@@ -312,6 +322,7 @@ def memory_gateway(
         await stream.drain(1)
         for runner in runners:
             await runner.cleanup()
+        watching.cancel()
 
     def main() -> None:
         try:

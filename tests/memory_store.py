@@ -14,6 +14,7 @@ from blake3 import blake3
 from ingest import ticket
 from ingest.errors import IngestError, NotFoundError, UploadLostError
 from ingest.limits import DATA_SIZE, LIST_PAGE_MAX
+from ingest.objects.body import Body, as_body
 from ingest.objects.catalog_reader import Entry
 from ingest.objects.extent import FIRST, Extent, chunks_needed
 from ingest.objects.version import (
@@ -69,7 +70,7 @@ class MemoryStore:
         self,
         namespace: str,
         name: str | Callable[[], str],
-        body: AsyncIterable[bytes],
+        body: Body | AsyncIterable[bytes],
         *,
         size: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -82,8 +83,10 @@ class MemoryStore:
         steps = [(State.PENDING, "upload began")]
         data = bytearray()
         try:
-            async for piece in body:
-                data += piece
+            source = as_body(body)
+            piece = bytearray(PIECE)
+            while not source.ended:
+                data += piece[: await source.fill(memoryview(piece))]
                 if self.full:
                     raise self.error
             if size is not None and len(data) != size:

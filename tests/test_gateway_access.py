@@ -16,6 +16,7 @@ from ingest.gateway.access import Access, Hosts, same_origin
 from ingest.gateway.config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
 from ingest.gateway.settings import http_context, read_access
 from ingest.gateway.token_file import parse_tokens, read_tokens
+from ingest.limits import HTTP_DIRECT_MIN
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
 TOKENS = f"# who may\n\nread-only {READ}\n  read-write\t{WRITE}\r\n".encode()
@@ -327,11 +328,18 @@ def test_tls(tmp_path: Path) -> None:
     client.set_alpn_protocols(["h2", "http/1.1"])
     with memory_gateway(tls=context) as gateway:
         with Connection(gateway.address, client) as connection:
-            data = bytes(range(256)) * 20_000
+            data = bytes(range(256)) * 10_000
             assert connection.request("PUT", "/objects/a", data, {"Expect": "100-continue"}).interim == [100]
             assert connection.request("GET", "/objects/a").body == data
             assert isinstance(connection.sock, ssl.SSLSocket)
             assert connection.sock.selected_alpn_protocol() == "http/1.1"
+        large = data * 4  # goes by aiohttp
+        assert len(large) > 2 * HTTP_DIRECT_MIN
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("PUT", "/objects/b", large).headers["connection"] == "close"
+            assert connection.ended()
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("GET", "/objects/b").body == large
         with gateway.connect() as plain:
             plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             with pytest.raises((Broken, ConnectionError)):

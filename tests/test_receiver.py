@@ -24,6 +24,7 @@ from ingest.errors import (
     UploadLostError,
 )
 from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
+from ingest.objects.budget import ALLOWANCE_SIZE, Budget
 from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.catalog_socket import catalog_path
 from ingest.objects.collector import Collector
@@ -441,3 +442,148 @@ def test_a_process_that_ends_settles_what_broke(tmp_path, monkeypatch):
 
     with ReferenceServer([KEY], Faults(gate=gate)) as server:
         asyncio.run(main(server))
+
+
+# --- memory
+
+
+class WatchedBudget(Budget):
+    """Knows the most that was ever lent."""
+
+    def __init__(self, size: int) -> None:
+        self.most = 0
+        self._lent = 0
+        super().__init__(size)
+
+    @property
+    def lent(self) -> int:
+        return self._lent
+
+    @lent.setter
+    def lent(self, lent: int) -> None:
+        self._lent = lent
+        self.most = max(self.most, lent)
+
+
+@pytest.fixture
+def budget(monkeypatch: pytest.MonkeyPatch) -> WatchedBudget:
+    """Of the stores that are made from now on."""
+    made = WatchedBudget(20 * PIECE)
+    monkeypatch.setattr("ingest.objects.local_store.Budget", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize("size", [0, 40_000, 20 * PIECE])
+def test_transfers_stay_within_the_memory_that_there_is(run, budget, size):
+    budget.size = size
+    sizes = [
+        0,
+        5000,
+        ALLOWANCE_SIZE,
+        ALLOWANCE_SIZE + 1,
+        SMALL_OBJECT_MAX,
+        SMALL_OBJECT_MAX + 1,
+        3 * PIECE + 9,
+    ] * 5
+
+    async def work(rig: Rig) -> None:
+        await asyncio.gather(
+            *(
+                rig.put(f"memory {i}", bytes_of(size, i), size=size if i % 2 else None)
+                for i, size in enumerate(sizes)
+            )
+        )
+        assert (budget.lent, budget.transfers) == (0, 0)
+        read = await asyncio.gather(*(rig.read(f"memory {i}") for i in range(len(sizes))))
+        assert [blake3(data).digest() for data in read] == [
+            blake3(bytes_of(size, i)).digest() for i, size in enumerate(sizes)
+        ]
+        assert (budget.lent, budget.transfers) == (0, 0)
+        assert (budget.most > 0) == (size > 0)
+        assert budget.most <= size
+
+    run(work)
+
+
+@pytest.mark.parametrize("given", [1000, ALLOWANCE_SIZE + 1, SMALL_OBJECT_MAX, LARGE - 1])
+def test_an_upload_that_stalls_keeps_no_memory_of_others(run, budget, monkeypatch, given):
+    monkeypatch.setattr("ingest.objects.receiver.PIECE_PATIENCE_S", 0.05)
+    size = LARGE
+    whole = asyncio.Event()
+
+    async def stalling(seed: int) -> AsyncIterator[bytes]:
+        yield bytes_of(size, seed)[:given]
+        await whole.wait()
+        yield bytes_of(size, seed)[given:]
+
+    async def work(rig: Rig) -> None:
+        uploads = [
+            asyncio.create_task(rig.store.put("test", f"stalls {i}", stalling(i), size=size))
+            for i in range(40)
+        ]
+        while budget.transfers < len(uploads) or budget.lent:
+            await asyncio.sleep(0.01)
+        await rig.put("beside", bytes_of(size, 100))  # nobody is in its way
+        whole.set()
+        await asyncio.gather(*uploads)
+        for i in range(len(uploads)):
+            assert await rig.read(f"stalls {i}") == bytes_of(size, i)
+        assert budget.most <= budget.size and not budget.lent
+
+    run(work)
+
+
+def test_a_small_object_that_comes_slowly_is_whole(run, budget, monkeypatch):
+    """It waits for its bytes in the engine, not here."""
+    monkeypatch.setattr("ingest.objects.receiver.PIECE_PATIENCE_S", 0.01)
+    data = bytes_of(SMALL_OBJECT_MAX, 1)
+
+    async def slowly() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 30_000):
+            yield data[at : at + 30_000]
+            while budget.lent:
+                await asyncio.sleep(0.001)
+
+    async def work(rig: Rig) -> None:
+        version = await rig.store.put("test", "slow", slowly(), size=len(data))
+        assert version.digest == blake3(data).digest()
+        assert await rig.read("slow") == data
+
+    run(work)
+
+
+def test_a_download_that_nobody_takes_keeps_no_memory_but_its_piece(run, budget, monkeypatch):
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.05)
+    data = bytes_of(12 * PIECE, 1)
+
+    async def work(rig: Rig) -> None:
+        await rig.put("taken slowly", data)
+        download = await rig.store.open("test", "taken slowly")
+        pieces = download.read()
+        taken = [bytes(await anext(pieces)) for _ in range(4)]
+        ahead = budget.lent
+        held = len(taken[-1]) + len(taken[-2])  # the one before may still be on its way
+        while budget.lent > held:
+            await asyncio.sleep(0.01)
+        assert ahead > budget.lent
+        assert await rig.read("taken slowly") == data  # nobody is in its way
+        taken += [bytes(piece) async for piece in pieces]
+        assert b"".join(taken) == data
+        await download.close()
+        assert not budget.lent and budget.most <= budget.size
+
+    run(work)
+
+
+def test_a_small_object_is_read_in_pieces_when_there_is_no_memory(run, budget):
+    data = bytes_of(SMALL_OBJECT_MAX, 1)
+
+    async def work(rig: Rig) -> None:
+        await rig.put("small", data)
+        budget.size = 0
+        download = await rig.store.open("test", "small")
+        pieces = [bytes(piece) async for piece in download.read()]
+        await download.close()
+        assert b"".join(pieces) == data and max(map(len, pieces)) <= ALLOWANCE_SIZE
+
+    run(work)

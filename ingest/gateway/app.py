@@ -23,6 +23,7 @@ from ingest.gateway.failures import ClientGoneError, Failure, failure_of
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.routes import CHANGING, Route, Routes
 from ingest.gateway.target import parse_target
+from ingest.gateway.wire import Connection, Wires
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +48,14 @@ def shared_routes() -> list[Route]:
     return found
 
 
-def make_app(routes: Sequence[Route], services: Services, access: Access, ids: RequestIds) -> App:
-    """The application of one port, for `aiohttp.web.ServerRunner`. To be called within the event loop that serves it."""
+def make_app(
+    routes: Sequence[Route], services: Services, access: Access, ids: RequestIds, wires: Wires
+) -> App:
+    """The application of one port, for `aiohttp.web.ServerRunner`. To be called within the event loop that serves it.
+    ``wires``: those of the whole process."""
     return App(
         Gate(Routes(routes), services, access, ids),
+        wires,
         access_log=None,
         auto_decompress=False,  # the bytes of an object are those that the client sent
         max_line_size=limits.HTTP_LINE_SIZE_MAX,
@@ -84,18 +89,19 @@ class Gate:
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """ClientGoneError when there is nobody to answer, or the answer broke off."""
         connection = request.protocol
-        assert isinstance(connection, _Connection)
+        assert isinstance(connection, Connection) and connection.wire is not None
         self._under_way += 1
         connection.busy = True
         self._quiet.clear()
         try:
             response = await self._answer(request)
         finally:
+            body_was_taken = connection.wire.end_body(request.content)
             connection.busy = False
             self._under_way -= 1
             if not self._under_way:
                 self._quiet.set()
-        if self._draining:
+        if self._draining or body_was_taken:
             response.force_close()
         return response
 
@@ -159,9 +165,10 @@ class Gate:
 class App(web.Server):
     """aiohttp's server, with answers of our own to what is no HTTP."""
 
-    def __init__(self, gate: Gate, **settings: Any) -> None:
+    def __init__(self, gate: Gate, wires: Wires, **settings: Any) -> None:
         super().__init__(gate.answer, **settings)
         self.gate = gate
+        self._wires = wires
         self._settings = settings
 
     async def drain(self, timeout: float) -> None:
@@ -172,17 +179,17 @@ class App(web.Server):
                 connection.force_close()
         await self.gate.drain(timeout)
 
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+    def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]  # what asyncio connects, not what aiohttp does
+        handler = _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+        return self._wires.connect(handler, self.gate.ids.next)
 
 
-class _Connection(web.RequestHandler):
-    __slots__ = ("_ids", "busy")
+class _Connection(Connection):
+    __slots__ = ("_ids",)
 
     def __init__(self, app: App, **settings: Any) -> None:
         super().__init__(app, **settings)
         self._ids = app.gate.ids
-        self.busy = False  # has a request that is not answered
 
     def handle_error(
         self,

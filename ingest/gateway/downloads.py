@@ -6,11 +6,6 @@ reached: no client takes a part for the whole.
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
-import logging
-import struct
-import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from email.utils import formatdate
@@ -23,11 +18,9 @@ from ingest.gateway.failures import ClientGoneError
 from ingest.gateway.preconditions import check_read, format_etag, is_conditional, range_holds
 from ingest.gateway.ranges import parse_range
 from ingest.gateway.uploads import KEPT
-from ingest.limits import HTTP_UNREAD_TIMEOUT_S, SMALL_OBJECT_MAX
+from ingest.objects.budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import Download
 from ingest.objects.version import Version
-
-log = logging.getLogger(__name__)
 
 # An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.
 FENCE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
@@ -84,10 +77,11 @@ async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | 
         headers["Content-Range"] = part.content_range
     headers["Content-Length"] = str(stop - start)
     async with aclosing(download.read(start, stop)) as pieces:
-        if stop - start <= SMALL_OBJECT_MAX:
+        if stop - start <= ALLOWANCE_SIZE:
             body = b"".join([piece async for piece in pieces])
             assert len(body) == stop - start, f"{len(body)} of {stop - start} bytes"
             return web.Response(status=status, body=body, headers=headers)
+        # What takes memory of others is open until the client has it.
         return await _stream(
             exchange, web.StreamResponse(status=status, headers=headers), pieces, stop - start
         )
@@ -98,7 +92,6 @@ async def _stream(
 ) -> web.StreamResponse:
     piece = await anext(pieces)  # what fails here has an answer
     response.headers.update(exchange.marks)
-    watch = _Watch(exchange)
     sent = 0
     try:
         await response.prepare(exchange.request)
@@ -113,49 +106,7 @@ async def _stream(
         await response.write_eof()
     except ConnectionError as error:
         raise ClientGoneError(f"the client went away after {sent} of {size} bytes: {error}") from None
-    finally:
-        watch.stop()
     return response
-
-
-class _Watch:
-    """Ends the connection of a client that takes not one byte for too long: its version would stay pinned for ever.
-
-    What counts is what the client's machine has acknowledged. The kernel takes megabytes more, and lets us write again only
-    when a third of them are gone, which takes a slow client longer than any patience.
-    """
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._taken = -1
-        self._later = asyncio.get_running_loop().call_later(HTTP_UNREAD_TIMEOUT_S, self._look)
-
-    def stop(self) -> None:
-        self._later.cancel()
-
-    def _look(self) -> None:
-        request = self._exchange.request
-        transport = request.transport
-        if transport is None:
-            return
-        waiting = transport.get_write_buffer_size() + _unacknowledged(transport)
-        taken = request.writer.output_size - waiting
-        if waiting and taken <= self._taken:
-            log.info("%s: took nothing for %g s: closed", self._exchange.id, HTTP_UNREAD_TIMEOUT_S)
-            transport.abort()
-            return
-        self._taken = taken
-        self._later = asyncio.get_running_loop().call_later(HTTP_UNREAD_TIMEOUT_S, self._look)
-
-
-def _unacknowledged(transport: asyncio.Transport) -> int:
-    """Bytes that the kernel has and the client's machine has not."""
-    sock = transport.get_extra_info("socket")
-    try:
-        raw = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:  # closed meanwhile
-        return 0
-    return int(struct.unpack("i", raw)[0])
 
 
 def _validators(version: Version) -> dict[str, str]:

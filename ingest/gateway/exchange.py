@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from aiohttp import HttpVersion11, web
-from aiohttp.web_protocol import RequestPayloadError
 
 from ingest import __version__
 from ingest.gateway.failures import ClientGoneError, Failure
+from ingest.gateway.request_body import RequestBody
 from ingest.gateway.target import Target, decode_name, parse_query
-from ingest.limits import HTTP_STALL_TIMEOUT_S
 from ingest.objects.collector import Collected
 from ingest.objects.object_store import ObjectStore
 
@@ -87,31 +85,9 @@ class Exchange:
             raise Failure(411, "length_required", "over HTTP/1.0 a body needs its Content-Length")
         return int(headers.get("Content-Length", 0))
 
-    async def body(self) -> AsyncIterator[bytes]:
-        """Its bytes, as they are, to its end. A client that waits for 100 Continue gets it with the first step, so whoever
-        has something against the request says so before. ClientGoneError, Failure 408."""
-        await self._continue()
-        content = self.request.content
-        try:
-            while True:
-                piece = content.read_nowait()
-                if not piece:
-                    if content.at_eof():
-                        return
-                    async with asyncio.timeout(HTTP_STALL_TIMEOUT_S):
-                        piece = await content.readany()
-                    if not piece:
-                        return
-                yield piece
-        except TimeoutError:
-            message = f"not one byte of the body came for {HTTP_STALL_TIMEOUT_S:g} s"
-            raise Failure(408, "body_stalled", message, {"Connection": "close"}) from None
-        except (ConnectionError, RequestPayloadError) as error:
-            raise ClientGoneError(f"the body ended early: {error}") from None
-        except RuntimeError as error:  # aiohttp's word for a read from a connection that has been closed
-            if self.request.transport is not None:
-                raise
-            raise ClientGoneError(f"the client went away: {error}") from None
+    def body(self) -> RequestBody:
+        """To be read once. Failure 411, 501."""
+        return RequestBody(self.request, self.size, self.say_continue)
 
     @property
     def expects_continue(self) -> bool:
@@ -125,7 +101,8 @@ class Exchange:
             )
         return True
 
-    async def _continue(self) -> None:
+    async def say_continue(self) -> None:
+        """To a client that waits for it, once. ClientGoneError."""
         if self.continued or not self.expects_continue:
             return
         self.continued = True

@@ -24,6 +24,7 @@ from ingest.gateway.engine import connected, read_keys, use_keys_later
 from ingest.gateway.exchange import Collect, Services
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
+from ingest.gateway.wire import Wires
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.catalog_socket import catalog_path
@@ -55,16 +56,18 @@ class GatewayServer:
         patience = 0.8 * self._config.drain_timeout
         runners: list[web.ServerRunner] = []
         stream, listening = StreamServer(services.store, ids), None
+        wires = Wires()
+        watching = asyncio.create_task(wires.watch())
         try:
             for port, sock in self._sockets.items():
                 name = port.split()[0]
                 listeners.listen(sock, limits.LISTEN_BACKLOG)
                 if name == "stream":
-                    listening = await asyncio.start_server(
-                        stream.serve, sock=sock, limit=limits.STREAM_READ_SIZE
-                    )
+                    loop = asyncio.get_running_loop()
+                    listening = await loop.create_server(stream.connect, sock=sock)
                     continue
-                app = make_app(shared_routes() if name == SHARED else APIS[name](), services, access, ids)
+                routes = shared_routes() if name == SHARED else APIS[name]()
+                app = make_app(routes, services, access, ids, wires)
                 runner = web.ServerRunner(app, shutdown_timeout=0.05 * self._config.drain_timeout)
                 await runner.setup()
                 runners.append(runner)
@@ -81,6 +84,7 @@ class GatewayServer:
                     await site.stop()
             await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
             await asyncio.gather(*(runner.cleanup() for runner in runners))
+            watching.cancel()
 
     def reload(self, client: AsyncClient) -> None:
         """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""

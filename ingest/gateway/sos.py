@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 
@@ -18,6 +18,7 @@ from ingest.gateway.failures import Failure
 from ingest.gateway.routes import Route
 from ingest.gateway.target import decode
 from ingest.gateway.uploads import kept_headers, store_body
+from ingest.objects.body import Body
 from ingest.objects.version import SAME
 
 NAMESPACE = "sos"
@@ -62,15 +63,30 @@ def fetch_routes() -> list[Route]:
 
 async def _upload(exchange: Exchange) -> web.StreamResponse:
     digest = hashlib.sha1(usedforsecurity=False)
-
-    async def body() -> AsyncIterator[bytes]:
-        async for piece in exchange.body():
-            digest.update(piece)
-            yield piece
-
+    body = _Hashed(exchange.body(), digest.update)
     headers = kept_headers(exchange) | own_headers(exchange.request.headers)
-    version = await store_body(exchange, NAMESPACE, digest.hexdigest, SAME, body=body(), headers=headers)
+    version = await store_body(exchange, NAMESPACE, digest.hexdigest, SAME, body=body, headers=headers)
     return json_response({"id": version.name, "size": version.size, "status": "OK"})
+
+
+class _Hashed:
+    """A body, each byte of which ``update`` gets too."""
+
+    def __init__(self, body: Body, update: Callable[[memoryview], None]) -> None:
+        self._body = body
+        self._update = update
+
+    @property
+    def ended(self) -> bool:
+        return self._body.ended
+
+    async def fill(self, buffer: memoryview, patience: float | None = None) -> int:
+        size = await self._body.fill(buffer, patience)
+        self._update(buffer[:size])
+        return size
+
+    async def close(self) -> None:
+        await self._body.close()
 
 
 async def _fetch(exchange: Exchange) -> web.StreamResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ from ingest.gateway.exchange import Exchange
 from ingest.gateway.failures import Failure
 from ingest.gateway.preconditions import condition_of
 from ingest.limits import KEPT_HEADERS_SIZE_MAX
+from ingest.objects.body import Body
 from ingest.objects.version import ANY, Condition, Version
 
 # What a client says of its bytes: it comes back with them.
@@ -22,7 +23,7 @@ async def store_body(
     name: str | Callable[[], str],
     base: Condition = ANY,
     *,
-    body: AsyncIterator[bytes] | None = None,
+    body: Body | None = None,
     headers: dict[str, str] | None = None,
 ) -> Version:
     """Stores the body of a request. ``base``: what the API asks of the name; what the client asks comes on top of it.

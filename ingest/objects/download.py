@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 
 from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
-from ingest.limits import DATA_SIZE, READ_CHUNKS, READ_CHUNKS_MIN, READERS_AT_FULL_SIZE, SMALL_OBJECT_MAX
+from ingest.limits import (
+    DATA_SIZE,
+    PIECE_CHUNKS,
+    PIECE_PATIENCE_S,
+    PIECES_READ_AHEAD,
+    SMALL_OBJECT_MAX,
+    TRANSFER_ALLOWANCE_CHUNKS,
+)
+from ingest.objects.budget import ALLOWANCE_SIZE, Budget, Transfer
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.extent import Extent, chunks_needed, part
 from ingest.objects.membership import Membership
@@ -21,76 +31,125 @@ LOOKS_MAX = 100  # at a name that changes: each time somebody has replaced it be
 
 
 class SmallDownload:
-    """A version that was read whole: ``data``."""
+    """A version that was read whole: ``data``. ``transfer``: of what was borrowed for it."""
 
-    def __init__(self, version: Version, data: bytes) -> None:
+    def __init__(self, version: Version, data: bytearray, transfer: Transfer) -> None:
         self.version = version
         self._data = data
+        self._transfer = transfer
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        yield self._data[start:stop]
+        yield memoryview(self._data)[start:stop]  # type: ignore[misc]  # a view of bytes is as good
 
     async def close(self) -> None:
-        pass
+        self._transfer.leave()
 
 
-class Readers:
-    """The downloads that a process has open: the more there are, the less each of them reads ahead."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Chunks of a download that are read or being read. ``borrowed``: bytes of the budget."""
 
-    def __init__(self) -> None:
-        self.count = 0
-
-    @property
-    def chunks(self) -> int:
-        """What one of them asks for together."""
-        return max(
-            READ_CHUNKS_MIN, READ_CHUNKS * READERS_AT_FULL_SIZE // max(self.count, READERS_AT_FULL_SIZE)
-        )
+    count: int
+    borrowed: int
+    task: asyncio.Task[bytearray]
 
 
 class PinnedDownload:
     """A version that the collector leaves alone until ``close``."""
 
     def __init__(
-        self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int, readers: Readers
+        self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int, transfer: Transfer
     ) -> None:
         self.version = version
         self._client = client
         self._catalog = catalog
         self._owner: int | None = owner
-        self._readers = readers
-        readers.count += 1
+        self._transfer = transfer
+        self._next = 0  # chunk that is read next
+        self._end = 0  # chunk that is not read any more
+        self._pace = PIECE_CHUNKS // 4  # chunks that the client takes while we are patient
+        self._allowance_is_free = True
+        self._ahead: deque[_Piece] = deque()
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
+        """See `Download.read`. One reader at a time."""
         stop = self.version.size if stop is None else min(stop, self.version.size)
         if start >= stop:
             return
-        first = start // DATA_SIZE
-        places = list(
-            _parts(part(self.version.extents, first, chunks_needed(stop) - first), self._readers.chunks)
-        )
-        skipped = first * DATA_SIZE  # bytes of the object before what is read next
-        ahead: asyncio.Task[bytearray] | None = None
+        self._next, self._end = start // DATA_SIZE, chunks_needed(stop)
+        skipped = self._next * DATA_SIZE  # bytes of the object before what is read next
+        before: _Piece | None = None  # a part of it may still be on its way to the client
         try:
-            for i, place in enumerate(places):
-                ready = ahead or self._fetch(place)
-                ahead = self._fetch(places[i + 1]) if i + 1 < len(places) else None
-                data = memoryview(await ready)
-                yield data[max(0, start - skipped) : stop - skipped]  # type: ignore[misc]  # a view of bytes is as good
+            self._read_ahead()
+            while self._ahead:
+                piece = self._ahead.popleft()
+                data = memoryview(await piece.task)
+                self._read_ahead()
+                late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._forget_ahead)
+                self._pace = min(2 * self._pace, PIECE_CHUNKS)
+                try:
+                    yield data[max(0, start - skipped) : stop - skipped]  # type: ignore[misc]  # a view of bytes is as good
+                finally:
+                    late.cancel()
+                    before = self._let_go(before, piece)
                 skipped += len(data)
+                self._read_ahead()
+                if not self._ahead:
+                    before = self._let_go(before)
+                    self._read_ahead()
         finally:
-            if ahead is not None:
-                ahead.cancel()
-                with contextlib.suppress(asyncio.CancelledError, IngestError):
-                    await ahead
+            await self._drop_ahead()
+            self._let_go(before)
 
-    def _fetch(self, place: Extent) -> asyncio.Task[bytearray]:
-        return asyncio.create_task(self._client.read_range(ticket.format(place.first), place.count))
+    def _read_ahead(self) -> None:
+        """Asks for the next pieces, as many as there is memory for. The allowance is good for one of them."""
+        while self._next < self._end and len(self._ahead) < PIECES_READ_AHEAD:
+            left = self._end - self._next
+            borrowed = 0
+            if self._pace > TRANSFER_ALLOWANCE_CHUNKS or not self._allowance_is_free:
+                # Beside them there are the one that the client takes, and the one before.
+                fair = self._transfer.share // DATA_SIZE // (PIECES_READ_AHEAD + 2)
+                most = min(left, max(TRANSFER_ALLOWANCE_CHUNKS, min(self._pace, fair)))
+                borrowed = self._transfer.borrow(
+                    min(most, TRANSFER_ALLOWANCE_CHUNKS) * DATA_SIZE, most * DATA_SIZE
+                )
+            if not borrowed:
+                if not self._allowance_is_free:
+                    return
+                self._allowance_is_free = False
+            count = borrowed // DATA_SIZE or min(left, TRANSFER_ALLOWANCE_CHUNKS)
+            places = list(part(self.version.extents, self._next, count))
+            self._ahead.append(_Piece(count, borrowed, asyncio.create_task(_read(self._client, places))))
+            self._next += count
+
+    def _let_go(self, piece: _Piece | None, now: _Piece | None = None) -> _Piece | None:
+        """Returns ``now``, which takes its place."""
+        if piece is not None and piece.borrowed:
+            self._transfer.give_back(piece.borrowed)
+        elif piece is not None:
+            self._allowance_is_free = True
+        return now
+
+    def _forget_ahead(self) -> None:
+        """The client takes its time: what is there already is read again when it has come so far."""
+        self._pace = TRANSFER_ALLOWANCE_CHUNKS
+        while self._ahead:
+            piece = self._ahead.pop()
+            if piece.task.done() and not piece.task.cancelled():
+                piece.task.exception()  # told to nobody: it will come again
+            piece.task.cancel()
+            self._let_go(piece)
+            self._next -= piece.count
+
+    async def _drop_ahead(self) -> None:
+        tasks = [piece.task for piece in self._ahead]
+        self._forget_ahead()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
         owner, self._owner = self._owner, None
         if owner is not None:
-            self._readers.count -= 1
+            self._transfer.leave()
             with contextlib.suppress(IngestError):  # then the pin ends with its owner
                 await self._catalog.unpin(owner, self.version.number)
 
@@ -100,20 +159,37 @@ async def open_version(
     client: AsyncClient,
     catalog: CatalogAccess,
     membership: Membership,
-    readers: Readers,
+    budget: Budget,
 ) -> SmallDownload | PinnedDownload:
     """A download of what ``look`` finds. NotFoundError, and what reading raises."""
+    transfer = budget.enter()
+    try:
+        return await _open(look, client, catalog, membership, transfer)
+    except BaseException:
+        transfer.leave()
+        raise
+
+
+async def _open(
+    look: Callable[[], Version],
+    client: AsyncClient,
+    catalog: CatalogAccess,
+    membership: Membership,
+    transfer: Transfer,
+) -> SmallDownload | PinnedDownload:
     for _ in range(LOOKS_MAX):
         version = look()
-        if version.size > SMALL_OBJECT_MAX:
+        if not _fits(version.size, transfer):
             owner = membership.owner
             try:
                 await catalog.pin(owner, version.number)
             except NotFoundError:
                 continue  # replaced since the look, or deleted: then the next look says so
-            return PinnedDownload(version, client, catalog, owner, readers)
+            return PinnedDownload(version, client, catalog, owner, transfer)
         try:
-            return SmallDownload(version, await _read_small(version, client))
+            data = await _read(client, list(part(version.extents, 0, chunks_needed(version.size))))
+            del data[version.size :]
+            return SmallDownload(version, data, transfer)
         except RefusedError as error:
             if error.status not in GONE:
                 raise
@@ -125,14 +201,16 @@ async def open_version(
     raise NotFoundError("the object was replaced again and again while it was read")
 
 
-async def _read_small(version: Version, client: AsyncClient) -> bytes:
-    places = part(version.extents, 0, chunks_needed(version.size))
+def _fits(size: int, transfer: Transfer) -> bool:
+    """Whether an object of ``size`` bytes may be read whole; what it needs is borrowed then."""
+    transfer.give_back(transfer.borrowed)  # for a version that has been replaced
+    if size <= ALLOWANCE_SIZE:
+        return True
+    memory = chunks_needed(size) * DATA_SIZE
+    return size <= SMALL_OBJECT_MAX and bool(transfer.borrow(memory, memory))
+
+
+async def _read(client: AsyncClient, places: list[Extent]) -> bytearray:
+    """The data of these chunks, one after the other."""
     pieces = [await client.read_range(ticket.format(place.first), place.count) for place in places]
-    return b"".join(pieces)[: version.size]
-
-
-def _parts(extents: Iterator[Extent], count_max: int) -> Iterator[Extent]:
-    """The same tickets in pieces of at most ``count_max``."""
-    for extent in extents:
-        for at in range(0, extent.count, count_max):
-            yield Extent(extent.first + at, min(count_max, extent.count - at))
+    return pieces[0] if len(pieces) == 1 else bytearray().join(pieces)

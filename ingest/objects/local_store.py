@@ -8,9 +8,11 @@ from typing import Self
 
 from ingest.client import AsyncClient
 from ingest.limits import LEASE_TICKETS
+from ingest.objects.body import Body
+from ingest.objects.budget import Budget
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import CatalogReader, Entry
-from ingest.objects.download import PinnedDownload, Readers, SmallDownload, open_version
+from ingest.objects.download import PinnedDownload, SmallDownload, open_version
 from ingest.objects.manifest import manifest_key
 from ingest.objects.membership import Membership
 from ingest.objects.receiver import Receiver, Upload
@@ -18,7 +20,8 @@ from ingest.objects.version import ANY, Condition, Transition, Version, check_na
 
 
 class LocalStore:
-    """Made by ``await LocalStore.enter(...)``, ended by ``await leave()``: the client and the catalog stay the caller's."""
+    """Made by ``await LocalStore.enter(...)``, ended by ``await leave()``: the client and the catalog stay the caller's.
+    ``budget``: of its transfers."""
 
     def __init__(
         self,
@@ -32,8 +35,8 @@ class LocalStore:
         self._catalog = catalog
         self._reader = reader
         self._membership = membership
-        self._readers = Readers()
-        self._receiver = Receiver(client, catalog, membership, manifest_key(key))
+        self.budget = Budget()
+        self._receiver = Receiver(client, catalog, membership, manifest_key(key), self.budget)
 
     @classmethod
     async def enter(
@@ -58,7 +61,7 @@ class LocalStore:
         self,
         namespace: str,
         name: str | Callable[[], str],
-        body: AsyncIterable[bytes],
+        body: Body | AsyncIterable[bytes],
         *,
         size: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -80,7 +83,7 @@ class LocalStore:
             self._client,
             self._catalog,
             self._membership,
-            self._readers,
+            self.budget,
         )
 
     async def open_object(self, object_id: str) -> SmallDownload | PinnedDownload:
@@ -89,7 +92,7 @@ class LocalStore:
             self._client,
             self._catalog,
             self._membership,
-            self._readers,
+            self.budget,
         )
 
     async def stat(self, namespace: str, name: str) -> Version:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from typing import Protocol
 
+from ingest.objects.body import Body
 from ingest.objects.catalog_reader import Entry
 from ingest.objects.version import ANY, Condition, Transition, Version
 
@@ -31,7 +32,7 @@ class ObjectStore(Protocol):
         self,
         namespace: str,
         name: str | Callable[[], str],
-        body: AsyncIterable[bytes],
+        body: Body | AsyncIterable[bytes],
         *,
         size: int | None = None,
         headers: Mapping[str, str] | None = None,

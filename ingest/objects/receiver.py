@@ -2,7 +2,8 @@
 
 Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction.
 A larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a
-few of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole.
+few of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole. A small one
+goes that way too when its bytes come too slowly to keep them, or when other transfers have the memory (`budget`).
 
 An upload that breaks keeps its tickets until its frames are answered, or their connection is given up: a CONFLICT may be on
 its way, and what it is about must not become garbage. Who uploads waits for that a few seconds; then it goes on without him.
@@ -14,7 +15,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +28,18 @@ from ingest.errors import IngestError, RefusedError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
     PIECE_CHUNKS,
+    PIECE_PATIENCE_S,
     PIECES_IN_FLIGHT,
-    PIECES_OF_PROCESS,
     RANGE_TICKETS_MAX,
     RANGE_TICKETS_MIN,
     RELOCATIONS_MAX,
     SMALL_OBJECT_MAX,
+    TRANSFER_ALLOWANCE_CHUNKS,
     UPLOAD_SETTLE_S,
 )
 from ingest.objects import manifest
+from ingest.objects.body import Body, as_body
+from ingest.objects.budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.extent import Extent, chunks_needed, joined, without
 from ingest.objects.manifest import Manifest
@@ -74,26 +78,53 @@ class Receiver:
     """``key``: of manifests. Any number of uploads may run at a time."""
 
     def __init__(
-        self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes
+        self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes, budget: Budget
     ) -> None:
         self._client = client
         self._catalog = catalog
         self._membership = membership
         self._key = key
-        self.slots = asyncio.Semaphore(PIECES_OF_PROCESS)
+        self._budget = budget
+        self._spare: list[bytearray] = []  # buffers of whole pieces: their memory is there already
         self._settling: set[asyncio.Task[None]] = set()  # puts that were cancelled, and are not answered yet
         self._ending: set[asyncio.Task[None]] = set()  # of uploads that broke
 
-    async def receive(self, upload: Upload, body: AsyncIterable[bytes]) -> Version:
+    async def receive(self, upload: Upload, source: Body | AsyncIterable[bytes]) -> Version:
         """See `ObjectStore.put`."""
-        source = aiter(body)
-        start = bytearray()
-        while len(start) <= SMALL_OBJECT_MAX:
-            try:
-                start += await anext(source)
-            except StopAsyncIteration:
-                return await self._store(upload, start)
-        return await _Stream(self, upload).run(start, source)
+        body = as_body(source)
+        transfer = self._budget.enter()
+        try:
+            data = bytearray()
+            if upload.size is None or upload.size <= SMALL_OBJECT_MAX:
+                data = await self._gather(upload, body, transfer)
+                if body.ended:
+                    return await self._store(upload, data)
+            return await _Stream(self, upload, body, transfer).run(data)
+        finally:
+            transfer.leave()
+            await body.close()
+
+    async def _gather(self, upload: Upload, body: Body, transfer: Transfer) -> bytearray:
+        """All of a small object, and then the body has ended; or what there is of it."""
+        # One byte more than there should be: it would be seen.
+        most = 1 + (SMALL_OBJECT_MAX if upload.size is None else upload.size)
+        data = bytearray(min(most, ALLOWANCE_SIZE))
+        size = await body.fill(memoryview(data))
+        memory = chunks_needed(most) * SEALED_SIZE
+        if size == len(data) < most and transfer.borrow(memory, memory):
+            data += bytes(most - size)
+            size += await body.fill(memoryview(data)[size:], PIECE_PATIENCE_S)
+        del data[size:]
+        return data
+
+    def take_buffer(self, size: int) -> bytearray:
+        """Of ``size`` bytes, whatever is in them."""
+        return self._spare.pop() if size == PIECE_SIZE and self._spare else bytearray(size)
+
+    def give_buffer(self, buffer: bytearray) -> None:
+        """Nobody has a view of it any more."""
+        if len(buffer) == PIECE_SIZE and len(self._spare) < PIECES_IN_FLIGHT:
+            self._spare.append(buffer)
 
     async def end(self, work: Coroutine[Any, Any, None]) -> None:
         """Does what an upload that broke leaves to be done. Back when that is done, or takes long: then it goes on."""
@@ -216,19 +247,29 @@ class Receiver:
 
 @dataclass(slots=True)
 class _Piece:
-    """Chunks on their way, and where they are put: both change when they move."""
+    """Chunks on their way, and where they are put: both change when they move. ``data``: of ``size`` bytes, in a buffer that
+    may be longer. ``borrowed``: bytes of the budget; none for a piece of the allowance."""
 
-    places: Sequence[Extent]
-    task: asyncio.Task[None] = field(init=False)
+    data: bytearray
+    borrowed: int
+    size: int = 0
+    places: Sequence[Extent] = ()
+    task: asyncio.Task[None] | None = field(init=False, default=None)
+
+    @property
+    def done(self) -> bool:
+        return self.task is not None and self.task.done()
 
 
 class _Stream:
     """One upload that is larger than fits into one call."""
 
-    def __init__(self, receiver: Receiver, upload: Upload) -> None:
+    def __init__(self, receiver: Receiver, upload: Upload, body: Body, transfer: Transfer) -> None:
         self._catalog = receiver._catalog
         self._receiver = receiver
         self._upload = upload
+        self._body = body
+        self._transfer = transfer
         self._owner = receiver._membership.owner
         self._key = receiver._key
         self._version = 0
@@ -236,10 +277,13 @@ class _Stream:
         self._next_range = RANGE_TICKETS_MIN
         self._size = 0
         self._hash = blake3()
+        self._allowance_is_free = True
+        self._pace = PIECE_CHUNKS // 4  # chunks that the client sends while we are patient
         self._in_flight: deque[_Piece] = deque()
         self._extents: list[Extent] = []  # of the pieces that are saved, in order
 
-    async def run(self, start: bytearray, rest: AsyncIterator[bytes]) -> Version:
+    async def run(self, start: bytearray) -> Version:
+        """``start``: what came already, and was borrowed for as much as it is beyond the allowance."""
         upload = self._upload
         known = isinstance(upload.name, str)
         self._version = await self._catalog.begin(
@@ -250,7 +294,7 @@ class _Stream:
             upload.condition if known else ANY,
         )
         try:
-            await self._put_all(start, rest)
+            await self._put_all(start)
             _check_size(upload.size, self._size)
             name = upload.final_name()
             digest = self._hash.digest()
@@ -269,53 +313,102 @@ class _Stream:
             raise
 
     async def _fail(self, error: BaseException) -> None:
-        for piece in self._in_flight:
-            piece.task.cancel()
-        await asyncio.gather(*(piece.task for piece in self._in_flight), return_exceptions=True)
+        tasks = [piece.task for piece in self._in_flight if piece.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._receiver.settled()
         reason = str(error) or type(error).__name__
         with contextlib.suppress(IngestError):  # it was given up before, or will be when the deadline passes
             await self._forgo_rest()
             await self._catalog.fail(self._owner, self._version, f"upload broke: {reason}")
 
-    async def _put_all(self, start: bytearray, rest: AsyncIterator[bytes]) -> None:
-        gathered = start
-        while True:
-            while len(gathered) >= PIECE_SIZE:
-                await self._put_piece(gathered[:PIECE_SIZE])
-                del gathered[:PIECE_SIZE]
-            try:
-                gathered += await anext(rest)
-            except StopAsyncIteration:
-                break
-        if gathered:
-            await self._put_piece(gathered)
+    async def _put_all(self, start: bytearray) -> None:
+        piece = self._first_piece(start)
+        rest = await self._put_whole(piece)
+        while not self._body.ended or rest:
+            piece = await self._room()
+            piece.data[: len(rest)] = rest
+            piece.size = len(rest) + await self._fill(piece, len(rest))
+            rest = await self._put_whole(piece)
         while self._in_flight:
             await self._take_first()
 
-    async def _put_piece(self, data: bytearray) -> None:
-        """Starts one more; waits for the oldest one when there are enough of them in flight."""
-        self._size += len(data)
-        self._hash.update(data)
-        places = await self._places(chunks_needed(len(data)))
-        while len(self._in_flight) >= PIECES_IN_FLIGHT:
+    def _first_piece(self, start: bytearray) -> _Piece:
+        """Of what there is already: the part of it that is borrowed becomes that of the piece."""
+        borrowed = self._transfer.borrowed
+        self._allowance_is_free = borrowed > 0
+        return _Piece(start, borrowed, len(start))
+
+    async def _fill(self, piece: _Piece, at: int) -> int:
+        """Receives into ``piece`` from byte ``at`` on. What is borrowed waits for the client only for a while; the next
+        piece is as large as what came meanwhile."""
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        view = memoryview(piece.data)[at:]
+        size = await self._body.fill(view, PIECE_PATIENCE_S if piece.borrowed else None)
+        in_time = size == len(view) and clock() - began < PIECE_PATIENCE_S
+        here = 2 * self._pace if in_time else max(TRANSFER_ALLOWANCE_CHUNKS, size // DATA_SIZE)
+        self._pace = min(here, PIECE_CHUNKS)
+        return size
+
+    async def _room(self) -> _Piece:
+        """For the next piece; waits for older ones when there is none."""
+        while True:
+            while self._in_flight and (self._in_flight[0].done or len(self._in_flight) == PIECES_IN_FLIGHT):
+                await self._take_first()
+            if self._pace > TRANSFER_ALLOWANCE_CHUNKS or not self._allowance_is_free:
+                # A few of them at a time: some are stored while the next one comes.
+                most = min(self._pace, self._transfer.share // SEALED_SIZE // 4)
+                least = TRANSFER_ALLOWANCE_CHUNKS
+                borrowed = self._transfer.borrow(least * SEALED_SIZE, max(least, most) * SEALED_SIZE)
+                if borrowed:
+                    buffer = self._receiver.take_buffer(borrowed // SEALED_SIZE * DATA_SIZE)
+                    return _Piece(buffer, borrowed)
+            if self._allowance_is_free:
+                self._allowance_is_free = False
+                return _Piece(bytearray(ALLOWANCE_SIZE), 0)
             await self._take_first()
-        slots = self._receiver.slots
-        await slots.acquire()
-        piece = _Piece(places)
-        piece.task = asyncio.create_task(self._store_piece(piece, data))
-        piece.task.add_done_callback(lambda _: slots.release())
+
+    def _let_go(self, piece: _Piece) -> None:
+        """Nothing of the piece is in memory any more."""
+        if piece.borrowed:
+            self._transfer.give_back(piece.borrowed)
+        else:
+            self._allowance_is_free = True
+        self._receiver.give_buffer(piece.data)
+
+    async def _put_whole(self, piece: _Piece) -> bytes:
+        """Starts to put its whole chunks. Returns what is left: less than a chunk, and nothing at the end of the body."""
+        over = 0 if self._body.ended else piece.size % DATA_SIZE
+        piece.size -= over
+        rest = bytes(memoryview(piece.data)[piece.size : piece.size + over])
+        if not piece.size:
+            self._let_go(piece)
+            return rest
+        self._hash.update(memoryview(piece.data)[: piece.size])
+        self._size += piece.size
+        piece.places = await self._places(chunks_needed(piece.size))
+        piece.task = asyncio.create_task(self._store_and_let_go(piece))
         self._in_flight.append(piece)
+        return rest
 
     async def _take_first(self) -> None:
         piece = self._in_flight[0]
+        assert piece.task is not None, "only what is on its way is in flight"
         await piece.task
         self._in_flight.popleft()
         self._extents += piece.places
 
-    async def _store_piece(self, piece: _Piece, data: bytearray) -> None:
+    async def _store_and_let_go(self, piece: _Piece) -> None:
+        try:
+            await self._store_piece(piece)
+        finally:
+            self._let_go(piece)
+
+    async def _store_piece(self, piece: _Piece) -> None:
         """Until all of it is saved: what meets foreign tickets is put again elsewhere, whole."""
-        view = memoryview(data)
+        view = memoryview(piece.data)[: piece.size]
         for _ in range(RELOCATIONS_MAX):
             refused: dict[str, Status] = {}
             at = 0
@@ -326,7 +419,7 @@ class _Stream:
             if not refused:
                 return
             raise_unless_foreign(refused)
-            piece.places = [await self._catalog.extend(self._owner, self._version, chunks_needed(len(data)))]
+            piece.places = [await self._catalog.extend(self._owner, self._version, chunks_needed(len(view)))]
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
         )
