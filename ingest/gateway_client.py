@@ -97,7 +97,6 @@ class Body:
         self._size = size
         self._patience = patience
         self.error: BaseException | None = None  # of the source
-        self.begun = False
         self._taken = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -108,7 +107,6 @@ class Body:
         return self._pieces()
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        self.begun = True
         held, size = b"", 0
         try:
             self._patience.reschedule(None)

@@ -19,7 +19,7 @@ from ingest.object_place import Facts
 from ingest.objects.catalog_reader import Entry, Garbage
 from ingest.objects.collector import Collected, Refusal
 from ingest.objects.extent import Extent
-from ingest.objects.version import State, Transition, Version, check_name, check_namespace
+from ingest.objects.version import State, Transition, Version, check_name, check_namespace, check_text
 from ingest.status import Status
 
 T = TypeVar("T")
@@ -226,6 +226,7 @@ class GatewayPlace:
             return GatewayDownload(version, content, self._client, stack.pop_all())
 
     async def page(self, namespace: str, prefix: str, after: str) -> list[Entry]:
+        check_text(prefix, "prefix")
         query = {"namespace": check_namespace(namespace), "prefix": prefix, "after": after}
         found = await self._client.ask(_Page, "/catalog/objects", query)
         if found.objects and found.objects[-1].name.encode() <= after.encode():

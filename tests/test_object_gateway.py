@@ -406,6 +406,9 @@ def test_what_is_not_there(here, file, tmp_path):
     here("put", tmp_path / "nowhere", code=2)
     here("put", file, "--name", "n" * 1025, code=2)
     assert "1 to 1024" in here.complaint
+    for command in (["ls"], ["stat"], ["rm"], ["put", file, "--name"]):
+        here(*command, "half\udc80", code=2)
+        assert "is not UTF-8" in here.complaint
     assert os.listdir(tmp_path) == ["file"]
 
 
