@@ -217,7 +217,8 @@ class AsyncClient:
             part = view[at : at + limits.SEAL_FRAMES * limits.DATA_SIZE]
             frames = seal(self._keys.signing.put, index + at // limits.DATA_SIZE, part)
             await self._put_channel.add(index + at // limits.DATA_SIZE, frames, batch)
-            await asyncio.sleep(0)  # also within a wide window others have their turn, and these are sent
+            if batch.left >= limits.SEAL_FRAMES:
+                await asyncio.sleep(0)  # also within a wide window others have their turn, and these are sent
 
     async def finish(self, batch: Batch) -> dict[str, Status]:
         """Waits for all that was added. Returns what ``put_many`` returns."""

@@ -7,6 +7,7 @@ A ticket has three forms: text (`str`, 1 to 8 of `0-9A-Z`), index (`int`, its pl
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ingest.limits import PACK_SLOTS, TICKET_LENGTH_MAX, TICKET_SIZE
 
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 BASE = 36
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]  # two digits are one step
 
 _TEXT = re.compile(r"[0-9A-Z]{1,8}")
 _WIRE = re.compile(rb"([0-9A-Z]{1,8})\0*")
@@ -37,15 +39,13 @@ def parse(text: str) -> int:
 def format(index: int) -> str:
     """The ticket at ``index``, 0 to ``LAST``. TicketError outside of that."""
     check_index(index)
-    length = 1
-    while index >= _SHORTER[length + 1]:
-        length += 1
+    length = bisect_right(_SHORTER, index) - 1
     rest = index - _SHORTER[length]
-    digits = []
-    for _ in range(length):
-        rest, digit = divmod(rest, BASE)
-        digits.append(ALPHABET[digit])
-    return "".join(reversed(digits))
+    text = ""
+    for _ in range(length // 2):
+        rest, pair = divmod(rest, len(_PAIRS))
+        text = _PAIRS[pair] + text
+    return ALPHABET[rest] + text if length % 2 else text
 
 
 def check_index(index: int) -> None:
@@ -57,7 +57,7 @@ def check_index(index: int) -> None:
 def to_wire(text: str) -> bytes:
     """The 8 bytes of a ticket as it travels. TicketError when ``text`` is not a ticket."""
     parse(text)
-    return text.encode("ascii").ljust(TICKET_SIZE, b"\0")
+    return _padded(text)
 
 
 def from_wire(raw: bytes | bytearray | memoryview) -> str:
@@ -70,7 +70,11 @@ def from_wire(raw: bytes | bytearray | memoryview) -> str:
 
 
 def index_to_wire(index: int) -> bytes:
-    return to_wire(format(index))
+    return _padded(format(index))
+
+
+def _padded(text: str) -> bytes:
+    return text.encode("ascii").ljust(TICKET_SIZE, b"\0")
 
 
 def index_from_wire(raw: bytes | bytearray | memoryview) -> int:

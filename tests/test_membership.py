@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingest.errors import UploadLostError
+from ingest.limits import VERSIONS_RESERVED
 from ingest.objects.catalog import Catalog
 from ingest.objects.extent import FIRST, Extent
 from ingest.objects.local_catalog import LocalCatalog
@@ -47,6 +48,19 @@ def test_a_lease_that_could_not_be_replaced_is_not_taken_from(tmp_path):
         assert await take(membership, 1) == Extent(FIRST + 5, 1)  # its last ticket was forgone
 
     run(path, work)
+
+
+def test_uploads_at_the_same_time_have_tickets_and_numbers_of_their_own(tmp_path):
+    uploads = 2 * VERSIONS_RESERVED + 1
+
+    async def work(membership: Membership) -> None:
+        places = await asyncio.gather(*(take(membership, 2) for _ in range(uploads)))
+        tickets = {index for place in places for index in range(place.first, place.stop)}
+        assert len(tickets) == 2 * uploads
+        numbers = await asyncio.gather(*(membership.number() for _ in range(uploads)))
+        assert len(set(numbers)) == uploads
+
+    run(tmp_path / "catalog.db", work)
 
 
 def test_what_was_never_given_out_is_no_garbage(tmp_path):

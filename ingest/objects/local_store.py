@@ -75,7 +75,10 @@ class LocalStore:
         )
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
-        condition.check(name, self._reader.lookup(check_namespace(namespace), check_name(name)))
+        check_namespace(namespace)
+        check_name(name)
+        if condition != ANY:
+            condition.check(name, self._reader.lookup(namespace, name))
 
     async def open(self, namespace: str, name: str) -> SmallDownload | PinnedDownload:
         return await open_version(

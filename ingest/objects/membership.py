@@ -93,14 +93,11 @@ class Membership:
     @contextlib.asynccontextmanager
     async def tickets(self, count: int) -> AsyncIterator[tuple[int, Extent]]:
         """The owner, and ``count`` tickets of its lease, for an upload that is decided when the context ends."""
-        async with self._lock:
-            lease = self._lease
-            if lease is None or lease.left.count < count:
-                await self._close_lease()
-                wanted = max(count, self._lease_tickets)
-                extent = await self._catalog.lease(self.owner, wanted, self._what)
-                lease = self._lease = _Lease(self.owner, extent)
+        lease = self._lease
+        if lease is not None and lease.left.count >= count:
             place = lease.take(count)
+        else:
+            lease, place = await self._take_of_next(count)
         try:
             yield lease.owner, place
         finally:
@@ -108,6 +105,17 @@ class Membership:
             if lease.closed and not lease.unsettled:
                 with contextlib.suppress(IngestError):  # the upload is decided: the rest goes with the owner
                     await self._catalog.give_back(lease.owner, lease.extent)
+
+    async def _take_of_next(self, count: int) -> tuple[_Lease, Extent]:
+        """Of a new lease, which one of those who wait for it has got when it is their turn."""
+        async with self._lock:
+            lease = self._lease
+            if lease is None or lease.left.count < count:
+                await self._close_lease()
+                wanted = max(count, self._lease_tickets)
+                extent = await self._catalog.lease(self.owner, wanted, self._what)
+                lease = self._lease = _Lease(self.owner, extent)
+            return lease, lease.take(count)
 
     async def _close_lease(self) -> None:
         """Nothing more is taken from the lease. Its tickets that were never given out stay unused: they are no garbage."""
@@ -122,8 +130,9 @@ class Membership:
 
     async def number(self) -> int:
         """The number of a version that is stored in one call."""
-        async with self._lock:
-            if not self._numbers:
-                self._numbers = await self._catalog.reserve(VERSIONS_RESERVED)
-            number, self._numbers = self._numbers[0], self._numbers[1:]
-            return number
+        while not self._numbers:
+            async with self._lock:
+                if not self._numbers:
+                    self._numbers = await self._catalog.reserve(VERSIONS_RESERVED)
+        number, self._numbers = self._numbers[0], self._numbers[1:]
+        return number
