@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from ingest.listeners import unpace
+
 HEAD_SIZE_MAX = 4096  # bytes of the head of an answer
 SILENCE_MAX_S = 30.0  # without any answer: it hangs
 OK = b"HTTP/1.1 200 "
@@ -67,6 +69,7 @@ class Connection:
     def __init__(self, address: tuple[str, int], ask: Ask) -> None:
         self.sock = socket.create_connection(address, SILENCE_MAX_S)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        unpace(self.sock, address[0])  # as the load generator of chunks does
         self._ask = ask
         self._buffer = bytearray(HEAD_SIZE_MAX + ask.body_max)
         self._view = memoryview(self._buffer)
