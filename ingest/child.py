@@ -1,4 +1,4 @@
-"""What every process of ours does when it is forked, and how its end is told."""
+"""What every process of ours does when it is started or forked, and how its end is told."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def die_with(parent: int, name: str) -> None:
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
     libc.prctl(_PR_SET_NAME, f"ingest-{name}".encode()[:15], 0, 0, 0)
+
+
+def hold_reloads() -> None:
+    """SIGHUP waits until `take_reloads`: what comes before there is a handler would end the process, or be lost although
+    files were read before. A process that is forked meanwhile inherits that. Linux keeps a blocked signal also where it is
+    ignored (`kernel/signal.c`, sig_ignored)."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+
+
+def take_reloads() -> None:
+    """There is a handler: it is called now for the SIGHUP that has been waiting, and for the next ones."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def describe_exit(code: int) -> str:

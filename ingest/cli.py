@@ -14,6 +14,7 @@ import click
 import ingest
 from ingest import config as configuration
 from ingest.catalog_commands import COMMANDS as CATALOG_COMMANDS
+from ingest.child import hold_reloads
 from ingest.config_commands import check_config
 from ingest.errors import IngestError
 from ingest.gateway_commands import gateway, serve
@@ -48,6 +49,7 @@ def server(file: Path | None, **flags: str | None) -> None:
     def read_config() -> configuration.ServerConfig:
         return configuration.load_config(flags, os.environ, file)
 
+    hold_reloads()
     settings = read_config()
     # Not before it is needed: the other commands start without it.
     from ingest import admin, pool, workers, write_behind

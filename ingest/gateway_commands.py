@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest import config as server_configuration
+from ingest.child import hold_reloads
 from ingest.options import COMMON, CONNECT, GATEWAY, SERVER, add_options, file_option, open_option
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def gateway(file: Path | None, **flags: Any) -> None:
     def read_config() -> GatewayConfig:
         return _gateway_config(flags, file)
 
+    hold_reloads()
     sys.exit(run_gateway(read_config(), read_config))
 
 
@@ -54,6 +56,7 @@ def serve(file: Path | None, **flags: Any) -> None:
     """
     from ingest.gateway.together import run_both
 
+    hold_reloads()
     server_flags = {name: flags[name] for name in server_configuration.PARSERS}
     sys.exit(
         run_both(

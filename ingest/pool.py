@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from ingest import _queue, limits, listeners, logs, metrics
-from ingest.child import EX_CONFIG, EX_CORRUPT, EX_SOFTWARE, describe_exit, die_with
+from ingest.child import EX_CONFIG, EX_CORRUPT, EX_SOFTWARE, describe_exit, die_with, take_reloads
 from ingest.errors import ConfigError, CorruptionError, IngestError
 from ingest.reload import Reload
 
@@ -438,7 +438,9 @@ class Pool:
         self._signals_read, self._signals_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # The C handler writes the number into the pipe; nothing is left to do in Python.
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
-        return [signal.signal(number, lambda *_: None) for number in _SIGNALS]
+        handlers: list[object] = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
+        take_reloads()
+        return handlers
 
     def _release_signals(self, handlers: Iterable[object]) -> None:
         for number, handler in zip(_SIGNALS, handlers, strict=True):

@@ -193,7 +193,7 @@ class NodeGateway:
         self.process: subprocess.Popen[bytes] | None = None
         self.gateway = Gateway(("", 0), {})
 
-    def start(self) -> None:
+    def start(self, wait: bool = True) -> None:
         self.announcement.unlink(missing_ok=True)  # so that what is read there is this one's
         ports = ["--http-listen=127.0.0.1:0"]
         if self.command == "serve":
@@ -205,7 +205,8 @@ class NodeGateway:
             self.process = subprocess.Popen(
                 [*command, *ports, *self.flags], stdout=log, stderr=log, env=clean
             )
-        self.wait_until_ready()
+        if wait:
+            self.wait_until_ready()
 
     def wait_until_ready(self) -> None:
         """Until every port is known and takes connections."""

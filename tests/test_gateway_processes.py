@@ -217,6 +217,60 @@ def test_hup_shows_a_new_certificate(tmp_path: Path) -> None:
         until(lambda: trusted(authorities[1]), "the new certificate is shown")
 
 
+def test_hup_comes_while_processes_start(tmp_path: Path) -> None:
+    """They wait for their engine, and have read what is changed meanwhile: nobody would tell them once more."""
+    import ssl
+
+    import trustme
+
+    data_dir = tmp_path / "data"
+    authorities = [trustme.CA(), trustme.CA()]
+    pem = tmp_path / "pem"
+    tokens = [tmp_path / "tokens", tmp_path / "other tokens"]
+    for path, token in zip(tokens, ("first-0123456789", "second-0123456789"), strict=True):
+        path.write_text(f"read-write {token}\n")
+        path.chmod(0o600)
+    config = tmp_path / "config"
+    authorities[0].issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+    config.write_text(f'token_file = "{tokens[0]}"\n')
+    with running_node(data_dir) as server:
+        put, get = server.put_address, server.get_address
+        assert server.stop() == 0
+        flags = [f"--connect={put[0]}:{put[1]}", f"--read-connect={get[0]}:{get[1]}", f"--config={config}"]
+        flags += [f"--tls-cert={pem}", f"--tls-key={pem}", "--http-workers=2"]
+        node = NodeGateway(data_dir, *flags, command="gateway")
+        try:
+            node.start(wait=False)
+            until(lambda: node.log().count("waiting for the engine") == 3, "all of them have begun")
+            assert node.process is not None
+            authorities[1].issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+            config.write_text(f'token_file = "{tokens[1]}"\n')
+            node.process.send_signal(signal.SIGHUP)
+            until(lambda: "are read again" in node.log(), "the parent has read it")
+            server.flags = (f"--listen={put[0]}:{put[1]}", f"--read-listen={get[0]}:{get[1]}")
+            server.start()
+            node.wait_until_ready()
+            context = ssl.create_default_context()
+            authorities[1].configure_trust(context)
+
+            def status(token: str) -> int:
+                with Connection(node.gateway.address, context) as connection:
+                    headers = {"Authorization": f"Bearer {token}"}
+                    return connection.request("GET", "/blob", headers=headers).status
+
+            for _ in range(20):  # both processes answer
+                assert (status("first-0123456789"), status("second-0123456789")) == (401, 200)
+            # One that takes the place of another starts with what was read last.
+            for number in range(2):
+                child(node, f"ingest-http-{number}").kill()
+            until(lambda: node.log().count("has pid") == 6, "they are replaced")
+            for _ in range(20):
+                assert (status("first-0123456789"), status("second-0123456789")) == (401, 200)
+            assert node.stop() == 0, node.log()
+        finally:
+            node.close()
+
+
 # --- starts that fail
 
 

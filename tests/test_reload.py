@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -501,3 +504,43 @@ def tls_connection(rig: NodeRig, ca: trustme.CA) -> Connection:
     connection = Connection(rig.put_address, rig.keys)
     connection.sock = client_context(ca).wrap_socket(connection.sock, server_hostname="127.0.0.1")
     return connection
+
+
+def test_hup_at_the_start_ends_nobody(tmp_path: Path) -> None:
+    """It comes while the configuration is read for the first time: then that is done once more."""
+    config = tmp_path / "config"
+    os.mkfifo(config)
+    ports = [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen")]
+    command = [
+        sys.executable,
+        "-m",
+        "ingest",
+        "server",
+        f"--data-dir={tmp_path / 'data'}",
+        f"--config={config}",
+    ]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen([*command, *ports], stderr=file)
+
+    def read_again() -> bool:
+        assert process.poll() is None, f"it ended with {process.returncode}: {log.read_text()}"
+        try:
+            fd = os.open(config, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # nobody reads
+            return False
+        os.write(fd, b'log_level = "info"\n')
+        os.close(fd)
+        return True
+
+    try:
+        fd = os.open(config, os.O_WRONLY)  # when it is opened to be read
+        process.send_signal(signal.SIGHUP)
+        os.write(fd, b'log_level = "info"\n')
+        os.close(fd)
+        until(read_again)
+        until(lambda: "SIGHUP: reloaded" in log.read_text(), log.read_text)
+    finally:
+        process.kill()
+        process.wait()

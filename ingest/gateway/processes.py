@@ -20,6 +20,7 @@ from ingest.gateway.supervisor import Child, Supervisor
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_service import serve as serve_catalog
 from ingest.objects.catalog_socket import catalog_path, service_lock
+from ingest.reload import use_log_level
 from ingest.server import raise_open_files_limit
 from ingest.store.store import META
 
@@ -41,21 +42,43 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
         pass  # another gateway that runs here is told of now, before anything of it is touched
     shares = bind(config)
     announce(config, shares[0])
+    latest = _Latest(config, read_config)
     children = [Child("catalog", partial(catalog_main, config, shares))]
     for number, sockets in enumerate(shares):
-        main = partial(_http_main, config, shares, sockets, read_config)
+        main = partial(_http_main, latest, shares, sockets)
         children.append(Child(f"http-{number}", main, reloads=True))
-    children.append(Child("collector", partial(_collector_main, config, shares, read_config), reloads=True))
+    children.append(Child("collector", partial(_collector_main, latest, shares), reloads=True))
     try:
         return Supervisor(
             [children[:1], children[1:]],
             config.drain_timeout,
             release=partial(_close, shares),
-            reload=partial(_reload, read_config),
+            reload=latest.reload,
         ).run()
     finally:
         with suppress(OSError):
             os.unlink(config.data_dir / META / ANNOUNCEMENT)
+
+
+class _Latest:
+    """The configuration that was good the last time: a process that takes another one's place starts with it."""
+
+    def __init__(self, config: GatewayConfig, read: ReadConfig) -> None:
+        self.config = config
+        self.read = read
+
+    def reload(self) -> bool:
+        """SIGHUP: whether the processes can use what they would read."""
+        try:
+            config = self.read()
+            check(config)
+        except IngestError as error:
+            log.error("SIGHUP: nothing is reloaded: %s", error)
+            return False
+        self.config = config
+        use_log_level(config.log_level)
+        log.info("SIGHUP: tokens, certificates, keys and the log level are read again")
+        return True
 
 
 def check(config: GatewayConfig) -> None:
@@ -125,27 +148,16 @@ def catalog_main(config: GatewayConfig, shares: list[Sockets]) -> int:
     return 0
 
 
-def _http_main(config: GatewayConfig, shares: list[Sockets], own: Sockets, read_config: ReadConfig) -> int:
+def _http_main(latest: _Latest, shares: list[Sockets], own: Sockets) -> int:
     _close([share for share in shares if share is not own])
-    return http_main(config, own, read_config)
+    return http_main(latest.config, own, latest.read)
 
 
-def _collector_main(config: GatewayConfig, shares: list[Sockets], read_config: ReadConfig) -> int:
+def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:
     _close(shares)
-    return collector_main(config, read_config)
+    return collector_main(latest.config, latest.read)
 
 
 def _close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:
     for share in shares:
         listeners.close_all(share.values())
-
-
-def _reload(read_config: ReadConfig) -> bool:
-    """Whether the processes can use what they would read."""
-    try:
-        check(read_config())
-    except IngestError as error:
-        log.error("SIGHUP: nothing is reloaded: %s", error)
-        return False
-    log.info("SIGHUP: tokens, certificates, keys and the log level are read again")
-    return True

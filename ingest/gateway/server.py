@@ -15,6 +15,7 @@ import uvloop
 from aiohttp import web
 
 from ingest import limits, listeners
+from ingest.child import take_reloads
 from ingest.client import AsyncClient
 from ingest.errors import BusyError, IngestError
 from ingest.gateway import settings
@@ -46,12 +47,13 @@ class GatewayServer:
         self._config = config
         self._sockets = sockets
         self._read_config = read_config
+        self._access = settings.read_access(config)
         self._context: ssl.SSLContext | None = settings.http_context(config)
         self._apps: list[App] = []
         self.ended = asyncio.Event()
 
     async def serve(self, services: Services) -> None:
-        access, ids = settings.read_access(self._config), RequestIds()
+        ids = RequestIds()
         # Then requests are cut off, and their uploads have time to fail.
         patience = 0.8 * self._config.drain_timeout
         runners: list[web.ServerRunner] = []
@@ -67,14 +69,14 @@ class GatewayServer:
                     listening = await loop.create_server(stream.connect, sock=sock)
                     continue
                 routes = shared_routes() if name == SHARED else APIS[name]()
-                app = make_app(routes, services, access, ids, wires)
+                app = make_app(routes, services, self._access, ids, wires)
+                self._apps.append(app)  # before anything is waited for: a reload may come
                 runner = web.ServerRunner(app, shutdown_timeout=0.05 * self._config.drain_timeout)
                 await runner.setup()
                 runners.append(runner)
                 await web.SockSite(
                     runner, sock, ssl_context=self._context, backlog=limits.LISTEN_BACKLOG
                 ).start()
-                self._apps.append(app)
             await self.ended.wait()
         finally:
             if listening is not None:
@@ -97,6 +99,7 @@ class GatewayServer:
         except IngestError as error:
             log.error("nothing was reloaded: %s", error)
             return
+        self._access = access
         for app in self._apps:
             app.gate.access = access
         use_log_level(config.log_level)
@@ -120,6 +123,7 @@ async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfi
             )
             loop.add_signal_handler(signal.SIGTERM, server.ended.set)
             loop.add_signal_handler(signal.SIGHUP, server.reload, client)
+            take_reloads()
             try:
                 await server.serve(
                     Services(store, client.get, collect=_collect_once(client, catalog, reader))
@@ -162,6 +166,7 @@ async def _collect(config: GatewayConfig, read_config: ReadConfig) -> None:
                     log.error("nothing was reloaded: %s", error)
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+            take_reloads()
             await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
 
 

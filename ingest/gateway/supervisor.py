@@ -24,7 +24,15 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ingest import limits, logs
-from ingest.child import EX_BUSY, EX_CONFIG, EX_CORRUPT, EX_SOFTWARE, describe_exit, die_with
+from ingest.child import (
+    EX_BUSY,
+    EX_CONFIG,
+    EX_CORRUPT,
+    EX_SOFTWARE,
+    describe_exit,
+    die_with,
+    take_reloads,
+)
 from ingest.errors import BusyError, CatalogError, ConfigError, CorruptionError, IngestError
 
 log = logging.getLogger(__name__)
@@ -47,7 +55,8 @@ class State(enum.Enum):
 @dataclass(eq=False)
 class Child:
     """``main`` runs in the process and returns its exit code. ``stays``: its end is the end of all, it is not started again.
-    ``reloads``: it gets SIGHUP when the parent does."""
+    ``reloads``: it gets SIGHUP when the parent does; one waits until it has a handler and calls `child.take_reloads`.
+    """
 
     name: str
     main: Callable[[], int]
@@ -262,7 +271,8 @@ class Supervisor:
             # A Ctrl-C goes to the whole group: it is the parent who decides what it means.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            held = {signal.SIGHUP} if child.reloads else set()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_SIGNALS} - held)
             os.close(self._signals_read)
             os.close(self._signals_write)
             for other in self._children:
@@ -286,4 +296,6 @@ class Supervisor:
         self._signals_read, self._signals_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # The C handler writes the number into the pipe; nothing is left to do in Python.
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
-        return [signal.signal(number, lambda *_: None) for number in _SIGNALS]
+        handlers: list[object] = [signal.signal(number, lambda *_: None) for number in _SIGNALS]
+        take_reloads()
+        return handlers
