@@ -236,5 +236,6 @@ SERVE_MARGIN_S = (
     2.0  # beyond both drain time-outs, before the parent of server and gateway kills what is left
 )
 KEY_SWITCH_DELAY_S = (
-    2.0  # after SIGHUP, before a gateway signs with a new key: its server reads the file in this time
+    10.0  # before a gateway signs with a new key whose server can't be asked whether it accepts it
 )
+KEY_LOOK_INTERVAL_S = 0.2  # between looks whether the server accepts a new key

@@ -29,7 +29,7 @@ class Node:
     ``put_sockets[i]`` and ``get_sockets[i]`` are worker i's (SO_REUSEPORT, non-blocking); the parent keeps them open,
     so that connections that wait in the backlog of a worker that died are accepted by its replacement.
     ``passing[i]`` is a pair of SOCK_SEQPACKET ends: any worker sends an accepted connection to worker i
-    through [1], worker i receives it from [0].
+    through [1], worker i receives it from [0]. ``addresses``: put, get and admin, as they are bound.
 
     What a reload changes (`reload`) is here as a process that starts now has to see it: ``keys`` are the workers',
     ``known_keys`` those with which committer and admin port verify what is stored, None when they are the same.
@@ -45,6 +45,7 @@ class Node:
     put_sockets: list[socket.socket] = field(default_factory=list)
     get_sockets: list[socket.socket] = field(default_factory=list)
     passing: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
+    addresses: dict[str, str] = field(default_factory=dict)
     certificates: Certificates | None = None
     known_keys: KeyRing | None = None
     key_names: tuple[str, ...] = ()  # identifiers of the keys that are counted, by their counters' numbers

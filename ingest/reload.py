@@ -8,6 +8,8 @@ The parent reads and checks everything first; when anything is wrong, nothing ch
     KNOWN     committer, admin port  they verify what is stored: they must know a key before a worker accepts it
     USED      workers                they accept frames and requests with the new keys, and new connections get the new
                                      certificates; frames that were verified before are known to the committer as well
+    said      parent                 DATA/.ingest/lock names the keys that all workers accept, for who is to sign with them;
+                                     while USED is under way only those that were accepted before as well
 
 A step is over when every process that runs has answered; one that dies meanwhile is replaced by one that starts with
 what its step says (`node.Node`). Settings travel in memory that all processes share, and a message says how long they
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ingest import limits, tls
+from ingest.announcement import announce
 from ingest.config import ServerConfig
 from ingest.errors import ConfigError, IngestError
 from ingest.mac import KeyRing
@@ -198,6 +201,8 @@ class Reload:
         settings, config, node = self._settings, self._config, self._node
         assert settings is not None and config is not None and node.known_keys is not None
         if self._step is Step.KNOWN:
+            stays = {keys.id for keys in node.keys.accepted}
+            announce(node, [keys for keys in node.known_keys.accepted if keys.id in stays])
             node.keys, node.certificates = node.known_keys, settings.certificates
             self._say_what_changed(config)
             node.config = config
@@ -205,6 +210,7 @@ class Reload:
             self._tell(Step.USED, self._lines(True), self._message)
             return
         self._step = Step.NONE
+        announce(node, node.keys.accepted)
         log.info(
             "SIGHUP: reloaded: keys %s are accepted, %d others known",
             " and ".join(keys.id for keys in node.keys.accepted),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import resource
@@ -11,6 +10,7 @@ from collections.abc import Callable
 
 from ingest import failpoints, limits, listeners, logs, reload
 from ingest._queue import Queue
+from ingest.announcement import addresses, announce
 from ingest.config import ServerConfig
 from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
@@ -48,7 +48,14 @@ def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerCo
     )
     bind_frame_sockets(node)
     listeners.listen(node.admin_socket, limits.LISTEN_BACKLOG)
-    announce(node, store.lock_fd)
+    node.addresses = addresses(node)
+    log.info(
+        "put %s, get %s, admin %s, data %s, pid %d",
+        *node.addresses.values(),
+        os.path.abspath(config.data_dir),
+        os.getpid(),
+    )
+    announce(node, keys.accepted)
     return Pool(node, roles).run()
 
 
@@ -82,37 +89,6 @@ def bind_frame_sockets(node: Node) -> None:
         for end in pair:
             end.setblocking(False)
         node.passing.append(pair)
-
-
-def addresses(node: Node) -> dict[str, str]:
-    """Where the node really listens: also where its configuration says port 0."""
-    return {
-        name: listeners.format_address(listeners.bound_address(sock))
-        for name, sock in (
-            ("put", node.put_sockets[0]),
-            ("get", node.get_sockets[0]),
-            ("admin", node.admin_socket),
-        )
-    }
-
-
-def announce(node: Node, lock_fd: int) -> None:
-    """Says where the node listens, in the log and as JSON in DATA/.ingest/lock, for scripts and for the next server."""
-    found = addresses(node)
-    log.info(
-        "put %s, get %s, admin %s, data %s, pid %d",
-        *found.values(),
-        os.path.abspath(node.config.data_dir),
-        os.getpid(),
-    )
-    content = json.dumps({"pid": os.getpid(), **found}).encode() + b"\n"
-    # Over the last one, filled up with blanks, as JSON allows: a full disk still takes what needs no new block.
-    content = content.ljust(os.fstat(lock_fd).st_size)
-    try:
-        os.pwrite(lock_fd, content, 0)
-        os.ftruncate(lock_fd, len(content.rstrip()) + 1)
-    except OSError as error:
-        log.error("DATA/%s/lock does not say where this server listens: %s", META, error.strerror)
 
 
 def check_file_size_limit() -> None:

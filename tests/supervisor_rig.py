@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from ingest.child import hold_reloads, take_reloads
@@ -45,9 +46,9 @@ class Family:
         return self.supervise("branch", [Child("twig", lambda: self.leaf("twig"), reloads=True)])
 
     def supervise(self, name: str, children: list[Child]) -> int:
-        def reload() -> bool:
+        def reload(tell: Callable[[], None]) -> None:
             say(f"{name} passes it on")
-            return True
+            tell()
 
         return Supervisor([children], 10.0, reload=reload).run()
 

@@ -146,11 +146,16 @@ def test_hup_reads_tokens_again(tmp_path: Path) -> None:
         assert gateway.is_running() and node.stop() == 0
 
 
-def test_keys_are_changed_under_load(node: NodeGateway) -> None:
-    """Two rotations of the key that server and gateway share: no upload and no download notices."""
+@pytest.mark.parametrize("stopped", [None, "ingest-server", "ingest-worker-0", "ingest-committer"])
+def test_keys_are_changed_under_load(node: NodeGateway, stopped: str | None) -> None:
+    """Rotations of the key that server and gateway share: no upload and no download notices, also when a process of the
+    server takes its time to read the file."""
     key_file = node.data_dir / ".ingest" / "key"
     admin = json.loads((node.data_dir / ".ingest" / "lock").read_text())["admin"]
     done = threading.Event()
+
+    def told(what: str) -> int:
+        return node.log_path.read_text().count(what)
 
     def work(name: str) -> int:
         count = 0
@@ -169,17 +174,30 @@ def test_keys_are_changed_under_load(node: NodeGateway) -> None:
         found = re.search(rf'ingest_frames_by_key_total{{.*key="{key}".*}} ([0-9.e+]+)', text)
         return found is not None and float(found[1]) > 0
 
-    assert node.process is not None
+    def change() -> None:
+        assert node.process is not None
+        key = KeyRing(rotate_key_file(key_file)).accepted[1].id
+        if stopped is not None:
+            child(node, stopped).suspend()
+        try:
+            node.process.send_signal(signal.SIGHUP)
+            waits = f"key {key} is in the file, and the server does not accept it yet"
+            until(lambda: stopped is None or told(waits) == 3, "all wait for the server")
+        finally:
+            if stopped is not None:
+                child(node, stopped).resume()
+        # As an operator does who waits until nobody signs with the old key any more.
+        until(lambda: told(f"key {key} signs") == 3, "all sign with the new key")
+        until(
+            lambda: signed_with(key) or any(worker.done() for worker in workers),
+            "frames are signed with the new key",
+        )
+
     with ThreadPoolExecutor(2) as pool:
         workers = [pool.submit(work, name) for name in ("a", "b")]
         try:
             for _ in range(3):  # the first one puts a second key into the file
-                following = KeyRing(rotate_key_file(key_file)).accepted[1].id
-                node.process.send_signal(signal.SIGHUP)
-                until(
-                    lambda key=following: signed_with(key) or any(worker.done() for worker in workers),
-                    "frames are signed with the new key",
-                )
+                change()
                 assert not any(worker.done() for worker in workers), (node.log(), workers)
         finally:
             done.set()

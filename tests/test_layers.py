@@ -23,7 +23,7 @@ LAYERS = {
     3: ["failpoints", "_queue", "node", "config", "check_config", "listeners", "logs", "bad_peers", "child", "write_behind",
         "_committer", "_bulk", "_pending", "_stored", "workers", "pool", "metrics", "machine", "admin", "server",
         "_connections", "_port_keys", "_replies", "_submitted", "_put_server", "_get_server", "_deletes", "_outcomes",
-        "reload", "tls"],
+        "reload", "tls", "announcement"],
     4: ["client", "loop_thread", "channel", "put_channel", "get_channel", "range_reader", "key", "loopback", "load_share",
         "_load", "_sink", "_bare_tree"],
     5: ["objects", "objects.*"],

@@ -506,6 +506,31 @@ def tls_connection(rig: NodeRig, ca: trustme.CA) -> Connection:
     return connection
 
 
+def test_the_lock_says_which_keys_are_accepted(tmp_path: Path) -> None:
+    """By all workers: while one of them does not know it yet, only those that are accepted before and after."""
+    with running_node(tmp_path / "data", "--workers=2") as rig:
+        key_file = rig.data_dir / ".ingest" / "key"
+
+        def said() -> list[str]:
+            return json.loads((rig.data_dir / ".ingest" / "lock").read_text())["keys"]
+
+        def accepted() -> list[str]:
+            return [keys.id for keys in mac.KeyRing(read_keys(key_file)).accepted]
+
+        assert said() == accepted()
+        until(lambda: len(rig.children("ingest-worker")) == 2)
+        for _ in range(3):
+            before = accepted()
+            rotate_key_file(key_file)
+            worker = rig.children("ingest-worker")[1]
+            os.kill(worker, signal.SIGSTOP)
+            os.kill(rig.pid, signal.SIGHUP)
+            stays = [key for key in accepted() if key in before]
+            until(lambda wanted=stays: said() == wanted)
+            os.kill(worker, signal.SIGCONT)
+            until(lambda: said() == accepted())
+
+
 def test_hup_at_the_start_ends_nobody(tmp_path: Path) -> None:
     """It comes while the configuration is read for the first time: then that is done once more."""
     config = tmp_path / "config"

@@ -15,8 +15,8 @@ from ingest import config as server_config
 from ingest.check_config import CheckedConfig, Problem, check_address
 from ingest.errors import BusyError, ConfigError
 from ingest.gateway.config import SCHEMA, GatewayConfig
-from ingest.gateway.engine import read_keys
 from ingest.gateway.processes import ANNOUNCEMENT, check_before
+from ingest.gateway.signing_keys import read_keys
 from ingest.gateway.together import beside
 from ingest.listeners import format_address
 from ingest.objects.catalog_socket import LOCK, catalog_path

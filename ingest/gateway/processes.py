@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,8 @@ from ingest import limits, listeners, logs
 from ingest.errors import ConfigError, IngestError
 from ingest.gateway import settings
 from ingest.gateway.config import GatewayConfig
-from ingest.gateway.engine import read_keys
 from ingest.gateway.server import SHARED, ReadConfig, Sockets, collector_main, http_main
+from ingest.gateway.signing_keys import Telling, read_keys
 from ingest.gateway.supervisor import Child, Supervisor
 from ingest.objects.catalog import Catalog
 from ingest.objects.catalog_service import serve as serve_catalog
@@ -66,19 +67,22 @@ class _Latest:
     def __init__(self, config: GatewayConfig, read: ReadConfig) -> None:
         self.config = config
         self.read = read
+        self.telling = Telling()
 
-    def reload(self) -> bool:
-        """SIGHUP: whether the processes can use what they would read."""
+    def reload(self, tell: Callable[[], None]) -> None:
+        """SIGHUP: the processes are told to read files again when they can use what is in them."""
         try:
             config = self.read()
             check(config)
         except IngestError as error:
             log.error("SIGHUP: nothing is reloaded: %s", error)
-            return False
+            return
         self.config = config
         use_log_level(config.log_level)
         log.info("SIGHUP: tokens, certificates, keys and the log level are read again")
-        return True
+        self.telling.begin()
+        tell()
+        self.telling.end()
 
 
 def check(config: GatewayConfig) -> None:
@@ -150,12 +154,12 @@ def catalog_main(config: GatewayConfig, shares: list[Sockets]) -> int:
 
 def _http_main(latest: _Latest, shares: list[Sockets], own: Sockets) -> int:
     _close([share for share in shares if share is not own])
-    return http_main(latest.config, own, latest.read)
+    return http_main(latest.config, own, latest.read, latest.telling)
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:
     _close(shares)
-    return collector_main(latest.config, latest.read)
+    return collector_main(latest.config, latest.read, latest.telling)
 
 
 def _close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:

@@ -21,9 +21,10 @@ from ingest.errors import BusyError, IngestError
 from ingest.gateway import settings
 from ingest.gateway.app import APIS, App, make_app, shared_routes
 from ingest.gateway.config import GatewayConfig
-from ingest.gateway.engine import connected, read_keys, use_keys_later
+from ingest.gateway.engine import connected
 from ingest.gateway.exchange import Collect, Services
 from ingest.gateway.request_id import RequestIds
+from ingest.gateway.signing_keys import SigningKeys, Telling, read_keys
 from ingest.gateway.stream import StreamServer
 from ingest.gateway.wire import Wires
 from ingest.objects.catalog_access import CatalogAccess
@@ -88,12 +89,12 @@ class GatewayServer:
             await asyncio.gather(*(runner.cleanup() for runner in runners))
             watching.cancel()
 
-    def reload(self, client: AsyncClient) -> None:
+    def reload(self, keys: SigningKeys) -> None:
         """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
         try:
             config = self._read_config()
             access = settings.read_access(config)
-            use_keys_later(client, config)
+            keys.load(config)
             if self._context is not None and config.tls_cert is not None:
                 settings.load_chain(self._context, config)
         except IngestError as error:
@@ -105,24 +106,24 @@ class GatewayServer:
         use_log_level(config.log_level)
 
 
-def http_main(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> int:
+def http_main(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling) -> int:
     """An HTTP process, until TERM. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
-        uvloop.run(_serve(config, sockets, read_config))
+        uvloop.run(_serve(config, sockets, read_config, telling))
     return 0
 
 
-async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
+async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
     _cancel_at_term()
-    async with connected(config) as (client, catalog):
+    async with connected(config, telling) as (client, catalog, keys):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
             store = await LocalStore.enter(
                 client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
             )
             loop.add_signal_handler(signal.SIGTERM, server.ended.set)
-            loop.add_signal_handler(signal.SIGHUP, server.reload, client)
+            loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
             take_reloads()
             try:
                 await server.serve(
@@ -145,23 +146,23 @@ def _collect_once(client: AsyncClient, catalog: CatalogAccess, reader: CatalogRe
     return collect
 
 
-def collector_main(config: GatewayConfig, read_config: ReadConfig) -> int:
+def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> int:
     """The collector, until TERM. Returns its exit code."""
     with contextlib.suppress(
         asyncio.CancelledError
     ):  # whatever it was at: what is left is collected the next time
-        uvloop.run(_collect(config, read_config))
+        uvloop.run(_collect(config, read_config, telling))
     return 0
 
 
-async def _collect(config: GatewayConfig, read_config: ReadConfig) -> None:
+async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
     _cancel_at_term()
-    async with connected(config) as (client, catalog):
+    async with connected(config, telling) as (client, catalog, keys):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
 
             def reload() -> None:
                 try:
-                    use_keys_later(client, read_config())
+                    keys.load(read_config())
                 except IngestError as error:
                     log.error("nothing was reloaded: %s", error)
 

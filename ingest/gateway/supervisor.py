@@ -82,8 +82,8 @@ class Child:
 class Supervisor:
     """``run`` is called once, in the main thread of a process that has no other.
 
-    ``release``: lets go of what the children have by now (sockets), when they are to end. ``reload``: looks at the
-    configuration before the children do, and says whether they shall (SIGHUP).
+    ``release``: lets go of what the children have by now (sockets), when they are to end. ``reload``: at SIGHUP,
+    with what passes it on to the children: looks at the configuration before they do, and whether they shall.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Supervisor:
         ranks: Sequence[Sequence[Child]],
         drain_timeout: float,
         release: Callable[[], None] = lambda: None,
-        reload: Callable[[], bool] = lambda: True,
+        reload: Callable[[Callable[[], None]], None] = lambda tell: tell(),
     ) -> None:
         self._ranks = ranks
         self._children = [child for rank in ranks for child in rank]
@@ -154,8 +154,8 @@ class Supervisor:
         for number in os.read(self._signals_read, 512):
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
-                if not self._draining and self._reload():
-                    self._signal_reload()
+                if not self._draining:
+                    self._reload(self._signal_reload)
             elif self._draining:
                 log.warning("%s again: ending at once", name)
                 return False

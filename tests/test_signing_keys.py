@@ -1,0 +1,156 @@
+"""Which key a gateway signs with, while the file changes and the server says, or does not say, what it accepts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest import limits
+from ingest.client import AsyncClient
+from ingest.gateway.config import load_config
+from ingest.gateway.signing_keys import SigningKeys, Telling
+from ingest.mac import KeyRing
+
+ONE, TWO, THREE, FOUR = (bytes([number]) * 32 for number in range(1, 5))
+
+
+def id_of(key: bytes) -> str:
+    return KeyRing([key]).signing.id
+
+
+class Rig:
+    """A data directory with a key file, and a lock in which a server says what it accepts."""
+
+    def __init__(self, directory: Path) -> None:
+        (directory / ".ingest").mkdir()
+        self.lock = directory / ".ingest" / "lock"
+        self.key_file = directory / ".ingest" / "key"
+        self.config = load_config({"data_dir": str(directory)}, {})
+        self.telling = Telling()
+        self.client = AsyncClient(("127.0.0.1", 1), ("127.0.0.1", 1), ONE)
+        self.keys = SigningKeys(self.client, self.telling)
+
+    def file(self, *keys: bytes) -> None:
+        self.key_file.write_text("".join(f"{key.hex()}\n" for key in keys))
+        self.key_file.chmod(0o600)
+        self.keys.load(self.config)
+
+    def accepts(self, *keys: bytes) -> None:
+        self.lock.write_text(json.dumps({"pid": 1, "keys": [id_of(key) for key in keys]}))
+
+    def signs(self) -> str:
+        return self.client._keys.signing.id
+
+    async def until_signed_with(self, key: bytes) -> None:
+        while self.signs() != id_of(key):
+            await asyncio.sleep(0.005)
+
+    async def stays_with(self, key: bytes) -> None:
+        """Also after it looked a few times more."""
+        for _ in range(20):
+            await asyncio.sleep(0.005)
+            assert self.signs() == id_of(key)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    monkeypatch.setattr(limits, "RETRY_DELAY_MIN_S", 0.001)
+    monkeypatch.setattr(limits, "KEY_LOOK_INTERVAL_S", 0.001)
+
+    def within(work: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:
+        async def main() -> None:
+            rig = Rig(tmp_path)
+            await work(rig)
+            rig.keys.close()
+
+        asyncio.run(main())
+
+    return within
+
+
+def test_a_new_key_signs_when_the_server_accepts_it(run: Callable[..., None]) -> None:
+    async def work(rig: Rig) -> None:
+        rig.accepts(ONE)
+        rig.file(ONE)
+        assert rig.signs() == id_of(ONE)
+        rig.file(ONE, TWO)
+        await rig.stays_with(ONE)
+        assert rig.client._keys.ids == (id_of(ONE), id_of(TWO))  # what it signed is read already
+        rig.accepts(ONE, TWO)
+        await rig.until_signed_with(TWO)
+        # A rotation: the server may read the file before and after the gateway does.
+        rig.file(TWO, THREE, ONE)
+        await rig.stays_with(TWO)
+        rig.accepts(TWO)
+        await rig.stays_with(TWO)
+        rig.accepts(TWO, THREE)
+        await rig.until_signed_with(THREE)
+        rig.accepts(THREE, FOUR)
+        rig.file(THREE, FOUR, TWO, ONE)
+        await rig.until_signed_with(FOUR)
+
+    run(work)
+
+
+def test_not_before_all_have_been_told(run: Callable[..., None]) -> None:
+    async def work(rig: Rig) -> None:
+        rig.accepts(ONE, TWO)
+        rig.telling.begin()
+        rig.file(ONE, TWO)
+        await rig.stays_with(ONE)
+        rig.telling.end()
+        await rig.until_signed_with(TWO)
+
+    run(work)
+
+
+def test_a_key_that_is_retired_does_not_sign(run: Callable[..., None]) -> None:
+    """Rotated twice before the first new key was accepted."""
+
+    async def work(rig: Rig) -> None:
+        rig.accepts(ONE)
+        rig.file(ONE, TWO)
+        rig.file(TWO, THREE, ONE)
+        assert rig.signs() == id_of(TWO)
+        await rig.stays_with(TWO)
+        rig.accepts(TWO, THREE)
+        await rig.until_signed_with(THREE)
+
+    run(work)
+
+
+@pytest.mark.parametrize("lock", [b"", b'{"pid": 1, "ke', b"[", b'{"keys": []}'])
+def test_a_lock_that_says_nothing_yet(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, lock: bytes
+) -> None:
+    monkeypatch.setattr(limits, "KEY_SWITCH_DELAY_S", 0.0)
+
+    async def work(rig: Rig) -> None:
+        rig.lock.write_bytes(lock)
+        rig.file(ONE, TWO)
+        await rig.stays_with(ONE)
+        rig.accepts(ONE, TWO)
+        await rig.until_signed_with(TWO)
+
+    run(work)
+
+
+@pytest.mark.parametrize("lock", [None, b'{"pid": 1}'])
+def test_a_server_elsewhere_can_t_be_asked(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, lock: bytes | None
+) -> None:
+    async def work(rig: Rig) -> None:
+        if lock is not None:
+            rig.lock.write_bytes(lock)
+        rig.file(ONE, TWO)
+        await rig.stays_with(ONE)
+        monkeypatch.setattr(limits, "KEY_SWITCH_DELAY_S", 0.0)
+        rig.file(ONE, TWO)
+        await rig.until_signed_with(TWO)
+
+    run(work)
