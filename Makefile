@@ -92,5 +92,5 @@ mutants: dev
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find ingest \( -name '*.so' -o -name '*.pyc' -o -name '*.html' \) -delete
-	rm -f ingest/*.c ingest/store/*.c
+	find ingest \( -name '*.so' -o -name '*.pyc' \) -delete
+	rm -f ingest/*.c ingest/*.html ingest/store/*.c ingest/store/*.html

@@ -235,6 +235,10 @@ HTTP_UNREAD_TIMEOUT_S = (
 SERVE_MARGIN_S = (
     2.0  # beyond both drain time-outs, before the parent of server and gateway kills what is left
 )
+LINK_LIFE_S = 300.0  # of a link to a download: it is followed at once; a browser that goes on with one later needs it again
+FIGURES_KEPT_S = 1.0  # figures of the node that are shown to all who look: pages ask every two seconds
+FIGURES_TIMEOUT_S = 3.0  # of a request for them to the admin port, which reads /proc and the file system
+FIGURES_SIZE_MAX = 4 << 20  # bytes of its answer: a node with 256 workers says a tenth of that
 KEY_SWITCH_DELAY_S = (
     10.0  # before a gateway signs with a new key whose server can't be asked whether it accepts it
 )

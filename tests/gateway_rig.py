@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import select
 import signal
 import socket
@@ -28,9 +29,12 @@ from ingest.gateway.access import Access, Hosts
 from ingest.gateway.app import APIS, make_app, shared_routes
 from ingest.gateway.config import API_NAMES
 from ingest.gateway.exchange import Services
+from ingest.gateway.figures import NodeFigures
+from ingest.gateway.links import DownloadLinks
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
 from ingest.gateway.wire import Wires
+from ingest.listeners import Address
 
 TIMEOUT_S = 60.0
 
@@ -288,16 +292,24 @@ def running_gateway(kind: str, tmp_path_factory: Any) -> Iterator[Gateway]:
 
 @contextmanager
 def memory_gateway(
-    access: Access | None = None, page: Any = None, tls: ssl.SSLContext | None = None
+    access: Access | None = None,
+    tls: ssl.SSLContext | None = None,
+    admin: Address = ("127.0.0.1", 1),
+    clock: Callable[[], float] = time.time,
 ) -> Iterator[Gateway]:
-    """The whole HTTP of a gateway over a store in memory, in a thread of this process."""
+    """The whole HTTP of a gateway over a store in memory, in a thread of this process. ``admin``: where the figures of a
+    node are asked for; nobody answers there unless the test says who. ``clock``: of links."""
     store = MemoryStore()
     started = threading.Event()
     result: dict[str, Any] = {}
 
     async def serve() -> None:
+        async with NodeFigures(lambda: admin) as figures:
+            links = DownloadLinks(secrets.token_bytes(32), clock)
+            await answer(Services(store, store.read_chunk, figures, links))
+
+    async def answer(services: Services) -> None:
         loop = asyncio.get_running_loop()
-        services = Services(store, store.read_chunk, page)
         allowed = access or Access(Hosts.of([("127.0.0.1", 0)]))
         ids = RequestIds()
         wires = Wires()

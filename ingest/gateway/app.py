@@ -16,7 +16,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest import limits
-from ingest.gateway import blob, chunks, commands, files, objects, sos, store
+from ingest.gateway import blob, catalog, chunks, commands, files, objects, page, sos, store
 from ingest.gateway.access import Access
 from ingest.gateway.exchange import Exchange, Services, marks
 from ingest.gateway.failures import ClientGoneError, Failure, failure_of
@@ -40,11 +40,12 @@ APIS: Mapping[str, Callable[[], list[Route]]] = {
 
 
 def shared_routes() -> list[Route]:
-    """Of the port that serves all APIs: `files` lies under /files/ there. That of the commands is nowhere else."""
-    found = files.routes("/files/") + commands.routes()
+    """Of the port that serves all APIs: `files` lies under /files/ there, `GET /` is the page's, and what the page and the
+    commands ask is nowhere else."""
+    found = [*files.routes("/files/"), *catalog.routes(), *commands.routes(), *page.routes()]
     for name, routes in APIS.items():
         if name != "files":
-            found += routes()
+            found += [route for route in routes() if route.path != page.ROOT]
     return found
 
 

@@ -16,7 +16,6 @@ from ingest.errors import UsageError
 from ingest.gateway.downloads import send_version
 from ingest.gateway.exchange import Collect, Exchange, json_response, no_route
 from ingest.gateway.failures import Failure
-from ingest.gateway.listing import send_page
 from ingest.gateway.routes import Route
 from ingest.gateway.target import decode
 from ingest.gateway.uploads import describe, format_time
@@ -28,7 +27,6 @@ def routes() -> list[Route]:
     return [
         Route("/id/*", {"GET": _get}),
         Route("/catalog/version", {"GET": _version}),
-        Route("/catalog/objects", {"GET": _objects}),
         Route("/gc", {"GET": _waiting, "POST": _collect}),
     ]
 
@@ -67,12 +65,6 @@ def _describe(version: Version, history: Sequence[Transition]) -> dict[str, Any]
             for step in history
         ],
     }
-
-
-async def _objects(exchange: Exchange) -> web.StreamResponse:
-    query = exchange.query
-    namespace, _ = _checked(query.pop("namespace", ""), "-")
-    return await send_page(exchange, namespace, query)
 
 
 def _checked(namespace: str, name: str) -> tuple[str, str]:

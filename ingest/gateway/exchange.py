@@ -11,6 +11,8 @@ from aiohttp import HttpVersion11, web
 
 from ingest import __version__
 from ingest.gateway.failures import ClientGoneError, Failure
+from ingest.gateway.figures import NodeFigures
+from ingest.gateway.links import DownloadLinks
 from ingest.gateway.request_body import RequestBody
 from ingest.gateway.target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
@@ -23,12 +25,12 @@ ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; err
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the APIs work with. ``page`` answers `GET /` to a browser; without it a browser gets what programs get.
-    ``collect``: None where there is nothing to collect."""
+    """What the APIs work with. ``collect``: None where there is nothing to collect."""
 
     store: ObjectStore
     read_chunk: ReadChunk
-    page: Handler | None = None
+    figures: NodeFigures
+    links: DownloadLinks
     collect: Collect | None = None
 
 

@@ -1,4 +1,4 @@
-"""Lists of names, one page of the catalog after the other."""
+"""Lists of names, one page of the catalog after the other, and of what happened to one."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def _describe(entry: Entry) -> dict[str, Any]:
         "etag": entry.etag,
         "created": format_time(entry.created),
     }
+
+
+async def send_history(exchange: Exchange, namespace: str, name: str) -> web.StreamResponse:
+    """The states of all versions of a name, newest first. NotFoundError."""
+    return json_response(
+        [
+            {
+                "version": step.version,
+                "state": step.state.name.lower(),
+                "time": format_time(step.time),
+                "reason": step.reason,
+                "size": step.size,
+            }
+            for step in await exchange.store.history(namespace, name)
+        ]
+    )
 
 
 async def stream_names(exchange: Exchange, namespace: str) -> web.StreamResponse:

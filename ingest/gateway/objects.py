@@ -17,17 +17,14 @@ NAMESPACE = "objects"
 
 def routes() -> list[Route]:
     return [
-        Route("/", {"GET": _root}, public=True),
+        Route("/", {"GET": send_status}, public=True),
         Route("/objects/", {"GET": _list}),
         Route("/objects/*", {"PUT": _put, "GET": _get, "DELETE": _delete}),
     ]
 
 
-async def _root(exchange: Exchange) -> web.StreamResponse:
-    page = exchange.services.page
-    if page is not None and exchange.accepts_html():
-        return await page(exchange)
-    return json_response({"status": 1, "version": 1}, headers={"Vary": "Accept"})
+async def send_status(_: Exchange) -> web.StreamResponse:
+    return json_response({"status": 1, "version": 1})
 
 
 async def _list(exchange: Exchange) -> web.StreamResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -43,10 +44,11 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
         pass  # another gateway that runs here is told of now, before anything of it is touched
     shares = bind(config)
     announce(config, shares[0])
+    link_key = secrets.token_bytes(32)
     latest = _Latest(config, read_config)
     children = [Child("catalog", partial(catalog_main, config, shares))]
     for number, sockets in enumerate(shares):
-        main = partial(_http_main, latest, shares, sockets)
+        main = partial(_http_main, latest, shares, sockets, link_key)
         children.append(Child(f"http-{number}", main, reloads=True))
     children.append(Child("collector", partial(_collector_main, latest, shares), reloads=True))
     try:
@@ -152,9 +154,9 @@ def catalog_main(config: GatewayConfig, shares: list[Sockets]) -> int:
     return 0
 
 
-def _http_main(latest: _Latest, shares: list[Sockets], own: Sockets) -> int:
+def _http_main(latest: _Latest, shares: list[Sockets], own: Sockets, link_key: bytes) -> int:
     _close([share for share in shares if share is not own])
-    return http_main(latest.config, own, latest.read, latest.telling)
+    return http_main(latest.config, own, latest.read, latest.telling, link_key)
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:

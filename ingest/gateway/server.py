@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import uvloop
 from aiohttp import web
@@ -23,6 +24,9 @@ from ingest.gateway.app import APIS, App, make_app, shared_routes
 from ingest.gateway.config import GatewayConfig
 from ingest.gateway.engine import connected
 from ingest.gateway.exchange import Collect, Services
+from ingest.gateway.figures import NodeFigures
+from ingest.gateway.links import DownloadLinks
+from ingest.gateway.node_address import admin_address
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.signing_keys import SigningKeys, Telling, read_keys
 from ingest.gateway.stream import StreamServer
@@ -106,18 +110,25 @@ class GatewayServer:
         use_log_level(config.log_level)
 
 
-def http_main(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling) -> int:
-    """An HTTP process, until TERM. Returns its exit code."""
+def http_main(
+    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+) -> int:
+    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
-        uvloop.run(_serve(config, sockets, read_config, telling))
+        uvloop.run(_serve(config, sockets, read_config, telling, link_key))
     return 0
 
 
-async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling) -> None:
+async def _serve(
+    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
     _cancel_at_term()
-    async with connected(config, telling) as (client, catalog, keys):
+    async with (
+        connected(config, telling) as (client, catalog, keys),
+        NodeFigures(partial(admin_address, config)) as figures,
+    ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
             store = await LocalStore.enter(
                 client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
@@ -126,9 +137,8 @@ async def _serve(config: GatewayConfig, sockets: Sockets, read_config: ReadConfi
             loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
             take_reloads()
             try:
-                await server.serve(
-                    Services(store, client.get, collect=_collect_once(client, catalog, reader))
-                )
+                collect = _collect_once(client, catalog, reader)
+                await server.serve(Services(store, client.get, figures, DownloadLinks(link_key), collect))
             finally:
                 await store.leave()
 

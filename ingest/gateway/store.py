@@ -6,9 +6,10 @@ from aiohttp import web
 
 from ingest.gateway.downloads import send_object
 from ingest.gateway.exchange import Exchange, json_response, text_response
+from ingest.gateway.listing import send_history
 from ingest.gateway.preconditions import condition_of, format_etag
 from ingest.gateway.routes import Route
-from ingest.gateway.uploads import describe, format_time, store_body
+from ingest.gateway.uploads import describe, store_body
 from ingest.objects.version import ABSENT, ANY, PRESENT
 
 NAMESPACE = "store"
@@ -37,7 +38,7 @@ async def _put(exchange: Exchange) -> web.StreamResponse:
 
 async def _get(exchange: Exchange) -> web.StreamResponse:
     if "history" in exchange.query:
-        return await _history(exchange)
+        return await send_history(exchange, NAMESPACE, exchange.name)
     return await send_object(exchange, NAMESPACE, exchange.name)
 
 
@@ -46,19 +47,3 @@ async def _delete(exchange: Exchange) -> web.StreamResponse:
         NAMESPACE, exchange.name, condition_of(exchange.request.headers, ANY)
     )
     return json_response(describe(version))
-
-
-async def _history(exchange: Exchange) -> web.StreamResponse:
-    """The states of all versions of a name, newest first."""
-    return json_response(
-        [
-            {
-                "version": step.version,
-                "state": step.state.name.lower(),
-                "time": format_time(step.time),
-                "reason": step.reason,
-                "size": step.size,
-            }
-            for step in await exchange.store.history(NAMESPACE, exchange.name)
-        ]
-    )

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ingest import admin, limits, logs, pool, workers, write_behind
 from ingest.config import ServerConfig
 from ingest.errors import ConfigError
 from ingest.gateway.config import GatewayConfig
+from ingest.gateway.node_address import announced, reachable
 from ingest.gateway.processes import check_before, run_gateway
 from ingest.gateway.supervisor import Child, Supervisor
-from ingest.listeners import Address, format_address, parse_address
+from ingest.listeners import Address, format_address
 from ingest.server import serve
-from ingest.store.store import META
 
 log = logging.getLogger(__name__)
 
@@ -81,26 +78,8 @@ def _leave_the_terminal() -> None:
 
 def _wait_for(data_dir: Path, pid: int) -> tuple[Address, Address]:
     """Where the server with this pid puts and gets: it says so when its ports are bound. Its end ends this process too."""
-    path = data_dir / META / "lock"
     while True:
-        found = _read(path)
+        found = announced(data_dir)
         if found.get("pid") == pid and "put" in found and "get" in found:
-            return _reachable(found["put"]), _reachable(found["get"])
+            return reachable(found["put"]), reachable(found["get"])
         time.sleep(limits.SUPERVISION_INTERVAL_S)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):  # not there yet, or about to be written
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _reachable(text: str) -> Address:
-    """Where to connect to for an address that is listened on: a wildcard is reached at loopback."""
-    host, port = parse_address(text)
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if address.is_unspecified:
-        host = "127.0.0.1" if address.version == 4 else "::1"
-    return host, port

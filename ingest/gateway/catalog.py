@@ -1,0 +1,100 @@
+"""The API of the page, on the shared port alone: all namespaces, and the objects of any of them.
+
+Namespaces and names are parameters here, not parts of a path: a browser tidies paths up, and would never ask for an object
+`..`.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from aiohttp import web
+
+from ingest.errors import UsageError
+from ingest.gateway import objects, store
+from ingest.gateway.downloads import send_object
+from ingest.gateway.exchange import Exchange, json_response
+from ingest.gateway.failures import Failure
+from ingest.gateway.links import PATH as DOWNLOAD
+from ingest.gateway.listing import send_history, send_page
+from ingest.gateway.preconditions import condition_of
+from ingest.gateway.routes import Route
+from ingest.gateway.uploads import describe
+from ingest.objects.version import ANY, check_name, check_namespace
+
+# In these an API deletes. The others are written once; who deletes there has the command line.
+_DELETING = frozenset((objects.NAMESPACE, store.NAMESPACE))
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/catalog/namespaces", {"GET": _namespaces}),
+        Route("/catalog/objects", {"GET": _objects}),
+        Route("/catalog/object", {"GET": _get, "DELETE": _delete}),
+        Route("/catalog/history", {"GET": _history}),
+        Route("/catalog/link", {"GET": _link}),
+        Route(DOWNLOAD, {"GET": _download}, public=True),
+        Route("/node", {"GET": _node}),
+    ]
+
+
+async def _namespaces(exchange: Exchange) -> web.StreamResponse:
+    return json_response({"namespaces": await exchange.store.namespaces()})
+
+
+async def _objects(exchange: Exchange) -> web.StreamResponse:
+    query = exchange.query
+    return await send_page(exchange, _namespace(query), query)
+
+
+async def _get(exchange: Exchange) -> web.StreamResponse:
+    return await send_object(exchange, *_asked(exchange))
+
+
+async def _delete(exchange: Exchange) -> web.StreamResponse:
+    namespace, name = _asked(exchange)
+    if namespace not in _DELETING:
+        message = f"no API deletes in the namespace {namespace!r}: `ingest rm` does"
+        raise Failure(405, "method_not_allowed", message, {"Allow": "GET, HEAD"})
+    condition = condition_of(exchange.request.headers, ANY)
+    return json_response(describe(await exchange.store.delete(namespace, name, condition)))
+
+
+async def _history(exchange: Exchange) -> web.StreamResponse:
+    return await send_history(exchange, *_asked(exchange))
+
+
+async def _link(exchange: Exchange) -> web.StreamResponse:
+    namespace, name = _asked(exchange)
+    await exchange.store.stat(namespace, name)
+    return json_response({"url": exchange.services.links.make(namespace, name)})
+
+
+async def _download(exchange: Exchange) -> web.StreamResponse:
+    namespace, name = exchange.services.links.check(exchange.query)
+    leaf = quote(name.rstrip("/").rpartition("/")[2] or "object", safe="")
+    disposition = {"Content-Disposition": f"attachment; filename*=UTF-8''{leaf}"}
+    return await send_object(exchange, namespace, name, disposition)
+
+
+async def _node(exchange: Exchange) -> web.StreamResponse:
+    return json_response(await exchange.services.figures.read(), headers={"Cache-Control": "no-store"})
+
+
+def _asked(exchange: Exchange) -> tuple[str, str]:
+    """Namespace and name. Failure 400."""
+    query = exchange.query
+    if unknown := query.keys() - {"namespace", "name"}:
+        raise Failure(400, "bad_query", f"unknown parameters: {', '.join(sorted(unknown))[:100]}")
+    try:
+        return _namespace(query), check_name(query.get("name", ""))
+    except UsageError as error:
+        raise Failure(400, "bad_name", str(error)) from None
+
+
+def _namespace(query: dict[str, str]) -> str:
+    """Takes it out of the query. Failure 400."""
+    try:
+        return check_namespace(query.pop("namespace", ""))
+    except UsageError as error:
+        raise Failure(400, "bad_name", str(error)) from None
