@@ -12,13 +12,14 @@ import queue
 import shutil
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 20.0
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 _FLAGS = (
@@ -104,23 +105,30 @@ class Browser:
         if session is not None:
             message["sessionId"] = session
         self._out.write(json.dumps(message).encode() + b"\0")
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
-            answer = self._next(method)
+            answer = self._next(method, deadline)
             if answer.get("id") == self._number:
                 if "error" in answer:
                     raise BrowserError(f"{method}: {answer['error']['message']}")
                 return dict(answer["result"])
             self.events.append(answer)
 
-    def event(self, method: str, **expected: Any) -> dict[str, Any]:
+    def event(self, method: str, session: str | None = None, **expected: Any) -> dict[str, Any]:
         """Waits for an event with these parameters among its own; those before it stay for who waits for them."""
+
+        def fits(message: dict[str, Any]) -> bool:
+            wanted = message["method"] == method and expected.items() <= message["params"].items()
+            return wanted and session in (None, message.get("sessionId"))
+
         for known in list(self.events):
-            if _is(known, method, expected):
+            if fits(known):
                 self.events.remove(known)
                 return dict(known["params"])
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
-            found = self._next(method)
-            if _is(found, method, expected):
+            found = self._next(method, deadline)
+            if fits(found):
                 return dict(found["params"])
             self.events.append(found)
 
@@ -140,11 +148,11 @@ class Browser:
         path.unlink()
         return begun["suggestedFilename"], content
 
-    def _next(self, what: str) -> dict[str, Any]:
+    def _next(self, what: str, deadline: float) -> dict[str, Any]:
         try:
-            message = self._messages.get(timeout=TIMEOUT_S)
+            message = self._messages.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
-            raise AssertionError(f"{what}: nothing for {TIMEOUT_S} s") from None
+            raise AssertionError(f"{what}: not within {TIMEOUT_S} s") from None
         if message is None:
             raise BrowserError(f"{what}: the browser has ended")
         return message
@@ -157,10 +165,6 @@ class Browser:
                 for message in messages:
                     self._messages.put(json.loads(message))
         self._messages.put(None)
-
-
-def _is(message: dict[str, Any], method: str, expected: dict[str, Any]) -> bool:
-    return message["method"] == method and expected.items() <= message["params"].items()
 
 
 class Page:
@@ -181,11 +185,11 @@ class Page:
 
     def go(self, url: str) -> None:
         self.call("Page.navigate", url=url)
-        self.browser.event("Page.loadEventFired")
+        self.browser.event("Page.loadEventFired", self._session)
 
     def reload(self) -> None:
         self.call("Page.reload")
-        self.browser.event("Page.loadEventFired")
+        self.browser.event("Page.loadEventFired", self._session)
 
     # --- what is there
 
@@ -208,7 +212,7 @@ class Page:
         names = ", ".join(values)
         found = self.evaluate(
             f"""(async () => {{
-                const until = performance.now() + {TIMEOUT_S * 1000};
+                const until = performance.now() + {TIMEOUT_S * 900};
                 for (;;) {{
                     const value = await ({expression});
                     if (value) return [value];
@@ -258,13 +262,18 @@ class Page:
     def click(self, selector: str, text: str | None = None) -> None:
         """With the mouse, in the middle of the first element that matches and has this label or text."""
         x, y = self.wait(
-            """(() => {
+            """(async () => {
                 const found = [...document.querySelectorAll(selector)].find((one) =>
-                    text === null || one.getAttribute("aria-label") === text || one.innerText === text);
+                    text === null || one.getAttribute("aria-label") === text || one.textContent === text);
                 if (!found || found.disabled || !found.checkVisibility()) return null;
                 found.scrollIntoView({ block: "center", behavior: "instant" });
-                const box = found.getBoundingClientRect();
-                return [box.x + box.width / 2, box.y + box.height / 2];
+                const middle = () => {
+                    const { x, y, width, height } = found.getBoundingClientRect();
+                    return [x + width / 2, y + height / 2];
+                };
+                const before = middle();
+                await new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)));
+                return String(before) === String(middle()) && found.contains(document.elementFromPoint(...before)) && before;
             })()""",
             selector=selector,
             text=text,
@@ -299,7 +308,7 @@ class Page:
         """Clicks on what opens a chooser of files, and chooses these."""
         self.call("Page.setInterceptFileChooserDialog", enabled=True)
         self.click(selector)
-        opened = self.browser.event("Page.fileChooserOpened")
+        opened = self.browser.event("Page.fileChooserOpened", self._session)
         self.call(
             "DOM.setFileInputFiles",
             files=[str(path) for path in paths],

@@ -81,6 +81,45 @@ def test_version_is_the_same_everywhere():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == ingest.__version__
 
 
+def test_what_is_no_python_is_installed_too(tmp_path):
+    """What an installation from a wheel has, but for the extensions: setup.py alone knows those."""
+    arguments = [
+        "-q",
+        "egg_info",
+        "--egg-base",
+        str(tmp_path),
+        "build_py",
+        "--build-lib",
+        str(tmp_path / "lib"),
+    ]
+    code = f"import setuptools; setuptools.setup(script_args={arguments!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100)
+    for pattern in ("gateway/static/*", "csrc/*", "**/*.pyx", "**/*.pxd", "**/*.py", "py.typed"):
+        sources = {path.relative_to(ROOT) for path in (ROOT / "ingest").glob(pattern) if path.is_file()}
+        assert sources, pattern
+        missing = [str(path) for path in sources if not (tmp_path / "lib" / path).is_file()]
+        assert missing == []
+    used = {path.name for path in (tmp_path / "lib" / "ingest" / "gateway" / "static").iterdir()}
+    assert {"index.html", "page.css", "main.js", "icon.svg"} <= used
+
+
+def test_make_clean_leaves_the_sources(tmp_path):
+    """It removes what Cython writes, HTML too, and not what the page is made of."""
+    for name in (
+        "ingest/_frame.c",
+        "ingest/_frame.html",
+        "ingest/_frame.so",
+        "ingest/gateway/static/index.html",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    subprocess.run(["make", "-s", "-C", str(tmp_path), "clean"], env=environment, check=True)
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["Makefile", "index.html"]
+
+
 def test_every_target_of_the_front_page_exists():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     promised = set(

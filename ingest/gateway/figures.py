@@ -7,6 +7,7 @@ node. What they mean: `docs/operations.md`, "Metrics".
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Self
@@ -126,8 +127,10 @@ class NodeFigures:
                         raise PeerError(f"what answers at {address} is no admin port of a node")
             return {"time": now, **parse_figures(body.decode())}
         except (aiohttp.ClientError, TimeoutError) as error:
+            number = error.errno if isinstance(error, OSError) else None
+            reason = os.strerror(number) if number else "it does not answer"
             raise ConnectionLostError(
-                f"the admin port of the node, {address}, can't be reached: {error or 'it does not answer'}"
+                f"the admin port of the node, {address}, can't be reached: {reason.lower()}"
             ) from error
         except ValueError as error:
             raise PeerError(f"what answers at {address} is no admin port of a node: {error}") from error

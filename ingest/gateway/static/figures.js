@@ -6,6 +6,7 @@ import { bytes, number } from "./format.js";
 import { draw, drawSpace, emptyPlot } from "./plot.js";
 
 const EVERY_MS = 2000;
+const AGAIN_MS = 10_000; // after a failure
 const LENGTH = 60; // samples: two minutes
 const NOTHING = "–";
 
@@ -25,8 +26,8 @@ export function watch() {
     cells[key] = cell(title, legend);
   byId("figures").replaceChildren(...Object.values(cells).map((made) => made.box));
   const loop = async () => {
-    if (!document.hidden) await sample();
-    setTimeout(loop, EVERY_MS);
+    const good = document.hidden || (await sample());
+    setTimeout(loop, good ? EVERY_MS : AGAIN_MS);
   };
   document.addEventListener("visibilitychange", () => (last = document.hidden ? null : last));
   loop();
@@ -38,24 +39,28 @@ function cell(title, legend) {
     return { value, box: element("span", { class: `reading reading-${which}` }, value, text && element("span", { class: "unit" }, text)) };
   });
   const plot = emptyPlot();
+  const peak = element("span", { class: "peak" });
   const box = element(
     "div",
     {},
-    element("dt", {}, title),
+    element("dt", {}, title, peak),
     element("dd", {}, element("span", { class: "readings" }, ...values.map((made) => made.box)), plot),
   );
-  return { box, plot, values: values.map((made) => made.value) };
+  return { box, plot, peak, values: values.map((made) => made.value) };
 }
 
+/** Whether there are figures; if not, what is the matter is said in their place. */
 export async function sample() {
   try {
     show(await get("/node", { quiet: true }));
     byId("node-notice").hidden = true;
+    return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     forget();
     byId("node-notice").hidden = false;
     say(byId("node-notice"), error.status === 401 ? "The figures of the node need a token too." : error.message);
+    return false;
   }
 }
 
@@ -67,14 +72,11 @@ function show(now) {
   push(series.bytes, rates ? [rates.receivedMB, rates.sentMB] : [null, null]);
   push(series.queue, [now.queue.frames]);
   push(series.latency, rates ? [rates.p50, rates.p99] : [null, null]);
-  draw(cells.frames.plot, series.frames, LENGTH, 10);
-  draw(cells.bytes.plot, series.bytes, LENGTH, 0.01);
-  draw(cells.queue.plot, series.queue, LENGTH, 10);
-  draw(cells.latency.plot, series.latency, LENGTH, 1);
-  write(cells.frames, ...latest(series.frames));
-  write(cells.bytes, ...latest(series.bytes));
-  write(cells.queue, number(now.queue.frames));
-  write(cells.latency, ...latest(series.latency));
+  for (const [key, lines] of Object.entries(series)) {
+    const peak = draw(cells[key].plot, lines, LENGTH);
+    cells[key].peak.textContent = peak ? `max ${number(peak)}` : "";
+    write(cells[key], ...latest(lines));
+  }
   drawSpace(cells.space.plot, now.disk);
   write(cells.space, `${bytes(now.disk.free)} free`);
   cells.space.box.title =

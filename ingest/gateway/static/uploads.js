@@ -1,6 +1,6 @@
 // The queue of uploads: files are chosen or dropped, two are sent at a time, each with its progress.
 
-import { address, ApiError, request, upload } from "./api.js";
+import { address, ApiError, get, upload } from "./api.js";
 import { byId, element, say } from "./dom.js";
 import { bytes, seconds, visible } from "./format.js";
 import { api } from "./namespaces.js";
@@ -141,15 +141,12 @@ class Item {
     }
   }
 
+  /** Better now than when all of it has been sent. The first name that begins so is the name itself, if it is there. */
   async isThere() {
-    try {
-      await request("HEAD", address("/catalog/object", { namespace: this.namespace, name: this.name }));
-    } catch (error) {
-      if (error.status === 404) return false;
-      throw error;
-    }
+    const { namespace, name } = this;
+    const { objects } = await get(address("/catalog/objects", { namespace, prefix: name, limit: 1 }));
     this.abort.signal.throwIfAborted();
-    return true;
+    return objects[0]?.name === name;
   }
 
   taken(known) {
