@@ -5,7 +5,7 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
 
-.PHONY: help venv build dev demo test smoke lint format bench peers faults mutants clean
+.PHONY: help venv build dev demo test smoke lint format bench peers faults mutants screenshot clean
 
 help:
 	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way;"
@@ -15,6 +15,7 @@ help:
 	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"
 	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
 	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
+	@echo "make screenshot   the pictures of the page in docs/, with Chromium"
 	@echo "make build   only build, into $(VENV)"
 
 # Stamps: each step runs again only when what it depends on is newer.
@@ -89,6 +90,9 @@ faults: dev
 # NAME='ack-early ...' takes some; CHECK=1 only says which of them no longer fit the source.
 mutants: dev
 	@$(RUN) -m mutants $(if $(CHECK),--check) $(NAME)
+
+screenshot: dev
+	@PYTHONPATH=tests $(RUN) tools/screenshot.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

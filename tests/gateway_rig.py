@@ -174,6 +174,7 @@ class Gateway:
     alone: dict[str, tuple[str, int]]
     store: MemoryStore | None = None
     run: Callable[[Callable[[], Any]], Any] | None = None  # calls something in the thread of the gateway
+    admin: Address = ("", 0)  # where that one asks for figures
 
     def connect(self, api: str | None = None) -> Connection:
         return Connection(self.address if api is None else self.alone[api])
@@ -294,12 +295,15 @@ def running_gateway(kind: str, tmp_path_factory: Any) -> Iterator[Gateway]:
 def memory_gateway(
     access: Access | None = None,
     tls: ssl.SSLContext | None = None,
-    admin: Address = ("127.0.0.1", 1),
+    admin: Address | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Gateway]:
     """The whole HTTP of a gateway over a store in memory, in a thread of this process. ``admin``: where the figures of a
-    node are asked for; nobody answers there unless the test says who. ``clock``: of links."""
+    node are asked for; None: at a port where nobody listens. ``clock``: of links."""
     store = MemoryStore()
+    silent = socket.socket()  # bound, so that nobody else listens there meanwhile
+    silent.bind(("127.0.0.1", 0))
+    admin = admin or silent.getsockname()
     started = threading.Event()
     result: dict[str, Any] = {}
 
@@ -357,8 +361,9 @@ def memory_gateway(
     addresses = result["addresses"]
     shared = addresses.pop(None)
     try:
-        yield Gateway(shared, addresses, store, run)
+        yield Gateway(shared, addresses, store, run, admin)
     finally:
+        silent.close()
         loop.call_soon_threadsafe(result["end"].set)
         thread.join(TIMEOUT_S)
         assert not thread.is_alive()

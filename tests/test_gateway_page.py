@@ -470,7 +470,10 @@ def test_what_is_no_node(body: bytes) -> None:
 def test_a_node_that_is_not_there(memory: Gateway) -> None:
     answer: Answer = memory.request("GET", "/node")
     assert (answer.status, answer.code) == (503, "engine_unreachable")
-    assert "the admin port of the node, 127.0.0.1:1, can't be reached" in answer.json["message"]
+    expected = (
+        f"the admin port of the node, 127.0.0.1:{memory.admin[1]}, can't be reached: connection refused"
+    )
+    assert answer.json["message"] == expected
 
 
 @pytest.mark.parametrize(

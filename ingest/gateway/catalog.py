@@ -67,7 +67,8 @@ async def _history(exchange: Exchange) -> web.StreamResponse:
 async def _link(exchange: Exchange) -> web.StreamResponse:
     namespace, name = _asked(exchange)
     await exchange.store.stat(namespace, name)
-    return json_response({"url": exchange.services.links.make(namespace, name)})
+    url = exchange.services.links.make(namespace, name)
+    return json_response({"url": url}, headers={"Cache-Control": "no-store"})
 
 
 async def _download(exchange: Exchange) -> web.StreamResponse:

@@ -32,12 +32,14 @@ export function ask(dialog, act) {
   const form = dialog.querySelector("form");
   return new Promise((resolve) => {
     let done = false;
+    let acting = false;
     const submit = async (event) => {
       event.preventDefault();
-      if (await act()) {
-        done = true;
-        dialog.close();
-      }
+      if (acting) return;
+      acting = true;
+      done = await act();
+      acting = false;
+      if (done) dialog.close();
     };
     const cancel = () => dialog.close();
     const button = form.querySelector("button[value=cancel]");

@@ -7,6 +7,7 @@ import { draw, drawSpace, emptyPlot } from "./plot.js";
 
 const EVERY_MS = 2000;
 const AGAIN_MS = 10_000; // after a failure
+const LEAST_S = 1; // between two samples: each process of the gateway has its own, and over no time at all any rate is large
 const LENGTH = 60; // samples: two minutes
 const NOTHING = "–";
 
@@ -21,7 +22,7 @@ export function watch() {
     ["bytes", "MB/s", ["in", "out"]],
     ["queue", "Queue, frames", []],
     ["latency", "Commit, ms", ["p50", "p99"]],
-    ["space", "Space", []],
+    ["space", "Space", ["free"]],
   ])
     cells[key] = cell(title, legend);
   byId("figures").replaceChildren(...Object.values(cells).map((made) => made.box));
@@ -65,7 +66,7 @@ export async function sample() {
 }
 
 function show(now) {
-  if (last?.time === now.time) return;
+  if (last !== null && now.time - last.time < LEAST_S) return;
   const rates = last === null ? null : rate(last, now);
   last = now;
   push(series.frames, rates ? [rates.received, rates.sent] : [null, null]);
@@ -78,7 +79,8 @@ function show(now) {
     write(cells[key], ...latest(lines));
   }
   drawSpace(cells.space.plot, now.disk);
-  write(cells.space, `${bytes(now.disk.free)} free`);
+  cells.space.peak.textContent = `of ${bytes(now.disk.size)}`;
+  write(cells.space, bytes(now.disk.free));
   cells.space.box.title =
     `${bytes(now.disk.free)} free of ${bytes(now.disk.size)}, ${bytes(now.disk.reserve)} in reserve; ` +
     `log ${bytes(now.log.used)} of ${bytes(now.log.size)}`;

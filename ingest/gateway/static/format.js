@@ -5,11 +5,11 @@ const GROUPED = new Intl.NumberFormat("en");
 // Controls, and what changes the direction of the text around it: a name must not look like another one.
 const UNPRINTABLE = /[\p{Cc}\p{Zl}\p{Zp}\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]/gu;
 
-/** Two digits or more: 0.12, 12.3, 1,234. */
+/** Two digits or more, of what is no whole number: 0.12, 1.0, 12.3, 1,234. */
 export function number(value) {
   if (value >= 100) return GROUPED.format(Math.round(value));
   if (value > 0 && value < 0.01) return "<0.01";
-  return Number(value.toPrecision(value >= 10 ? 3 : 2)).toString();
+  return Number.isInteger(value) ? String(value) : value.toPrecision(value >= 10 ? 3 : 2);
 }
 
 /** 999 B, 1.46 kB, 4.20 PB: three digits, decimal, as disks are sold. */

@@ -31,12 +31,14 @@ function look(changes, { replace = false } = {}) {
 
 async function show() {
   const wanted = view();
+  const asked = hashOf({});
   if (document.activeElement !== byId("prefix")) byId("prefix").value = wanted.prefix;
   document.title = `${visible(wanted.namespace)} – ingest`;
   const known = api(wanted.namespace);
   byId("upload").classList.toggle("closed", !known.create);
   byId("folder-label").hidden = Boolean(known.nameless);
   await showPage(wanted); // asks for a token, if one is needed
+  if (asked !== hashOf({})) return; // something else is looked at by now
   await showNamespaces(wanted.namespace).catch((error) => say(byId("list-status"), error.message));
   tokenButton();
 }
@@ -52,7 +54,8 @@ function upload(files) {
   const known = api(namespace);
   if (!known.create) return;
   const folder = known.nameless ? "" : byId("folder").value;
-  add(namespace, files.map(([name, file]) => [folder + name, file]));
+  // A system may have names that are no Unicode; ours are UTF-8.
+  add(namespace, files.map(([name, file]) => [(folder + name).toWellFormed(), file]));
 }
 
 function takeFiles() {
@@ -82,7 +85,11 @@ function takeFiles() {
     veil.hidden = true;
     if (!hasFiles(event)) return;
     event.preventDefault();
-    upload(await dropped(event.dataTransfer));
+    try {
+      upload(await dropped(event.dataTransfer));
+    } catch (error) {
+      say(byId("queue-status"), `What was dropped can't be read: ${error.message}`);
+    }
   });
   addEventListener("beforeunload", (event) => {
     if (isBusy()) event.preventDefault();

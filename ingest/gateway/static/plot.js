@@ -47,6 +47,6 @@ const rounded = (value) => Math.round(value * 10) / 10;
 export function drawSpace(plot, { free, size, reserve }) {
   const used = size ? (WIDTH * (size - free)) / size : 0;
   const kept = size ? Math.min(WIDTH, (WIDTH * reserve) / size) : 0;
-  const bar = (name, x, width) => svgElement("rect", { class: name, x, y: HEIGHT - 10, width, height: 8 });
+  const bar = (name, x, width) => svgElement("rect", { class: name, x, y: HEIGHT - 8, width, height: 8 });
   plot.replaceChildren(bar("space", 0, WIDTH), bar("reserve", WIDTH - kept, kept), bar("used", 0, used));
 }

@@ -1,6 +1,6 @@
 // The queue of uploads: files are chosen or dropped, two are sent at a time, each with its progress.
 
-import { address, ApiError, get, upload } from "./api.js";
+import { address, get, upload } from "./api.js";
 import { byId, element, say } from "./dom.js";
 import { bytes, seconds, visible } from "./format.js";
 import { api } from "./namespaces.js";
@@ -135,7 +135,6 @@ class Item {
       changed(this.namespace);
     } catch (error) {
       if (error.name === "AbortError") return this.become("cancelled", "Cancelled.");
-      if (!(error instanceof ApiError)) throw error;
       if (error.status === 412 && known.replace) return this.taken(known);
       this.become("failed", error.message);
     }
