@@ -1,7 +1,7 @@
 """Which tickets are whose: the part of the catalog that gives them out, and takes them back. `docs/objects.md`.
 
-A ticket is given once, to a lease or to a version that is PENDING, and never again: what is given back, or was with an upload
-that failed, is garbage until the collector has deleted it.
+A ticket is given once, to a lease or to a version that is PENDING, and never again: what is given back, or was with an
+upload that failed, is garbage until the collector has deleted it.
 """
 
 from __future__ import annotations
