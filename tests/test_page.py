@@ -171,7 +171,7 @@ def test_files_and_directories_are_dropped(view: View, node: NodeGateway, tmp_pa
 
 
 def test_progress_cancel_and_the_queue(view: View, node: NodeGateway, files: Any) -> None:
-    page = view.open(node.gateway, prefix="slow-")
+    page = view.open(node.gateway, namespace="store", prefix="slow-")
     status(page, "No names")
     page.throttle(upload_bytes_per_s=1_000_000)
     page.choose("#choose", files(**{f"slow-{number}": LARGE for number in range(4)}))
@@ -193,9 +193,9 @@ def test_progress_cancel_and_the_queue(view: View, node: NodeGateway, files: Any
     assert page.text("#queue-status") == "2 of 4 uploaded"
     assert listed(page, 2) == ["slow-1", "slow-2"]
     # What was cancelled on its way is no object, and the gateway knows why.
-    assert node.gateway.request("GET", "/objects/slow-0").status == 404
+    assert node.gateway.request("GET", "/store/slow-0").status == 404
     history = page.wait(
-        "fetch('/catalog/history?namespace=objects&name=slow-0').then((answer) => answer.json())"
+        "fetch('/store/slow-0?history').then((answer) => answer.json())"
         ".then((steps) => steps[0]?.state === 'failed' && steps)"
     )
     assert [step["state"] for step in history] == ["failed", "pending"]

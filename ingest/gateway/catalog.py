@@ -1,22 +1,24 @@
-"""The API of the page, on the shared port alone: all namespaces, and the objects of any of them.
+"""What the page and the `ingest` commands ask, on the shared port alone: all namespaces, and the objects of any of them.
 
-Namespaces and names are parameters here, not parts of a path: a browser tidies paths up, and would never ask for an object
-`..`.
+Namespaces and names are parameters here, not parts of a path: what stands between may tidy up paths, and a browser would
+never ask for an object `..`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from urllib.parse import quote
 
 from aiohttp import web
 
+from ingest import ticket
 from ingest.errors import UsageError
 from ingest.gateway import objects, store
 from ingest.gateway.downloads import send_object
 from ingest.gateway.exchange import Exchange, json_response
 from ingest.gateway.failures import Failure
 from ingest.gateway.links import PATH as DOWNLOAD
-from ingest.gateway.listing import send_history, send_page
+from ingest.gateway.listing import describe_history, send_page
 from ingest.gateway.preconditions import condition_of
 from ingest.gateway.routes import Route
 from ingest.gateway.uploads import describe
@@ -31,10 +33,9 @@ def routes() -> list[Route]:
         Route("/catalog/namespaces", {"GET": _namespaces}),
         Route("/catalog/objects", {"GET": _objects}),
         Route("/catalog/object", {"GET": _get, "DELETE": _delete}),
-        Route("/catalog/history", {"GET": _history}),
+        Route("/catalog/version", {"GET": _version}),
         Route("/catalog/link", {"GET": _link}),
         Route(DOWNLOAD, {"GET": _download}, public=True),
-        Route("/node", {"GET": _node}),
     ]
 
 
@@ -44,7 +45,7 @@ async def _namespaces(exchange: Exchange) -> web.StreamResponse:
 
 async def _objects(exchange: Exchange) -> web.StreamResponse:
     query = exchange.query
-    return await send_page(exchange, _namespace(query), query)
+    return await send_page(exchange, _checked(query.pop("namespace", ""), check_namespace), query)
 
 
 async def _get(exchange: Exchange) -> web.StreamResponse:
@@ -60,8 +61,23 @@ async def _delete(exchange: Exchange) -> web.StreamResponse:
     return json_response(describe(await exchange.store.delete(namespace, name, condition)))
 
 
-async def _history(exchange: Exchange) -> web.StreamResponse:
-    return await send_history(exchange, *_asked(exchange))
+async def _version(exchange: Exchange) -> web.StreamResponse:
+    """A live version, by its name or by its ObjectID, and the history of its name."""
+    query, known = exchange.query, exchange.store
+    if query.keys() == {"id"}:
+        version = await known.stat_object(query["id"])
+    else:
+        version = await known.stat(*_asked(exchange))
+    history = await known.history(version.namespace, version.name)
+    return json_response(
+        describe(version)
+        | {
+            "namespace": version.namespace,
+            "headers": version.headers,
+            "extents": [(ticket.format(one.first), one.count) for one in version.extents],
+            "history": describe_history(history),
+        }
+    )
 
 
 async def _link(exchange: Exchange) -> web.StreamResponse:
@@ -78,24 +94,17 @@ async def _download(exchange: Exchange) -> web.StreamResponse:
     return await send_object(exchange, namespace, name, disposition)
 
 
-async def _node(exchange: Exchange) -> web.StreamResponse:
-    return json_response(await exchange.services.figures.read(), headers={"Cache-Control": "no-store"})
-
-
 def _asked(exchange: Exchange) -> tuple[str, str]:
     """Namespace and name. Failure 400."""
     query = exchange.query
-    if unknown := query.keys() - {"namespace", "name"}:
-        raise Failure(400, "bad_query", f"unknown parameters: {', '.join(sorted(unknown))[:100]}")
-    try:
-        return _namespace(query), check_name(query.get("name", ""))
-    except UsageError as error:
-        raise Failure(400, "bad_name", str(error)) from None
+    if query.keys() != {"namespace", "name"}:
+        raise Failure(400, "bad_query", "an object is asked for by namespace and name")
+    return _checked(query["namespace"], check_namespace), _checked(query["name"], check_name)
 
 
-def _namespace(query: dict[str, str]) -> str:
-    """Takes it out of the query. Failure 400."""
+def _checked(text: str, check: Callable[[str], str]) -> str:
+    """Failure 400."""
     try:
-        return check_namespace(query.pop("namespace", ""))
+        return check(text)
     except UsageError as error:
         raise Failure(400, "bad_name", str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from ingest.gateway.failures import ClientGoneError, Failure
 from ingest.gateway.uploads import format_time
 from ingest.limits import LIST_PAGE_MAX
 from ingest.objects.catalog_reader import Entry
+from ingest.objects.version import Transition
 
 
 async def send_page(exchange: Exchange, namespace: str, query: dict[str, str]) -> web.StreamResponse:
@@ -44,20 +46,18 @@ def _describe(entry: Entry) -> dict[str, Any]:
     }
 
 
-async def send_history(exchange: Exchange, namespace: str, name: str) -> web.StreamResponse:
-    """The states of all versions of a name, newest first. NotFoundError."""
-    return json_response(
-        [
-            {
-                "version": step.version,
-                "state": step.state.name.lower(),
-                "time": format_time(step.time),
-                "reason": step.reason,
-                "size": step.size,
-            }
-            for step in await exchange.store.history(namespace, name)
-        ]
-    )
+def describe_history(history: Sequence[Transition]) -> list[dict[str, Any]]:
+    """The states of all versions of a name, newest first, for the JSON of an answer."""
+    return [
+        {
+            "version": step.version,
+            "state": step.state.name.lower(),
+            "time": format_time(step.time),
+            "reason": step.reason,
+            "size": step.size,
+        }
+        for step in history
+    ]
 
 
 async def stream_names(exchange: Exchange, namespace: str) -> web.StreamResponse:

@@ -12,7 +12,7 @@ from importlib import resources
 from aiohttp import web
 from blake3 import blake3
 
-from ingest.gateway.exchange import Exchange, no_route
+from ingest.gateway.exchange import Exchange, json_response, no_route
 from ingest.gateway.objects import send_status
 from ingest.gateway.preconditions import parse_etags
 from ingest.gateway.routes import Route
@@ -72,6 +72,7 @@ def routes() -> list[Route]:
     return [
         Route(ROOT, {"GET": _root}, public=True),
         Route("/page/*", {"GET": _file}, public=True),
+        Route("/node", {"GET": _node}),
     ]
 
 
@@ -86,6 +87,11 @@ async def _file(exchange: Exchange) -> web.StreamResponse:
     if exchange.tail == INDEX or exchange.tail not in static_files():
         raise no_route()
     return _send(exchange, exchange.tail)
+
+
+async def _node(exchange: Exchange) -> web.StreamResponse:
+    """The figures that the page draws."""
+    return json_response(await exchange.services.figures.read(), headers={"Cache-Control": "no-store"})
 
 
 def _send(exchange: Exchange, name: str) -> web.StreamResponse:

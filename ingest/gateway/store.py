@@ -6,7 +6,7 @@ from aiohttp import web
 
 from ingest.gateway.downloads import send_object
 from ingest.gateway.exchange import Exchange, json_response, text_response
-from ingest.gateway.listing import send_history
+from ingest.gateway.listing import describe_history
 from ingest.gateway.preconditions import condition_of, format_etag
 from ingest.gateway.routes import Route
 from ingest.gateway.uploads import describe, store_body
@@ -38,7 +38,7 @@ async def _put(exchange: Exchange) -> web.StreamResponse:
 
 async def _get(exchange: Exchange) -> web.StreamResponse:
     if "history" in exchange.query:
-        return await send_history(exchange, NAMESPACE, exchange.name)
+        return json_response(describe_history(await exchange.store.history(NAMESPACE, exchange.name)))
     return await send_object(exchange, NAMESPACE, exchange.name)
 
 

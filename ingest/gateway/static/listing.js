@@ -134,14 +134,19 @@ async function toggleHistory(below, button, entry) {
   below.after(element("tr", { role: "row", class: "history" }, content));
   button.setAttribute("aria-expanded", "true");
   try {
-    const steps = await get(address("/catalog/history", { namespace: shown.namespace, name: entry.name }));
-    content.replaceChildren(digest(entry), historyTable(entry, steps));
+    const version = await get(address("/catalog/version", { namespace: shown.namespace, name: entry.name }));
+    content.replaceChildren(facts(version), historyTable(entry, version.history));
   } catch (error) {
     content.replaceChildren(element("p", { class: "error", role: "alert" }, error.message));
   }
 }
 
-const digest = (entry) => element("p", {}, "BLAKE3 ", element("code", {}, entry.etag));
+function facts({ etag, id, headers }) {
+  const type = headers["Content-Type"];
+  const made = element("p", {}, "BLAKE3 ", element("code", {}, etag), " · id ", element("code", {}, id));
+  if (type) made.append(` · ${visible(type)}`);
+  return made;
+}
 
 function historyTable(entry, steps) {
   const head = ["Version", "State", "When", "Size", "Why"].map((text) => element("th", { scope: "col" }, text));
