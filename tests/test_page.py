@@ -145,9 +145,25 @@ def test_files_are_chosen_and_come_back(view: View, node: NodeGateway, files: An
         assert node.gateway.request("GET", f"/objects/chosen/{name}").body == data
     page.click("#clear-queue")
     page.wait("!document.querySelector('#queue').children.length")
-    # The same file once more: the chooser has to notice it.
+    assert page.evaluate("document.querySelector('#files').value") == ""  # or the same file were no change
     page.choose("#choose", files(small=b"small"))
     queued(page, "taken")
+
+
+def test_files_with_names_that_addresses_know(view: View, node: NodeGateway, files: Any) -> None:
+    named = {
+        name: name.encode()
+        for name in ("50%", "%2e%2e", "?q=1&r#h", "a+b", " blank ", "grün 🦀", "<b>", "..x")
+    }
+    page = view.open(node.gateway, prefix="../named/")
+    status(page, "No names")
+    page.click("#folder")
+    page.type("../named/")
+    page.choose("#choose", files(**named))
+    queued(page, "done", len(named))
+    assert listed(page, len(named)) == [f"../named/{name}" for name in sorted(named, key=str.encode)]
+    for name, data in named.items():
+        assert node.gateway.request("GET", f"/objects/{quote(f'../named/{name}', safe='')}").body == data
 
 
 def test_files_and_directories_are_dropped(view: View, node: NodeGateway, tmp_path: Path) -> None:
