@@ -27,8 +27,8 @@ def die_with(parent: int, name: str) -> None:
 
 def hold_reloads() -> None:
     """SIGHUP waits until `take_reloads`: what comes before there is a handler would end the process, or be lost although
-    files were read before. A process that is forked meanwhile inherits that. Linux keeps a blocked signal also where it is
-    ignored (`kernel/signal.c`, sig_ignored)."""
+    files were read before. A process that is forked meanwhile inherits that; it must not set SIGHUP to be ignored, which
+    would drop one that waits."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
 
 

@@ -270,8 +270,9 @@ class Supervisor:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             # A Ctrl-C goes to the whole group: it is the parent who decides what it means.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             held = {signal.SIGHUP} if child.reloads else set()
+            if not child.reloads:  # else one may be waiting by now, and to ignore it would drop it
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_SIGNALS} - held)
             os.close(self._signals_read)
             os.close(self._signals_write)
