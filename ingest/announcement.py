@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import logging
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ingest import listeners
+from ingest.listeners import Address
 from ingest.mac import SubKeys
 from ingest.store.store import META
 
@@ -42,3 +45,21 @@ def announce(node: Node, accepted: Iterable[SubKeys]) -> None:
         os.ftruncate(lock_fd, len(content.rstrip()) + 1)
     except OSError as error:
         log.error("DATA/%s/lock does not say what this server is: %s", META, error.strerror)
+
+
+def announced(data_dir: Path) -> dict[str, Any]:
+    """`pid`, `keys`, and the addresses `put`, `get` and `admin` as text; nothing while no server has said so."""
+    try:
+        found = json.loads((data_dir / META / "lock").read_bytes())
+    except (OSError, ValueError):  # not there yet, or about to be written
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def reachable(text: str) -> Address:
+    """Where to connect to for an address that is listened on: a wildcard is reached at loopback. ValueError."""
+    host, port = listeners.parse_address(text)
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.is_unspecified:
+        host = "127.0.0.1" if address.version == 4 else "::1"
+    return host, port

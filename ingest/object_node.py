@@ -39,11 +39,11 @@ Progress = Callable[[int], None]  # told of so many bytes more
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """Where the objects are: a data directory and the ports of its server."""
+    """Where the objects are: a data directory and the ports of its server: those that it says, unless others are given."""
 
     data_dir: Path
-    connect: Address = ("", 0)
-    read_connect: Address = ("", 0)
+    connect: Address | None = None
+    read_connect: Address | None = None
     key_file: Path | None = None
     tls_ca: Path | None = None
     tls_cert: Path | None = None
@@ -91,9 +91,24 @@ class Node:
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         context = client_context(*files) if any(files) else None
         async with await AsyncClient.connect(
-            self.connect if put else None, self.read_connect if get else None, self.keys(), tls=context
+            self._port("put", self.connect) if put else None,
+            self._port("get", self.read_connect) if get else None,
+            self.keys(),
+            tls=context,
         ) as client:
             yield client
+
+    def _port(self, name: str, given: Address | None) -> Address:
+        from ingest.announcement import announced, reachable
+        from ingest.config import ServerConfig
+
+        if given is not None:
+            return given
+        try:
+            return reachable(announced(self.data_dir)[name])
+        except (KeyError, TypeError, AttributeError, ValueError):  # nothing there, or no address
+            usual = ServerConfig()
+            return {"put": usual.listen, "get": usual.read_listen}[name]
 
     @asynccontextmanager
     async def store(

@@ -23,7 +23,9 @@ NAMESPACE_DEFAULT = "objects"  # that of the gateway's API of this name
 Command = Callable[..., None]
 
 
-def _address(_: click.Context, __: click.Parameter, text: str) -> Address:
+def _address(_: click.Context, __: click.Parameter, text: str | None) -> Address | None:
+    if text is None:
+        return None
     try:
         return parse_address(text)
     except ValueError as error:
@@ -51,21 +53,19 @@ NAMESPACE = click.option(
 )
 
 
-def _port(flag: str, default: str, text: str) -> Callable[[Command], Command]:
+def _port(flag: str, text: str) -> Callable[[Command], Command]:
     variable = "INGEST_" + flag.strip("-").replace("-", "_").upper()
     return click.option(
         flag,
         callback=_address,
         metavar="HOST:PORT",
-        default=default,
-        show_default=True,
         envvar=variable,
-        help=text,
+        help=f"{text} [default: where the server of DIR says that it listens]",
     )
 
 
-CONNECT = _port("--connect", "127.0.0.1:5000", "Put port.")
-READ_CONNECT = _port("--read-connect", "127.0.0.1:5005", "Get port.")
+CONNECT = _port("--connect", "Put port.")
+READ_CONNECT = _port("--read-connect", "Get port.")
 
 
 def tls_options(command: Command) -> Command:

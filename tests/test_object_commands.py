@@ -52,14 +52,8 @@ class Commands:
         self.data_dir = node.data_dir
 
     def environment(self) -> dict[str, str]:
-        host, port = self.node.put_address
-        read_host, read_port = self.node.get_address
-        return os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "INGEST_DATA_DIR": str(self.data_dir),
-            "INGEST_CONNECT": f"{host}:{port}",
-            "INGEST_READ_CONNECT": f"{read_host}:{read_port}",
-        }
+        """Its ports are those of chance: the commands find them in the data directory."""
+        return os.environ | {"PYTHONPATH": str(ROOT), "INGEST_DATA_DIR": str(self.data_dir)}
 
     def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ingest", *map(str, arguments)]

@@ -1,34 +1,11 @@
-"""Where the server of a data directory listens: it says so in DATA/.ingest/lock."""
+"""Where the admin port of a gateway's engine is."""
 
 from __future__ import annotations
 
-import ipaddress
-import json
-from pathlib import Path
-from typing import Any
-
+from ingest.announcement import announced, reachable
 from ingest.config import ServerConfig
 from ingest.gateway.config import GatewayConfig
 from ingest.listeners import Address, parse_address
-from ingest.store.store import META
-
-
-def announced(data_dir: Path) -> dict[str, Any]:
-    """`pid`, and the addresses `put`, `get` and `admin` as text; nothing while no server has said so."""
-    try:
-        found = json.loads((data_dir / META / "lock").read_bytes())
-    except (OSError, ValueError):  # not there yet, or about to be written
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def reachable(text: str) -> Address:
-    """Where to connect to for an address that is listened on: a wildcard is reached at loopback. ValueError."""
-    host, port = parse_address(text)
-    address = ipaddress.ip_address(host.partition("%")[0])
-    if address.is_unspecified:
-        host = "127.0.0.1" if address.version == 4 else "::1"
-    return host, port
 
 
 def admin_address(config: GatewayConfig) -> Address:

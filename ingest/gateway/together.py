@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from ingest import admin, limits, logs, pool, workers, write_behind
+from ingest.announcement import announced, reachable
 from ingest.config import ServerConfig
 from ingest.errors import ConfigError
 from ingest.gateway.config import GatewayConfig
-from ingest.gateway.node_address import announced, reachable
 from ingest.gateway.processes import check_before, run_gateway
 from ingest.gateway.supervisor import Child, Supervisor
 from ingest.listeners import Address, format_address
