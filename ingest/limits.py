@@ -175,9 +175,7 @@ VERSIONS_RESERVED = 1000  # numbers that a process takes in advance for small ob
 SMALL_OBJECT_MAX = 256 << 10  # bytes: stored in one call and one transaction, read whole before it is sent
 PIECE_CHUNKS = 512  # chunks of a large object that are signed, put and settled together, 746 kB
 PIECES_IN_FLIGHT = 8  # of one upload, 6 MB: more than a commit takes together
-TRANSFERS_MEMORY = (
-    48 << 20
-)  # bytes that all transfers of a process borrow at most: data, and frames made of it
+TRANSFERS_MEMORY = 24 << 20  # bytes that all transfers of a process borrow: data, and frames made of it
 TRANSFER_ALLOWANCE_CHUNKS = (
     16  # of a transfer that borrows nothing, 23 kB and as much again in frames: whole lanes
 )
@@ -212,11 +210,18 @@ HTTP_LINE_SIZE_MAX = (
 )  # bytes of a request line: a name of 1024 bytes takes 3072 when all of it is percent-encoded
 HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
 HTTP_FIELDS_MAX = 100  # headers of one request
-HTTP_CONNECTIONS_MAX = 1024  # of a process: each may hold the four below, and the allowance of a transfer
-HTTP_READ_SIZE = 16 << 10  # bytes of a body that wait in a connection; twice as many stop its reading
+HTTP_CONNECTIONS_MAX = (
+    1024  # of a process: each may hold some 30 KB, what it received, and the allowance of a transfer
+)
 HTTP_RECEIVE_SIZE = 64 << 10  # bytes of one receive, but for large bodies: they go where they are signed from
+HTTP_RECEIVE_SIZE_MIN = 4 << 10  # … when there are many connections
+HTTP_RECEIVED_MAX = 4 << 20  # bytes of one receive of each connection, together
+HTTP_READ_SIZE = 16 << 10  # bytes of a body that wait in a connection, at most as many as one receive
 HTTP_DIRECT_MIN = 4 << 20  # bytes of such a body: its connection ends with it, which costs a new one
 HTTP_REFUSED_MAX = 256  # connections beyond HTTP_CONNECTIONS_MAX that are told so; more are closed at once
+CYCLES_THRESHOLD = (
+    20_000  # objects made before cycles are looked for: 5 % of the CPU for a small object less than with 700
+)
 HTTP_IDLE_TIMEOUT_S = (
     75.0  # a connection without a request: longer than the minute after which proxies let one go
 )

@@ -62,7 +62,6 @@ def make_app(
         max_line_size=limits.HTTP_LINE_SIZE_MAX,
         max_field_size=limits.HTTP_FIELD_SIZE_MAX,
         max_headers=limits.HTTP_FIELDS_MAX,
-        read_bufsize=limits.HTTP_READ_SIZE,
         keepalive_timeout=limits.HTTP_IDLE_TIMEOUT_S,
         lingering_time=limits.HTTP_LINGER_S,
     )
@@ -181,7 +180,8 @@ class App(web.Server):
         await self.gate.drain(timeout)
 
     def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]  # what asyncio connects, not what aiohttp does
-        handler = _Connection(self, loop=asyncio.get_running_loop(), **self._settings)
+        read_size = min(limits.HTTP_READ_SIZE, len(self._wires.scratch))
+        handler = _Connection(self, loop=asyncio.get_running_loop(), read_bufsize=read_size, **self._settings)
         return self._wires.connect(handler, self.gate.ids.next)
 
 

@@ -88,8 +88,8 @@ class Exchange:
         return int(headers.get("Content-Length", 0))
 
     def body(self) -> RequestBody:
-        """To be read once. Failure 411, 501."""
-        return RequestBody(self.request, self.size, self.say_continue)
+        """To be read once. Failure 411, 417, 501."""
+        return RequestBody(self.request, self.size, self._say_continue if self.expects_continue else None)
 
     @property
     def expects_continue(self) -> bool:
@@ -103,10 +103,8 @@ class Exchange:
             )
         return True
 
-    async def say_continue(self) -> None:
-        """To a client that waits for it, once. ClientGoneError."""
-        if self.continued or not self.expects_continue:
-            return
+    async def _say_continue(self) -> None:
+        """ClientGoneError."""
         self.continued = True
         writer = self.request.writer
         try:

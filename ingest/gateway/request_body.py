@@ -19,17 +19,22 @@ class RequestBody:
     something against the request says so before. `fill` raises ClientGoneError, Failure 408."""
 
     def __init__(
-        self, request: web.BaseRequest, size: int | None, say_continue: Callable[[], Awaitable[None]]
+        self,
+        request: web.BaseRequest,
+        size: int | None,
+        say_continue: Callable[[], Awaitable[None]] | None,
     ) -> None:
         self.ended = False
         self._request = request
-        self._say_continue = say_continue
+        self._say_continue = say_continue  # before the first byte, to a client that waits for it
         self._left = size  # bytes, None when the client will say
         self._rest = memoryview(b"")  # of what aiohttp has read, not given yet
         self._direct: Incoming | None = None  # what comes behind that, when it does not go through aiohttp
 
     async def fill(self, buffer: memoryview, patience: float | None = None) -> int:
-        await self._say_continue()
+        if self._say_continue is not None:
+            await self._say_continue()
+            self._say_continue = None
         deadline = None if patience is None else asyncio.get_running_loop().time() + patience
         filled = 0
         try:
@@ -39,11 +44,12 @@ class RequestBody:
                     buffer[filled : filled + here] = self._rest[:here]
                     self._rest = self._rest[here:]
                     filled += here
+                    self.ended = self._left == 0 and not self._rest
                 elif self._direct is not None:
                     filled += await self._direct.fill(buffer[filled:], _until(deadline))
                     self.ended = self._direct.ended
                     break
-                elif not await self._next(deadline):
+                elif not await self._next(len(buffer) - filled, deadline):
                     break
         except TimeoutError:
             message = f"not one byte of the body came for {HTTP_STALL_TIMEOUT_S:g} s"
@@ -56,10 +62,10 @@ class RequestBody:
             raise ClientGoneError(f"the client went away: {error}") from None
         return filled
 
-    async def _next(self, deadline: float | None) -> bool:
+    async def _next(self, wanted: int, deadline: float | None) -> bool:
         """Takes what aiohttp has; False at the end, or at the deadline. TimeoutError when nothing came for too long."""
         content = self._request.content
-        piece = content.read_nowait()
+        piece = content.read_nowait(wanted)
         if not piece and content.at_eof():
             self.ended = True
         elif not piece and self._left is not None and self._left >= HTTP_DIRECT_MIN:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -115,6 +116,8 @@ def http_main(
 ) -> int:
     """An HTTP process, until TERM. ``link_key``: with which all of them sign links. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
+        gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
+        gc.set_threshold(limits.CYCLES_THRESHOLD)
         uvloop.run(_serve(config, sockets, read_config, telling, link_key))
     return 0
 

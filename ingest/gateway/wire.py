@@ -24,6 +24,8 @@ from ingest.limits import (
     HTTP_CONNECTIONS_MAX,
     HTTP_LINGER_S,
     HTTP_RECEIVE_SIZE,
+    HTTP_RECEIVE_SIZE_MIN,
+    HTTP_RECEIVED_MAX,
     HTTP_REFUSED_MAX,
     HTTP_UNREAD_TIMEOUT_S,
     RETRY_AFTER_S,
@@ -41,8 +43,14 @@ class Wires:
     def __init__(self) -> None:
         self.open: set[Wire] = set()
         self.refused: set[Refusal] = set()
-        # What is received is copied out of it at once.
-        self.scratch = memoryview(bytearray(HTTP_RECEIVE_SIZE))
+        self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
+        # For one receive, which is copied out of it at once: the more connections there are, the less each may have waiting.
+        self.scratch = self._memory
+
+    def count(self) -> None:
+        """To be called when there are more connections, or fewer."""
+        fair = HTTP_RECEIVED_MAX // max(1, len(self.open))
+        self.scratch = self._memory[: max(HTTP_RECEIVE_SIZE_MIN, min(fair, HTTP_RECEIVE_SIZE))]
 
     def connect(self, handler: Connection, next_id: Callable[[], str]) -> asyncio.BaseProtocol:
         """What a new connection speaks with: ``handler``, unless there are too many of them."""
@@ -125,10 +133,12 @@ class Wire(asyncio.BufferedProtocol):
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
         self._wires.open.add(self)
+        self._wires.count()
         self._handler.connection_made(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._wires.open.discard(self)
+        self._wires.count()
         self._transport = None
         if self._body is not None:
             self._body.finish(str(error or "the connection ended"))

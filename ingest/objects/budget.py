@@ -30,6 +30,8 @@ class Budget:
 class Transfer:
     """One of them, until ``leave``. ``borrowed``: bytes."""
 
+    __slots__ = ("_budget", "_left", "borrowed")
+
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self.borrowed = 0
@@ -53,7 +55,7 @@ class Transfer:
         return granted
 
     def give_back(self, size: int) -> None:
-        """Nothing when it has left: that gave back all."""
+        """After `leave` there is nothing to give back."""
         if self._left:
             return
         assert 0 <= size <= self.borrowed, (size, self.borrowed)
@@ -63,6 +65,7 @@ class Transfer:
     def leave(self) -> None:
         """Nothing of it is in memory any more. Once more does nothing."""
         if not self._left:
-            self.give_back(self.borrowed)
+            if self.borrowed:
+                self.give_back(self.borrowed)
             self._left = True
             self._budget.transfers -= 1

@@ -203,14 +203,16 @@ async def _open(
 
 def _fits(size: int, transfer: Transfer) -> bool:
     """Whether an object of ``size`` bytes may be read whole; what it needs is borrowed then."""
-    transfer.give_back(transfer.borrowed)  # for a version that has been replaced
     if size <= ALLOWANCE_SIZE:
         return True
+    transfer.give_back(transfer.borrowed)  # for a version that has been replaced
     memory = chunks_needed(size) * DATA_SIZE
     return size <= SMALL_OBJECT_MAX and bool(transfer.borrow(memory, memory))
 
 
 async def _read(client: AsyncClient, places: list[Extent]) -> bytearray:
     """The data of these chunks, one after the other."""
+    if len(places) == 1:
+        return await client.read_range(ticket.format(places[0].first), places[0].count)
     pieces = [await client.read_range(ticket.format(place.first), place.count) for place in places]
-    return pieces[0] if len(pieces) == 1 else bytearray().join(pieces)
+    return bytearray().join(pieces)

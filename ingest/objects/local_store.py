@@ -15,7 +15,8 @@ from ingest.objects.catalog_reader import CatalogReader, Entry
 from ingest.objects.download import PinnedDownload, SmallDownload, open_version
 from ingest.objects.manifest import manifest_key
 from ingest.objects.membership import Membership
-from ingest.objects.receiver import Receiver, Upload
+from ingest.objects.receiver import Receiver
+from ingest.objects.upload import Upload
 from ingest.objects.version import ANY, Condition, Transition, Version, check_name, check_namespace
 
 

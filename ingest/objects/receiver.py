@@ -15,16 +15,15 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
 from blake3 import blake3
 
 from ingest import ticket
 from ingest.client import AsyncClient
-from ingest.errors import IngestError, RefusedError, UploadLostError
+from ingest.errors import IngestError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
     PIECE_CHUNKS,
@@ -41,37 +40,15 @@ from ingest.objects import manifest
 from ingest.objects.body import Body, as_body
 from ingest.objects.budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
 from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.extent import Extent, chunks_needed, joined, without
+from ingest.objects.extent import Extent, chunks_needed, joined
 from ingest.objects.manifest import Manifest
 from ingest.objects.membership import Membership
-from ingest.objects.version import ANY, SAME, Condition, Version
+from ingest.objects.upload import NAMELESS, Upload, check_size, ours, raise_unless_foreign, sealed_manifest
+from ingest.objects.version import ANY, Version
 from ingest.put_channel import Batch
 from ingest.status import Status
 
 PIECE_SIZE = PIECE_CHUNKS * DATA_SIZE
-NAMELESS = "(not known yet)"  # the name of an upload whose bytes will say it
-FOREIGN = (Status.CONFLICT, Status.DELETED)  # somebody else has, or had, such a ticket: another one will do
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What is uploaded, but for its bytes. ``name``: or a function that knows it once they have ended. ``present``: the
-    version that a name of this namespace has now."""
-
-    namespace: str
-    name: str | Callable[[], str]
-    size: int | None
-    headers: Mapping[str, str]
-    condition: Condition
-    present: Callable[[str], Version | None]
-
-    def kept(self, name: str, digest: bytes) -> Version | None:
-        """The version that stays, where the same bytes are to be stored once: it has them already."""
-        found = self.present(name) if self.condition == SAME else None
-        return found if found is not None and found.digest == digest else None
-
-    def final_name(self) -> str:
-        return self.name if isinstance(self.name, str) else self.name()
 
 
 class Receiver:
@@ -110,10 +87,11 @@ class Receiver:
         most = 1 + (SMALL_OBJECT_MAX if upload.size is None else upload.size)
         data = bytearray(min(most, ALLOWANCE_SIZE))
         size = await body.fill(memoryview(data))
-        memory = chunks_needed(most) * SEALED_SIZE
-        if size == len(data) < most and transfer.borrow(memory, memory):
-            data += bytes(most - size)
-            size += await body.fill(memoryview(data)[size:], PIECE_PATIENCE_S)
+        if size == len(data) < most:
+            memory = chunks_needed(most) * SEALED_SIZE
+            if transfer.borrow(memory, memory):
+                data += bytes(most - size)
+                size += await body.fill(memoryview(data)[size:], PIECE_PATIENCE_S)
         del data[size:]
         return data
 
@@ -145,7 +123,7 @@ class Receiver:
     # --- in one call
 
     async def _store(self, upload: Upload, data: bytearray) -> Version:
-        _check_size(upload.size, len(data))
+        check_size(upload.size, len(data))
         name = upload.final_name()
         digest = blake3(data).digest()
         kept = upload.kept(name, digest)
@@ -169,7 +147,7 @@ class Receiver:
                 owner, place = await lease.enter_async_context(self._membership.tickets(chunks + more))
                 refused: dict[str, Status] = {}
                 try:
-                    text = _manifest(about, [place], Extent(place.first + chunks, more), self._key)
+                    text = sealed_manifest(about, [place], Extent(place.first + chunks, more), self._key)
                     await self.put_chunks(owner, place, data + text, refused)
                     if not refused:
                         return await self._catalog.store(
@@ -179,7 +157,7 @@ class Receiver:
                 except BaseException:
                     await self.end(self._discard(lease.pop_all(), owner, place, refused))
                     raise
-                await self._catalog.discard(owner, _ours([place], refused))
+                await self._catalog.discard(owner, ours([place], refused))
                 raise_unless_foreign(refused)
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
@@ -191,7 +169,7 @@ class Receiver:
         async with lease:  # not given back before
             await self.settled()
             with contextlib.suppress(IngestError):  # then it is swept with the lease
-                await self._catalog.discard(owner, _ours([place], refused))
+                await self._catalog.discard(owner, ours([place], refused))
 
     async def put_chunks(
         self,
@@ -295,7 +273,7 @@ class _Stream:
         )
         try:
             await self._put_all(start)
-            _check_size(upload.size, self._size)
+            check_size(upload.size, self._size)
             name = upload.final_name()
             digest = self._hash.digest()
             kept = upload.kept(name, digest)
@@ -398,7 +376,7 @@ class _Stream:
         assert piece.task is not None, "only what is on its way is in flight"
         await piece.task
         self._in_flight.popleft()
-        self._extents += piece.places
+        self._extents[-1:] = joined([*self._extents[-1:], *piece.places])
 
     async def _store_and_let_go(self, piece: _Piece) -> None:
         try:
@@ -474,7 +452,7 @@ class _Stream:
             else:
                 place = await self._catalog.extend(self._owner, self._version, chunks)
             extents = joined([*self._extents, place])
-            text = _manifest(about, extents, place, self._key)
+            text = sealed_manifest(about, extents, place, self._key)
             refused: dict[str, Status] = {}
             await self._receiver.put_chunks(self._owner, place, text, refused, self._version)
             if not refused:
@@ -490,30 +468,3 @@ def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
     """Among ``tasks`` until it ends."""
     tasks.add(task)
     task.add_done_callback(tasks.discard)
-
-
-def _manifest(about: Manifest, extents: Sequence[Extent], place: Extent, key: bytes) -> bytes:
-    """Exactly ``place.count`` chunks."""
-    named = msgspec.structs.replace(about, extents=[(ticket.format(one.first), one.count) for one in extents])
-    return manifest.serialize(named, place, key)
-
-
-def _ours(places: Sequence[Extent], refused: Mapping[str, Status]) -> list[Extent]:
-    """What of these tickets is not somebody else's."""
-    rest: Sequence[Extent] = places
-    for name, status in refused.items():
-        if status is Status.CONFLICT:
-            rest = without(rest, ticket.parse(name))
-    return list(rest)
-
-
-def raise_unless_foreign(refused: Mapping[str, Status]) -> None:
-    """RefusedError for a status that another ticket would get as well."""
-    for name, status in refused.items():
-        if status not in FOREIGN:
-            raise RefusedError(name, status)
-
-
-def _check_size(expected: int | None, size: int) -> None:
-    if expected is not None and size != expected:
-        raise UploadLostError(f"the body ended after {size} of {expected} bytes")

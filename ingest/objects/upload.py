@@ -1,0 +1,67 @@
+"""What is uploaded, and what must hold of it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from ingest import ticket
+from ingest.errors import RefusedError, UploadLostError
+from ingest.objects import manifest
+from ingest.objects.extent import Extent, without
+from ingest.objects.manifest import Manifest
+from ingest.objects.version import SAME, Condition, Version
+from ingest.status import Status
+
+NAMELESS = "(not known yet)"  # the name of an upload whose bytes will say it
+FOREIGN = (Status.CONFLICT, Status.DELETED)  # somebody else has, or had, such a ticket: another one will do
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What is uploaded, but for its bytes. ``name``: or a function that knows it once they have ended. ``present``: the
+    version that a name of this namespace has now."""
+
+    namespace: str
+    name: str | Callable[[], str]
+    size: int | None
+    headers: Mapping[str, str]
+    condition: Condition
+    present: Callable[[str], Version | None]
+
+    def kept(self, name: str, digest: bytes) -> Version | None:
+        """The version that stays, where the same bytes are to be stored once: it has them already."""
+        found = self.present(name) if self.condition == SAME else None
+        return found if found is not None and found.digest == digest else None
+
+    def final_name(self) -> str:
+        return self.name if isinstance(self.name, str) else self.name()
+
+
+def sealed_manifest(about: Manifest, extents: Sequence[Extent], place: Extent, key: bytes) -> bytes:
+    """Exactly ``place.count`` chunks."""
+    named = msgspec.structs.replace(about, extents=[(ticket.format(one.first), one.count) for one in extents])
+    return manifest.serialize(named, place, key)
+
+
+def ours(places: Sequence[Extent], refused: Mapping[str, Status]) -> list[Extent]:
+    """What of these tickets is not somebody else's."""
+    rest: Sequence[Extent] = places
+    for name, status in refused.items():
+        if status is Status.CONFLICT:
+            rest = without(rest, ticket.parse(name))
+    return list(rest)
+
+
+def raise_unless_foreign(refused: Mapping[str, Status]) -> None:
+    """RefusedError for a status that another ticket would get as well."""
+    for name, status in refused.items():
+        if status not in FOREIGN:
+            raise RefusedError(name, status)
+
+
+def check_size(expected: int | None, size: int) -> None:
+    if expected is not None and size != expected:
+        raise UploadLostError(f"the body ended after {size} of {expected} bytes")
