@@ -220,6 +220,14 @@ class AsyncClient:
             if batch.left >= limits.SEAL_FRAMES:
                 await asyncio.sleep(0)  # also within a wide window others have their turn, and these are sent
 
+    def seal_range(self, first: str, data: Buffer) -> bytes:
+        """The signed frames that ``add_range`` would send, for ``add_frames``. TicketError."""
+        return seal(self._keys.signing.put, ticket.parse(first), memoryview(data).cast("B"))
+
+    async def add_frames(self, batch: Batch, frames: bytes) -> None:
+        """Puts what ``seal_range`` made of a byte or more, as ``add_range`` does, but in no more memory."""
+        await self._put_channel.add(ticket.index_from_wire(frames[: limits.TICKET_SIZE]), frames, batch)
+
     async def finish(self, batch: Batch) -> dict[str, Status]:
         """Waits for all that was added. Returns what ``put_many`` returns."""
         await batch.wait()

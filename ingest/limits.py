@@ -174,8 +174,8 @@ FILE_READ_SIZE = 1 << 20  # bytes of a file that a command reads at a time
 VERSIONS_RESERVED = 1000  # numbers that a process takes in advance for small objects
 SMALL_OBJECT_MAX = 256 << 10  # bytes: stored in one call and one transaction, read whole before it is sent
 PIECE_CHUNKS = 512  # chunks of a large object that are signed, put and settled together, 746 kB
-PIECES_IN_FLIGHT = 8  # of one upload, 6 MB: more than a commit takes together
-TRANSFERS_MEMORY = 24 << 20  # bytes that all transfers of a process borrow: data, and frames made of it
+PIECES_IN_FLIGHT = 32  # of one upload, 24 MB of frames: the engine has enough for all its jobs on the disk
+TRANSFERS_MEMORY = 28 << 20  # bytes that all transfers of a process borrow: data, and frames made of it
 TRANSFER_ALLOWANCE_CHUNKS = (
     16  # of a transfer that borrows nothing, 23 kB and as much again in frames: whole lanes
 )

@@ -39,6 +39,7 @@ from ingest.errors import (
     UsageError,
 )
 from ingest.get_channel import GetChannel
+from ingest.objects.upload import data_of
 from ingest.put_channel import PutChannel
 from ingest.status import Status
 
@@ -739,6 +740,21 @@ class TestBulk:
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop if loop == "uvloop" else None) as runner:
             runner.run(work())
+
+    def test_frames_that_were_sealed_before(self, server: ReferenceServer) -> None:
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await client.put("AAAC", b"another")
+                sealed = client.seal_range("AAAA", self.DATA)
+                assert data_of(sealed) == self.DATA.ljust(1500 * DATA, b"\0")
+                batch = client.new_batch(window=100)
+                await client.add_frames(batch, sealed)
+                assert await client.finish(batch) == {"AAAC": Status.CONFLICT}
+                assert await client.read_range("AABC", 1462) == self.DATA[38 * DATA :] + bytes(700)
+                with pytest.raises(TicketError):
+                    client.seal_range("ZZZZZZZZ", bytes(DATA + 1))
+
+        run(work())
 
     def test_a_batch_that_failed_takes_no_more(self) -> None:
         received = threading.Event()

@@ -376,7 +376,7 @@ KEY = bytes(range(32))
 @pytest.mark.parametrize("size", [SMALL, SMALL_OBJECT_MAX + 1, LARGE])
 def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
     """An upload is cancelled, and its request over, before the engine answers: until then nothing of it is garbage."""
-    monkeypatch.setattr("ingest.objects.receiver.UPLOAD_SETTLE_S", 0.01)
+    monkeypatch.setattr("ingest.objects.chunk_writer.UPLOAD_SETTLE_S", 0.01)
     gate = threading.Event()
     foreign = FIRST + 3
     path = tmp_path / "catalog.db"
@@ -415,7 +415,7 @@ def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
 
 def test_a_process_that_ends_settles_what_broke(tmp_path, monkeypatch):
     """It gets the answers before it goes."""
-    monkeypatch.setattr("ingest.objects.receiver.UPLOAD_SETTLE_S", 0.01)
+    monkeypatch.setattr("ingest.objects.chunk_writer.UPLOAD_SETTLE_S", 0.01)
     gate = threading.Event()
     foreign = FIRST + 3
     path = tmp_path / "catalog.db"
@@ -431,7 +431,7 @@ def test_a_process_that_ends_settles_what_broke(tmp_path, monkeypatch):
                 upload.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await upload
-                monkeypatch.setattr("ingest.objects.receiver.UPLOAD_SETTLE_S", 60)
+                monkeypatch.setattr("ingest.objects.chunk_writer.UPLOAD_SETTLE_S", 60)
                 leaving = asyncio.create_task(store.leave())
                 await asyncio.sleep(0)
                 gate.set()

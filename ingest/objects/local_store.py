@@ -55,7 +55,7 @@ class LocalStore:
 
     async def leave(self) -> None:
         """To be called when nobody uploads any more."""
-        await self._receiver.close()
+        await self._receiver.writer.close()
         await self._membership.leave()
 
     async def put(

@@ -4,9 +4,6 @@ Two ways. An object that fits into memory is put as one run of a lease that this
 A larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a
 few of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole. A small one
 goes that way too when its bytes come too slowly to keep them, or when other transfers have the memory (`budget`).
-
-An upload that breaks keeps its tickets until its frames are answered, or their connection is given up: a CONFLICT may be on
-its way, and what it is about must not become garbage. Who uploads waits for that a few seconds; then it goes on without him.
 """
 
 from __future__ import annotations
@@ -15,17 +12,16 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from blake3 import blake3
 
-from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.errors import IngestError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
+    FRAME_SIZE,
     PIECE_CHUNKS,
     PIECE_PATIENCE_S,
     PIECES_IN_FLIGHT,
@@ -34,21 +30,29 @@ from ingest.limits import (
     RELOCATIONS_MAX,
     SMALL_OBJECT_MAX,
     TRANSFER_ALLOWANCE_CHUNKS,
-    UPLOAD_SETTLE_S,
 )
 from ingest.objects import manifest
 from ingest.objects.body import Body, as_body
 from ingest.objects.budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
 from ingest.objects.catalog_access import CatalogAccess
+from ingest.objects.chunk_writer import ChunkWriter
 from ingest.objects.extent import Extent, chunks_needed, joined
 from ingest.objects.manifest import Manifest
 from ingest.objects.membership import Membership
-from ingest.objects.upload import NAMELESS, Upload, check_size, ours, raise_unless_foreign, sealed_manifest
+from ingest.objects.upload import (
+    NAMELESS,
+    Upload,
+    check_size,
+    data_of,
+    ours,
+    raise_unless_foreign,
+    sealed_manifest,
+)
 from ingest.objects.version import ANY, Version
-from ingest.put_channel import Batch
 from ingest.status import Status
 
 PIECE_SIZE = PIECE_CHUNKS * DATA_SIZE
+SPARE_BUFFERS = 4  # of a process: an upload has one at a time, until it is signed
 
 
 class Receiver:
@@ -57,14 +61,12 @@ class Receiver:
     def __init__(
         self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes, budget: Budget
     ) -> None:
-        self._client = client
         self._catalog = catalog
         self._membership = membership
         self._key = key
         self._budget = budget
         self._spare: list[bytearray] = []  # buffers of whole pieces: their memory is there already
-        self._settling: set[asyncio.Task[None]] = set()  # puts that were cancelled, and are not answered yet
-        self._ending: set[asyncio.Task[None]] = set()  # of uploads that broke
+        self.writer = ChunkWriter(client, catalog)
 
     async def receive(self, upload: Upload, source: Body | AsyncIterable[bytes]) -> Version:
         """See `ObjectStore.put`."""
@@ -101,24 +103,8 @@ class Receiver:
 
     def give_buffer(self, buffer: bytearray) -> None:
         """Nobody has a view of it any more."""
-        if len(buffer) == PIECE_SIZE and len(self._spare) < PIECES_IN_FLIGHT:
+        if len(buffer) == PIECE_SIZE and len(self._spare) < SPARE_BUFFERS:
             self._spare.append(buffer)
-
-    async def end(self, work: Coroutine[Any, Any, None]) -> None:
-        """Does what an upload that broke leaves to be done. Back when that is done, or takes long: then it goes on."""
-        task = asyncio.create_task(work)
-        _keep(self._ending, task)
-        await asyncio.wait([task], timeout=UPLOAD_SETTLE_S)
-
-    async def settled(self) -> None:
-        """When the frames are answered that were sent for uploads which have broken by now."""
-        if self._settling:
-            await asyncio.wait(self._settling)
-
-    async def close(self) -> None:
-        """Uploads that broke have a few seconds to be settled. No other one may be under way."""
-        if self._ending:
-            await asyncio.wait(self._ending, timeout=UPLOAD_SETTLE_S)
 
     # --- in one call
 
@@ -148,14 +134,14 @@ class Receiver:
                 refused: dict[str, Status] = {}
                 try:
                     text = sealed_manifest(about, [place], Extent(place.first + chunks, more), self._key)
-                    await self.put_chunks(owner, place, data + text, refused)
+                    await self.writer.put_chunks(owner, place, data + text, refused)
                     if not refused:
                         return await self._catalog.store(
                             owner, upload.namespace, name, about.size, digest, [place],
                             upload.headers, upload.condition, number=number,
                         )  # fmt: skip
                 except BaseException:
-                    await self.end(self._discard(lease.pop_all(), owner, place, refused))
+                    await self.writer.end(self._discard(lease.pop_all(), owner, place, refused))
                     raise
                 await self._catalog.discard(owner, ours([place], refused))
                 raise_unless_foreign(refused)
@@ -167,57 +153,9 @@ class Receiver:
         self, lease: contextlib.AsyncExitStack, owner: int, place: Extent, refused: Mapping[str, Status]
     ) -> None:
         async with lease:  # not given back before
-            await self.settled()
+            await self.writer.settled()
             with contextlib.suppress(IngestError):  # then it is swept with the lease
                 await self._catalog.discard(owner, ours([place], refused))
-
-    async def put_chunks(
-        self,
-        owner: int,
-        place: Extent,
-        data: bytes | bytearray | memoryview,
-        refused: dict[str, Status],
-        version: int | None = None,
-    ) -> None:
-        """Puts ``place.count`` chunks; adds what is refused to ``refused``.
-
-        When it raises what the client does, the catalog knows the tickets that answered CONFLICT: they must not become
-        garbage with the rest of the upload. When it is cancelled, the catalog knows them after `settled`.
-        """
-        batch = self._client.new_batch()
-        try:
-            await self._client.add_range(batch, ticket.format(place.first), data)
-            await self._client.finish(batch)
-        except asyncio.CancelledError:  # its frames are out: their answers say what is ours
-            _keep(self._settling, asyncio.create_task(self._settle(batch, owner, refused, version)))
-            raise
-        except Exception:
-            await self._take_refused(batch, owner, refused, version)
-            raise
-        await self._take_refused(batch, owner, refused, version)
-
-    async def _settle(
-        self, batch: Batch, owner: int, refused: dict[str, Status], version: int | None
-    ) -> None:
-        with contextlib.suppress(IngestError):  # the connection was given up, or the catalog is out of reach
-            try:
-                await self._client.finish(batch)
-            finally:
-                await self._take_refused(batch, owner, refused, version)
-
-    async def _take_refused(
-        self, batch: Batch, owner: int, refused: dict[str, Status], version: int | None
-    ) -> None:
-        if batch.refused:
-            refused |= batch.refused
-            noted = asyncio.create_task(self._note_conflicts(owner, batch.refused, version))
-            _keep(self._settling, noted)
-            await asyncio.shield(noted)
-
-    async def _note_conflicts(self, owner: int, refused: Mapping[str, Status], version: int | None) -> None:
-        for name, status in refused.items():
-            if status is Status.CONFLICT:
-                await self._catalog.conflicted(owner, ticket.parse(name), version)
 
 
 # --- in pieces
@@ -226,7 +164,7 @@ class Receiver:
 @dataclass(slots=True)
 class _Piece:
     """Chunks on their way, and where they are put: both change when they move. ``data``: of ``size`` bytes, in a buffer that
-    may be longer. ``borrowed``: bytes of the budget; none for a piece of the allowance."""
+    may be longer, until frames are made of it. ``borrowed``: bytes of the budget; none for a piece of the allowance."""
 
     data: bytearray
     borrowed: int
@@ -287,7 +225,7 @@ class _Stream:
                 None if known else name,
             )  # fmt: skip
         except BaseException as error:
-            await self._receiver.end(self._fail(error))
+            await self._receiver.writer.end(self._fail(error))
             raise
 
     async def _fail(self, error: BaseException) -> None:
@@ -295,7 +233,7 @@ class _Stream:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._receiver.settled()
+        await self._receiver.writer.settled()
         reason = str(error) or type(error).__name__
         with contextlib.suppress(IngestError):  # it was given up before, or will be when the deadline passes
             await self._forgo_rest()
@@ -348,13 +286,20 @@ class _Stream:
                 return _Piece(bytearray(ALLOWANCE_SIZE), 0)
             await self._take_first()
 
+    def _let_go_of_data(self, piece: _Piece, rest: int) -> None:
+        """Only ``rest`` bytes of what belongs to the piece are still needed: its frames."""
+        buffer, piece.data = piece.data, bytearray()
+        self._receiver.give_buffer(buffer)
+        if piece.borrowed:
+            self._transfer.give_back(piece.borrowed - rest)
+            piece.borrowed = rest
+
     def _let_go(self, piece: _Piece) -> None:
         """Nothing of the piece is in memory any more."""
         if piece.borrowed:
             self._transfer.give_back(piece.borrowed)
         else:
             self._allowance_is_free = True
-        self._receiver.give_buffer(piece.data)
 
     async def _put_whole(self, piece: _Piece) -> bytes:
         """Starts to put its whole chunks. Returns what is left: less than a chunk, and nothing at the end of the body."""
@@ -386,18 +331,19 @@ class _Stream:
 
     async def _store_piece(self, piece: _Piece) -> None:
         """Until all of it is saved: what meets foreign tickets is put again elsewhere, whole."""
-        view = memoryview(piece.data)[: piece.size]
+        chunks = chunks_needed(piece.size)
+        sealed = self._receiver.writer.seal(piece.places, memoryview(piece.data)[: piece.size])
+        self._let_go_of_data(piece, chunks * FRAME_SIZE)
         for _ in range(RELOCATIONS_MAX):
             refused: dict[str, Status] = {}
-            at = 0
-            for place in piece.places:
-                part = view[at : at + place.count * DATA_SIZE]
-                await self._receiver.put_chunks(self._owner, place, part, refused, self._version)
-                at += place.count * DATA_SIZE
+            for frames in sealed:
+                await self._receiver.writer.put_frames(self._owner, frames, refused, self._version)
             if not refused:
                 return
             raise_unless_foreign(refused)
-            piece.places = [await self._catalog.extend(self._owner, self._version, chunks_needed(len(view)))]
+            data = b"".join(map(data_of, sealed))
+            piece.places = [await self._catalog.extend(self._owner, self._version, chunks)]
+            sealed = self._receiver.writer.seal(piece.places, data)
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
         )
@@ -454,7 +400,7 @@ class _Stream:
             extents = joined([*self._extents, place])
             text = sealed_manifest(about, extents, place, self._key)
             refused: dict[str, Status] = {}
-            await self._receiver.put_chunks(self._owner, place, text, refused, self._version)
+            await self._receiver.writer.put_chunks(self._owner, place, text, refused, self._version)
             if not refused:
                 self._extents = list(extents)
                 return
@@ -462,9 +408,3 @@ class _Stream:
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
         )
-
-
-def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
-    """Among ``tasks`` until it ends."""
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)

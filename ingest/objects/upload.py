@@ -9,6 +9,7 @@ import msgspec
 
 from ingest import ticket
 from ingest.errors import RefusedError, UploadLostError
+from ingest.limits import DATA_SIZE, FRAME_SIZE
 from ingest.objects import manifest
 from ingest.objects.extent import Extent, without
 from ingest.objects.manifest import Manifest
@@ -60,6 +61,12 @@ def raise_unless_foreign(refused: Mapping[str, Status]) -> None:
     for name, status in refused.items():
         if status not in FOREIGN:
             raise RefusedError(name, status)
+
+
+def data_of(frames: bytes) -> bytes:
+    """What was sealed in whole frames, 1458 bytes of each."""
+    start = FRAME_SIZE - DATA_SIZE
+    return b"".join([frames[at + start : at + FRAME_SIZE] for at in range(0, len(frames), FRAME_SIZE)])
 
 
 def check_size(expected: int | None, size: int) -> None:
