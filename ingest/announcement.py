@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import json
 import logging
@@ -47,11 +48,30 @@ def announce(node: Node, accepted: Iterable[SubKeys]) -> None:
         log.error("DATA/%s/lock does not say what this server is: %s", META, error.strerror)
 
 
+def running(data_dir: Path) -> dict[str, Any] | None:
+    """What the server says that runs on ``data_dir``, as `announced`; None when none does.
+
+    It looks for a moment whether it could have the lock. A server that starts in that moment waits for it.
+    """
+    try:
+        fd = os.open(data_dir / META / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None
+    except BlockingIOError:
+        return announced(data_dir)
+    finally:
+        os.close(fd)
+
+
 def announced(data_dir: Path) -> dict[str, Any]:
-    """`pid`, `keys`, and the addresses `put`, `get` and `admin` as text; nothing while no server has said so."""
+    """`pid`, `keys`, and the addresses `put`, `get` and `admin` as text: of the server that runs there, or ran there last.
+    Nothing while no server has said so."""
     try:
         found = json.loads((data_dir / META / "lock").read_bytes())
-    except (OSError, ValueError):  # not there yet, or about to be written
+    except (OSError, ValueError, RecursionError):  # not there yet, or about to be written
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -128,6 +128,8 @@ KEYS_COUNTED = 15  # keys with counters of their own; of all others together the
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
 
 # --- the client ----------------------------------------------------------------------------------
+LOCK_TRIES = 3  # of a server for its data directory: somebody may just look whether one runs there
+LOCK_TRY_INTERVAL_S = 0.02
 RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
 RETRY_DELAY_MAX_S = 2.0  # … and last
 CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered

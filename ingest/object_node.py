@@ -99,16 +99,18 @@ class Node:
             yield client
 
     def _port(self, name: str, given: Address | None) -> Address:
-        from ingest.announcement import announced, reachable
-        from ingest.config import ServerConfig
+        from ingest.announcement import reachable, running
 
         if given is not None:
             return given
         try:
-            return reachable(announced(self.data_dir)[name])
+            return reachable((running(self.data_dir) or {})[name])
         except (KeyError, TypeError, AttributeError, ValueError):  # nothing there, or no address
-            usual = ServerConfig()
-            return {"put": usual.listen, "get": usual.read_listen}[name]
+            flag = {"put": "--connect", "get": "--read-connect"}[name]
+            where = shown(str(self.data_dir))
+            raise ConnectionLostError(
+                f"no server that runs on {where} says where it listens: {flag} is for one that is reached otherwise"
+            ) from None
 
     @asynccontextmanager
     async def store(

@@ -183,6 +183,19 @@ def test_what_is_not_there(commands, tmp_path):
     commands.run("put", "/dev/null", "--name", "unreachable", "--connect", f"127.0.0.1:{_no_port()}", code=1)
 
 
+def test_a_server_that_has_ended_is_not_looked_for(tmp_path):
+    """Somebody else may listen now where it said that it did."""
+    with running_node(tmp_path / "data", "--workers=1", "--sync=os") as node:
+        commands = Commands(node)
+        commands.run("put", "-", "--name", "a", stdin=b"a")
+        assert node.stop() == 0
+        assert "put" in json.loads((node.data_dir / ".ingest" / "lock").read_bytes())
+        commands.run("put", "-", "--name", "b", stdin=b"b", code=1)
+        assert "says where it listens" in commands.complaint
+        commands.run("get", "a", code=1)
+        assert "--read-connect" in commands.complaint
+
+
 def _no_port() -> int:
     with closing(socket.socket()) as sock:
         sock.bind(("127.0.0.1", 0))

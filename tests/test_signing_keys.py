@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -29,6 +30,9 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         (directory / ".ingest").mkdir()
         self.lock = directory / ".ingest" / "lock"
+        self.lock.touch()
+        self.held = self.lock.open("rb")  # by the server
+        fcntl.flock(self.held, fcntl.LOCK_EX)
         self.key_file = directory / ".ingest" / "key"
         self.config = load_config({"data_dir": str(directory)}, {})
         self.telling = Telling()
@@ -41,7 +45,8 @@ class Rig:
         self.keys.load(self.config)
 
     def accepts(self, *keys: bytes) -> None:
-        self.lock.write_text(json.dumps({"pid": 1, "keys": [id_of(key) for key in keys]}))
+        put = f"127.0.0.1:{self.config.connect[1]}"
+        self.lock.write_text(json.dumps({"pid": 1, "put": put, "keys": [id_of(key) for key in keys]}))
 
     def signs(self) -> str:
         return self.client._keys.signing.id
@@ -67,6 +72,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             rig = Rig(tmp_path)
             await work(rig)
             rig.keys.close()
+            rig.held.close()
 
         asyncio.run(main())
 
@@ -124,7 +130,7 @@ def test_a_key_that_is_retired_does_not_sign(run: Callable[..., None]) -> None:
     run(work)
 
 
-@pytest.mark.parametrize("lock", [b"", b'{"pid": 1, "ke', b"[", b'{"keys": []}'])
+@pytest.mark.parametrize("lock", [b"", b'{"pid": 1, "ke', b"[", b'{"pid": 1}', b'{"keys": []}'])
 def test_a_lock_that_says_nothing_yet(
     run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, lock: bytes
 ) -> None:
@@ -140,13 +146,18 @@ def test_a_lock_that_says_nothing_yet(
     run(work)
 
 
-@pytest.mark.parametrize("lock", [None, b'{"pid": 1}'])
+@pytest.mark.parametrize("elsewhere", ["no lock", "a lock that nobody holds", "another port"])
 def test_a_server_elsewhere_can_t_be_asked(
-    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, lock: bytes | None
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, elsewhere: str
 ) -> None:
     async def work(rig: Rig) -> None:
-        if lock is not None:
-            rig.lock.write_bytes(lock)
+        rig.accepts(ONE)
+        if elsewhere == "no lock":
+            rig.lock.unlink()
+        elif elsewhere == "another port":
+            rig.lock.write_text(json.dumps({"pid": 1, "put": "127.0.0.1:1", "keys": [id_of(ONE)]}))
+        else:
+            rig.held.close()  # a server ran here once
         rig.file(ONE, TWO)
         await rig.stays_with(ONE)
         monkeypatch.setattr(limits, "KEY_SWITCH_DELAY_S", 0.0)

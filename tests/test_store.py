@@ -204,6 +204,21 @@ class TestLock:
         with pytest.raises(StoreLockedError):
             Store.open(data)
 
+    def test_who_only_looks_is_waited_for(self, data, opened, monkeypatch):
+        """`ingest.announcement.running` has the lock for a moment."""
+        Store.open(data).close()
+        other = os.open(data / ".ingest/lock", os.O_RDONLY)
+        fcntl.flock(other, fcntl.LOCK_SH)
+        waited = []
+
+        def go(seconds: float) -> None:
+            waited.append(seconds)
+            os.close(other)
+
+        monkeypatch.setattr("ingest.store.store.time.sleep", go)
+        opened.append(Store.open(data))
+        assert len(waited) == 1
+
     def test_it_is_a_flock_and_not_inherited_by_programs(self, data, opened):
         opened.append(Store.open(data))
         for fd in (opened[0].lock_fd, opened[0].data_fd):

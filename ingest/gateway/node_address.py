@@ -1,20 +1,30 @@
-"""Where the admin port of a gateway's engine is."""
+"""What the engine of a gateway says of itself, when it is the server of the gateway's data directory."""
 
 from __future__ import annotations
 
-from ingest.announcement import announced, reachable
+from typing import Any
+
+from ingest.announcement import reachable, running
 from ingest.config import ServerConfig
 from ingest.gateway.config import GatewayConfig
 from ingest.listeners import Address, parse_address
 
 
-def admin_address(config: GatewayConfig) -> Address:
-    """The admin port of the engine: what the server of the data directory says, when it is the one that chunks are put into;
-    else the usual port of the machine that they are put into."""
-    found = announced(config.data_dir)
+def engine(config: GatewayConfig) -> dict[str, Any] | None:
+    """What the server says that runs on the data directory, if it is the one that chunks are put into, or has not said yet
+    where it listens. None when the engine is elsewhere, or does not run."""
+    found = running(config.data_dir)
     try:
-        if parse_address(found["put"])[1] == config.connect[1]:
-            return reachable(found["admin"])
-    except (KeyError, TypeError, AttributeError, ValueError):  # nothing there, or no address
-        pass
-    return config.connect[0], ServerConfig().admin_listen[1]
+        if found and parse_address(found["put"])[1] != config.connect[1]:
+            return None
+    except (KeyError, TypeError, AttributeError, ValueError):  # no address
+        return {}
+    return found
+
+
+def admin_address(config: GatewayConfig) -> Address:
+    """The admin port of the engine: the one that it says; else the usual port of the machine that chunks are put into."""
+    try:
+        return reachable((engine(config) or {})["admin"])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return config.connect[0], ServerConfig().admin_listen[1]

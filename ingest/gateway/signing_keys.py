@@ -12,14 +12,13 @@ Until then the key that was signed with before goes on, which is the file's firs
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import mmap
-from pathlib import Path
 
 from ingest import limits
 from ingest.client import AsyncClient
 from ingest.gateway.config import GatewayConfig
+from ingest.gateway.node_address import engine
 from ingest.key import shared_keys
 from ingest.mac import ACCEPTED_KEYS, KeyRing
 from ingest.store.store import META
@@ -80,7 +79,7 @@ class SigningKeys:
         id_ = KeyRing([key]).signing.id
         deadline = asyncio.get_running_loop().time() + limits.KEY_SWITCH_DELAY_S
         delay = limits.RETRY_DELAY_MIN_S
-        while self._telling.under_way or not _is_accepted(config.data_dir, id_, deadline):
+        while self._telling.under_way or not _is_accepted(config, id_, deadline):
             if delay == limits.RETRY_DELAY_MIN_S:
                 log.info("key %s is in the file, and the server does not accept it yet", id_)
             await asyncio.sleep(delay)
@@ -89,13 +88,10 @@ class SigningKeys:
         log.info("key %s signs", id_)
 
 
-def _is_accepted(data_dir: Path, id_: str, deadline: float) -> bool:
-    try:
-        found = json.loads((data_dir / META / "lock").read_bytes())
-    except FileNotFoundError:
-        found = {}
-    except (OSError, ValueError):
-        return False  # it is being written
-    if not isinstance(found, dict) or "keys" not in found:  # the server is elsewhere, and can't be asked
+def _is_accepted(config: GatewayConfig, id_: str, deadline: float) -> bool:
+    found = engine(config)
+    if (
+        found is None
+    ):  # the server is elsewhere, and can't be asked; or it does not run, and reads its keys when it starts
         return asyncio.get_running_loop().time() >= deadline
-    return id_ in found["keys"]
+    return id_ in found.get("keys", ())

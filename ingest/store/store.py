@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import secrets
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -314,7 +315,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
     lock_fd = -1
     try:
         lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(lock_fd)
     except BlockingIOError as error:
         holder = lock_holder(lock_fd)
         os.close(lock_fd)
@@ -326,6 +327,16 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
         os.close(data_fd)
         raise
     return data_fd, lock_fd
+
+
+def _lock(lock_fd: int) -> None:
+    """BlockingIOError when another server has the lock; whoever only looks who has it is gone in a moment."""
+    for _ in range(limits.LOCK_TRIES - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(limits.LOCK_TRY_INTERVAL_S)
+    fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def lock_holder(lock_fd: int) -> str:
