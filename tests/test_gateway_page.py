@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 from blake3 import blake3
-from gateway_rig import Answer, Gateway, NodeGateway, memory_gateway, node_gateway
+from gateway_rig import Answer, Broken, Gateway, NodeGateway, memory_gateway, node_gateway
 
+from ingest.errors import DiskError
 from ingest.gateway.access import Access, Hosts
 from ingest.gateway.config import GatewayConfig
 from ingest.gateway.figures import parse_figures
@@ -331,6 +334,27 @@ def test_a_link_is_good_for_one_object() -> None:
         assert missing.status == 404
         gateway.request("DELETE", "/objects/mine", headers=bearer(WRITE))
         assert gateway.request("GET", link).status == 404
+
+
+@pytest.mark.parametrize("error", [DiskError("failed"), ZeroDivisionError()], ids=["warning", "error"])
+@pytest.mark.parametrize("form", ["", "http://127.0.0.1"], ids=["origin form", "absolute form"])
+def test_a_link_is_in_no_log(
+    memory: Gateway, caplog: pytest.LogCaptureFixture, error: Any, form: str
+) -> None:
+    """Who reads the log gets no object by it."""
+    assert memory.store is not None
+    caplog.set_level(logging.DEBUG)
+    put(memory, "objects", "mine", LARGE)
+    link = form + link_to(memory, "mine", {})
+    assert memory.request("GET", link).body == LARGE
+    memory.store.error, memory.store.broken_from = error, 0
+    assert memory.request("GET", link).status == 500
+    memory.store.broken_from = len(LARGE) // 2
+    with pytest.raises(Broken):
+        memory.request("GET", link)
+    assert f"GET {form}/download: 200" in caplog.text
+    assert f"GET {form}/download: the answer broke off" in caplog.text
+    assert "signature" not in caplog.text
 
 
 def test_every_process_knows_a_link(node: NodeGateway) -> None:

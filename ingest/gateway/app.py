@@ -22,7 +22,7 @@ from ingest.gateway.exchange import Exchange, Services, marks
 from ingest.gateway.failures import ClientGoneError, Failure, failure_of
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.routes import CHANGING, Route, Routes
-from ingest.gateway.target import parse_target
+from ingest.gateway.target import parse_target, without_query
 from ingest.gateway.wire import Connection, Wires
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ class Gate:
         if "Expect" in request.headers and not (exchange and exchange.continued):
             response.force_close()  # the client will not send the body: what it sends next cannot be told from one
         if log.isEnabledFor(logging.DEBUG):
-            log.debug("%s: %s %s: %d", id_, request.method, request.raw_path, response.status)
+            path = without_query(request.raw_path)
+            log.debug("%s: %s %s: %d", id_, request.method, path, response.status)
         return response
 
     async def _handle(self, exchange: Exchange) -> web.StreamResponse:
@@ -149,7 +150,7 @@ class Gate:
 
     def _fail(self, request: web.BaseRequest, id_: str, error: Exception) -> web.StreamResponse:
         failure = failure_of(error)
-        what = f"{request.method} {request.raw_path[:200]}"
+        what = f"{request.method} {without_query(request.raw_path)[:200]}"
         if failure.code == "internal":
             log.error("%s: %s", id_, what, exc_info=error)
         elif (

@@ -42,6 +42,11 @@ def parse_target(raw: str) -> Target:
     return Target(path, query, authority)
 
 
+def without_query(raw: str) -> str:
+    """What of it may stand in a log: the query of a link to a download is as good as a token."""
+    return raw.partition("?")[0]
+
+
 def decode(raw: str) -> str:
     """Percent-decoded, once. Failure 400 for a % without two hexadecimal digits, and for what is not UTF-8."""
     # The text came from bytes that need not have been UTF-8.
