@@ -18,6 +18,7 @@ from reference_server import Faults, ReferenceServer, build_frame
 from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.errors import (
+    BusyError,
     NameTakenError,
     NotFoundError,
     PreconditionError,
@@ -407,6 +408,59 @@ def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
                 with pytest.raises(NotFoundError):
                     await store.stat("test", "a")
                 await store.leave()
+            await catalog.close()
+
+    with ReferenceServer([KEY], Faults(gate=gate)) as server:
+        asyncio.run(main(server))
+
+
+class CatalogThatIsAway(LocalCatalog):
+    """Learns of no conflict while ``away``."""
+
+    away = True
+    refused = 0  # times
+
+    async def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
+        if self.away:
+            self.refused += 1
+            raise BusyError("another process has the catalog")
+        await super().conflicted(owner, index, version)
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["broken", "cancelled"])
+@pytest.mark.parametrize("refusals", [1, 4])
+@pytest.mark.parametrize("size", [SMALL, SMALL_OBJECT_MAX + 1, LARGE])
+def test_a_conflict_that_the_catalog_does_not_take_at_once(tmp_path, monkeypatch, size, refusals, cancelled):
+    """The tickets of the upload stay its own until the catalog knows which one is somebody else's."""
+    monkeypatch.setattr("ingest.objects.chunk_writer.UPLOAD_SETTLE_S", 0.01)
+    gate = threading.Event()
+    foreign = FIRST + 3
+    path = tmp_path / "catalog.db"
+
+    async def main(server: ReferenceServer) -> None:
+        server.model.frame(build_frame(KEY, foreign, b"foreign"))
+        async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+            catalog = await CatalogThatIsAway.open(path)
+            with CatalogReader(path) as reader:
+                store = await LocalStore.enter(client, catalog, reader, KEY, "test", LEASE)
+                upload = asyncio.create_task(store.put("test", "a", body_of(bytes_of(size))))
+                await asyncio.to_thread(server.stalled.wait)
+                if cancelled:
+                    upload.cancel()
+                gate.set()
+                with pytest.raises(asyncio.CancelledError if cancelled else BusyError):
+                    await upload
+                while catalog.refused < refusals:
+                    await asyncio.sleep(0.01)
+                assert not reader.garbage(10)
+                catalog.away = False
+                while not reader.garbage(10):
+                    await asyncio.sleep(0.01)
+                await store.leave()
+                await Collector(client, catalog, reader).run()
+                assert set(server.model.frames) == {foreign}
+                assert foreign not in server.model.deleted
+                assert not list(reader.versions(State.PENDING)) and not reader.leases()
             await catalog.close()
 
     with ReferenceServer([KEY], Faults(gate=gate)) as server:

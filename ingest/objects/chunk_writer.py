@@ -1,24 +1,29 @@
 """Puts the chunks of uploads under their tickets, and sees to it that the catalog learns which of those are somebody else's.
 
 An upload that breaks keeps its tickets until its frames are answered, or their connection is given up: a CONFLICT may be on
-its way, and what it is about must not become garbage. Who uploads waits for that a few seconds; then it goes on without him.
+its way, and what it is about must not become garbage. So it does until the catalog has taken each CONFLICT, however often
+that has to be tried. Who uploads waits for that a few seconds; then it goes on without him.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Mapping, Sequence
+import logging
+from collections import deque
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from ingest import ticket
 from ingest.client import AsyncClient
 from ingest.errors import IngestError
-from ingest.limits import DATA_SIZE, UPLOAD_SETTLE_S
+from ingest.limits import DATA_SIZE, RETRY_DELAY_MAX_S, RETRY_DELAY_MIN_S, UPLOAD_SETTLE_S
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.extent import Extent
 from ingest.put_channel import Batch
 from ingest.status import Status
+
+log = logging.getLogger(__name__)
 
 
 class ChunkWriter:
@@ -27,7 +32,7 @@ class ChunkWriter:
     def __init__(self, client: AsyncClient, catalog: CatalogAccess) -> None:
         self._client = client
         self._catalog = catalog
-        self._settling: set[asyncio.Task[None]] = set()  # puts that were cancelled, and are not answered yet
+        self._settling: set[asyncio.Task[None]] = set()  # until what was refused is known, and noted
         self._ending: set[asyncio.Task[None]] = set()  # of uploads that broke
 
     async def put_chunks(
@@ -38,10 +43,10 @@ class ChunkWriter:
         refused: dict[str, Status],
         version: int | None = None,
     ) -> None:
-        """Puts ``place.count`` chunks; adds what is refused to ``refused``.
+        """Puts ``place.count`` chunks; adds what is refused to ``refused``. Raises what the client and the catalog do.
 
-        When it raises what the client does, the catalog knows the tickets that answered CONFLICT: they must not become
-        garbage with the rest of the upload. When it is cancelled, the catalog knows them after `settled`.
+        When it returns, the catalog knows the tickets that answered CONFLICT: they must not become garbage with the rest of
+        the upload. When it raises or is cancelled, the catalog knows them after `settled`.
         """
         batch = self._client.new_batch()
         adding = self._client.add_range(batch, ticket.format(place.first), data)
@@ -85,25 +90,48 @@ class ChunkWriter:
     async def _settle(
         self, batch: Batch, owner: int, refused: dict[str, Status], version: int | None
     ) -> None:
-        with contextlib.suppress(IngestError):  # the connection was given up, or the catalog is out of reach
+        with contextlib.suppress(
+            IngestError
+        ):  # the connection was given up: what it answered before is known
             try:
                 await self._client.finish(batch)
             finally:
-                await self._take_refused(batch, owner, refused, version)
+                refused |= batch.refused
+                conflicts = _conflicts(batch.refused)
+                await self._note_until_taken(self._note(owner, conflicts, version), owner, conflicts, version)
 
     async def _take_refused(
         self, batch: Batch, owner: int, refused: dict[str, Status], version: int | None
     ) -> None:
-        if batch.refused:
-            refused |= batch.refused
-            noted = asyncio.create_task(self._note_conflicts(owner, batch.refused, version))
-            _keep(self._settling, noted)
-            await asyncio.shield(noted)
+        """Raises what the catalog does the first time that it is told of a conflict."""
+        refused |= batch.refused
+        conflicts = _conflicts(batch.refused)
+        if conflicts:
+            first = asyncio.create_task(self._note(owner, conflicts, version))
+            noting = self._note_until_taken(first, owner, conflicts, version)
+            _keep(self._settling, asyncio.create_task(noting))
+            await asyncio.shield(first)
 
-    async def _note_conflicts(self, owner: int, refused: Mapping[str, Status], version: int | None) -> None:
-        for name, status in refused.items():
-            if status is Status.CONFLICT:
-                await self._catalog.conflicted(owner, ticket.parse(name), version)
+    async def _note(self, owner: int, conflicts: deque[int], version: int | None) -> None:
+        """Takes out of ``conflicts`` what the catalog has taken."""
+        while conflicts:
+            await self._catalog.conflicted(owner, conflicts[0], version)
+            conflicts.popleft()
+
+    async def _note_until_taken(
+        self, first: Awaitable[None], owner: int, conflicts: deque[int], version: int | None
+    ) -> None:
+        """``first``: the first `_note` of these."""
+        noting, delay = first, RETRY_DELAY_MIN_S
+        while True:
+            try:
+                return await noting
+            except IngestError as error:
+                if noting is first:
+                    log.warning("the catalog does not know yet what an upload has met of others: %s", error)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, RETRY_DELAY_MAX_S)
+            noting = self._note(owner, conflicts, version)
 
     # --- of uploads that broke
 
@@ -114,7 +142,8 @@ class ChunkWriter:
         await asyncio.wait([task], timeout=UPLOAD_SETTLE_S)
 
     async def settled(self) -> None:
-        """When the frames are answered that were sent for uploads which have broken by now."""
+        """When the frames are answered that were sent for uploads which have broken by now, and the catalog knows the
+        conflicts among them."""
         if self._settling:
             await asyncio.wait(self._settling)
 
@@ -122,6 +151,10 @@ class ChunkWriter:
         """Uploads that broke have a few seconds to be settled. No other one may be under way."""
         if self._ending:
             await asyncio.wait(self._ending, timeout=UPLOAD_SETTLE_S)
+
+
+def _conflicts(refused: Mapping[str, Status]) -> deque[int]:
+    return deque(ticket.parse(name) for name, status in refused.items() if status is Status.CONFLICT)
 
 
 def _keep(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
