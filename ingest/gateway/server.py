@@ -99,9 +99,12 @@ class GatewayServer:
         try:
             config = self._read_config()
             access = settings.read_access(config)
+            context = self._context if config.tls_cert is not None else None
+            if context is not None:
+                settings.http_context(config)  # tried first: what fails leaves half a chain in the one in use
             keys.load(config)
-            if self._context is not None and config.tls_cert is not None:
-                settings.load_chain(self._context, config)
+            if context is not None:
+                settings.load_chain(context, config)
         except IngestError as error:
             log.error("nothing was reloaded: %s", error)
             return

@@ -1,0 +1,163 @@
+"""One HTTP process of a gateway: what SIGHUP changes in it, and that it changes all of that or nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import trustme
+from gateway_rig import Connection
+from memory_store import MemoryStore
+
+from ingest.client import AsyncClient
+from ingest.gateway.config import load_config
+from ingest.gateway.exchange import Services
+from ingest.gateway.figures import NodeFigures
+from ingest.gateway.links import DownloadLinks
+from ingest.gateway.server import GatewayServer
+from ingest.gateway.signing_keys import SigningKeys, Telling
+from ingest.mac import KeyRing
+
+
+@dataclass
+class Settings:
+    """What is in the files: of these, the present ones can be told apart."""
+
+    token: str
+    keys: tuple[bytes, ...]
+    authority: trustme.CA = field(default_factory=trustme.CA)
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        return KeyRing(self.keys).ids
+
+
+OLD = Settings("first-0123456789", (b"\1" * 32,))
+NEW = Settings("second-0123456789", (b"\1" * 32, b"\2" * 32))
+
+
+class Files:
+    def __init__(self, directory: Path) -> None:
+        self.tokens, self.key_file = directory / "tokens", directory / "keys"
+        self.chain, self.tls_key = directory / "chain", directory / "tls key"
+        flags = {"tls_cert": self.chain, "tls_key": self.tls_key, "key_file": self.key_file}
+        flags |= {"token_file": self.tokens, "data_dir": directory}
+        self.config = load_config({name: str(path) for name, path in flags.items()}, {})
+
+    def write(self, settings: Settings) -> None:
+        self.tokens.write_text(f"read-only {settings.token}\n")
+        self.key_file.write_text("".join(f"{key.hex()}\n" for key in settings.keys))
+        for path in (self.tokens, self.key_file):
+            path.chmod(0o600)
+        issued = settings.authority.issue_cert("127.0.0.1")
+        issued.cert_chain_pems[0].write_to_path(self.chain)
+        issued.private_key_pem.write_to_path(self.tls_key)
+
+
+class Server:
+    """With the ``files`` as they were when it started."""
+
+    def __init__(self, files: Files) -> None:
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self._address = self._socket.getsockname()
+        self._client = AsyncClient(("127.0.0.1", 1), ("127.0.0.1", 1), OLD.keys[0])
+        self._keys = SigningKeys(self._client, Telling())
+        self._keys.load(files.config)
+        self._server = GatewayServer(files.config, {"http": self._socket}, lambda: files.config)
+
+    async def run(self, work: Callable[[Server], None]) -> None:
+        """``work`` in a thread of its own, while it serves."""
+        store = MemoryStore()
+        figures = NodeFigures(lambda: ("127.0.0.1", 1))
+        services = Services(store, store.read_chunk, figures, DownloadLinks(bytes(32)))
+        serving = asyncio.create_task(self._server.serve(services))
+        self._loop = asyncio.get_running_loop()
+        try:
+            await asyncio.to_thread(work, self)
+        finally:
+            self._server.ended.set()
+            await serving
+            self._keys.close()
+
+    def hup(self) -> None:
+        async def reload() -> None:
+            self._server.reload(self._keys)
+
+        asyncio.run_coroutine_threadsafe(reload(), self._loop).result()
+
+    def has(self, settings: Settings) -> bool:
+        """All of them, or (False) none."""
+        found = {
+            self._shows(settings.authority),
+            self._client._keys.ids == settings.key_ids,
+            self._takes(settings.token),
+        }
+        assert len(found) == 1, "some of them, and others not"
+        return found.pop()
+
+    def _connect(self, context: ssl.SSLContext) -> Connection:
+        return Connection(self._address, context)
+
+    def _shows(self, authority: trustme.CA) -> bool:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        try:
+            self._connect(context).close()
+        except ssl.SSLCertVerificationError:
+            return False
+        return True
+
+    def _takes(self, token: str) -> bool:
+        context = ssl._create_unverified_context()
+        with self._connect(context) as connection:
+            headers = {"Authorization": f"Bearer {token}"}
+            return connection.request("GET", "/catalog/namespaces", headers=headers).status == 200
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    made = Files(tmp_path)
+    made.write(OLD)
+    return made
+
+
+def test_hup_takes_all_of_it_over(files: Files) -> None:
+    def work(server: Server) -> None:
+        assert server.has(OLD) and not server.has(NEW)
+        files.write(NEW)
+        server.hup()
+        assert server.has(NEW) and not server.has(OLD)
+
+    async def main() -> None:
+        await Server(files).run(work)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("spoilt", ["tokens", "key_file", "chain", "tls_key"])
+@pytest.mark.parametrize(
+    "how", [Path.unlink, lambda path: path.write_text("nonsense")], ids=["gone", "nonsense"]
+)
+def test_hup_takes_nothing_over_when_some_of_it_cannot_be_used(
+    files: Files, caplog: pytest.LogCaptureFixture, spoilt: str, how: Callable[[Path], object]
+) -> None:
+    caplog.set_level(logging.ERROR)
+
+    def work(server: Server) -> None:
+        files.write(NEW)
+        how(getattr(files, spoilt))
+        server.hup()
+        assert "nothing was reloaded" in caplog.text
+        assert server.has(OLD) and not server.has(NEW)
+
+    async def main() -> None:
+        await Server(files).run(work)
+
+    asyncio.run(main())
