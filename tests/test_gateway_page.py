@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import logging
 import re
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -254,7 +255,7 @@ def test_a_list_of_no_namespace(memory: Gateway) -> None:
 # --- tokens, and links
 
 
-@contextmanager
+@contextlib.contextmanager
 def guarded(clock: list[float]) -> Iterator[Gateway]:
     access = Access(Hosts.of([("127.0.0.1", 0)]), parse_tokens(TOKENS, "tokens"))
     with memory_gateway(access, clock=lambda: clock[0]) as gateway:
@@ -450,7 +451,7 @@ def test_figures_that_are_none(before: str, after: str) -> None:
         parse_figures(METRICS.replace(before, after))
 
 
-@contextmanager
+@contextlib.contextmanager
 def answering(body: bytes, asked: list[str]) -> Iterator[tuple[str, int]]:
     """An HTTP server that says this to everything."""
 
@@ -475,11 +476,40 @@ def answering(body: bytes, asked: list[str]) -> Iterator[tuple[str, int]]:
             thread.join()
 
 
-def test_all_who_look_share_one_look() -> None:
+@pytest.mark.parametrize(("body", "status"), [(METRICS.encode(), 200), (b"hello", 502)], ids=["", "no node"])
+@pytest.mark.parametrize(("kept", "looks"), [(1000.0, 1), (0.0, 5)])
+def test_all_who_look_share_one_look(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, status: int, kept: float, looks: int
+) -> None:
+    monkeypatch.setattr("ingest.gateway.figures.FIGURES_KEPT_S", kept)
     asked: list[str] = []
-    with answering(METRICS.encode(), asked) as admin, memory_gateway(admin=admin) as gateway:
-        times = {gateway.request("GET", "/node").json["time"] for _ in range(5)}
-    assert len(asked) == len(times) < 5
+    with answering(body, asked) as admin, memory_gateway(admin=admin) as gateway:
+        answers = [gateway.request("GET", "/node") for _ in range(5)]
+    assert [answer.status for answer in answers] == [status] * 5
+    assert len(asked) == looks
+    assert status != 200 or len({answer.json["time"] for answer in answers}) == looks
+
+
+def test_one_waits_for_an_admin_port_that_hangs_and_all_others_with_him(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ingest.gateway.figures.FIGURES_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.gateway.figures.FIGURES_KEPT_S", 1000.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        with (
+            memory_gateway(admin=silent.getsockname()) as gateway,
+            contextlib.ExitStack() as stack,
+        ):
+            waiting = [stack.enter_context(gateway.connect()) for _ in range(10)]
+            for connection in waiting:
+                connection.send(connection.head("GET", "/node"))
+            for connection in waiting:
+                answer = connection.answer()
+                assert (answer.status, answer.code) == (503, "engine_unreachable")
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()  # nobody else asked
 
 
 @pytest.mark.parametrize(

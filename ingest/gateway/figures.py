@@ -90,13 +90,14 @@ def _of_interest(text: str) -> str:
 
 
 class NodeFigures:
-    """Asks the admin port that ``address`` finds, once for all who ask within `FIGURES_KEPT_S`."""
+    """Asks the admin port that ``address`` finds, once for all who ask within `FIGURES_KEPT_S`, also when that fails."""
 
     def __init__(self, address: Callable[[], Address]) -> None:
         self._address = address
         self._session: aiohttp.ClientSession | None = None
         self._asking = asyncio.Lock()
-        self._last: dict[str, Any] = {}
+        self._last: dict[str, Any] | PeerError = {}  # the answer, or why there was none
+        self._kept_until = 0.0  # seconds of the machine's monotonic clock
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(FIGURES_TIMEOUT_S))
@@ -110,8 +111,16 @@ class NodeFigures:
         """`parse_figures`, and ``time``: of the machine's monotonic clock, in seconds, at which they were read.
         ConnectionLostError when the port can't be reached, PeerError when what answers there is no node."""
         async with self._asking:
-            if not self._last or time.monotonic() - self._last["time"] >= FIGURES_KEPT_S:
-                self._last = await self._read()
+            if time.monotonic() >= self._kept_until:
+                try:
+                    self._last = await self._read()
+                except (
+                    PeerError
+                ) as error:  # who waits behind this one is told the same at once, not after as long
+                    self._last = error
+                self._kept_until = time.monotonic() + FIGURES_KEPT_S
+            if isinstance(self._last, PeerError):
+                raise self._last.with_traceback(None)  # it would grow with each who asks
             return self._last
 
     async def _read(self) -> dict[str, Any]:
