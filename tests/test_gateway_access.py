@@ -178,6 +178,21 @@ def test_health_needs_no_token(guarded: Gateway) -> None:
         assert guarded.request("GET", path, headers={"Host": "files.example"}).status == 200
 
 
+def test_what_needs_no_token_needs_none_in_the_absolute_form(guarded: Gateway) -> None:
+    for path in ("/", "/alive", "/healthz", "/page/main.js"):
+        assert guarded.request("GET", f"http://files.example{path}").status == 200
+        for authority, host in (("files.example", "evil.example"), ("evil.example", "files.example")):
+            answer = guarded.request("GET", f"http://{authority}{path}", headers={"Host": host})
+            assert (answer.status, answer.code) == (403, "foreign_host")
+    for path in ("/blob", "/objects/a", "/nothing"):
+        assert guarded.request("GET", f"http://files.example{path}").status == 401
+        headers = bearer(READ)
+        assert guarded.request("GET", f"http://files.example{path}", headers=headers).status in (200, 404)
+        assert guarded.request("GET", f"http://evil.example{path}", headers=headers).status == 403
+    foreign = bearer(WRITE) | {"Origin": "http://evil.example"}
+    assert guarded.request("PUT", "http://files.example/objects/a", b"", foreign).code == "foreign_origin"
+
+
 # --- the token file
 
 

@@ -298,6 +298,7 @@ def test_a_link_needs_no_token_until_its_time_is_over() -> None:
         assert (answer.status, answer.body) == (200, LARGE)
         assert answer.headers["content-disposition"] == "attachment; filename*=UTF-8''b%20%C3%BC%22"
         assert answer.headers["content-security-policy"] == "sandbox"
+        assert gateway.request("GET", f"http://127.0.0.1{link}").body == LARGE
         assert gateway.request("HEAD", link).headers["content-length"] == str(len(LARGE))
         assert gateway.request("GET", link, headers={"Range": "bytes=5-9"}).body == LARGE[5:10]
         clock[0] += LINK_LIFE_S

@@ -126,27 +126,26 @@ class Gate:
         return response
 
     async def _handle(self, exchange: Exchange) -> web.StreamResponse:
-        request, target = exchange.request, exchange.target
-        if target.authority is not None:
-            self._check(target.authority, request, public=False)
-        host = request.headers.get("Host")
         try:
-            route, exchange.tail = self._routes.find(target.path)
+            route, exchange.tail = self._routes.find(exchange.target.path)
         except Failure:
-            self._check(host, request, public=False)  # strangers do not learn what is not there
+            self._check(exchange, public=False)  # strangers do not learn what is not there
             raise
-        self._check(host, request, public=route.public)
-        return await route.handler(request.method)(exchange)
+        self._check(exchange, public=route.public)
+        return await route.handler(exchange.request.method)(exchange)
 
-    def _check(self, host: str | None, request: web.BaseRequest, *, public: bool) -> None:
-        headers = request.headers
-        self.access.check(
-            host,
-            headers.get("Origin"),
-            headers.get("Authorization"),
-            changes=request.method in CHANGING,
-            public=public,
-        )
+    def _check(self, exchange: Exchange, *, public: bool) -> None:
+        """Failure 401, 403."""
+        request, authority = exchange.request, exchange.target.authority
+        host = request.headers.get("Host")
+        for named in (host,) if authority is None else (authority, host):
+            self.access.check(
+                named,
+                request.headers.get("Origin"),
+                request.headers.get("Authorization"),
+                changes=request.method in CHANGING,
+                public=public,
+            )
 
     def _fail(self, request: web.BaseRequest, id_: str, error: Exception) -> web.StreamResponse:
         failure = failure_of(error)
