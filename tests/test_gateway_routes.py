@@ -478,10 +478,32 @@ def test_no_continue_for_what_is_refused(gateway: Gateway, name: str, path: str)
         assert answer.headers["connection"] == "close"
 
 
-def test_an_unknown_expectation(gateway: Gateway, name: str) -> None:
-    answer = gateway.request("PUT", f"/objects/{name}", b"abc", headers={"Expect": "200-ok"})
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/objects/{}"),
+        ("POST", "/files/{}"),
+        ("POST", "/store/{}"),
+        ("PUT", "/store/{}"),
+        ("POST", "/blob/{}"),
+        ("POST", "/upload"),
+    ],
+)
+def test_an_unknown_expectation(gateway: Gateway, name: str, method: str, path: str) -> None:
+    """Nothing is asked of the store: whether the name is free or taken makes no difference."""
+    headers = {"Expect": "200-ok"}
+    data = f"{name} {path}".encode()
+    answer = gateway.request(method, path.format(name), data, headers=headers)
     assert (answer.status, answer.code) == (417, "expectation_failed")
-    assert gateway.request("GET", f"/objects/{name}").status == 404
+    stored = f"/fetch/{hashlib.sha1(data).hexdigest()}" if path == "/upload" else path.format(name)
+    assert gateway.request("GET", stored).status == 404
+    assert gateway.request("PUT" if "objects" in path else "POST", path.format(name), data).status in (
+        200,
+        204,
+    )
+    answer = gateway.request(method, path.format(name), b"other", headers=headers)
+    assert (answer.status, answer.code) == (417, "expectation_failed")
+    assert gateway.request("GET", stored).body == data
 
 
 # --- conditions

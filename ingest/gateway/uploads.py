@@ -28,7 +28,6 @@ async def store_body(
 ) -> Version:
     """Stores the body of a request. ``base``: what the API asks of the name; what the client asks comes on top of it.
     ``body`` and ``headers``: other ones than the request's own."""
-    exchange.expects_continue  # noqa: B018  # what nobody can expect is refused before anything is asked of the store
     return await exchange.store.put(
         namespace,
         name,
