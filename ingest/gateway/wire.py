@@ -132,6 +132,10 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        # Who may write on then knows that nothing is left here: uvloop keeps all of what was written until its last byte is
+        # gone. TLS pauses at its limit, the others beyond it.
+        is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(1 if is_tls else 0)
         self._wires.open.add(self)
         self._wires.count()
         self._handler.connection_made(transport)
