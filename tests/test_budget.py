@@ -31,11 +31,23 @@ def test_a_share_is_fair():
     assert budget.lent == 100
 
 
+def test_who_borrows_nothing_takes_nobodys_share():
+    budget = Budget(100)
+    idle = [budget.enter() for _ in range(1000)]
+    one, other = budget.enter(), budget.enter()
+    assert one.borrow(1, 100) == 100
+    one.give_back(60)
+    assert other.borrow(1, 100) == 50
+    one.give_back(40)
+    assert other.share == 100 and idle[0].share == 50
+
+
 def test_less_than_wanted_is_nothing():
     budget = Budget(100)
-    one, _ = budget.enter(), budget.enter()
+    one, other = budget.enter(), budget.enter()
+    assert other.borrow(10, 10) == 10
     assert one.borrow(51, 60) == 0
-    assert budget.lent == 0
+    assert budget.lent == 10
     assert one.borrow(50, 60) == 50
 
 
@@ -43,6 +55,7 @@ def test_who_leaves_has_nothing():
     budget = Budget(100)
     one, other = budget.enter(), budget.enter()
     assert one.borrow(1, 10) == 10
+    assert other.share == 50
     one.leave()
     one.leave()
     assert budget.lent == 0 and other.share == 100
@@ -76,3 +89,4 @@ def test_the_sum_is_what_all_have(size, steps):
             assert granted == 0 or before + granted <= share
         assert budget.lent == sum(one.borrowed for one in transfers.values()) <= size
         assert budget.transfers == len(transfers)
+        assert budget.borrowers == sum(one.borrowed > 0 for one in transfers.values())

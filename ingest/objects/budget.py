@@ -1,8 +1,9 @@
 """What the transfers of a process, its uploads and downloads under way, may hold in memory together.
 
 Each may hold ``TRANSFER_ALLOWANCE_CHUNKS`` whatever the others do: so each can always go on, and none waits for another.
-To be quicker it borrows, at most its fair share of what there is, for a piece of its bytes at a time. What its client does
-not fill within ``PIECE_PATIENCE_S`` is stored as far as it came; what it does not take in that time is read again later.
+To be quicker it borrows, at most its fair share of what there is, for a piece of its bytes at a time. Who has borrowed
+nothing has no share: a thousand idle clients slow down nobody. What its client does not fill within ``PIECE_PATIENCE_S`` is
+stored as far as it came; what it does not take in that time is read again later.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ SEALED_SIZE = (
 
 
 class Budget:
-    """``size``: bytes that all of them may borrow; ``lent``: that they have borrowed; ``transfers``: how many there are."""
+    """``size``: bytes that all of them may borrow; ``lent``: that they have borrowed; ``transfers``: how many there are;
+    ``borrowers``: how many of them have borrowed something."""
 
     def __init__(self, size: int = TRANSFERS_MEMORY) -> None:
         self.size = size
         self.lent = 0
         self.transfers = 0
+        self.borrowers = 0
 
     def enter(self) -> Transfer:
         return Transfer(self)
@@ -40,8 +43,8 @@ class Transfer:
 
     @property
     def share(self) -> int:
-        """Bytes that it may borrow when nothing is lent to others beyond their shares."""
-        return self._budget.size // self._budget.transfers
+        """Bytes that it may borrow when nothing is lent to others beyond their shares: these are those who have borrowed."""
+        return self._budget.size // (self._budget.borrowers + (not self.borrowed))
 
     def borrow(self, least: int, most: int) -> int:
         """From ``least`` to ``most`` bytes, to be given back; 0 when there are not so many."""
@@ -50,6 +53,7 @@ class Transfer:
         granted = min(most, self.share - self.borrowed, budget.size - budget.lent)
         if granted < least:
             return 0
+        budget.borrowers += not self.borrowed
         self.borrowed += granted
         budget.lent += granted
         return granted
@@ -59,8 +63,10 @@ class Transfer:
         if self._left:
             return
         assert 0 <= size <= self.borrowed, (size, self.borrowed)
-        self.borrowed -= size
-        self._budget.lent -= size
+        if size:
+            self.borrowed -= size
+            self._budget.lent -= size
+            self._budget.borrowers -= not self.borrowed
 
     def leave(self) -> None:
         """Nothing of it is in memory any more. Once more does nothing."""
