@@ -213,7 +213,7 @@ HTTP_LINE_SIZE_MAX = (
 HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
 HTTP_FIELDS_MAX = 100  # headers of one request
 HTTP_CONNECTIONS_MAX = (
-    1024  # of a process: each may hold some 30 KB, what it received, and the allowance of a transfer
+    1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
 )
 HTTP_RECEIVE_SIZE = 64 << 10  # bytes of one receive, but for large bodies: they go where they are signed from
 HTTP_RECEIVE_SIZE_MIN = 4 << 10  # … when there are many connections
@@ -227,7 +227,9 @@ CYCLES_THRESHOLD = (
 HTTP_IDLE_TIMEOUT_S = (
     75.0  # a connection without a request: longer than the minute after which proxies let one go
 )
-HTTP_STALL_TIMEOUT_S = 60.0  # a body that gives, or a client that takes, not one byte for so long
+HTTP_STALL_TIMEOUT_S = (
+    60.0  # a body that gives not one byte for so long; for a client that takes none: HTTP_UNREAD_TIMEOUT_S
+)
 HTTP_LINGER_S = 5.0  # after an answer that came before the end of a body: so long the rest is read, so that no reset eats it
 RETRY_AFTER_S = 1  # what a client is told to wait after BUSY: commits take milliseconds, a restart a second
 KEPT_HEADERS_SIZE_MAX = 8 << 10  # bytes of headers that are kept with an object: they are in its manifest too
