@@ -33,6 +33,7 @@ from ingest.gateway.figures import NodeFigures
 from ingest.gateway.links import DownloadLinks
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.stream import StreamServer
+from ingest.gateway.tls_port import TlsPort
 from ingest.gateway.wire import Wires
 from ingest.listeners import Address
 
@@ -320,12 +321,17 @@ def memory_gateway(
         watching = asyncio.create_task(wires.watch())
         ports = {None: shared_routes()} | {name: routes() for name, routes in APIS.items()}
         runners = []
+        tls_ports: list[TlsPort] = []
         addresses = {}
         for name, routes in ports.items():
-            runner = web.ServerRunner(make_app(routes, services, allowed, ids, wires), shutdown_timeout=1)
+            app = make_app(routes, services, allowed, ids, wires)
+            runner = web.ServerRunner(app, shutdown_timeout=1)
             await runner.setup()
             sock = socket.create_server(("127.0.0.1", 0))
-            await web.SockSite(runner, sock, ssl_context=tls).start()
+            if tls is None:
+                await web.SockSite(runner, sock).start()
+            else:
+                tls_ports.append(TlsPort(sock, tls, app, wires))
             addresses[name] = sock.getsockname()[:2]
             runners.append(runner)
         stream = StreamServer(store, ids)
@@ -336,6 +342,8 @@ def memory_gateway(
         started.set()
         await end.wait()
         server.close()
+        for tls_port in tls_ports:
+            await tls_port.close()
         await stream.drain(1)
         for runner in runners:
             await runner.cleanup()

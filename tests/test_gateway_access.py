@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -332,14 +333,54 @@ def test_one_file_and_one_environment_for_server_and_gateway(tmp_path: Path) -> 
 # --- TLS
 
 
-def test_tls(tmp_path: Path) -> None:
+def tls_contexts(tmp_path: Path) -> tuple[ssl.SSLContext | None, ssl.SSLContext]:
+    """Of a gateway and of a client that trusts it."""
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "pem")
     pem = str(tmp_path / "pem")
-    context = http_context(load_config({"tls_cert": pem, "tls_key": pem}, {}))
     client = ssl.create_default_context()
     authority.configure_trust(client)
+    return http_context(load_config({"tls_cert": pem, "tls_key": pem}, {})), client
+
+
+def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.gateway.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.wire.HTTP_REFUSED_MAX", 2)
+    context, client = tls_contexts(tmp_path)
+    with memory_gateway(tls=context) as gateway:
+        with gateway.connect() as first, gateway.connect() as second, ExitStack() as others:
+            for silent in (first, second):
+                silent.send(b"\x16")
+            with Connection(gateway.address, client) as third:
+                assert third.request("GET", "/alive").status == 503
+            last = [others.enter_context(gateway.connect()) for _ in range(3)]
+            assert last[-1].ended()
+        for _ in range(3000):  # until the end of one of them is noticed
+            try:
+                with Connection(gateway.address, client) as connection:
+                    if connection.request("GET", "/alive").status == 200:
+                        break
+            except (Broken, OSError):
+                pass
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("GET", "/alive").body == b"alive"
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+def test_a_handshake_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr("ingest.gateway.tls_port.TLS_HANDSHAKE_TIMEOUT_S", 0.2)
+    context, client = tls_contexts(tmp_path)
+    with memory_gateway(tls=context) as gateway:
+        with gateway.connect() as silent:
+            silent.send(sent)
+            assert silent.ended()
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("GET", "/alive").body == b"alive"
+
+
+def test_tls(tmp_path: Path) -> None:
+    context, client = tls_contexts(tmp_path)
     client.set_alpn_protocols(["h2", "http/1.1"])
     with memory_gateway(tls=context) as gateway:
         with Connection(gateway.address, client) as connection:

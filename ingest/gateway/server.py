@@ -31,6 +31,7 @@ from ingest.gateway.node_address import admin_address
 from ingest.gateway.request_id import RequestIds
 from ingest.gateway.signing_keys import SigningKeys, Telling, read_keys
 from ingest.gateway.stream import StreamServer
+from ingest.gateway.tls_port import TlsPort
 from ingest.gateway.wire import Wires
 from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.catalog_reader import CatalogReader
@@ -63,6 +64,7 @@ class GatewayServer:
         # Then requests are cut off, and their uploads have time to fail.
         patience = 0.8 * self._config.drain_timeout
         runners: list[web.ServerRunner] = []
+        tls_ports: list[TlsPort] = []
         stream, listening = StreamServer(services.store, ids), None
         wires = Wires()
         watching = asyncio.create_task(wires.watch())
@@ -80,9 +82,10 @@ class GatewayServer:
                 runner = web.ServerRunner(app, shutdown_timeout=0.05 * self._config.drain_timeout)
                 await runner.setup()
                 runners.append(runner)
-                await web.SockSite(
-                    runner, sock, ssl_context=self._context, backlog=limits.LISTEN_BACKLOG
-                ).start()
+                if self._context is None:
+                    await web.SockSite(runner, sock, backlog=limits.LISTEN_BACKLOG).start()
+                else:
+                    tls_ports.append(TlsPort(sock, self._context, app, wires))
             await self.ended.wait()
         finally:
             if listening is not None:
@@ -90,6 +93,8 @@ class GatewayServer:
             for runner in runners:
                 for site in runner.sites:
                     await site.stop()
+            for tls_port in tls_ports:
+                await tls_port.close()
             await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
             await asyncio.gather(*(runner.cleanup() for runner in runners))
             watching.cancel()

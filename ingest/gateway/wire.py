@@ -38,9 +38,11 @@ BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
 
 
 class Wires:
-    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`."""
+    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``opening``: how
+    many have not done their handshake."""
 
     def __init__(self) -> None:
+        self.opening = 0
         self.open: set[Wire] = set()
         self.refused: set[Refusal] = set()
         self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
@@ -52,9 +54,15 @@ class Wires:
         fair = HTTP_RECEIVED_MAX // max(1, len(self.open))
         self.scratch = self._memory[: max(HTTP_RECEIVE_SIZE_MIN, min(fair, HTTP_RECEIVE_SIZE))]
 
+    @property
+    def has_room(self) -> bool:
+        """For one more, if only to be told that there are too many."""
+        here = self.opening + len(self.open) + len(self.refused)
+        return here < HTTP_CONNECTIONS_MAX + HTTP_REFUSED_MAX
+
     def connect(self, handler: Connection, next_id: Callable[[], str]) -> asyncio.BaseProtocol:
         """What a new connection speaks with: ``handler``, unless there are too many of them."""
-        if len(self.open) < HTTP_CONNECTIONS_MAX:
+        if len(self.open) + self.opening < HTTP_CONNECTIONS_MAX:
             return Wire(self, handler)
         return Refusal(self, next_id())
 
