@@ -334,7 +334,7 @@ def memory_gateway(
                 tls_ports.append(TlsPort(sock, tls, app, wires))
             addresses[name] = sock.getsockname()[:2]
             runners.append(runner)
-        stream = StreamServer(store, ids)
+        stream = StreamServer(store, ids, wires)
         server = await loop.create_server(stream.connect, "127.0.0.1", 0)
         addresses["stream"] = server.sockets[0].getsockname()[:2]
         end = asyncio.Event()

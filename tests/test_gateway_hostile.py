@@ -423,6 +423,33 @@ def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatc
         assert answer.body == b"alive"
 
 
+def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.gateway.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.wire.HTTP_REFUSED_MAX", 2)
+    for module in ("wire", "stream"):
+        monkeypatch.setattr(f"ingest.gateway.{module}.HTTP_LINGER_S", 60.0)
+    with memory_gateway() as running:
+        with running.connect("stream") as first, running.connect("stream") as second:
+            for connection in (first, second):
+                connection.send(b"x")
+            with running.connect("stream") as third:
+                assert third.file.read() == bytes(8) + bytes([Status.BUSY])  # so both are counted
+                with running.connect() as fourth:
+                    assert fourth.request("GET", "/alive").status == 503
+                    for port in ("stream", None):  # nobody else is told
+                        with running.connect(port) as fifth:
+                            assert fifth.ended()
+            first.sock.shutdown(socket.SHUT_WR)
+            assert first.file.read()[8] == Status.SAVED
+        for _ in range(3000):  # until the end of one of them is noticed
+            try:
+                if running.request("GET", "/alive").status == 200:
+                    break
+            except (Broken, ConnectionError):
+                pass
+        assert running.request("GET", "/alive").body == b"alive"
+
+
 # --- HTTP to the raw stream
 
 

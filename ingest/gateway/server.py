@@ -65,8 +65,8 @@ class GatewayServer:
         patience = 0.8 * self._config.drain_timeout
         runners: list[web.ServerRunner] = []
         tls_ports: list[TlsPort] = []
-        stream, listening = StreamServer(services.store, ids), None
         wires = Wires()
+        stream, listening = StreamServer(services.store, ids, wires), None
         watching = asyncio.create_task(wires.watch())
         try:
             for port, sock in self._sockets.items():

@@ -13,6 +13,8 @@ import asyncio
 import logging
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ingest import ticket
@@ -20,8 +22,8 @@ from ingest.errors import BusyError, ConnectionLostError, IngestError, RefusedEr
 from ingest.gateway.failures import ClientGoneError
 from ingest.gateway.incoming import Incoming
 from ingest.gateway.request_id import RequestIds
+from ingest.gateway.wire import Wires
 from ingest.limits import (
-    HTTP_CONNECTIONS_MAX,
     HTTP_LINGER_S,
     HTTP_RECEIVE_SIZE,
     STREAM_HEAD_MAX,
@@ -47,11 +49,13 @@ _FORBIDDEN = (
 
 
 class StreamServer:
-    """Stores each connection's bytes as one object, named after the time and an id."""
+    """Stores each connection's bytes as one object, named after the time and an id. ``wires``: counts all connections of
+    the process."""
 
-    def __init__(self, store: ObjectStore, ids: RequestIds) -> None:
+    def __init__(self, store: ObjectStore, ids: RequestIds, wires: Wires) -> None:
         self._store = store
         self._ids = ids
+        self._wires = wires
         self._connections: set[asyncio.Task[None]] = set()
         self._waste = memoryview(bytearray(HTTP_RECEIVE_SIZE))
 
@@ -60,20 +64,32 @@ class StreamServer:
         return _Connection(self._serve, self._waste)
 
     async def _serve(self, transport: asyncio.Transport, incoming: Incoming) -> None:
-        task = asyncio.current_task()
-        assert task is not None
         try:
-            if len(self._connections) >= HTTP_CONNECTIONS_MAX:
-                reply = _reply("", Status.BUSY)
+            if not self._wires.full:
+                with self._counted():
+                    await _answer(transport, incoming, await self._receive(incoming))
+            elif self._wires.refuses:
+                self._wires.refused.add(incoming)
+                await _answer(transport, incoming, _reply("", Status.BUSY))
             else:
-                self._connections.add(task)
-                reply = await self._receive(incoming)
-            await _answer(transport, incoming, reply)
+                transport.abort()
         except (ConnectionError, ClientGoneError) as error:
             log.debug("stream: %s", error)
         finally:
-            self._connections.discard(task)
+            self._wires.refused.discard(incoming)
             transport.close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        self._wires.others += 1
+        try:
+            yield
+        finally:
+            self._connections.discard(task)
+            self._wires.others -= 1
 
     async def drain(self, timeout: float) -> None:
         """Waits for the connections that are there; who is not done then is cut off, and its upload fails."""

@@ -62,12 +62,12 @@ class TlsPort:
                 continue
             task = asyncio.create_task(self._open(sock, self._connect()))
             self._opening.add(task)
-            self._wires.opening += 1
+            self._wires.others += 1
             task.add_done_callback(self._opened)
 
     def _opened(self, task: asyncio.Task[None]) -> None:
         self._opening.discard(task)
-        self._wires.opening -= 1
+        self._wires.others -= 1
 
     async def _open(self, sock: socket.socket, protocol: asyncio.BaseProtocol) -> None:
         loop = asyncio.get_running_loop()

@@ -38,13 +38,13 @@ BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
 
 
 class Wires:
-    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``opening``: how
-    many have not done their handshake."""
+    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``others``: how
+    many there are beside ``open``, in their handshake, or raw streams."""
 
     def __init__(self) -> None:
-        self.opening = 0
         self.open: set[Wire] = set()
-        self.refused: set[Refusal] = set()
+        self.others = 0
+        self.refused: set[object] = set()  # who is told that there are too many
         self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
         # For one receive, which is copied out of it at once: the more connections there are, the less each may have waiting.
         self.scratch = self._memory
@@ -55,16 +55,24 @@ class Wires:
         self.scratch = self._memory[: max(HTTP_RECEIVE_SIZE_MIN, min(fair, HTTP_RECEIVE_SIZE))]
 
     @property
+    def full(self) -> bool:
+        """One more is too many."""
+        return len(self.open) + self.others >= HTTP_CONNECTIONS_MAX
+
+    @property
+    def refuses(self) -> bool:
+        """One more that is too many is told so."""
+        return len(self.refused) < HTTP_REFUSED_MAX
+
+    @property
     def has_room(self) -> bool:
         """For one more, if only to be told that there are too many."""
-        here = self.opening + len(self.open) + len(self.refused)
+        here = len(self.open) + self.others + len(self.refused)
         return here < HTTP_CONNECTIONS_MAX + HTTP_REFUSED_MAX
 
     def connect(self, handler: Connection, next_id: Callable[[], str]) -> asyncio.BaseProtocol:
         """What a new connection speaks with: ``handler``, unless there are too many of them."""
-        if len(self.open) + self.opening < HTTP_CONNECTIONS_MAX:
-            return Wire(self, handler)
-        return Refusal(self, next_id())
+        return Refusal(self, next_id()) if self.full else Wire(self, handler)
 
     async def watch(self) -> None:
         """Ends the connections of clients that took not one byte for too long: what they were sent would stay in memory, and
@@ -186,7 +194,7 @@ class Refusal(asyncio.BufferedProtocol):
         self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        if len(self._wires.refused) >= HTTP_REFUSED_MAX:
+        if not self._wires.refuses:
             transport.abort()
             return
         self._wires.refused.add(self)
