@@ -5,7 +5,7 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
 
-.PHONY: help venv build dev demo test smoke lint format bench peers faults mutants screenshot clean
+.PHONY: help venv build dev demo test smoke lint format bench peers soak faults mutants screenshot clean
 
 help:
 	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way;"
@@ -13,6 +13,7 @@ help:
 	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
 	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
 	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"
+	@echo "make soak    200 cycles of kill -9 under load, everything read back"
 	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
 	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
 	@echo "make screenshot   the pictures of the page in docs/, with Chromium"
@@ -86,6 +87,10 @@ peers: dev $(VENV)/.peers
 # PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
 faults: dev
 	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)')
+
+# 200 cycles of kill -9 under load: part 1, shorter.
+soak: dev
+	@PYTHONPATH=tests $(RUN) -m faults --part 1 --cases 200
 
 # NAME='ack-early ...' takes some; CHECK=1 only says which of them no longer fit the source.
 mutants: dev
