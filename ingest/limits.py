@@ -221,6 +221,9 @@ HTTP_RECEIVED_MAX = 4 << 20  # bytes of one receive of each connection, together
 HTTP_READ_SIZE = 16 << 10  # bytes of a body that wait in a connection, at most as many as one receive
 HTTP_DIRECT_MIN = 4 << 20  # bytes of such a body: its connection ends with it, which costs a new one
 HTTP_REFUSED_MAX = 256  # connections beyond HTTP_CONNECTIONS_MAX that are told so; more are closed at once
+HTTP_TLS_WRITE_SIZE = (
+    80 << 10
+)  # bytes that TLS encrypts at a time, all that it gets; after 64 KiB or less aiohttp goes on at once
 CYCLES_THRESHOLD = (
     20_000  # objects made before cycles are looked for: 5 % of the CPU for a small object less than with 700
 )

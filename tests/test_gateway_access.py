@@ -367,6 +367,24 @@ def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.Mon
             assert connection.request("GET", "/alive").body == b"alive"
 
 
+def test_a_download_over_tls_waits_for_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large its pieces are: what is encrypted would stay in memory, and in no budget."""
+    size = 64 << 20  # more than the system takes
+    monkeypatch.setattr("memory_store.PIECE", size)
+    context, client = tls_contexts(tmp_path)
+    with memory_gateway(tls=context) as gateway:
+        assert gateway.store is not None
+        with Connection(gateway.address, client) as connection:
+            connection.request("PUT", "/objects/a", bytes(size))
+        with Connection(gateway.address, client) as connection:
+            connection.send(connection.head("GET", "/objects/a"))
+            connection.answer_head()
+            with Connection(gateway.address, client) as other:
+                assert other.request("GET", "/alive").body == b"alive"
+            assert gateway.store.open_downloads == 1
+            assert connection.exactly(size) == bytes(size)
+
+
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
 def test_a_handshake_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr("ingest.gateway.tls_port.TLS_HANDSHAKE_TIMEOUT_S", 0.2)

@@ -18,6 +18,7 @@ from ingest.gateway.failures import ClientGoneError
 from ingest.gateway.preconditions import check_read, format_etag, is_conditional, range_holds
 from ingest.gateway.ranges import parse_range
 from ingest.gateway.uploads import KEPT
+from ingest.limits import HTTP_TLS_WRITE_SIZE
 from ingest.objects.budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import Download
 from ingest.objects.version import Version
@@ -96,7 +97,9 @@ async def _stream(
     try:
         await response.prepare(exchange.request)
         while True:
-            await response.write(piece)
+            size_max = HTTP_TLS_WRITE_SIZE if exchange.request.secure else len(piece)
+            for at in range(0, len(piece), size_max):
+                await response.write(piece[at : at + size_max])
             sent += len(piece)
             try:
                 piece = await anext(pieces)
