@@ -30,7 +30,7 @@ $(VENV)/.made: tools/check_machine.py
 
 $(VENV)/.installed: $(VENV)/.made pyproject.toml setup.py
 	@echo "building and installing ingest into $(VENV)"
-	@$(PIP) install --no-build-isolation --editable .
+	@INGEST_BUILT_IN_PLACE=1 $(PIP) install --no-build-isolation --editable .
 	@touch $@
 
 # A header may be included by any of the extensions, so a change of one compiles all of them again.
@@ -41,7 +41,7 @@ $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 
 $(VENV)/.dev: $(VENV)/.built pyproject.toml
 	@echo "installing the tools for tests into $(VENV)"
-	@$(PIP) install --no-build-isolation --editable '.[dev]'
+	@INGEST_BUILT_IN_PLACE=1 $(PIP) install --no-build-isolation --editable '.[dev]'
 	@touch $@
 
 venv: $(VENV)/.made
@@ -73,7 +73,7 @@ bench: dev
 
 $(VENV)/.peers: $(VENV)/.dev
 	@echo "installing NATS and SeaweedFS into $(VENV)"
-	@$(PIP) install --no-build-isolation --editable '.[dev,peers]'
+	@INGEST_BUILT_IN_PLACE=1 $(PIP) install --no-build-isolation --editable '.[dev,peers]'
 	@touch $@
 
 # About twelve minutes. Redis and curl are the system's: apt-get install redis-server redis-tools curl. ROWS (peers,

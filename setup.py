@@ -2,7 +2,8 @@
 
 Every ``ingest/**/*.pyx`` is an extension of the same dotted name; a module that needs C sources
 names them itself in a ``# distutils: sources = ...`` line. ``INGEST_DEBUG=1`` builds with bounds
-checks and without optimisation.
+checks and without optimisation. ``INGEST_BUILT_IN_PLACE=1`` builds nothing: the Makefile does so
+itself, and what pip would build for an editable installation takes as long again.
 """
 
 import os
@@ -12,6 +13,7 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("INGEST_DEBUG") == "1"
+BUILT_IN_PLACE = os.environ.get("INGEST_BUILT_IN_PLACE") == "1"
 
 DIRECTIVES = {
     "language_level": 3,
@@ -39,9 +41,10 @@ def extension(pyx: Path) -> Extension:
 # The guard: cythonize starts processes, which may import this file again.
 if __name__ == "__main__":
     cores = os.cpu_count() or 1
+    sources = [] if BUILT_IN_PLACE else sorted(Path("ingest").rglob("*.pyx"))
     setup(
         ext_modules=cythonize(
-            [extension(pyx) for pyx in sorted(Path("ingest").rglob("*.pyx"))],
+            [extension(pyx) for pyx in sources],
             compiler_directives=DIRECTIVES,
             nthreads=cores,
         ),
