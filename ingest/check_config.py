@@ -4,7 +4,6 @@ nothing."""
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest import listeners
+from ingest.announcement import running
 from ingest.config import ServerConfig, resolve
 from ingest.errors import IngestError
 from ingest.listeners import Address, format_address
@@ -169,10 +169,5 @@ def check_address(name: str, address: Address, own: Container[str], checked: Che
 
 
 def _held_addresses(data_dir: Path) -> set[str]:
-    if _server_on(data_dir) is None:
-        return set()
-    try:
-        record = json.loads((data_dir / META / "lock").read_bytes())
-        return {str(record[key]) for key in ADDRESSES.values()}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return set()
+    found = running(data_dir) or {}
+    return {str(found[key]) for key in ADDRESSES.values() if key in found}
