@@ -102,4 +102,4 @@ screenshot: dev
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find ingest \( -name '*.so' -o -name '*.pyc' \) -delete
-	rm -f ingest/*.c ingest/*.html ingest/store/*.c ingest/store/*.html
+	find ingest \( -name '*.c' -o -name '*.html' \) ! -path 'ingest/csrc/*' ! -path '*/static/*' -delete

@@ -17,7 +17,8 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
-from ingest import limits, listeners
+from ingest import limits
+from ingest.runtime import listeners
 
 ROOT = Path(__file__).parent.parent
 

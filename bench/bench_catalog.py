@@ -17,7 +17,7 @@ from bench.report import Round, Row
 from bench.scratch import Scratch, sync
 from bench.server import Server
 from bench.sizes import Sizes
-from ingest.objects.catalog_socket import catalog_path
+from ingest.catalog.catalog_socket import catalog_path
 
 PAGE = 1000  # names
 PAGE_SIZE_MAX = 1 << 20  # bytes of its JSON

@@ -20,9 +20,9 @@ from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch, sync
 from bench.server import Server
 from bench.sizes import Sizes
-from ingest import loopback
-from ingest.load_share import Worker
-from ingest.objects.extent import chunks_needed
+from ingest.catalog.extent import chunks_needed
+from ingest.loadgen import loopback
+from ingest.loadgen.load_share import Worker
 from ingest.status import Status
 
 CONNECTIONS = 4

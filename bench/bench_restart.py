@@ -11,8 +11,8 @@ from bench.report import Round, Row
 from bench.scratch import Scratch
 from bench.server import Server
 from bench.sizes import Sizes
-from ingest import loopback
 from ingest.errors import ConnectionLostError
+from ingest.loadgen import loopback
 
 CONNECTIONS = 4
 

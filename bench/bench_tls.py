@@ -16,7 +16,8 @@ from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch
 from bench.server import Server
 from bench.sizes import Sizes
-from ingest import limits, loopback, mac, ticket
+from ingest import limits, mac, ticket
+from ingest.loadgen import loopback
 from ingest.tls import client_context
 
 CONNECTIONS = 4

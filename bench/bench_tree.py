@@ -1,5 +1,5 @@
 """Layout tree: new frames over one pipelined connection, against a bare loop that makes the same directories, files and
-attributes (`ingest._bare_tree`), in turns.
+attributes (`ingest.loadgen._bare_tree`), in turns.
 
 The server's clock runs until the last frame is acked: then all files are there, and the log has made them durable. The
 loop's clock runs until the last file is there; it syncs nothing. What each takes until all of it is on the disk is in
@@ -21,10 +21,11 @@ from bench.report import RATIO, Round, Row
 from bench.scratch import Scratch, sync
 from bench.server import Server
 from bench.sizes import Sizes
-from ingest import _bare_tree, limits, loopback, mac, ticket
-from ingest._load import Content
-from ingest.loopback import LoopbackResult
-from ingest.store.tree import TreeFile
+from ingest import limits, mac, ticket
+from ingest.loadgen import _bare_tree, loopback
+from ingest.loadgen._load import Content
+from ingest.loadgen.loopback import LoopbackResult
+from ingest.store.layouts.tree_file import TreeFile
 
 CHECKED = 256  # files that are read afterwards
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest import limits, sharding, ticket
-from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, padded
+from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, padded
 
 BATCH_FRAMES = 2500
 BATCH_SIZE = padded(BATCH_HEADER_SIZE + BATCH_FRAMES * limits.FRAME_SIZE)

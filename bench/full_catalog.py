@@ -6,10 +6,10 @@ from pathlib import Path
 
 import apsw
 
-from ingest.objects import extent
-from ingest.objects.catalog_socket import catalog_path
-from ingest.objects.database import make_file
-from ingest.objects.version import State
+from ingest.catalog import extent
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.database import make_file
+from ingest.catalog.version import State
 
 NAMESPACE = "objects"
 CHUNKS = 2  # of each: its bytes, and its manifest

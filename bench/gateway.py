@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench.process import START_TIMEOUT_S, Process
 from bench.server import PROBE_TIMEOUT_S, Server
-from ingest.listeners import format_address, parse_address
+from ingest.runtime.listeners import format_address, parse_address
 
 
 class Gateway(Process):

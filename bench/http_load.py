@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ingest.listeners import unpace
+from ingest.runtime.listeners import unpace
 
 HEAD_SIZE_MAX = 4096  # bytes of the head of an answer
 SILENCE_MAX_S = 30.0  # without any answer: it hangs

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from bench import raw_sink
 from bench.server import Server
-from ingest import limits, loopback, mac, sharding
-from ingest._load import Content
-from ingest.loopback import LoopbackOptions, LoopbackResult
+from ingest import limits, mac, sharding
+from ingest.loadgen import loopback
+from ingest.loadgen._load import Content
+from ingest.loadgen.loopback import LoopbackOptions, LoopbackResult
 
 FIRST = "5000000"  # starts a pack; no probe goes there
 SEED = 20_261_121

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 SERVE = """
 import socket, sys
-from ingest._sink import Sink
+from ingest.loadgen._sink import Sink
 Sink(socket.socket(fileno=int(sys.argv[1]))).serve()
 """
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ingest import limits
-from ingest.listeners import unpace
+from ingest.runtime.listeners import unpace
 from ingest.status import Status
 
 ROOT = Path(__file__).parent.parent

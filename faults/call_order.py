@@ -18,7 +18,7 @@ from faults.outcome import Outcome
 from ingest import limits, sharding, ticket
 from ingest.limits import ACK_SIZE, PACK_SLOTS
 from ingest.status import Status
-from ingest.store.layout import LAYOUTS
+from ingest.store.layouts.layout import LAYOUTS
 
 NUMBER, TITLE, CASES = 4, "order of system calls", 100_000
 FIRST = ticket.parse("ORDER00")

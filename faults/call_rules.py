@@ -27,8 +27,8 @@ from faults.strace import Call
 from ingest import limits, sharding, ticket
 from ingest.limits import ACK_SIZE, FRAME_SIZE
 from ingest.status import Status
-from ingest.store.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, Note, padded
-from ingest.store.pack import PackHeader, bits_of
+from ingest.store.layouts.pack_file import PackHeader, bits_of
+from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, Note, padded
 
 FAR = 1 << 60  # a line number behind every line
 

@@ -30,10 +30,10 @@ from faults.outcome import Outcome
 from ingest import limits, ticket
 from ingest.errors import ConfigError, IngestError
 from ingest.mac import KeyRing, SubKeys
+from ingest.runtime.key_file import read_keys
 from ingest.status import Status
-from ingest.store import tree
-from ingest.store.fsck import fsck
-from ingest.store.key_file import read_keys
+from ingest.store.check.fsck import fsck
+from ingest.store.layouts import tree_file
 from ingest.store.store import META
 
 NUMBER = 6
@@ -252,7 +252,7 @@ def _job(templates: list[Template], seed: int, directory: Path, number: int) -> 
 def layouts(directory: Path) -> tuple[str, ...]:
     """Those that this file system can hold."""
     try:
-        tree.check_file_system(directory)
+        tree_file.check_file_system(directory)
     except ConfigError:
         return ("pack",)
     return ("pack", "tree")

@@ -16,7 +16,7 @@ from faults.damaged_store import Template
 from ingest import mac, sharding, ticket
 from ingest.errors import IngestError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
-from ingest.store.pack import SECTOR_SIZE, PackHeader, bit
+from ingest.store.layouts.pack_file import SECTOR_SIZE, PackHeader, bit
 
 
 def same_meaning(damaged: Damage) -> bool:

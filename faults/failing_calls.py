@@ -29,7 +29,7 @@ from faults import failing_case, progress
 from faults.call_shim import build
 from faults.failing_series import Series, all_series
 from faults.outcome import Outcome
-from ingest.store.layout import LAYOUTS
+from ingest.store.layouts.layout import LAYOUTS
 
 NUMBER = 5
 TITLE = "calls that fail"

@@ -19,7 +19,7 @@ from node_rig import NodeRig
 from faults import progress
 from faults.history import MIXED, SMALL, Load
 from faults.outcome import Outcome
-from ingest.store.layout import LAYOUTS
+from ingest.store.layouts.layout import LAYOUTS
 
 NUMBER, TITLE, CASES = 1, "kill -9 under load and in recovery", 500
 STAGE = 25  # cycles of one store at most: bounds the disk that a run takes

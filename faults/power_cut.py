@@ -44,8 +44,8 @@ from faults.power_loss import FLUSH, Entry, Piece, durable_count, survivors
 from faults.recovered_server import RecoveredServer
 from ingest import limits, ticket
 from ingest.status import Status
-from ingest.store.layout import LAYOUTS
-from ingest.store.log_format import BLOCK_SIZE, SegmentHeader
+from ingest.store.layouts.layout import LAYOUTS
+from ingest.store.log.log_format import BLOCK_SIZE, SegmentHeader
 
 NUMBER = 3
 TITLE = "power cut"

@@ -17,11 +17,14 @@ from node_rig import START_TIMEOUT_S, NodeRig, data_of, get_range
 
 from faults.ack_history import NO_VERSION, VERSIONS, Contents
 from faults.block_recorder import end_with_parent
-from ingest import admin, cli, limits, mac, server, ticket, workers, write_behind
+from ingest import limits, mac, ticket, workers
 from ingest._hmac import verify
+from ingest.commands import cli
+from ingest.engine import admin, server
+from ingest.engine.commit import committer
 from ingest.status import Status
 
-IMPORTED = (admin, server, workers, write_behind)  # before the fork, so that no start does it again
+IMPORTED = (admin, server, workers, committer)  # before the fork, so that no start does it again
 
 
 class RecoveredServer(NodeRig):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Part 2: SIGKILL at every named step, by the server's own failpoints (`ingest/failpoints.py`).
+"""Part 2: SIGKILL at every named step, by the server's own failpoints (`ingest/runtime/failpoints.py`).
 
 A case is one failpoint on a random passing, under load, on one of three ways: `log` (frames through the log), `bulk` (long
 runs past it), `recovery` (the server starts with what a kill of everything left, and ends itself in the middle of its
@@ -20,8 +20,8 @@ from node_rig import NodeRig
 from faults import progress
 from faults.history import BULK, DELETES, MIXED, SMALL, Load, Mix
 from faults.outcome import Outcome
-from ingest import failpoints
-from ingest.store.layout import LAYOUTS
+from ingest.runtime import failpoints
+from ingest.store.layouts.layout import LAYOUTS
 
 NUMBER, TITLE = 2, "kill -9 at every named step"
 EACH = 25  # cases of each step and way

@@ -24,7 +24,7 @@ from faults.wire_client import Acks, Talk, Target, flipped, frame_of, request_of
 from ingest import ticket
 from ingest.limits import BAD_FRAME_LIMIT, FRAME_SIZE, RANGE_COUNT_MAX, REQUEST_SIZE
 from ingest.status import Status
-from ingest.store.layout import LAYOUTS
+from ingest.store.layouts.layout import LAYOUTS
 from ingest.ticket import LAST
 
 NUMBER, TITLE = 7, "the wire, bit by bit"

@@ -17,7 +17,7 @@ from ingest import sharding, ticket
 from ingest._hmac import sign
 from ingest.limits import ACK_SIZE, FRAME_SIZE, RUN_HEADER_SIZE
 from ingest.status import Status
-from ingest.store.pack import PackHeader, bits_of
+from ingest.store.layouts.pack_file import PackHeader, bits_of
 
 TIMEOUT_S = 60.0
 WELL_FORMED = re.compile(rb"[0-9A-Z]{1,8}\x00*")

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ingest.client import AsyncClient, Client
+    from ingest.client.async_client import AsyncClient, Client
 
 __all__ = ["AsyncClient", "Client", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in ("AsyncClient", "Client"):  # only those who want a client load asyncio and the checksum kernel
-        from ingest import client
+        from ingest.client import async_client
 
-        return getattr(client, name)
+        return getattr(async_client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,14 +26,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import uvloop
 
-from ingest import _queue, limits, logs, metrics, reload, tls
-from ingest._put_server import BAD_FRAMES, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, PutServer
-from ingest.bad_peers import BadPeers
+from ingest import limits, tls
+from ingest.engine import _queue, metrics, reload
+from ingest.engine.ports._put_server import BAD_FRAMES, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, PutServer
+from ingest.engine.ports.bad_peers import BadPeers
+from ingest.runtime import logs
 from ingest.tls import Certificates, TlsContext
 
 if TYPE_CHECKING:
+    from ingest.engine.node import Node
     from ingest.mac import KeyRing, SubKeys
-    from ingest.node import Node
 
 log = logging.getLogger(__name__)
 
@@ -431,8 +433,8 @@ def make_put_server(node: Node, slot: int) -> FrameServer:
 
 def make_get_server(node: Node, slot: int) -> FrameServer:
     # Here and not above: a worker for puts alone, as in the tests, runs without the reading half.
-    from ingest._get_server import GetServer
-    from ingest.store.layout import make_reader
+    from ingest.engine.ports._get_server import GetServer
+    from ingest.store.layouts.layout import make_reader
 
     reader = make_reader(node.store, node.keys.all)
     server = GetServer(node.queue, slot, reader, node.keys.accepted)

@@ -46,8 +46,8 @@ class Mutant:
 
 ORDER = "tests/test_faults_call_order.py::test_no_call_comes_before_what_it_needs"
 WIRE = "tests/test_faults_wire.py::"
-LOG = "ingest/store/log_writer.py"
-COMMITTER = "ingest/write_behind.py"
+LOG = "ingest/store/log/log_writer.py"
+COMMITTER = "ingest/engine/commit/committer.py"
 APPEND = "self.log.append(core.buffer, puts, deletes, notes)"
 
 MUTANTS = (
@@ -140,13 +140,13 @@ MUTANTS = (
     Mutant(
         "settle-nothing",
         "recovery does not sync the last batch, which perhaps never reached the disk",
-        (Edit("ingest/store/recovery.py", "os.fdatasync(batch.segment.fd)", "pass"),),
+        (Edit("ingest/store/log/recovery.py", "os.fdatasync(batch.segment.fd)", "pass"),),
         ("tests/test_recovery.py::TestLog::test_the_last_batch_is_settled",),
     ),
     Mutant(
         "recovery-forgets-deletes",
         "a delete that only the log has is not done again",
-        (Edit("ingest/store/recovery.py", "self._delete(payload[offset : offset + size])", "pass"),),
+        (Edit("ingest/store/log/recovery.py", "self._delete(payload[offset : offset + size])", "pass"),),
         ("tests/test_recovery.py::TestOrder::test_a_delete_after_a_put",),
     ),
     Mutant(
@@ -158,7 +158,7 @@ MUTANTS = (
     Mutant(
         "accept-what-fails-its-checksum",
         "a frame that fits no key is stored",
-        (Edit("ingest/_put_server.pyx", "verdicts[i] = FAILED_ALL", "verdicts[i] = PUT_FRAME"),),
+        (Edit("ingest/engine/ports/_put_server.pyx", "verdicts[i] = FAILED_ALL", "verdicts[i] = PUT_FRAME"),),
         (WIRE + "test_the_limit_of_bad_frames",),
     ),
     Mutant(
@@ -166,7 +166,7 @@ MUTANTS = (
         "a connection may send as many bad frames as it likes",
         (
             Edit(
-                "ingest/_put_server.pyx",
+                "ingest/engine/ports/_put_server.pyx",
                 "if w.bad_frames >= self.bad_frame_limit:",
                 "if w.bad_frames >= 1000000000:",
             ),
@@ -178,7 +178,7 @@ MUTANTS = (
         "other bytes under a ticket that is taken replace what is there",
         (
             Edit(
-                "ingest/_committer.pyx",
+                "ingest/engine/commit/_committer.pyx",
                 "if state == SLOT_FREE and space:",
                 "if (state == SLOT_FREE or state == SLOT_PRESENT) and space:",
             ),
@@ -188,13 +188,19 @@ MUTANTS = (
     Mutant(
         "forget-a-tombstone",
         "a deleted ticket can be put again",
-        (Edit("ingest/store/_*_table.pyx", "bits_fill(p.header + PACK_DELETED, slot, count, 1)", "pass"),),
+        (
+            Edit(
+                "ingest/store/layouts/_*_table.pyx",
+                "bits_fill(p.header + PACK_DELETED, slot, count, 1)",
+                "pass",
+            ),
+        ),
         (WIRE + "test_each_round_of_these[replays]",),
     ),
     Mutant(
         "serve-without-checking-over-http",
         "the admin port shows whatever lies on the disk",
-        (Edit("ingest/store/_*_reader.pyx", " and self._authentic(frame, index)", ""),),
+        (Edit("ingest/store/layouts/_*_reader.pyx", " and self._authentic(frame, index)", ""),),
         (WIRE + "test_http_shows_nothing_that_fails_its_checksum",),
     ),
 )

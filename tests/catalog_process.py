@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from ingest.objects.catalog import Catalog
-from ingest.objects.extent import Extent
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.extent import Extent
 
 DIGEST = bytes(32)
 

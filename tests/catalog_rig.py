@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ingest.objects.catalog_service import serve
+from ingest.catalog.catalog_service import serve
 
 HERE = Path(__file__).parent
 

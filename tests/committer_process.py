@@ -13,14 +13,14 @@ from pathlib import Path
 
 from put_rig import DELETE, PATIENCE_S, PUT, delete_frame, frame
 
-from ingest._queue import Queue
-from ingest.config import ServerConfig
+from ingest.engine._queue import Queue
+from ingest.engine.commit.committer import committer_main
+from ingest.engine.node import Node
+from ingest.engine.server_config import ServerConfig
 from ingest.limits import FRAME_SIZE
 from ingest.mac import KeyRing
-from ingest.node import Node
 from ingest.status import Status
 from ingest.store.store import Store
-from ingest.write_behind import committer_main
 
 SHARED_KEY = bytes(range(32))
 FIRST = 36 + 5 * 1296

@@ -8,16 +8,16 @@ from pathlib import Path
 from put_rig import DELETE, KEYS, PUT, delete_frame, frame
 
 from ingest import limits, sharding, ticket
-from ingest._bulk import BulkJob
-from ingest._committer import Committer
-from ingest._queue import Queue
+from ingest.engine._queue import Queue
+from ingest.engine.commit._bulk import BulkJob
+from ingest.engine.commit._committer import Committer
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
-from ingest.store.layout import make_table
-from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
-from ingest.store.pack import PackHeader, bit
-from ingest.store.recovery import Recovered, recover
-from ingest.store.tree import TreeFile
+from ingest.store.layouts.layout import make_table
+from ingest.store.layouts.pack_file import PackHeader, bit
+from ingest.store.layouts.tree_file import TreeFile
+from ingest.store.log.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
+from ingest.store.log.recovery import Recovered, recover
 
 STORE_ID = bytes(range(16))
 LOG_ID = bytes(range(16, 32))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ingest.errors import ConfigError
-from ingest.store.tree import check_file_system
+from ingest.store.layouts.tree_file import check_file_system
 
 LAYOUTS = ("pack", "tree")
 VECTORS = Path(__file__).parent / "vectors" / "contract.json"

@@ -25,17 +25,18 @@ import uvloop
 from aiohttp import web
 from memory_store import MemoryStore
 
-from ingest.gateway.access import Access, Hosts
-from ingest.gateway.app import APIS, make_app, shared_routes
-from ingest.gateway.config import API_NAMES
-from ingest.gateway.exchange import Services
-from ingest.gateway.figures import NodeFigures
-from ingest.gateway.links import DownloadLinks
-from ingest.gateway.request_id import RequestIds
-from ingest.gateway.stream import StreamServer
-from ingest.gateway.tls_port import TlsPort
-from ingest.gateway.wire import Wires
-from ingest.listeners import Address
+from ingest.client.node_figures import NodeFigures
+from ingest.gateway.apis.stream_api import StreamServer
+from ingest.gateway.http.access import Access, Hosts
+from ingest.gateway.http.app import make_app
+from ingest.gateway.http.exchange import Services
+from ingest.gateway.http.links import DownloadLinks
+from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.tls_port import TlsPort
+from ingest.gateway.http.wire import Wires
+from ingest.gateway.process.api_table import APIS, shared_routes
+from ingest.gateway.process.gateway_config import API_NAMES
+from ingest.runtime.listeners import Address
 
 TIMEOUT_S = 60.0
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from packs import KEYS, Packs
 
-from ingest import metrics
-from ingest._get_server import GetServer
-from ingest._queue import Queue
+from ingest.engine import metrics
+from ingest.engine._queue import Queue
+from ingest.engine.ports._get_server import GetServer
 from ingest.limits import FRAME_SIZE
 from ingest.mac import SubKeys, build_request
 from ingest.status import Status
-from ingest.store._pack_reader import PackReader
+from ingest.store.layouts._pack_reader import PackReader
 from ingest.ticket import index_from_wire, index_to_wire
 
 PATIENCE_S = 20.0  # before a wait for an event counts as failed

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from ingest import ticket
 from ingest.limits import FRAME_SIZE
-from ingest.store.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
-from ingest.store.log_reader import LogReader
-from ingest.store.log_writer import LogWriter
+from ingest.store.log.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader
+from ingest.store.log.log_reader import LogReader
+from ingest.store.log.log_writer import LogWriter
 
 LOG_ID = bytes(range(16))
 SEGMENT_SIZE = 64 << 10  # bytes: 15 batches of two frames

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.store import log_writer, recovery
+from ingest.store.log import log_writer, recovery
 
 SECTOR = 512  # bytes: what a disk writes whole or not at all
 

@@ -12,12 +12,9 @@ from dataclasses import replace
 from blake3 import blake3
 
 from ingest import ticket
-from ingest.errors import IngestError, NotFoundError, UploadLostError
-from ingest.limits import DATA_SIZE, LIST_PAGE_MAX
-from ingest.objects.body import Body, as_body
-from ingest.objects.catalog_reader import Entry
-from ingest.objects.extent import FIRST, Extent, chunks_needed
-from ingest.objects.version import (
+from ingest.catalog.catalog_reader import Entry
+from ingest.catalog.extent import FIRST, Extent, chunks_needed
+from ingest.catalog.version import (
     ANY,
     SAME,
     Condition,
@@ -27,6 +24,9 @@ from ingest.objects.version import (
     check_name,
     check_namespace,
 )
+from ingest.errors import IngestError, NotFoundError, UploadLostError
+from ingest.limits import DATA_SIZE, LIST_PAGE_MAX
+from ingest.objects.body import Body, as_body
 
 PIECE = 64 << 10  # bytes that a download gives at a time
 

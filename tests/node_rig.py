@@ -21,8 +21,8 @@ from pathlib import Path
 from ingest import frame, mac, ticket
 from ingest._hmac import sign, verify
 from ingest.limits import ACK_SIZE, DATA_SIZE, FRAME_SIZE, RUN_HEADER_SIZE
+from ingest.runtime.key_file import read_keys
 from ingest.status import Status
-from ingest.store.key_file import read_keys
 
 START_TIMEOUT_S = 30.0
 

@@ -10,8 +10,8 @@ from ingest import sharding
 from ingest.limits import DATA_SIZE, FRAME_SIZE, RANGE_COUNT_MAX
 from ingest.mac import build_frame, derive
 from ingest.status import Status
-from ingest.store import pack
-from ingest.store.pack import PackHeader
+from ingest.store.layouts import pack_file
+from ingest.store.layouts.pack_file import PackHeader
 from ingest.ticket import index_to_wire, parse
 
 KEYS = derive(bytes(range(32)))
@@ -74,14 +74,14 @@ class Packs:
             for index in members:
                 self.model[index] = frame(index)
                 self.write_slot(index, self.model[index] or b"")
-                pack.set_bits(header.present, sharding.ticket_slot(index))
+                pack_file.set_bits(header.present, sharding.ticket_slot(index))
             self.write_header(members[0], header)
 
     def delete(self, indices: Iterable[int], zero: bool = True) -> None:
         for index in indices:
             header = self.header(index)
-            pack.set_bits(header.present, sharding.ticket_slot(index), 1, False)
-            pack.set_bits(header.deleted, sharding.ticket_slot(index))
+            pack_file.set_bits(header.present, sharding.ticket_slot(index), 1, False)
+            pack_file.set_bits(header.deleted, sharding.ticket_slot(index))
             self.write_header(index, header)
             if zero:
                 self.write_slot(index, bytes(FRAME_SIZE))

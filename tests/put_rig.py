@@ -7,9 +7,10 @@ import socket
 import time
 from collections.abc import Callable
 
-from ingest import _hmac, _queue, metrics
-from ingest._put_server import PutServer
-from ingest._queue import Queue
+from ingest import _hmac
+from ingest.engine import _queue, metrics
+from ingest.engine._queue import Queue
+from ingest.engine.ports._put_server import PutServer
 from ingest.limits import FRAME_SIZE
 from ingest.mac import SubKeys, derive
 from ingest.status import Status

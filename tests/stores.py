@@ -13,11 +13,11 @@ from ingest import sharding
 from ingest.errors import IngestError
 from ingest.limits import FRAME_SIZE
 from ingest.mac import KeyRing, SubKeys
+from ingest.runtime.key_file import read_keys
 from ingest.status import Status
-from ingest.store.export import Exported, export
-from ingest.store.findings import Problem, Report
-from ingest.store.fsck import fsck
-from ingest.store.key_file import read_keys
+from ingest.store.check.export import Exported, export
+from ingest.store.check.findings import Problem, Report
+from ingest.store.check.fsck import fsck
 
 _built: dict[tuple[str, str], Template] = {}
 

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest.child import hold_reloads, take_reloads
-from ingest.gateway.supervisor import Child, Supervisor
+from ingest.runtime.child import hold_reloads, take_reloads
+from ingest.runtime.supervisor import Child, Supervisor
 
 
 def say(text: str) -> None:

@@ -13,11 +13,13 @@ import pytest
 import uvloop
 
 import ingest
-from ingest import _queue, admin, limits, listeners, ticket
-from ingest._queue import Queue
-from ingest.config import ServerConfig
+from ingest import limits, ticket
+from ingest.engine import _queue, admin
+from ingest.engine._queue import Queue
+from ingest.engine.node import Node
+from ingest.engine.server_config import ServerConfig
 from ingest.errors import CorruptionError
-from ingest.node import Node
+from ingest.runtime import listeners
 from ingest.status import Status
 
 CHUNK = bytes(range(256)) * 5 + bytes(limits.DATA_SIZE - 1280)

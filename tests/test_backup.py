@@ -4,12 +4,12 @@ import os
 
 import pytest
 
+from ingest.catalog import backup as module
+from ingest.catalog.backup import backup
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.extent import Extent
+from ingest.catalog.version import State
 from ingest.errors import DiskError, UsageError
-from ingest.objects import backup as module
-from ingest.objects.backup import backup
-from ingest.objects.catalog import Catalog
-from ingest.objects.extent import Extent
-from ingest.objects.version import State
 
 DIGEST = bytes(32)
 

@@ -8,6 +8,11 @@ from pathlib import Path
 import apsw
 import pytest
 
+from ingest.catalog import extent
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.version import ABSENT, PRESENT, SAME, Condition, State
 from ingest.errors import (
     BusyError,
     CatalogError,
@@ -19,11 +24,6 @@ from ingest.errors import (
     UploadLostError,
     UsageError,
 )
-from ingest.objects import extent
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_reader import CatalogReader
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.version import ABSENT, PRESENT, SAME, Condition, State
 
 HERE = Path(__file__).parent
 OLD, NEW = bytes([1]) * 32, bytes([2]) * 32

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
+from ingest.catalog import extent
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.version import State
 from ingest.errors import NotFoundError, UploadLostError
-from ingest.objects import extent
-from ingest.objects.catalog import Catalog
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.version import State
 
 DIGEST = bytes(32)
 NAMES = st.sampled_from(["a", "b", "c"])

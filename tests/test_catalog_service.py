@@ -13,6 +13,16 @@ import pytest
 from catalog_rig import ServiceRig
 
 from ingest import errors
+from ingest.catalog import catalog_calls
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_client import CatalogClient
+from ingest.catalog.catalog_reader import CatalogReader, Garbage
+from ingest.catalog.catalog_service import CatalogService
+from ingest.catalog.catalog_socket import catalog_path, connect, listen, service_lock
+from ingest.catalog.extent import Extent
+from ingest.catalog.local_catalog import LocalCatalog
+from ingest.catalog.version import ABSENT, Condition, State
 from ingest.errors import (
     ConnectionLostError,
     DiskError,
@@ -24,16 +34,6 @@ from ingest.errors import (
     UsageError,
 )
 from ingest.limits import CATALOG_MESSAGE_MAX
-from ingest.objects import catalog_calls
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.catalog_client import CatalogClient
-from ingest.objects.catalog_reader import CatalogReader, Garbage
-from ingest.objects.catalog_service import CatalogService
-from ingest.objects.catalog_socket import catalog_path, connect, listen, service_lock
-from ingest.objects.extent import Extent
-from ingest.objects.local_catalog import LocalCatalog
-from ingest.objects.version import ABSENT, Condition, State
 
 DIGEST = bytes(range(32))
 

@@ -13,11 +13,11 @@ from node_rig import NodeRig, running_node
 from stores import everything_of
 from test_cli import complains, run
 
-from ingest.check_config import CheckedConfig, check
+from ingest.engine.check_server import CheckedConfig, check
 from ingest.errors import ConfigError
-from ingest.gateway.check_config import check_both, check_gateway
-from ingest.gateway.config import PARSERS
-from ingest.listeners import format_address
+from ingest.gateway.process.check_gateway import check_both, check_gateway
+from ingest.gateway.process.gateway_config import PARSERS
+from ingest.runtime.listeners import format_address
 
 FREE = {"listen": "127.0.0.1:0", "read_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
 FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in FREE.items()]

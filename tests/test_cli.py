@@ -12,8 +12,8 @@ import pytest
 from reference_server import NO_SPACE, Faults, ReferenceServer
 
 import ingest
-from ingest.listeners import format_address
-from ingest.store.key_file import make_key_file, read_keys
+from ingest.runtime.key_file import make_key_file, read_keys
+from ingest.runtime.listeners import format_address
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,9 @@ from reference_server import (
 )
 
 from ingest import AsyncClient, Client, limits, mac, ticket
-from ingest.client import Run
+from ingest.client.async_client import Run
+from ingest.client.get_channel import GetChannel
+from ingest.client.put_channel import PutChannel
 from ingest.errors import (
     ConnectionLostError,
     CorruptFrameError,
@@ -38,9 +40,7 @@ from ingest.errors import (
     TicketError,
     UsageError,
 )
-from ingest.get_channel import GetChannel
 from ingest.objects.upload import data_of
-from ingest.put_channel import PutChannel
 from ingest.status import Status
 
 KEY = bytes(range(32))

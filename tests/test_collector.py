@@ -11,14 +11,14 @@ import apsw
 import pytest
 from reference_server import ERROR, NO_SPACE, Faults, ReferenceServer
 
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.local_catalog import LocalCatalog
+from ingest.client.async_client import AsyncClient
 from ingest.errors import BusyError, ConnectionLostError, RefusedError
 from ingest.limits import COLLECT_BATCH
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_reader import CatalogReader
 from ingest.objects.collector import Collector, waiting
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.local_catalog import LocalCatalog
 from ingest.status import Status
 
 KEY = bytes(range(32))
@@ -163,7 +163,7 @@ def test_another_collector_is_at_work(rig: Rig) -> None:
 
 def test_a_catalog_that_is_held_is_no_other_collector(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process takes the catalog for itself when the deletes are under way."""
-    monkeypatch.setattr("ingest.objects.database.CATALOG_BUSY_S", 0.1)
+    monkeypatch.setattr("ingest.catalog.database.CATALOG_BUSY_S", 0.1)
     rig.throw_away(*extents(1))
     other = apsw.Connection(str(rig.path))
 

@@ -24,13 +24,14 @@ from hypothesis.stateful import (
 )
 from put_rig import DELETE, KEYS, OTHER_KEYS, PUT, delete_frame, frame
 
-from ingest import limits, metrics, sharding, ticket
-from ingest._committer import Committer
-from ingest._queue import Queue
+from ingest import limits, sharding, ticket
+from ingest.engine import metrics
+from ingest.engine._queue import Queue
+from ingest.engine.commit._committer import Committer
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
-from ingest.store._pack_table import PackTable
-from ingest.store._tree_table import TreeTable
+from ingest.store.layouts._pack_table import PackTable
+from ingest.store.layouts._tree_table import TreeTable
 
 S, E, C, N, D = Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED
 FIRST = 36 + 5 * PACK_SLOTS  # slot 0 of pack 5

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from ingest import limits
-from ingest.config import PARSERS, FileConfig, ServerConfig, load_config, parse_size
+from ingest.engine.server_config import PARSERS, FileConfig, ServerConfig, load_config, parse_size
 from ingest.errors import ConfigError, UsageError
 
 

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from ingest import limits, mac, metrics, sharding, ticket
-from ingest._queue import Queue
+from ingest import limits, mac, sharding, ticket
+from ingest.engine import metrics
+from ingest.engine._queue import Queue
 from ingest.errors import CorruptionError
 from ingest.status import Status
-from ingest.store import log_format, store_json
-from ingest.store.tree import CHECKSUM, DELETED, TreeFile
+from ingest.store import store_json
+from ingest.store.layouts.tree_file import CHECKSUM, DELETED, TreeFile
+from ingest.store.log import log_format
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()

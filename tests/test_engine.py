@@ -25,7 +25,7 @@ from node_rig import Connection, NodeRig, data_of, delete_frame, put_frames, rea
 from ingest import ticket
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
-from ingest.store.fsck import fsck
+from ingest.store.check.fsck import fsck
 from ingest.store.store_json import write_store_json
 
 FIRST = ticket.parse("ENGINE0")

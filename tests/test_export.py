@@ -15,11 +15,11 @@ from ingest import ticket
 from ingest.errors import ConfigError, KeyFileError
 from ingest.limits import DATA_SIZE
 from ingest.status import Status
-from ingest.store import export as export_module
-from ingest.store import tree
-from ingest.store.chunk_file import read_tree_file
-from ingest.store.export import export
-from ingest.store.fsck import fsck
+from ingest.store.check import export as export_module
+from ingest.store.check.chunk_file import read_tree_file
+from ingest.store.check.export import export
+from ingest.store.check.fsck import fsck
+from ingest.store.layouts import tree_file
 from ingest.store.store import Store
 
 
@@ -32,7 +32,7 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def needs_attributes(path: Path) -> None:
     try:
-        tree.check_file_system(path)
+        tree_file.check_file_system(path)
     except ConfigError as error:
         pytest.skip(str(error))
 

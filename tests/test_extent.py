@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest import ticket
+from ingest.catalog import extent
+from ingest.catalog.extent import FIRST, Extent
 from ingest.errors import CatalogError
-from ingest.objects import extent
-from ingest.objects.extent import FIRST, Extent
 
 
 def tickets(extents) -> list[int]:

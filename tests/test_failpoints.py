@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from node_rig import Connection, NodeRig
 
-from ingest import _failpoints, failpoints, ticket
+from ingest import ticket
 from ingest.errors import ConfigError
 from ingest.limits import PACK_SLOTS
+from ingest.runtime import _failpoints, failpoints
 from ingest.status import Status
 
 FIRST = ticket.parse("STEPS00")

@@ -12,8 +12,8 @@ from faults.call_rules import Checker, LoggedBatch, Session
 from faults.strace import Call
 from ingest import sharding, ticket
 from ingest.limits import FRAME_SIZE
-from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
-from ingest.store.pack import PackHeader, set_bits
+from ingest.store.layouts.pack_file import PackHeader, set_bits
+from ingest.store.log.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
 
 STORE = bytes(16)
 LOG = "/data/.ingest/wal/0000.log"

@@ -11,7 +11,7 @@ from faults import corruption, damage
 from faults.damage import Damage, differences
 from faults.damage_effects import recovery_rewrites, within
 from faults.damaged_store import build
-from ingest.store.pack import SECTOR_SIZE
+from ingest.store.layouts.pack_file import SECTOR_SIZE
 
 
 def test_corruption(tmp_path):

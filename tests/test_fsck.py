@@ -21,15 +21,15 @@ from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import build_frame
 from ingest.status import Status
-from ingest.store import tree
-from ingest.store.findings import no_progress
-from ingest.store.fsck import Fsck, fsck
-from ingest.store.identity import identify
-from ingest.store.log_survey import LogSurvey
-from ingest.store.pack import PackHeader, bit, set_bits
+from ingest.store.check.findings import no_progress
+from ingest.store.check.fsck import Fsck, fsck
+from ingest.store.check.identity import identify
+from ingest.store.check.log_survey import LogSurvey
+from ingest.store.check.walk import walk
+from ingest.store.layouts import tree_file
+from ingest.store.layouts.pack_file import PackHeader, bit, set_bits
 from ingest.store.store import Store
 from ingest.store.store_json import store_check, write_store_json
-from ingest.store.walk import walk
 
 PACK = "4/obj"
 LONG = sharding.slot_ticket(LONG_PACK, 2)  # a ticket of seven characters that is stored in "begun"
@@ -53,7 +53,7 @@ def small(templates: Path, tmp_path: Path) -> Callable[..., Small]:
 def check_layout(layout: str, directory: Path) -> None:
     if layout == "tree":
         try:
-            tree.check_file_system(directory)
+            tree_file.check_file_system(directory)
         except ConfigError as error:
             pytest.skip(str(error))
 
@@ -301,9 +301,9 @@ class TestTree:
             elif how in ("cut", "longer"):
                 os.truncate(path, 1457 if how == "cut" else 1459)
             elif how == "attribute":
-                os.setxattr(path, tree.CHECKSUM, b"decayed!")
+                os.setxattr(path, tree_file.CHECKSUM, b"decayed!")
             else:
-                os.removexattr(path, tree.CHECKSUM)
+                os.removexattr(path, tree_file.CHECKSUM)
         read = store.read()
         assert all(read[index][0] is not Status.SAVED for index in (with_copy, without))
         found = {problem.path: problem.lost for problem in store.fsck().problems}
@@ -713,7 +713,7 @@ def test_the_document_names_every_kind():
     text = (root / "docs/operations.md").read_text().split("## Checking and repairing a store")[1]
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     named = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
-    code = "".join(path.read_text() for path in (root / "ingest/store").glob("*.py"))
+    code = "".join(path.read_text() for path in (root / "ingest/store").rglob("*.py"))
     used = set(re.findall(r"(?:Problem|Fault)\(\s*\"(\w+)\"", code))
     used |= set(re.findall(r"_fault\(\s*state,\s*\"(\w+)\"", code))
     assert named == used

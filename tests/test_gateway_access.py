@@ -13,10 +13,10 @@ import trustme
 from gateway_rig import Broken, Connection, Gateway, memory_gateway
 
 from ingest.errors import ConfigError, KeyFileError, UsageError
-from ingest.gateway.access import Access, Hosts, same_origin
-from ingest.gateway.config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
-from ingest.gateway.settings import http_context, read_access
-from ingest.gateway.token_file import parse_tokens, read_tokens
+from ingest.gateway.http.access import Access, Hosts, same_origin
+from ingest.gateway.http.token_file import parse_tokens, read_tokens
+from ingest.gateway.process.gateway_config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
+from ingest.gateway.process.settings import http_context, read_access
 from ingest.limits import HTTP_DIRECT_MIN
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
@@ -304,8 +304,8 @@ def test_the_lists_of_names_agree() -> None:
 
     import msgspec
 
-    from ingest.config import GATEWAY_NAMES
-    from ingest.config import PARSERS as SERVER
+    from ingest.engine.server_config import GATEWAY_NAMES
+    from ingest.engine.server_config import PARSERS as SERVER
 
     names = {field.name for field in fields(GatewayConfig)} - {"connect_tls_own"}
     assert set(PARSERS) == names == {field.name for field in msgspec.structs.fields(FileConfig)}
@@ -314,7 +314,7 @@ def test_the_lists_of_names_agree() -> None:
 
 
 def test_one_file_and_one_environment_for_server_and_gateway(tmp_path: Path) -> None:
-    from ingest.config import load_config as load_server
+    from ingest.engine.server_config import load_config as load_server
 
     file = tmp_path / "ingest.toml"
     file.write_text(
@@ -345,8 +345,8 @@ def tls_contexts(tmp_path: Path) -> tuple[ssl.SSLContext | None, ssl.SSLContext]
 
 
 def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_REFUSED_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 2)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
         with gateway.connect() as first, gateway.connect() as second, ExitStack() as others:
@@ -387,7 +387,7 @@ def test_a_download_over_tls_waits_for_its_client(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
 def test_a_handshake_that_does_not_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
-    monkeypatch.setattr("ingest.gateway.tls_port.TLS_HANDSHAKE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.gateway.http.tls_port.TLS_HANDSHAKE_TIMEOUT_S", 0.2)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
         with gateway.connect() as silent:

@@ -403,8 +403,8 @@ def test_a_download_that_fails_in_the_middle_is_seen_to_be_broken(failing: Gatew
 
 
 def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_REFUSED_MAX", 1)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 1)
     with memory_gateway() as running:
         with running.connect() as first, running.connect() as second:
             for connection in (first, second):
@@ -424,8 +424,8 @@ def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_REFUSED_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 2)
     for module in ("wire", "stream"):
         monkeypatch.setattr(f"ingest.gateway.{module}.HTTP_LINGER_S", 60.0)
     with memory_gateway() as running:
@@ -508,8 +508,8 @@ def test_a_raw_stream_may_look_like_http(gateway: Gateway, raw: bytes, step: int
 
 @pytest.mark.parametrize("size", [10, limits.HTTP_DIRECT_MIN + 10])
 def test_a_body_that_stalls(failing: Gateway, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
-    monkeypatch.setattr("ingest.gateway.request_body.HTTP_STALL_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("ingest.gateway.incoming.HTTP_STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.gateway.http.request_body.HTTP_STALL_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.gateway.http.incoming.HTTP_STALL_TIMEOUT_S", 0.2)
     with failing.connect() as connection:
         connection.send(connection.head("PUT", "/objects/a", {"Content-Length": str(size)}) + b"half ")
         answer = connection.answer()
@@ -530,7 +530,7 @@ def test_a_slow_body_arrives(failing: Gateway) -> None:
 )
 def test_a_client_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
     """Whatever it asked for: a large object, or small answers, more than its machine and ours take."""
-    monkeypatch.setattr("ingest.gateway.wire.HTTP_UNREAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_UNREAD_TIMEOUT_S", 0.2)
     with memory_gateway() as running:
         store = running.store
         assert store is not None

@@ -23,13 +23,13 @@ from gateway_rig import TIMEOUT_S, Answer, Broken, Connection, NodeGateway, node
 from node_rig import running_node
 
 from ingest import ticket
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.version import State
+from ingest.client.async_client import AsyncClient
 from ingest.limits import SMALL_OBJECT_MAX
 from ingest.mac import KeyRing
-from ingest.objects.catalog_reader import CatalogReader
-from ingest.objects.version import State
+from ingest.runtime.key_file import rotate_key_file
 from ingest.status import Status
-from ingest.store.key_file import rotate_key_file
 
 SMALL = b"small" * 200
 LARGE = random.Random(2).randbytes(3 * SMALL_OBJECT_MAX)

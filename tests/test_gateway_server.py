@@ -15,13 +15,13 @@ import trustme
 from gateway_rig import Connection
 from memory_store import MemoryStore
 
-from ingest.client import AsyncClient
-from ingest.gateway.config import load_config
-from ingest.gateway.exchange import Services
-from ingest.gateway.figures import NodeFigures
-from ingest.gateway.links import DownloadLinks
-from ingest.gateway.server import GatewayServer
-from ingest.gateway.signing_keys import SigningKeys, Telling
+from ingest.client.async_client import AsyncClient
+from ingest.client.node_figures import NodeFigures
+from ingest.gateway.http.exchange import Services
+from ingest.gateway.http.links import DownloadLinks
+from ingest.gateway.process.gateway_config import load_config
+from ingest.gateway.process.http_process import GatewayServer
+from ingest.gateway.process.signing_keys import SigningKeys, Telling
 from ingest.mac import KeyRing
 
 

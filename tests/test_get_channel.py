@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from reference_server import Model, build_frame, build_request
 
 from ingest import mac, ticket
+from ingest.client.get_channel import GetChannel
+from ingest.client.range_reader import RangeReader, StoredRun
 from ingest.errors import ProtocolError
-from ingest.get_channel import GetChannel
 from ingest.limits import DATA_SIZE
-from ingest.range_reader import RangeReader, StoredRun
 from ingest.status import Status
 
 KEY = bytes(range(32))

@@ -17,11 +17,18 @@ from hypothesis import strategies as st
 from packs import A0, KEYS, OTHER_KEYS, Packs, flat, frame
 
 from ingest import limits, sharding, ticket
-from ingest._get_server import BAD_REQUEST, IDLE, PARTIAL_REQUEST, SPEAKS_HTTP, UNREAD_REPLIES, GetServer
-from ingest._queue import Queue
+from ingest.engine._queue import Queue
+from ingest.engine.ports._get_server import (
+    BAD_REQUEST,
+    IDLE,
+    PARTIAL_REQUEST,
+    SPEAKS_HTTP,
+    UNREAD_REPLIES,
+    GetServer,
+)
 from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX
 from ingest.status import Status
-from ingest.store._pack_reader import PackReader
+from ingest.store.layouts._pack_reader import PackReader
 
 
 @pytest.fixture

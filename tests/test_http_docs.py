@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from gateway_rig import Gateway, NodeGateway, node_gateway
 
-from ingest.gateway import failures
-from ingest.gateway.app import APIS, shared_routes
-from ingest.gateway.config import API_NAMES
+from ingest.gateway.http import failures
+from ingest.gateway.process.api_table import APIS, shared_routes
+from ingest.gateway.process.gateway_config import API_NAMES
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "http.md").read_text()
-SOURCES = Path(failures.__file__).parent
+SOURCES = Path(failures.__file__).parent.parent
 
 
 def examples() -> Iterator[tuple[str, str, str]]:
@@ -128,7 +128,7 @@ def test_every_code_is_in_the_table() -> None:
     }
     raised = {(status, code) for _, status, code in failures.ERRORS}
     raised |= {(status, code) for status, code, _ in failures.REFUSALS.values()}
-    for path in SOURCES.glob("*.py"):
+    for path in SOURCES.rglob("*.py"):
         found = re.findall(r'Failure\(\s*(\d{3}),\s*"(\w+)"', path.read_text())
         raised |= {(int(status), code) for status, code in found}
     assert described == raised

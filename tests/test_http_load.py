@@ -12,11 +12,11 @@ from bench import curl, full_catalog, http_load
 from bench.bare_http import bare_handler
 from bench.gateway import listening
 from bench.http_load import Ask, HttpError
-from ingest import listeners
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_socket import catalog_path
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.version import State
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.version import State
+from ingest.runtime import listeners
 
 CONNECTIONS = 3
 

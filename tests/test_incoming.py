@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from ingest.gateway.failures import ClientGoneError
-from ingest.gateway.incoming import Incoming
+from ingest.gateway.http.failures import ClientGoneError
+from ingest.gateway.http.incoming import Incoming
 
 
 class Link:
@@ -105,7 +105,7 @@ def test_an_early_end_is_told(size, lost):
 
 
 def test_silence_is_told(monkeypatch):
-    monkeypatch.setattr("ingest.gateway.incoming.HTTP_STALL_TIMEOUT_S", 0.01)
+    monkeypatch.setattr("ingest.gateway.http.incoming.HTTP_STALL_TIMEOUT_S", 0.01)
 
     async def work() -> None:
         link = Link(10)

@@ -15,8 +15,8 @@ from test_cli import complains, run
 from ingest import ticket
 from ingest.errors import UsageError
 from ingest.limits import DATA_SIZE
-from ingest.store.chunk_file import write_chunk_file
-from ingest.store.inspection import inspect
+from ingest.store.check.chunk_file import write_chunk_file
+from ingest.store.check.inspection import inspect
 
 
 @pytest.fixture(scope="module")

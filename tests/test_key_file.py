@@ -8,7 +8,7 @@ import pytest
 
 from ingest.errors import KeyFileError
 from ingest.limits import KEY_FILE_SIZE_MAX
-from ingest.store.key_file import make_key_file, read_keys, rotate_key_file
+from ingest.runtime.key_file import make_key_file, read_keys, rotate_key_file
 
 KEY = bytes(range(32))
 

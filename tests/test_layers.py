@@ -1,77 +1,52 @@
-"""A module imports only its own layer or one below: DESIGN, "The source tree".
+"""A module imports only from its own floor or a lower one (`tools/floors.py` has their order), and no name stands twice.
 
-"One below" is read as "any below, never above". The client (layer 4) signs and splits frames, so it needs layer 1 and has
-no business with layers 2 and 3 between them; re-exporting the words of layer 1 through each layer would hide
-that and help nobody. What the rule is for stays: nothing depends on what is built on top of it, and no two layers depend
-on each other. Within one layer a cycle would be as bad, so that is checked too.
+Any lower floor will do, not only the next one: the client signs and splits frames, so it needs the words and bytes of the
+lowest, and re-exporting those through each floor would hide that and help nobody. What the rule is for stays: nothing
+depends on what is built on top of it, and no two floors depend on each other. Within one floor a cycle would be as
+bad, so that is checked too.
 
 What a module needs for its annotations only (under ``if TYPE_CHECKING``) counts like any other import.
 """
 
 import ast
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import floors
 import pytest
-
-ROOT = Path(__file__).parent.parent
-LAYERS = {
-    0: ["errors", "limits", "status"],
-    1: ["ticket", "frame", "_frame", "mac", "_hmac", "_seal", "sharding"],
-    2: ["store", "store.*", "_failpoints"],
-    3: ["failpoints", "_queue", "node", "config", "check_config", "listeners", "logs", "bad_peers", "child", "write_behind",
-        "_committer", "_bulk", "_pending", "_stored", "workers", "pool", "metrics", "machine", "admin", "server",
-        "_connections", "_port_keys", "_replies", "_submitted", "_put_server", "_get_server", "_deletes", "_outcomes",
-        "reload", "tls", "announcement"],
-    4: ["client", "loop_thread", "channel", "put_channel", "get_channel", "range_reader", "key", "loopback", "load_share",
-        "_load", "_sink", "_bare_tree"],
-    5: ["objects", "objects.*"],
-    7: ["gateway", "gateway.*"],
-    8: ["__init__", "__main__", "cli", "loopback_report", "store_commands", "gateway_commands", "object_commands",
-        "object_files", "object_place", "object_node", "object_gateway", "gateway_client", "object_options",
-        "catalog_commands", "config_commands", "options"],
-}  # fmt: skip
+from floors import FLOORS, PACKAGE, floor_of
 
 CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\s+([^#\n(]+|\([^)]*\))|c?import\s+([\w.]+))", re.M)
 
 
 def module_name(path: Path) -> str:
-    """`ingest/store/pack.py` is `store.pack`, `ingest/store/__init__.py` is `store`, `ingest/__init__.py` is `__init__`."""
-    name = ".".join(path.relative_to(ROOT / "ingest").with_suffix("").parts)
+    """`store/pack.py` below `ingest/` is `store.pack`, `store/__init__.py` is `store`, `__init__.py` is `__init__`."""
+    name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     return name.removesuffix(".__init__")
 
 
-SOURCES = sorted(
-    path
-    for suffix in ("py", "pyx", "pxd", "pyi")
-    for path in (ROOT / "ingest").rglob(f"*.{suffix}")
-    if path.is_file()
-)
-MODULES = {module_name(path) for path in SOURCES}
+SOURCES = floors.sources()
+MODULES = {module_name(path): path for path in SOURCES}
 
 
-def layer(module: str) -> int:
-    for number, names in LAYERS.items():
-        for name in names:
-            if module == name or (name.endswith(".*") and module.startswith(name[:-1])):
-                return number
-    pytest.fail(
-        f"ingest.{module} is in no layer: put it into tests/test_layers.py, and say in DESIGN what it is"
-    )
+def height(path: Path) -> int:
+    return FLOORS.index(floor_of(path))
 
 
 def named(source: str, names: list[str]) -> set[str]:
     """The modules of ours that ``from source import names`` reaches: a name may be a module or something in one."""
     if source.split(".")[0] != "ingest":
         return set()
-    names = [
-        name for name in names if name != "__version__"
-    ]  # a word like those of layer 0, wherever it stands
+    names = [name for name in names if name != "__version__"]  # a word, wherever it stands
     if source == "ingest" and not names:
         return set()
     inside = source.removeprefix("ingest").removeprefix(".")
-    reached = {f"{inside}.{name}".removeprefix(".").removesuffix(".__init__") for name in names} & MODULES
+    reached = {f"{inside}.{name}".removeprefix(".").removesuffix(".__init__") for name in names} & set(
+        MODULES
+    )
     if len(reached) < len(names):
         reached.add(inside or "__init__")
     return reached
@@ -114,24 +89,56 @@ def imports_of_cython(text: str) -> set[str]:
     return found
 
 
-def imports(path: Path) -> set[str]:
-    text = path.read_text()
+def imports(path: Path, text: str | None = None) -> set[str]:
+    text = path.read_text() if text is None else text
     return imports_of_python(text) if path.suffix in (".py", ".pyi") else imports_of_cython(text)
 
 
-def test_every_layer_has_modules():
-    assert {layer(module) for module in MODULES} >= {0, 1}
-    assert len(MODULES) > 8
+def imported_from_above(path: Path, text: str | None = None) -> set[str]:
+    return {module for module in imports(path, text) if height(MODULES[module]) > height(path)}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_only_its_own_layer_or_below(path):
-    own = layer(module_name(path))
-    above = {name: layer(name) for name in imports(path) if layer(name) > own}
-    assert not above, f"layer {own} imports from above: {above}"
+def names_that_stand_twice(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """``x.py``, ``x.pyi`` and ``x.pxd`` of one folder are one module."""
+    places: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        if path.stem != "__init__":
+            places[path.stem].add(path.parent.relative_to(PACKAGE).as_posix())
+    return {name: sorted(found) for name, found in places.items() if len(found) > 1}
 
 
-def test_no_cycle_within_a_layer():
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_only_its_own_floor_or_lower_ones(path):
+    assert not imported_from_above(path)
+
+
+@pytest.mark.parametrize(
+    ("place", "text", "above"),
+    [
+        ("limits.py", "from ingest.runtime import logs", "runtime.logs"),
+        ("_hmac.pyx", "from ingest.store.layouts._slot_table cimport SlotTable", "store.layouts._slot_table"),
+        ("store/store.py", "from ingest.store.check import fsck", "store.check.fsck"),
+        ("store/check/fsck.py", "import ingest.engine.pool", "engine.pool"),
+        ("engine/pool.py", "def f():\n    from ingest.engine.commit.committer import committer_main", None),
+        ("client/channel.py", "if TYPE_CHECKING:\n    from ingest.objects.receiver import Receiver", None),
+        ("gateway/http/app.py", "from ingest.gateway.apis import blob_api", "gateway.apis.blob_api"),
+        ("errors.py", "from ingest import Client", "__init__"),
+    ],
+)
+def test_an_import_from_above_is_noticed(place, text, above):
+    path = PACKAGE / place
+    assert path.exists()
+    found = imported_from_above(path, text)
+    assert found == {above} if above else len(found) == 1
+
+
+def test_every_floor_is_there():
+    assert {floor_of(path) for path in SOURCES} == set(FLOORS)
+    with pytest.raises(ValueError, match=r"ingest/new/room is no floor"):
+        floor_of(PACKAGE / "new" / "room" / "chair.py")
+
+
+def test_no_cycle_within_a_floor():
     graph: dict[str, set[str]] = {}
     for path in SOURCES:
         module = module_name(path)
@@ -140,6 +147,23 @@ def test_no_cycle_within_a_layer():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"modules that import each other: {' → '.join(error.args[1])}")
+
+
+def test_a_name_stands_once():
+    assert names_that_stand_twice(SOURCES) == {}
+
+
+def test_a_name_that_stands_twice_is_noticed():
+    planted = [*SOURCES, PACKAGE / "engine" / "manifest.py"]
+    assert names_that_stand_twice(planted) == {"manifest": ["engine", "objects"]}
+
+
+def test_the_document_shows_the_floors():
+    """`python tools/floors.py` writes the table."""
+    text = floors.DOCUMENT.read_text()
+    assert floors.BEGIN in text
+    assert text == floors.with_table(text)
+    assert all(floors.about(floor) for floor in FLOORS)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +187,7 @@ def test_imports_are_found(text, expected):
 
 
 def test_cimports_are_found():
-    text = "from libc.stdint cimport uint8_t\nfrom ingest._hmac cimport hmac_sign\ncimport ingest._queue\n"
-    assert imports_of_cython(text) == {"_hmac", "_queue"}
-    assert imports_of_cython("from ingest._queue cimport (Queue, queue_run)\nfrom ingest cimport _hmac") == {
-        "_queue",
-        "_hmac",
-    }
+    text = "from libc.stdint cimport uint8_t\nfrom ingest._hmac cimport hmac_sign\ncimport ingest.engine._queue\n"
+    assert imports_of_cython(text) == {"_hmac", "engine._queue"}
+    text = "from ingest.engine._queue cimport (Queue, queue_run)\nfrom ingest cimport _hmac"
+    assert imports_of_cython(text) == {"engine._queue", "_hmac"}

@@ -7,8 +7,8 @@ from contextlib import closing, suppress
 
 import pytest
 
-from ingest import listeners
 from ingest.errors import ConfigError, PortTakenError
+from ingest.runtime import listeners
 
 HERE = "127.0.0.1"
 

@@ -13,7 +13,7 @@ from log_rig import LOG_ID, buffer_of, put
 
 from ingest.errors import CorruptionError, StoreFormatError
 from ingest.limits import FRAME_SIZE
-from ingest.store.log_format import (
+from ingest.store.log.log_format import (
     BLOCK_SIZE,
     BatchHeader,
     Note,

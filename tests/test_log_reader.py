@@ -15,9 +15,9 @@ from lossy_disk import LossyDisk, PowerCut
 
 from ingest.errors import CorruptionError, StoreFormatError
 from ingest.limits import FRAME_SIZE
-from ingest.store.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
-from ingest.store.log_reader import LogReader
-from ingest.store.log_writer import LogWriter, Segment
+from ingest.store.log.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
+from ingest.store.log.log_reader import LogReader
+from ingest.store.log.log_writer import LogWriter, Segment
 
 BATCH_SIZE = BLOCK_SIZE  # of two frames, padded
 LENGTH = 64 + 2 * FRAME_SIZE

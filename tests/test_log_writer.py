@@ -12,8 +12,8 @@ import pytest
 from log_rig import LOG_ID, SEGMENT_SIZE, append, buffer_of, new_log, puts, read_log
 from lossy_disk import LossyDisk
 
-from ingest.store import log_writer
-from ingest.store.log_format import BLOCK_SIZE, SegmentHeader
+from ingest.store.log import log_writer
+from ingest.store.log.log_format import BLOCK_SIZE, SegmentHeader
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ingest import logs
+from ingest.runtime import logs
 
 
 @pytest.fixture(autouse=True)

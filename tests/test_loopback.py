@@ -26,11 +26,12 @@ from reference_server import (
 )
 
 from bench import raw_sink
-from ingest import errors, load_share, loopback, ticket
-from ingest._load import BUCKETS, Content, Engine, bucket_of, bucket_value
+from ingest import errors, ticket
 from ingest.errors import ConnectionLostError, KeyFileError, ProtocolError, UsageError
-from ingest.load_share import Report, Share
-from ingest.loopback import LoopbackOptions, LoopbackResult, Progress, percentile_ms, plan
+from ingest.loadgen import load_share, loopback
+from ingest.loadgen._load import BUCKETS, Content, Engine, bucket_of, bucket_value
+from ingest.loadgen.load_share import Report, Share
+from ingest.loadgen.loopback import LoopbackOptions, LoopbackResult, Progress, percentile_ms, plan
 
 KEY = bytes(range(32))
 PUT_KEY = subkey(KEY, "put frame")

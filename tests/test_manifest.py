@@ -7,10 +7,10 @@ import pytest
 from blake3 import blake3
 
 from ingest import ticket
+from ingest.catalog.extent import FIRST, Extent
 from ingest.errors import CatalogError
 from ingest.limits import DATA_SIZE
 from ingest.objects import manifest
-from ingest.objects.extent import FIRST, Extent
 from ingest.objects.manifest import Manifest
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "objects.md").read_text()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import UploadLostError
 from ingest.limits import VERSIONS_RESERVED
-from ingest.objects.catalog import Catalog
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.local_catalog import LocalCatalog
 from ingest.objects.membership import Membership
 
 

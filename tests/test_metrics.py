@@ -13,8 +13,10 @@ from node_rig import NodeRig, running_node
 from prometheus_client.parser import text_string_to_metric_families
 
 import ingest
-from ingest import _queue, limits, machine, metrics
-from ingest._queue import Queue
+from ingest import limits
+from ingest.engine import _queue, metrics
+from ingest.engine._queue import Queue
+from ingest.runtime import machine
 from ingest.status import Status
 
 HEADER = Path(ingest.__file__).parent / "csrc" / "counters.h"

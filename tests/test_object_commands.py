@@ -20,18 +20,18 @@ from catalog_rig import ServiceRig
 from node_rig import NodeRig, running_node
 
 from ingest import ticket
-from ingest.client import Client, Run
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.version import State
+from ingest.client.async_client import Client, Run
+from ingest.commands.object_commands import _names
+from ingest.commands.object_files import Target, shown
 from ingest.errors import UsageError
 from ingest.limits import DATA_SIZE, LIST_PAGE_MAX, SMALL_OBJECT_MAX
-from ingest.object_commands import _names
-from ingest.object_files import Target, shown
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_reader import CatalogReader
-from ingest.objects.catalog_socket import catalog_path
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.version import State
+from ingest.runtime.key_file import read_keys
 from ingest.status import Status
-from ingest.store.key_file import read_keys
 
 ROOT = Path(__file__).parent.parent
 SIZES = [

@@ -25,7 +25,13 @@ from blake3 import blake3
 from gateway_rig import Gateway, NodeGateway, memory_gateway, node_gateway
 from test_object_commands import SIZES, Commands, bytes_of, write_files
 
-from ingest import cli, limits
+from ingest import limits
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.version import State
+from ingest.commands import cli
+from ingest.commands.gateway_backend import _DELETES, _PUTS, GatewayPlace
+from ingest.commands.gateway_client import Body, GatewayAddress
 from ingest.errors import (
     ConnectionLostError,
     KeyFileError,
@@ -33,14 +39,9 @@ from ingest.errors import (
     UploadLostError,
     UsageError,
 )
-from ingest.gateway.access import Access, Hosts
-from ingest.gateway.app import shared_routes
-from ingest.gateway.token_file import parse_tokens, read_token
-from ingest.gateway_client import Body, GatewayAddress
-from ingest.object_gateway import _DELETES, _PUTS, GatewayPlace
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_socket import catalog_path
-from ingest.objects.version import State
+from ingest.gateway.http.access import Access, Hosts
+from ingest.gateway.http.token_file import parse_tokens, read_token
+from ingest.gateway.process.api_table import shared_routes
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
 HOSTS = Hosts.of([("127.0.0.1", 0)])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ingest import _hmac, sharding
 from ingest.errors import CorruptionError, TicketError
 from ingest.limits import FRAME_SIZE
-from ingest.store import pack
-from ingest.store.pack import PackHeader
+from ingest.store.layouts import pack_file
+from ingest.store.layouts.pack_file import PackHeader
 
 STORE_ID = bytes(range(16, 32))
 
@@ -24,9 +24,9 @@ def golden(contract: dict[str, Any]) -> list[tuple[PackHeader, bytes]]:
             case["slots"], case["prefix"], bytes.fromhex(case["store_id_hex"]), case["generation"]
         )
         for slot in case["present"]:
-            pack.set_bits(header.present, slot)
+            pack_file.set_bits(header.present, slot)
         for slot in case["deleted"]:
-            pack.set_bits(header.deleted, slot)
+            pack_file.set_bits(header.deleted, slot)
         cases.append((header, bytes.fromhex(case["first_512_hex"])))
     assert len(cases) == 3
     return cases
@@ -63,13 +63,13 @@ def test_golden_slots_and_paths(contract: dict[str, Any]) -> None:
 
 def test_file_size_ends_after_the_last_slot() -> None:
     for slots in (1296, 1332):
-        assert pack.file_size(slots) == sharding.slot_offset(slots - 1) + FRAME_SIZE
+        assert pack_file.file_size(slots) == sharding.slot_offset(slots - 1) + FRAME_SIZE
 
 
 def test_a_new_pack_holds_nothing() -> None:
     header = PackHeader.of_pack(sharding.pack_id("AABBCC"), STORE_ID)
     assert PackHeader.parse(header.serialize()) == header
-    assert not list(pack.bits_of(header.present)) and not list(pack.bits_of(header.deleted))
+    assert not list(pack_file.bits_of(header.present)) and not list(pack_file.bits_of(header.deleted))
     assert header.generation == 0
 
 
@@ -153,20 +153,20 @@ def test_what_is_written_is_read(present: set[int], deleted: set[int], generatio
     header = PackHeader.of_pack(number, STORE_ID)
     header.generation = generation
     for slot in present - deleted:
-        pack.set_bits(header.present, slot)
+        pack_file.set_bits(header.present, slot)
     for slot in deleted:
-        pack.set_bits(header.deleted, slot)
+        pack_file.set_bits(header.deleted, slot)
     read = PackHeader.parse(header.serialize())
     assert read == header and read.pack == number
-    assert set(pack.bits_of(read.present)) == present - deleted
-    assert all(pack.bit(read.deleted, slot) == (slot in deleted) for slot in range(1296))
+    assert set(pack_file.bits_of(read.present)) == present - deleted
+    assert all(pack_file.bit(read.deleted, slot) == (slot in deleted) for slot in range(1296))
 
 
 @given(st.integers(0, 1331), st.integers(0, 200))
 def test_bits_are_set_and_cleared(slot: int, count: int) -> None:
     count = min(count, 1332 - slot)
-    bitmap = bytearray(pack.BITMAP_SIZE)
-    pack.set_bits(bitmap, slot, count)
-    assert list(pack.bits_of(bitmap)) == list(range(slot, slot + count))
-    pack.set_bits(bitmap, slot, count, False)
-    assert bitmap == bytes(pack.BITMAP_SIZE)
+    bitmap = bytearray(pack_file.BITMAP_SIZE)
+    pack_file.set_bits(bitmap, slot, count)
+    assert list(pack_file.bits_of(bitmap)) == list(range(slot, slot + count))
+    pack_file.set_bits(bitmap, slot, count, False)
+    assert bitmap == bytes(pack_file.BITMAP_SIZE)

@@ -18,9 +18,9 @@ from ingest import sharding, ticket
 from ingest.errors import TicketError, UsageError
 from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX, READ_PACKS_MAX
 from ingest.status import Status
-from ingest.store import _pack_reader
-from ingest.store._pack_reader import PackReader
-from ingest.store._pack_table import PackTable
+from ingest.store.layouts import _pack_reader
+from ingest.store.layouts._pack_reader import PackReader
+from ingest.store.layouts._pack_table import PackTable
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from put_rig import frame
 from ingest import sharding, ticket
 from ingest.errors import CorruptionError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE, PACK_SLOTS
-from ingest.store._pack_table import LostHeaderError, PackTable
-from ingest.store.pack import PackHeader, bits_of
+from ingest.store.layouts._pack_table import LostHeaderError, PackTable
+from ingest.store.layouts.pack_file import PackHeader, bits_of
 
 STORE_ID = bytes(range(16))
 PACK = 5

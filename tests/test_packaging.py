@@ -94,12 +94,12 @@ def test_what_is_no_python_is_installed_too(tmp_path):
     ]
     code = f"import setuptools; setuptools.setup(script_args={arguments!r})"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100)
-    for pattern in ("gateway/static/*", "csrc/*", "**/*.pyx", "**/*.pxd", "**/*.py", "py.typed"):
+    for pattern in ("gateway/page/static/*", "csrc/*", "**/*.pyx", "**/*.pxd", "**/*.py", "py.typed"):
         sources = {path.relative_to(ROOT) for path in (ROOT / "ingest").glob(pattern) if path.is_file()}
         assert sources, pattern
         missing = [str(path) for path in sources if not (tmp_path / "lib" / path).is_file()]
         assert missing == []
-    used = {path.name for path in (tmp_path / "lib" / "ingest" / "gateway" / "static").iterdir()}
+    used = {path.name for path in (tmp_path / "lib" / "ingest" / "gateway" / "page" / "static").iterdir()}
     assert {"index.html", "page.css", "main.js", "icon.svg"} <= used
 
 
@@ -109,7 +109,9 @@ def test_make_clean_leaves_the_sources(tmp_path):
         "ingest/_frame.c",
         "ingest/_frame.html",
         "ingest/_frame.so",
-        "ingest/gateway/static/index.html",
+        "ingest/engine/commit/_bulk.c",
+        "ingest/csrc/kernel.c",
+        "ingest/gateway/page/static/index.html",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
@@ -117,7 +119,7 @@ def test_make_clean_leaves_the_sources(tmp_path):
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
     subprocess.run(["make", "-s", "-C", str(tmp_path), "clean"], env=environment, check=True)
     left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert left == ["Makefile", "index.html"]
+    assert left == ["Makefile", "index.html", "kernel.c"]
 
 
 def test_every_target_of_the_front_page_exists():

@@ -17,13 +17,15 @@ from typing import Any
 import psutil
 import pytest
 
-from ingest import _queue, limits, listeners, metrics
-from ingest._queue import Queue
-from ingest.child import EX_CORRUPT
-from ingest.config import ServerConfig
+from ingest import limits
+from ingest.engine import _queue, metrics
+from ingest.engine._queue import Queue
+from ingest.engine.node import Node
+from ingest.engine.pool import Place, Pool, Roles
+from ingest.engine.server_config import ServerConfig
 from ingest.errors import IngestError
-from ingest.node import Node
-from ingest.pool import Place, Pool, Roles
+from ingest.runtime import listeners
+from ingest.runtime.child import EX_CORRUPT
 
 fork = os.fork  # a test makes the one of the pool fail
 PATIENCE_S = 20.0  # how long a test waits for something that must happen; never how long it should take

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import limits, ticket
-from ingest._seal import seal
+from ingest.client._seal import seal
+from ingest.client.put_channel import Batch, PutChannel, _Span, _Spans
 from ingest.errors import ConnectionLostError, ProtocolError
 from ingest.limits import FRAME_SIZE
-from ingest.put_channel import Batch, PutChannel, _Span, _Spans
 from ingest.status import RETRIED, Status
 
 KEY = bytes(range(32))

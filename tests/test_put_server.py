@@ -27,8 +27,15 @@ from put_rig import (
 )
 
 from ingest import limits
-from ingest._put_server import BAD_FRAMES, IDLE, PARTIAL_FRAME, STRAY_OUTCOME, UNREAD_ACKS, PutServer
-from ingest._queue import Queue
+from ingest.engine._queue import Queue
+from ingest.engine.ports._put_server import (
+    BAD_FRAMES,
+    IDLE,
+    PARTIAL_FRAME,
+    STRAY_OUTCOME,
+    UNREAD_ACKS,
+    PutServer,
+)
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.mac import SubKeys
 from ingest.status import Status

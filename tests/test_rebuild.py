@@ -9,16 +9,16 @@ from blake3 import blake3
 from node_rig import NodeRig, running_node
 
 from ingest import Client, ticket
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.extent import FIRST, Extent, chunks_needed, part, total
+from ingest.catalog.version import State, Version
 from ingest.errors import StoreLockedError, UsageError
 from ingest.limits import DATA_SIZE
 from ingest.objects import manifest
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_socket import catalog_path
-from ingest.objects.extent import FIRST, Extent, chunks_needed, part, total
 from ingest.objects.manifest import Manifest
 from ingest.objects.rebuild import STRAY_GAP_TICKETS, rebuild
-from ingest.objects.version import State, Version
-from ingest.store.key_file import read_keys
+from ingest.runtime.key_file import read_keys
 
 
 class Uploads:

@@ -16,7 +16,12 @@ from node_rig import NodeRig, running_node
 from reference_server import Faults, ReferenceServer, build_frame
 
 from ingest import ticket
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.extent import FIRST, Extent, chunks_needed, total
+from ingest.catalog.local_catalog import LocalCatalog
+from ingest.catalog.version import ABSENT, Condition, State, Version
+from ingest.client.async_client import AsyncClient
 from ingest.errors import (
     BusyError,
     NameTakenError,
@@ -26,15 +31,10 @@ from ingest.errors import (
 )
 from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
 from ingest.objects.budget import ALLOWANCE_SIZE, Budget
-from ingest.objects.catalog_reader import CatalogReader
-from ingest.objects.catalog_socket import catalog_path
 from ingest.objects.collector import Collector
-from ingest.objects.extent import FIRST, Extent, chunks_needed, total
-from ingest.objects.local_catalog import LocalCatalog
 from ingest.objects.local_store import LocalStore
-from ingest.objects.version import ABSENT, Condition, State, Version
+from ingest.runtime.key_file import read_keys
 from ingest.status import Status
-from ingest.store.key_file import read_keys
 
 PIECE = PIECE_CHUNKS * DATA_SIZE
 LEASE = 1000  # small objects here take at most 181 tickets of it

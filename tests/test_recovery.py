@@ -15,11 +15,11 @@ from ingest import sharding
 from ingest.errors import CorruptionError
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
-from ingest.store import recovery
-from ingest.store._pack_table import LostHeaderError
-from ingest.store.log_format import BLOCK_SIZE
-from ingest.store.pack import PackHeader, bits_of
-from ingest.store.recovery import recover
+from ingest.store.layouts._pack_table import LostHeaderError
+from ingest.store.layouts.pack_file import PackHeader, bits_of
+from ingest.store.log import recovery
+from ingest.store.log.log_format import BLOCK_SIZE
+from ingest.store.log.recovery import recover
 
 S, E, C, N, D = Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED
 MISSING = Status.MISSING

@@ -22,11 +22,13 @@ import trustme
 from node_rig import Connection, NodeRig, data_of, get_frames, put_frames, read_exactly, running_node
 from tls_rig import Files, client_context
 
-from ingest import limits, loopback, mac, reload, ticket
+from ingest import limits, mac, ticket
+from ingest.engine import reload
 from ingest.errors import ConnectionLostError
 from ingest.limits import ACK_SIZE
+from ingest.loadgen import loopback
+from ingest.runtime.key_file import make_key_file, read_keys, rotate_key_file
 from ingest.status import Status
-from ingest.store.key_file import make_key_file, read_keys, rotate_key_file
 
 PATIENCE_S = 60.0
 FIRST = ticket.parse("5000000")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest import mac, ticket
-from ingest._seal import seal, seal_request, unseal
+from ingest.client._seal import seal, seal_request, unseal
 from ingest.errors import TicketError, UsageError
 
 OLD, NEW = mac.derive(bytes(range(1, 33))), mac.derive(bytes(range(32)))

@@ -21,16 +21,17 @@ import psutil
 import pytest
 import uvloop
 
-from ingest import admin, limits
-from ingest.config import ServerConfig
+from ingest import limits
+from ingest.engine import admin
+from ingest.engine.commit.committer import committer_main
+from ingest.engine.node import Node
+from ingest.engine.pool import Roles
+from ingest.engine.server import serve, worker_count
+from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError, IngestError, KeyFileError, PortTakenError, StoreLockedError
-from ingest.node import Node
-from ingest.pool import Roles
-from ingest.server import serve, worker_count
+from ingest.runtime.key_file import make_key_file, read_keys
 from ingest.status import Status
-from ingest.store.key_file import make_key_file, read_keys
 from ingest.store.store_json import write_store_json
-from ingest.write_behind import committer_main
 
 ANY = ("127.0.0.1", 0)
 PATIENCE_S = 20.0

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from ingest import limits
-from ingest.client import AsyncClient
-from ingest.gateway.config import load_config
-from ingest.gateway.signing_keys import SigningKeys, Telling
+from ingest.client.async_client import AsyncClient
+from ingest.gateway.process.gateway_config import load_config
+from ingest.gateway.process.signing_keys import SigningKeys, Telling
 from ingest.mac import KeyRing
 
 ONE, TWO, THREE, FOUR = (bytes([number]) * 32 for number in range(1, 5))

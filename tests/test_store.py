@@ -205,7 +205,7 @@ class TestLock:
             Store.open(data)
 
     def test_who_only_looks_is_waited_for(self, data, opened, monkeypatch):
-        """`ingest.announcement.running` has the lock for a moment."""
+        """`ingest.engine.announcement.running` has the lock for a moment."""
         Store.open(data).close()
         other = os.open(data / ".ingest/lock", os.O_RDONLY)
         fcntl.flock(other, fcntl.LOCK_SH)

@@ -15,8 +15,9 @@ import trustme
 from put_rig import ack, acks, frame, frames, split_acks
 from tls_rig import TlsEnd, certificates, chain, client_context
 
-from ingest import limits, metrics, tls
-from ingest._put_server import SPEAKS_TLS
+from ingest import limits, tls
+from ingest.engine import metrics
+from ingest.engine.ports._put_server import SPEAKS_TLS
 from ingest.errors import ConfigError
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status

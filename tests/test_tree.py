@@ -20,10 +20,10 @@ from ingest import limits, ticket
 from ingest.errors import CorruptionError, TicketError, UsageError
 from ingest.limits import DATA_SIZE, PACK_SLOTS
 from ingest.status import Status
-from ingest.store import tree
-from ingest.store._tree_reader import TreeReader
-from ingest.store._tree_table import TreeTable
-from ingest.store.tree import TreeFile
+from ingest.store.layouts import tree_file
+from ingest.store.layouts._tree_reader import TreeReader
+from ingest.store.layouts._tree_table import TreeTable
+from ingest.store.layouts.tree_file import TreeFile
 
 S, E, D, MISSING = Status.SAVED, Status.ERROR, Status.DELETED, Status.MISSING
 FIRST = ticket.parse("TREE000")
@@ -215,7 +215,7 @@ class TestLeftovers:
         for i, spoil in enumerate(
             (
                 lambda path: os.truncate(path, 3),
-                lambda path: os.removexattr(path, tree.CHECKSUM),
+                lambda path: os.removexattr(path, tree_file.CHECKSUM),
                 lambda path: path.write_bytes(bytes(3000)),
                 lambda path: path.unlink(),
             )

@@ -2,9 +2,8 @@
 
 import pytest
 
-from ingest.errors import NameTakenError, NotFoundError, PreconditionError, UsageError
-from ingest.objects.extent import FIRST, Extent
-from ingest.objects.version import (
+from ingest.catalog.extent import FIRST, Extent
+from ingest.catalog.version import (
     ABSENT,
     ANY,
     PRESENT,
@@ -15,6 +14,7 @@ from ingest.objects.version import (
     check_name,
     check_namespace,
 )
+from ingest.errors import NameTakenError, NotFoundError, PreconditionError, UsageError
 
 DIGEST = bytes(range(32))
 HERE = Version(1, "store", "a", State.OK, 3, DIGEST, 0.0, (Extent(FIRST + 1, 2),))

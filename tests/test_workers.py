@@ -16,13 +16,14 @@ from typing import Any, cast
 import pytest
 from put_rig import KEYS, OTHER_KEYS, PATIENCE_S, ack, acks, frame, frames
 
-from ingest import _queue, limits, metrics
-from ingest._put_server import BAD_FRAMES, PutServer
-from ingest._queue import Queue
-from ingest.bad_peers import BadPeers
-from ingest.config import ServerConfig
+from ingest import limits
+from ingest.engine import _queue, metrics
+from ingest.engine._queue import Queue
+from ingest.engine.node import Node
+from ingest.engine.ports._put_server import BAD_FRAMES, PutServer
+from ingest.engine.ports.bad_peers import BadPeers
+from ingest.engine.server_config import ServerConfig
 from ingest.mac import KeyRing
-from ingest.node import Node
 from ingest.status import Status
 from ingest.workers import Event, FrameServer, Worker, peer_name, worker_main
 

@@ -16,11 +16,12 @@ import pytest
 from committer_process import FIRST, CommitterProcess
 from put_rig import frame
 
-from ingest import _queue, limits, metrics, sharding
+from ingest import limits, sharding
+from ingest.engine import _queue, metrics
+from ingest.engine.commit.committer import EX_CORRUPT, EX_SYNC_FAILED, syncfs
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
-from ingest.store.log_reader import LogReader
-from ingest.write_behind import EX_CORRUPT, EX_SYNC_FAILED, syncfs
+from ingest.store.log.log_reader import LogReader
 
 S, E, C, N, D = Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED
 

@@ -1,4 +1,4 @@
-/* Failpoints: the named steps of a put or delete at which a test ends processes, see ingest/failpoints.py.
+/* Failpoints: the named steps of a put or delete at which a test ends processes, see ingest/runtime/failpoints.py.
  *
  * The table lies in memory that all processes of a server share, so that a step's passings are counted over all of them
  * and its failpoint strikes once in the server's life. */

@@ -1,1 +1,1 @@
-"""The HTTP gateway: one application, and a module for each API that it speaks. `docs/http.md`."""
+"""HTTP in front of the objects. `docs/http.md`."""

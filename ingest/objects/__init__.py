@@ -1,1 +1,1 @@
-"""Objects: bytes of any size under a name, made of chunks. `docs/objects.md`."""
+"""Files of any size made of chunks: in, out, collected, found again. `docs/objects.md`."""

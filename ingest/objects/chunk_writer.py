@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from ingest import ticket
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.extent import Extent
+from ingest.client.async_client import AsyncClient
+from ingest.client.put_channel import Batch
 from ingest.errors import IngestError
 from ingest.limits import DATA_SIZE, RETRY_DELAY_MAX_S, RETRY_DELAY_MIN_S, UPLOAD_SETTLE_S
-from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.extent import Extent
-from ingest.put_channel import Batch
 from ingest.status import Status
 
 log = logging.getLogger(__name__)

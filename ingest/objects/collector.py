@@ -20,7 +20,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingest import ticket
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.catalog_reader import CatalogReader, Garbage
+from ingest.catalog.extent import Extent
+from ingest.client.async_client import AsyncClient
 from ingest.errors import BusyError, IngestError, RefusedError
 from ingest.limits import (
     COLLECT_BATCH,
@@ -29,9 +32,6 @@ from ingest.limits import (
     COLLECT_REFUSED_TOLD,
     OWNER_RENEW_S,
 )
-from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.catalog_reader import CatalogReader, Garbage
-from ingest.objects.extent import Extent
 from ingest.status import Status
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,10 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from ingest import ticket
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.extent import Extent, chunks_needed, part
+from ingest.catalog.version import Version
+from ingest.client.async_client import AsyncClient
 from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
 from ingest.limits import (
     DATA_SIZE,
@@ -20,10 +23,7 @@ from ingest.limits import (
     TRANSFER_ALLOWANCE_CHUNKS,
 )
 from ingest.objects.budget import ALLOWANCE_SIZE, Budget, Transfer
-from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.extent import Extent, chunks_needed, part
 from ingest.objects.membership import Membership
-from ingest.objects.version import Version
 from ingest.status import Status
 
 GONE = (Status.MISSING, Status.DELETED)

@@ -6,18 +6,18 @@ from collections.abc import AsyncIterable, Callable, Mapping
 from functools import partial
 from typing import Self
 
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.catalog_reader import CatalogReader, Entry
+from ingest.catalog.version import ANY, Condition, Transition, Version, check_name, check_namespace
+from ingest.client.async_client import AsyncClient
 from ingest.limits import LEASE_TICKETS
 from ingest.objects.body import Body
 from ingest.objects.budget import Budget
-from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.catalog_reader import CatalogReader, Entry
 from ingest.objects.download import PinnedDownload, SmallDownload, open_version
 from ingest.objects.manifest import manifest_key
 from ingest.objects.membership import Membership
 from ingest.objects.receiver import Receiver
 from ingest.objects.upload import Upload
-from ingest.objects.version import ANY, Condition, Transition, Version, check_name, check_namespace
 
 
 class LocalStore:

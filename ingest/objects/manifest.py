@@ -15,10 +15,10 @@ import msgspec
 from blake3 import blake3
 
 from ingest import ticket
+from ingest.catalog.extent import Extent, chunks_needed, total
+from ingest.catalog.version import check_name, check_namespace
 from ingest.errors import CatalogError
 from ingest.limits import DATA_SIZE
-from ingest.objects.extent import Extent, chunks_needed, total
-from ingest.objects.version import check_name, check_namespace
 
 MAGIC = b"ingestM1"
 KEY_CONTEXT = "ingest 2026 object manifest"

@@ -7,10 +7,10 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.extent import Extent
 from ingest.errors import IngestError, UploadLostError
 from ingest.limits import LEASE_TICKETS, OWNER_RENEW_S, VERSIONS_RESERVED
-from ingest.objects.catalog_access import CatalogAccess
-from ingest.objects.extent import Extent
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
 from typing import Protocol
 
+from ingest.catalog.catalog_reader import Entry
+from ingest.catalog.version import ANY, Condition, Transition, Version
 from ingest.objects.body import Body
-from ingest.objects.catalog_reader import Entry
-from ingest.objects.version import ANY, Condition, Transition, Version
 
 
 class Download(Protocol):

@@ -20,19 +20,20 @@ import msgspec
 import numpy as np
 
 from ingest import sharding, ticket
+from ingest.catalog import extent
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_socket import catalog_path, service_lock
+from ingest.catalog.database import make_file
+from ingest.catalog.extent import FIRST, Extent
 from ingest.errors import CatalogError, UsageError
 from ingest.limits import CHECKSUM_SIZE, DATA_SIZE, LOG_SEGMENT_SIZE, TICKET_SIZE
-from ingest.objects import extent, manifest
-from ingest.objects.catalog import Catalog
-from ingest.objects.catalog_socket import catalog_path, service_lock
-from ingest.objects.database import make_file
-from ingest.objects.extent import FIRST, Extent
+from ingest.objects import manifest
 from ingest.objects.manifest import Manifest
-from ingest.store.contents import Contents, opened_at_rest
-from ingest.store.findings import Progress, no_progress
-from ingest.store.key_file import read_keys
-from ingest.store.log_writer import sync_directory
-from ingest.store.pack_check import Resolved
+from ingest.runtime.key_file import read_keys
+from ingest.store.check.contents import Contents, opened_at_rest
+from ingest.store.check.findings import Progress, no_progress
+from ingest.store.check.pack_check import Resolved
+from ingest.store.log.log_writer import sync_directory
 from ingest.store.store import META
 
 SIDES = ("", "-wal", "-shm")  # the files of an SQLite database in WAL mode

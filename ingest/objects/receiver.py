@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from ingest.client import AsyncClient
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.extent import Extent, chunks_needed, joined
+from ingest.catalog.version import ANY, Version
+from ingest.client.async_client import AsyncClient
 from ingest.errors import IngestError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
@@ -34,9 +37,7 @@ from ingest.limits import (
 from ingest.objects import manifest
 from ingest.objects.body import Body, as_body
 from ingest.objects.budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
-from ingest.objects.catalog_access import CatalogAccess
 from ingest.objects.chunk_writer import ChunkWriter
-from ingest.objects.extent import Extent, chunks_needed, joined
 from ingest.objects.manifest import Manifest
 from ingest.objects.membership import Membership
 from ingest.objects.upload import (
@@ -48,7 +49,6 @@ from ingest.objects.upload import (
     raise_unless_foreign,
     sealed_manifest,
 )
-from ingest.objects.version import ANY, Version
 from ingest.status import Status
 
 PIECE_SIZE = PIECE_CHUNKS * DATA_SIZE

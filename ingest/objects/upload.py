@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import msgspec
 
 from ingest import ticket
+from ingest.catalog.extent import Extent, without
+from ingest.catalog.version import SAME, Condition, Version
 from ingest.errors import RefusedError, UploadLostError
 from ingest.limits import DATA_SIZE, FRAME_SIZE
 from ingest.objects import manifest
-from ingest.objects.extent import Extent, without
 from ingest.objects.manifest import Manifest
-from ingest.objects.version import SAME, Condition, Version
 from ingest.status import Status
 
 NAMELESS = "(not known yet)"  # the name of an upload whose bytes will say it

@@ -26,9 +26,9 @@ from typing import Any
 from ingest import limits
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
-from ingest.store import tree
-from ingest.store.layout import LAYOUTS
-from ingest.store.log_writer import sync_directory
+from ingest.store.layouts import tree_file
+from ingest.store.layouts.layout import LAYOUTS
+from ingest.store.log.log_writer import sync_directory
 from ingest.store.store_json import (
     CHECK,
     FORMAT_VERSION,
@@ -287,7 +287,7 @@ def check_new(data_dir: Path, wal: Path, layout: str) -> None:
         _refuse_foreign_files(data_dir)
     _refuse_other_log(wal, data_dir)
     if layout == "tree":
-        tree.check_file_system(_existing(data_dir / META))
+        tree_file.check_file_system(_existing(data_dir / META))
 
 
 def _refuse_unfinished(data_dir: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from ingest.errors import StoreFormatError
-from ingest.store.log_writer import sync_directory
+from ingest.store.log.log_writer import sync_directory
 
 FORMAT_VERSION = 1
 CHECK = "check"

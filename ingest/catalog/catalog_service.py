@@ -1,0 +1,186 @@
+"""The one process that changes the catalog for all others: what comes while it commits goes into the next transaction.
+
+One thread, because SQLite has one writer and its commit ends in a sync of the disk: while that takes its time, calls
+collect in the sockets, and so the load itself makes the transactions larger.
+
+    received (all that the sockets have) → made, in one transaction → committed, synced → answered
+
+Nothing is answered before the commit that holds it. A service that dies has answered nothing that is not durable, and
+its successor, which finds neither memory nor debts, listens at the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from ingest.catalog.catalog_calls import Call, framed, parse_call, run_together, serialize_answer, unframed
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_socket import catalog_path, listen, service_lock
+from ingest.errors import ProtocolError
+from ingest.limits import ACCEPT_PAUSE_S, CATALOG_BATCH_MAX, CATALOG_UNREAD_MAX, LINGER_S
+
+RECEIVE_SIZE = 256 << 10
+log = logging.getLogger("ingest.catalog")
+
+
+class Peer:
+    """One process's connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.received = bytearray()
+        self.unsent = bytearray()
+        self.ended = False  # it sends no more
+
+
+class CatalogService:
+    """Answers on ``listener`` until ``stop``. Takes over the listener and the catalog, whose thread is the caller's."""
+
+    def __init__(self, catalog: Catalog, listener: socket.socket) -> None:
+        self._catalog = catalog
+        self._listener = listener
+        self._selector = selectors.DefaultSelector()
+        self._queue: deque[tuple[Peer, int, Call]] = deque()
+        self._peers: set[Peer] = set()
+        self._wake, self._waker = socket.socketpair()
+        self._stopping = False
+        self._waker.setblocking(False)
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+
+    def stop(self) -> None:
+        """From any thread or signal handler: ends `run` when what was received is answered."""
+        self._stopping = True
+        with contextlib.suppress(BlockingIOError):  # full of wakes already
+            self._waker.send(b"\0")
+
+    def run(self) -> None:
+        try:
+            while not self._stopping:
+                self._turn(None)
+            self._selector.unregister(self._wake)
+            self._selector.unregister(self._listener)
+            self._drain()
+        finally:
+            for peer in list(self._peers):
+                self._drop(peer)
+            for end in (self._listener, self._wake, self._waker):
+                end.close()
+            self._selector.close()
+            self._catalog.close()
+
+    def _turn(self, timeout: float | None) -> bool:
+        """One look at the sockets, and all that came of it. False when nothing happened for ``timeout`` seconds."""
+        events = self._selector.select(timeout)
+        for key, mask in events:
+            if isinstance(key.data, Peer):
+                if mask & selectors.EVENT_READ:
+                    self._receive(key.data)
+                if mask & selectors.EVENT_WRITE:
+                    self._send(key.data)
+            elif key.fileobj is self._listener:
+                self._accept()
+        while self._queue:
+            self._commit()
+        return bool(events)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError as error:  # out of descriptors, or gone before it was taken
+            log.warning("a process could not be taken: %s", error)
+            time.sleep(ACCEPT_PAUSE_S)  # it is still there, and this would spin
+            return
+        sock.setblocking(False)
+        peer = Peer(sock)
+        self._peers.add(peer)
+        self._selector.register(sock, selectors.EVENT_READ, peer)
+
+    def _receive(self, peer: Peer) -> None:
+        try:
+            part = peer.sock.recv(RECEIVE_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._drop(peer)
+            return
+        if not part:
+            peer.ended = True
+            self._watch(peer)
+            return
+        peer.received += part
+        try:
+            for message in unframed(peer.received):
+                self._queue.append((peer, *parse_call(message)))
+        except ProtocolError as error:
+            log.error("a process is disconnected: %s", error)
+            self._drop(peer)
+
+    def _commit(self) -> None:
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), CATALOG_BATCH_MAX))]
+        outcomes = run_together(self._catalog, [call for _, _, call in batch])
+        answered = set()
+        for (peer, id_, _), outcome in zip(batch, outcomes, strict=True):
+            peer.unsent += framed(serialize_answer(id_, outcome))
+            answered.add(peer)
+        for peer in answered & self._peers:
+            self._send(peer)
+
+    def _send(self, peer: Peer) -> None:
+        if peer not in self._peers:
+            return
+        try:
+            sent = peer.sock.send(peer.unsent) if peer.unsent else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._drop(peer)
+            return
+        del peer.unsent[:sent]
+        self._watch(peer)
+
+    def _watch(self, peer: Peer) -> None:
+        """What to wait for: a process that leaves its answers unread is not listened to, one that has ended is let go
+        when it has all of them."""
+        read = not peer.ended and not self._stopping and len(peer.unsent) < CATALOG_UNREAD_MAX
+        mask = selectors.EVENT_READ if read else 0
+        if peer.unsent:
+            mask |= selectors.EVENT_WRITE
+        if mask:
+            self._selector.modify(peer.sock, mask, peer)
+        elif peer.ended or self._stopping:
+            self._drop(peer)
+
+    def _drain(self) -> None:
+        for peer in list(self._peers):
+            self._watch(peer)
+        while self._peers and self._turn(LINGER_S):
+            pass
+
+    def _drop(self, peer: Peer) -> None:
+        if peer in self._peers:
+            self._peers.discard(peer)
+            self._selector.unregister(peer.sock)
+            peer.sock.close()
+
+
+def serve(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
+    """The whole process: calls ``ready`` when it can be reached, returns when TERM or INT came and all is answered.
+
+    StoreLockedError when there is such a process already, CatalogError, DiskError.
+    """
+    with service_lock(data_dir):
+        service = CatalogService(Catalog(catalog_path(data_dir)), listen(data_dir))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: service.stop())
+        ready()
+        service.run()

@@ -1,0 +1,502 @@
+"""The client: puts and gets chunks, asynchronously (``AsyncClient``) or plainly (``Client``).
+
+    with Client.connect("127.0.0.1:5000", "127.0.0.1:5005", key="DATA/.ingest/key") as client:
+        client.put("AB12", b"...")
+        client.get("AB12")
+
+Both keep one connection to each port, open it again when it breaks, and send again what was not answered. A call
+fails with ConnectionLostError when nothing was answered for ``retry_for`` seconds; the outcome of what it put is then
+unknown, and putting the same again is safe. ERROR and BUSY are tried again with back-off for as long; other statuses
+are answers. A client belongs to the event loop (a ``Client``: to the process) that made it; its calls may overlap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
+from dataclasses import dataclass
+from itertools import islice
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+
+from ingest import _hmac, frame, limits, mac, ticket
+from ingest.client._seal import seal
+from ingest.client.get_channel import GetChannel
+from ingest.client.key import Key, shared_keys
+from ingest.client.loop_thread import LoopThread
+from ingest.client.put_channel import Batch, PutChannel
+from ingest.client.range_reader import RangeSource, StoredRun
+from ingest.errors import RefusedError, UsageError
+from ingest.runtime import listeners
+from ingest.status import Status
+from ingest.ticket import TicketRange
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+T = TypeVar("T")
+Address: TypeAlias = str | tuple[str, int]  # "host:port", "[v6]:port" or (host, port)
+Item: TypeAlias = "tuple[str, Buffer]"  # ticket, data of at most 1458 bytes
+Chunk: TypeAlias = tuple[
+    str, Status, bytes
+]  # ticket, what is stored under it, its 1458 bytes (none unless SAVED)
+
+WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB
+RANGE_WINDOW_DEFAULT = (
+    16_384  # of one range, 24 MB: while a commit of the server is under way its next one fills up
+)
+SIGN_FRAMES = 64  # frames that put_many collects and signs together
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """``count`` tickets from ``first`` on that share a status."""
+
+    first: str
+    status: Status
+    count: int
+
+
+class AsyncClient:
+    """Made by ``await AsyncClient.connect(...)``, ended by ``await close()`` or ``async with``."""
+
+    def __init__(
+        self,
+        put: Address | None,
+        get: Address | None,
+        key: Key,
+        *,
+        timeout: float = limits.CLIENT_TIMEOUT_S,
+        retry_for: float = limits.CLIENT_RETRY_S,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        if put is None and get is None:
+            raise UsageError("a client needs the address of the put port, of the get port, or both")
+        if timeout <= 0 or retry_for < 0:
+            raise UsageError(f"time-outs of {timeout:g} and {retry_for:g} s: more is needed")
+        self._retry_for = retry_for
+        self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
+        self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
+        self._ranges: RangeSource | None = None
+        self.use_keys(key)
+
+    def use_keys(self, key: Key) -> None:
+        """Calls that come from now on sign and verify with these. KeyFileError, UsageError."""
+        self._keys = mac.KeyRing(shared_keys(key))
+        self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
+        if self._gets is not None:
+            self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
+
+    @classmethod
+    async def connect(
+        cls,
+        put: Address | None,
+        get: Address | None,
+        key: Key,
+        *,
+        timeout: float = limits.CLIENT_TIMEOUT_S,
+        retry_for: float = limits.CLIENT_RETRY_S,
+        tls: ssl.SSLContext | None = None,
+    ) -> Self:
+        """A client of the put port and the get port (either may be None). ``key``: see `ingest.client.key.Key`.
+
+        ``timeout``: seconds for a connection to open, and of silence with something unanswered; ``retry_for``: above.
+        ``tls``: what `ingest.tls.client_context` makes, or another context, when the server speaks TLS.
+        ConnectionLostError when a port cannot be reached, KeyFileError, UsageError.
+        """
+        client = cls(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
+        try:
+            for channel in client._channels:
+                await channel.open()
+        except BaseException:
+            await client.close()
+            raise
+        return client
+
+    @property
+    def _channels(self) -> list[PutChannel | GetChannel]:
+        return [channel for channel in (self._puts, self._gets) if channel is not None]
+
+    async def close(self) -> None:
+        """What still waits for an answer fails with ConnectionLostError."""
+        for channel in self._channels:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # --- put and delete --------------------------------------------------------------------------
+
+    async def put(self, name: str, data: Buffer) -> None:
+        """Stores at most 1458 bytes under a ticket, padded with zeros; back when they are SAVED.
+
+        RefusedError (its ``status`` says why) when the server answers anything else, TicketError, UsageError,
+        ConnectionLostError.
+        """
+        view = memoryview(data).cast("B")
+        if len(view) > limits.DATA_SIZE:
+            raise UsageError(f"ticket {name}: a chunk has at most {limits.DATA_SIZE} bytes, not {len(view)}")
+        index = ticket.parse(name)
+        frames = seal(self._keys.signing.put, index, view if len(view) else b"\0")
+        batch = Batch(limits.IN_FLIGHT_MAX)
+        await self._put_channel.add(index, frames, batch)
+        await batch.wait()
+        _raise_refused(batch)
+
+    async def put_many(
+        self, items: Iterable[Item] | AsyncIterable[Item], window: int = WINDOW_DEFAULT
+    ) -> dict[str, Status]:
+        """Stores many, each as ``put`` does, with at most ``window`` (1 to 65,536) of them in flight at a time.
+
+        Returns the status of each ticket that is not SAVED (an empty dict: all are). A ticket that comes twice is put
+        twice, one after the other. Raises like ``put``, but not RefusedError; frames put before stay put.
+        """
+        batch = self.new_batch(window)
+        if isinstance(items, AsyncIterable):
+            async for item in items:
+                await self.add(batch, [item])
+        else:
+            source = iter(items)
+            while pack := list(islice(source, SIGN_FRAMES)):
+                await self.add(batch, pack)
+        return await self.finish(batch)
+
+    async def put_range(
+        self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
+    ) -> dict[str, Status]:
+        """Stores a buffer of any size in pieces of 1458 bytes under consecutive tickets, the last one padded.
+
+        Returns what ``put_many`` returns. The quickest way to put much: ``add_range``, where it comes in parts.
+        """
+        batch = self.new_batch(window)
+        await self.add_range(batch, first, data)
+        return await self.finish(batch)
+
+    def new_batch(self, window: int = RANGE_WINDOW_DEFAULT) -> Batch:
+        """For those who put piece by piece: ``add`` and ``add_range`` as often as wanted, then ``finish``.
+
+        Its ``refused`` tells at any time which tickets were answered with anything but SAVED so far.
+        """
+        if not 1 <= window <= limits.IN_FLIGHT_MAX:
+            raise UsageError(f"a window of {window} frames: 1 to {limits.IN_FLIGHT_MAX} are possible")
+        return Batch(window)
+
+    async def add(self, batch: Batch, items: list[Item]) -> None:
+        """Puts a few more; back when they are within the batch's window, not when they are saved."""
+        frames = memoryview(_signed(self._keys.signing.put, items))
+        for at, count, first in frame.runs(frames):
+            await self._put_channel.add(
+                first, frames[at * limits.FRAME_SIZE : (at + count) * limits.FRAME_SIZE], batch
+            )
+
+    async def add_range(self, batch: Batch, first: str, data: Buffer) -> None:
+        """Puts a buffer of any size as ``put_range`` does; back when all of it is within the batch's window.
+
+        ``data`` may be used again then. Only a last part should not be a multiple of 1458 bytes: it is padded. TicketError
+        before anything is put; ConnectionLostError and ProtocolError as soon as the batch has failed.
+        """
+        view = memoryview(data).cast("B")
+        if not len(view):
+            return
+        index = TicketRange(first, frame.frames_needed(len(view))).indices.start
+        for at in range(0, len(view), limits.SEAL_FRAMES * limits.DATA_SIZE):
+            part = view[at : at + limits.SEAL_FRAMES * limits.DATA_SIZE]
+            frames = seal(self._keys.signing.put, index + at // limits.DATA_SIZE, part)
+            await self._put_channel.add(index + at // limits.DATA_SIZE, frames, batch)
+            if batch.left >= limits.SEAL_FRAMES:
+                await asyncio.sleep(0)  # also within a wide window others have their turn, and these are sent
+
+    def seal_range(self, first: str, data: Buffer) -> bytes:
+        """The signed frames that ``add_range`` would send, for ``add_frames``. TicketError."""
+        return seal(self._keys.signing.put, ticket.parse(first), memoryview(data).cast("B"))
+
+    async def add_frames(self, batch: Batch, frames: bytes) -> None:
+        """Puts what ``seal_range`` made of a byte or more, as ``add_range`` does, but in no more memory."""
+        await self._put_channel.add(ticket.index_from_wire(frames[: limits.TICKET_SIZE]), frames, batch)
+
+    async def finish(self, batch: Batch) -> dict[str, Status]:
+        """Waits for all that was added. Returns what ``put_many`` returns."""
+        await batch.wait()
+        return batch.refused
+
+    async def delete(self, first: str, count: int = 1, *, retry_for: float | None = None) -> None:
+        """Deletes ``count`` tickets from ``first`` on for good, whether anything is stored there or not.
+
+        ``retry_for``: seconds for which ERROR and BUSY are tried again, if it is not the client's. RefusedError,
+        TicketError, ConnectionLostError; what comes before the refused part is then deleted.
+        """
+        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+            message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
+            batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED, retry_for)
+            await self._put_channel.add(part.start, message, batch)
+            await batch.wait()
+            _raise_refused(batch)
+
+    @property
+    def _put_channel(self) -> PutChannel:
+        if self._puts is None:
+            raise UsageError("this client was made without the address of the put port")
+        return self._puts
+
+    # --- get and inventory -----------------------------------------------------------------------
+
+    async def get(self, name: str) -> bytes:
+        """The 1458 bytes under a ticket, checked end to end.
+
+        RefusedError with status MISSING or DELETED (or ERROR, when that lasts), CorruptFrameError for a frame that was
+        bad twice, TicketError, ConnectionLostError.
+        """
+        index = ticket.parse(name)
+        data = bytearray(limits.DATA_SIZE)
+        _raise_not_saved(await self._source.read(range(index, index + 1), memoryview(data)))
+        return bytes(data)
+
+    async def get_range(self, first: str, count: int) -> AsyncIterator[Chunk]:
+        """All of ``count`` tickets from ``first`` on, in order: (ticket, status, data).
+
+        ``data`` is empty unless the status is SAVED. CorruptFrameError ends the iteration at the piece with that frame.
+        """
+        async for piece in self.get_pieces(first, count):
+            for chunk in piece:
+                yield chunk
+
+    def get_pieces(self, first: str, count: int) -> AsyncGenerator[list[Chunk], None]:
+        """What ``get_range`` gives, in lists of up to 512. The next ones are read while the caller works on one."""
+        return _ahead(_pieces(first, count, limits.GET_FRAMES), self._chunks)
+
+    async def read_range(self, first: str, count: int) -> bytearray:
+        """The data of ``count`` tickets from ``first`` on, 1458 bytes each, one after the other, checked end to end.
+
+        For what was put by ``put_range``, and much quicker than ``get_range``. RefusedError with the first ticket that is
+        not SAVED and its status, CorruptFrameError for a frame that was bad twice, TicketError, ConnectionLostError.
+        """
+        tickets = TicketRange(first, count).indices
+        data = bytearray(len(tickets) * limits.DATA_SIZE)
+        view = memoryview(data)
+
+        async def read(part: range) -> None:
+            at = (part.start - tickets.start) * limits.DATA_SIZE
+            _raise_not_saved(await self._source.read(part, view[at : at + len(part) * limits.DATA_SIZE]))
+
+        async for _ in _ahead(_pieces(first, count, limits.GET_FRAMES), read):
+            pass
+        return data
+
+    def read_pieces(self, first: str, count: int) -> AsyncGenerator[bytearray, None]:
+        """What ``read_range`` gives, in pieces of up to 512 tickets, for ranges of any size.
+
+        The next two pieces are read while the caller works on one. Raises like ``read_range``, at the piece concerned.
+        """
+
+        async def read(part: range) -> bytearray:
+            data = bytearray(len(part) * limits.DATA_SIZE)
+            _raise_not_saved(await self._source.read(part, memoryview(data)))
+            return data
+
+        return _ahead(_pieces(first, count, limits.GET_FRAMES), read)
+
+    async def inventory(self, first: str, count: int) -> list[Run]:
+        """What is stored under ``count`` tickets from ``first`` on, without the data: runs that cover them in order,
+        neighbours of the same status joined."""
+        runs: list[Run] = []
+        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+            for run in await self._source.runs(part):
+                if runs and runs[-1].status is run.status:
+                    runs[-1] = Run(runs[-1].first, run.status, runs[-1].count + run.count)
+                else:
+                    runs.append(Run(ticket.format(run.first), run.status, run.count))
+        return runs
+
+    @property
+    def _source(self) -> RangeSource:
+        if self._ranges is None:
+            raise UsageError("this client was made without the address of the get port")
+        return self._ranges
+
+    async def _chunks(self, tickets: range) -> list[Chunk]:
+        data = memoryview(bytearray(len(tickets) * limits.DATA_SIZE))
+        others = await self._source.read(tickets, data)
+        chunks: list[Chunk] = [
+            (ticket.format(index), Status.SAVED, bytes(data[at : at + limits.DATA_SIZE]))
+            for index, at in zip(tickets, range(0, len(data), limits.DATA_SIZE), strict=True)
+        ]
+        for run in others:
+            for i in range(run.first - tickets.start, run.first - tickets.start + run.count):
+                chunks[i] = (chunks[i][0], run.status, b"")
+        return chunks
+
+
+class Client:
+    """``AsyncClient`` for code without an event loop: the same calls, each of which blocks until it is done.
+
+    Runs an event loop in a thread of its own. May be used from several threads, not after a fork.
+    """
+
+    def __init__(self, client: AsyncClient, loop: LoopThread) -> None:
+        self._client = client
+        self._loop = loop
+
+    @classmethod
+    def connect(
+        cls,
+        put: Address | None,
+        get: Address | None,
+        key: Key,
+        *,
+        timeout: float = limits.CLIENT_TIMEOUT_S,
+        retry_for: float = limits.CLIENT_RETRY_S,
+        tls: ssl.SSLContext | None = None,
+    ) -> Self:
+        """See ``AsyncClient.connect``."""
+        loop = LoopThread()
+        try:
+            client = loop.run(
+                AsyncClient.connect(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
+            )
+        except BaseException:
+            loop.stop()
+            raise
+        return cls(client, loop)
+
+    def close(self) -> None:
+        """What still waits for an answer, in other threads, fails with ConnectionLostError. May be called twice."""
+        self._loop.stop(self._client.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def put(self, name: str, data: Buffer) -> None:
+        """See ``AsyncClient.put``."""
+        self._loop.run(self._client.put(name, data))
+
+    def put_many(self, items: Iterable[Item], window: int = WINDOW_DEFAULT) -> dict[str, Status]:
+        """See ``AsyncClient.put_many``. ``items`` is iterated in the calling thread, so it may use this client."""
+        batch = self._client.new_batch(window)
+        source = iter(items)
+        while pack := list(islice(source, 8 * SIGN_FRAMES)):
+            self._loop.run(self._client.add(batch, pack))
+        return self._loop.run(self._client.finish(batch))
+
+    def put_range(self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT) -> dict[str, Status]:
+        """See ``AsyncClient.put_range``."""
+        return self._loop.run(self._client.put_range(first, data, window))
+
+    def delete(self, first: str, count: int = 1) -> None:
+        """See ``AsyncClient.delete``."""
+        self._loop.run(self._client.delete(first, count))
+
+    def get(self, name: str) -> bytes:
+        """See ``AsyncClient.get``."""
+        return self._loop.run(self._client.get(name))
+
+    def get_range(self, first: str, count: int) -> Iterator[Chunk]:
+        """See ``AsyncClient.get_range``."""
+        for piece in self._pieces(self._client.get_pieces(first, count)):
+            yield from piece
+
+    def _pieces(self, pieces: AsyncGenerator[T, None]) -> Iterator[T]:
+        try:
+            while (piece := self._loop.run(_next(pieces))) is not None:
+                yield piece
+        finally:
+            if self._loop.running:
+                self._loop.run(_close(pieces))
+
+    def read_range(self, first: str, count: int) -> bytearray:
+        """See ``AsyncClient.read_range``."""
+        return self._loop.run(self._client.read_range(first, count))
+
+    def read_pieces(self, first: str, count: int) -> Iterator[bytearray]:
+        """See ``AsyncClient.read_pieces``."""
+        return self._pieces(self._client.read_pieces(first, count))
+
+    def inventory(self, first: str, count: int) -> list[Run]:
+        """See ``AsyncClient.inventory``."""
+        return self._loop.run(self._client.inventory(first, count))
+
+
+async def _next(pieces: AsyncGenerator[T, None]) -> T | None:
+    return await anext(pieces, None)
+
+
+async def _close(pieces: AsyncGenerator[Any, None]) -> None:
+    await pieces.aclose()
+
+
+def _address(address: Address) -> tuple[str, int]:
+    if not isinstance(address, str):
+        return address[0], address[1]
+    try:
+        return listeners.parse_address(address)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _signed(put_key: bytes, items: list[Item]) -> bytearray:
+    """The frames of ``items``. TicketError or UsageError for one that cannot be a frame."""
+    frames = bytearray(len(items) * limits.FRAME_SIZE)
+    for i, (name, data) in enumerate(items):
+        view = memoryview(data).cast("B")
+        if len(view) > limits.DATA_SIZE:
+            raise UsageError(f"ticket {name}: a chunk has at most {limits.DATA_SIZE} bytes, not {len(view)}")
+        at = i * limits.FRAME_SIZE
+        start = at + limits.TICKET_SIZE + limits.CHECKSUM_SIZE
+        frames[at : at + limits.TICKET_SIZE] = ticket.to_wire(name)
+        frames[start : start + len(view)] = view
+    _hmac.sign(put_key, frames)
+    return frames
+
+
+async def _ahead(
+    parts: Iterable[range], read: Callable[[range], Coroutine[Any, Any, T]]
+) -> AsyncGenerator[T, None]:
+    """What ``read`` gives of each part, in order; a few are read ahead of the caller."""
+    coming: deque[asyncio.Task[T]] = deque()
+    try:
+        for part in parts:
+            coming.append(asyncio.create_task(read(part)))
+            if len(coming) > limits.GET_AHEAD:
+                yield await coming.popleft()
+        while coming:
+            yield await coming.popleft()
+    finally:
+        for task in coming:  # the caller stopped early, or a part failed
+            if task.done() and not task.cancelled():
+                task.exception()  # told to nobody: an earlier part comes first
+            task.cancel()
+
+
+def _pieces(first: str, count: int, count_max: int) -> Iterator[range]:
+    """The indices of ``count`` tickets from ``first`` on, at most ``count_max`` at a time. TicketError, at once."""
+    tickets = TicketRange(first, count).indices
+    return (tickets[at : at + count_max] for at in range(0, len(tickets), count_max))
+
+
+def _raise_refused(batch: Batch) -> None:
+    for name, status in batch.refused.items():
+        raise RefusedError(name, status)
+
+
+def _raise_not_saved(others: list[StoredRun]) -> None:
+    if others:
+        raise RefusedError(ticket.format(others[0].first), others[0].status)

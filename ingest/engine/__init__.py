@@ -1,0 +1,1 @@
+"""One server: its configuration, its processes, their queue, its figures."""

@@ -1,0 +1,35 @@
+"""The API `chunks`: one chunk, at the path that its ticket has in layout tree."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ingest import ticket
+from ingest.errors import TicketError
+from ingest.gateway.http.downloads import FENCE
+from ingest.gateway.http.exchange import Exchange, no_route
+from ingest.gateway.http.ranges import parse_range
+from ingest.gateway.http.routes import Route
+
+
+def routes() -> list[Route]:
+    return [Route("/*", {"GET": _get})]
+
+
+async def _get(exchange: Exchange) -> web.StreamResponse:
+    try:
+        name = ticket.from_tree_path(exchange.tail)
+    except TicketError:
+        raise no_route() from None
+    chunk = await exchange.services.read_chunk(name)
+    etag = f'"{name}"'  # a ticket never gets other bytes
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", **FENCE}
+    asked = exchange.request.headers
+    if etag in asked.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    headers["Content-Type"] = "application/octet-stream"
+    part = parse_range(asked.get("Range"), len(chunk)) if asked.get("If-Range", etag) == etag else None
+    if exchange.is_head or part is None:
+        return web.Response(body=chunk, headers=headers)
+    headers["Content-Range"] = part.content_range
+    return web.Response(status=206, body=chunk[part.start : part.stop], headers=headers)

@@ -1,0 +1,49 @@
+"""The API `store`: objects that are made, replaced and deleted by explicit methods, with their history."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from ingest.catalog.version import ABSENT, ANY, PRESENT
+from ingest.gateway.http.downloads import send_object
+from ingest.gateway.http.exchange import Exchange, json_response, text_response
+from ingest.gateway.http.listing import describe_history
+from ingest.gateway.http.preconditions import condition_of, format_etag
+from ingest.gateway.http.routes import Route
+from ingest.gateway.http.uploads import describe, store_body
+
+NAMESPACE = "store"
+
+
+def routes() -> list[Route]:
+    return [
+        Route("/store/*", {"POST": _post, "PUT": _put, "GET": _get, "DELETE": _delete}),
+        Route("/healthz", {"GET": _healthz}, public=True),
+    ]
+
+
+async def _healthz(_: Exchange) -> web.StreamResponse:
+    return text_response("Ok!")
+
+
+async def _post(exchange: Exchange) -> web.StreamResponse:
+    version = await store_body(exchange, NAMESPACE, exchange.name, ABSENT)
+    return web.Response(status=204, headers={"ETag": format_etag(version)})
+
+
+async def _put(exchange: Exchange) -> web.StreamResponse:
+    version = await store_body(exchange, NAMESPACE, exchange.name, PRESENT)
+    return json_response(describe(version), headers={"ETag": format_etag(version)})
+
+
+async def _get(exchange: Exchange) -> web.StreamResponse:
+    if "history" in exchange.query:
+        return json_response(describe_history(await exchange.store.history(NAMESPACE, exchange.name)))
+    return await send_object(exchange, NAMESPACE, exchange.name)
+
+
+async def _delete(exchange: Exchange) -> web.StreamResponse:
+    version = await exchange.store.delete(
+        NAMESPACE, exchange.name, condition_of(exchange.request.headers, ANY)
+    )
+    return json_response(describe(version))

@@ -1,0 +1,205 @@
+"""The API `stream`: raw TCP. Bytes until the client closes its sending side, then the reply [8B ObjectID | 1B Status].
+
+Here nobody can tell a connection that was cut politely (a FIN) from the end of what was sent: what came is stored. Who can't
+live with that takes HTTP, which says how much there is to come.
+
+Any web page can make a browser send it HTTP requests. So what begins with the request line of one is no object, but answered
+as HTTP, with 403.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ingest import ticket
+from ingest.catalog.version import ABSENT
+from ingest.errors import BusyError, ConnectionLostError, IngestError, RefusedError
+from ingest.gateway.http.failures import ClientGoneError
+from ingest.gateway.http.incoming import Incoming
+from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.wire import Wires
+from ingest.limits import (
+    HTTP_LINGER_S,
+    HTTP_RECEIVE_SIZE,
+    STREAM_HEAD_MAX,
+    TICKET_SIZE,
+)
+from ingest.objects.object_store import ObjectStore
+from ingest.status import Status
+
+NAMESPACE = "stream"
+log = logging.getLogger(__name__)
+
+_METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
+_REQUEST_LINE = re.compile(_METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n")
+_BEGINNING = re.compile(_METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?")
+_REFUSED = (
+    b"this port takes raw bytes, and these begin as an HTTP request does: nothing was stored; use HTTP\n"
+)
+_FORBIDDEN = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
+    % (len(_REFUSED), _REFUSED)
+)
+
+
+class StreamServer:
+    """Stores each connection's bytes as one object, named after the time and an id. ``wires``: counts all connections of
+    the process."""
+
+    def __init__(self, store: ObjectStore, ids: RequestIds, wires: Wires) -> None:
+        self._store = store
+        self._ids = ids
+        self._wires = wires
+        self._connections: set[asyncio.Task[None]] = set()
+        self._waste = memoryview(bytearray(HTTP_RECEIVE_SIZE))
+
+    def connect(self) -> asyncio.BaseProtocol:
+        """The protocol of one connection: what `loop.create_server` calls."""
+        return _Connection(self._serve, self._waste)
+
+    async def _serve(self, transport: asyncio.Transport, incoming: Incoming) -> None:
+        try:
+            if not self._wires.full:
+                with self._counted():
+                    await _answer(transport, incoming, await self._receive(incoming))
+            elif self._wires.refuses:
+                self._wires.refused.add(incoming)
+                await _answer(transport, incoming, _reply("", Status.BUSY))
+            else:
+                transport.abort()
+        except (ConnectionError, ClientGoneError) as error:
+            log.debug("stream: %s", error)
+        finally:
+            self._wires.refused.discard(incoming)
+            transport.close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        self._wires.others += 1
+        try:
+            yield
+        finally:
+            self._connections.discard(task)
+            self._wires.others -= 1
+
+    async def drain(self, timeout: float) -> None:
+        """Waits for the connections that are there; who is not done then is cut off, and its upload fails."""
+        if self._connections:
+            _, late = await asyncio.wait(self._connections, timeout=timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _receive(self, incoming: Incoming) -> bytes:
+        """The reply."""
+        id_ = self._ids.next()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        body = _Body(incoming)
+        try:
+            if await body.begins_as_http():
+                log.warning("%s: stream: an HTTP request was refused", id_)
+                return _FORBIDDEN
+            version = await self._store.put(NAMESPACE, f"{moment} {id_}", body, condition=ABSENT)
+        except RefusedError as error:
+            log.warning("%s: stream: %s", id_, error)
+            return _reply("", error.status)
+        except (BusyError, ConnectionLostError) as error:
+            log.warning("%s: stream: %s", id_, error)
+            return _reply("", Status.BUSY)
+        except (IngestError, OSError, TimeoutError) as error:
+            if isinstance(error, ConnectionError):
+                raise
+            log.warning("%s: stream: %s", id_, str(error) or "not one byte came for too long")
+            return _reply("", Status.ERROR)
+        return _reply(version.object_id, Status.SAVED)
+
+
+class _Body:
+    """What comes of a connection, whose beginning was looked at."""
+
+    def __init__(self, incoming: Incoming) -> None:
+        self._incoming = incoming
+        self._head = b""
+
+    @property
+    def ended(self) -> bool:
+        return self._incoming.ended and not self._head
+
+    async def begins_as_http(self) -> bool:
+        """Waits for as many bytes as it takes to say. Words that are longer than any request line are one."""
+        buffer = memoryview(bytearray(STREAM_HEAD_MAX))
+        size = 0
+        while size < len(buffer) and not self._incoming.ended:
+            size += await self._incoming.fill(buffer[size:], some=True)
+            if not _BEGINNING.fullmatch(buffer[:size]):
+                break
+        self._head = bytes(buffer[:size])
+        if _REQUEST_LINE.match(self._head) is not None:
+            return True
+        return size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None
+
+    async def fill(self, buffer: memoryview, patience: float | None = None) -> int:
+        here = min(len(self._head), len(buffer))
+        buffer[:here] = self._head[:here]
+        self._head = self._head[here:]
+        return here + await self._incoming.fill(buffer[here:], patience)
+
+    async def close(self) -> None:
+        pass
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """``serve``: what becomes of it."""
+
+    _incoming: Incoming
+
+    def __init__(self, serve: Any, waste: memoryview) -> None:
+        self._serve = serve
+        self._waste = waste
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self._incoming = Incoming(transport, None, self._waste)
+        self._task = asyncio.create_task(self._serve(transport, self._incoming))
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._incoming.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._incoming.received(nbytes)
+
+    def eof_received(self) -> bool:
+        self._incoming.finish()
+        return True  # the reply is still to be sent
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._incoming.finish(str(error or "the connection was lost"))
+
+
+async def _answer(transport: asyncio.Transport, incoming: Incoming, reply: bytes) -> None:
+    """Sends it. What the client still sends is read for a while: unread, it would make a reset that eats the reply."""
+    transport.write(reply)
+    if incoming.ended:
+        return
+    transport.write_eof()
+    done = asyncio.Event()
+    incoming.discard(done.set)
+    try:
+        async with asyncio.timeout(HTTP_LINGER_S):
+            await done.wait()
+    except TimeoutError:
+        transport.abort()
+
+
+def _reply(object_id: str, status: Status) -> bytes:
+    """9 bytes; without an object the first 8 are NUL."""
+    return (ticket.to_wire(object_id) if object_id else bytes(TICKET_SIZE)) + bytes([status])

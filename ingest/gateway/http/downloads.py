@@ -1,0 +1,133 @@
+"""Downloads, as all APIs give them: conditions, ranges, and the bytes on their way to the client.
+
+What fails before the first byte gets an answer of its own. What fails later ends the connection before Content-Length is
+reached: no client takes a part for the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from email.utils import formatdate
+from functools import lru_cache, partial
+
+from aiohttp import web
+
+from ingest.catalog.version import Version
+from ingest.gateway.http.exchange import Exchange
+from ingest.gateway.http.failures import ClientGoneError
+from ingest.gateway.http.preconditions import check_read, format_etag, is_conditional, range_holds
+from ingest.gateway.http.ranges import parse_range
+from ingest.gateway.http.uploads import KEPT
+from ingest.limits import HTTP_TLS_WRITE_SIZE
+from ingest.objects.budget import ALLOWANCE_SIZE
+from ingest.objects.object_store import Download
+
+# An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.
+FENCE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+
+
+async def send_object(
+    exchange: Exchange, namespace: str, name: str, extra: dict[str, str] | None = None
+) -> web.StreamResponse:
+    """Answers GET and HEAD. ``extra``: headers of the API. NotFoundError, Failure 412, 416."""
+    store = exchange.store
+    return await _answer(
+        exchange, partial(store.stat, namespace, name), partial(store.open, namespace, name), extra
+    )
+
+
+async def send_version(exchange: Exchange, object_id: str) -> web.StreamResponse:
+    """The same, of a version by its ObjectID. TicketError too."""
+    store = exchange.store
+    return await _answer(
+        exchange, partial(store.stat_object, object_id), partial(store.open_object, object_id), None
+    )
+
+
+async def _answer(
+    exchange: Exchange,
+    stat: Callable[[], Awaitable[Version]],
+    open_: Callable[[], Awaitable[Download]],
+    extra: dict[str, str] | None,
+) -> web.StreamResponse:
+    asked = exchange.request.headers
+    if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
+        version = await stat()
+        if check_read(asked, version):
+            return web.Response(status=304, headers=_validators(version))
+        if exchange.is_head:
+            return web.Response(headers=_headers(version, extra) | {"Content-Length": str(version.size)})
+    download = await open_()
+    try:
+        return await _send(exchange, download, extra)
+    finally:
+        await download.close()
+
+
+async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | None) -> web.StreamResponse:
+    version = download.version
+    asked = exchange.request.headers
+    if check_read(asked, version):
+        return web.Response(status=304, headers=_validators(version))
+    headers = _headers(version, extra)
+    part = parse_range(asked.get("Range"), version.size) if range_holds(asked, version) else None
+    status, start, stop = 200, 0, version.size
+    if part is not None:
+        status, start, stop = 206, part.start, part.stop
+        headers["Content-Range"] = part.content_range
+    headers["Content-Length"] = str(stop - start)
+    async with aclosing(download.read(start, stop)) as pieces:
+        if stop - start <= ALLOWANCE_SIZE:
+            body = b"".join([piece async for piece in pieces])
+            assert len(body) == stop - start, f"{len(body)} of {stop - start} bytes"
+            return web.Response(status=status, body=body, headers=headers)
+        # What takes memory of others is open until the client has it.
+        return await _stream(
+            exchange, web.StreamResponse(status=status, headers=headers), pieces, stop - start
+        )
+
+
+async def _stream(
+    exchange: Exchange, response: web.StreamResponse, pieces: AsyncIterator[bytes], size: int
+) -> web.StreamResponse:
+    piece = await anext(pieces)  # what fails here has an answer
+    response.headers.update(exchange.marks)
+    sent = 0
+    try:
+        await response.prepare(exchange.request)
+        while True:
+            size_max = HTTP_TLS_WRITE_SIZE if exchange.request.secure else len(piece)
+            for at in range(0, len(piece), size_max):
+                await response.write(piece[at : at + size_max])
+            sent += len(piece)
+            try:
+                piece = await anext(pieces)
+            except StopAsyncIteration:
+                break
+        assert sent == size, f"{sent} of {size} bytes"
+        await response.write_eof()
+    except ConnectionError as error:
+        raise ClientGoneError(f"the client went away after {sent} of {size} bytes: {error}") from None
+    return response
+
+
+def _validators(version: Version) -> dict[str, str]:
+    return {"ETag": format_etag(version), "Last-Modified": _http_date(int(version.created))}
+
+
+@lru_cache(1024)  # many objects are of one second, and the calendar is slow
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
+def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
+    kept = {name: version.headers[name] for name in KEPT if name in version.headers}
+    return {
+        "Content-Type": "application/octet-stream",
+        **kept,
+        **(extra or {}),
+        **_validators(version),
+        "Accept-Ranges": "bytes",
+        **FENCE,
+    }

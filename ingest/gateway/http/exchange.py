@@ -1,0 +1,135 @@
+"""One request and what belongs to its answer, as the APIs see it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from aiohttp import HttpVersion11, web
+
+from ingest import __version__
+from ingest.client.node_figures import NodeFigures
+from ingest.gateway.http.failures import ClientGoneError, Failure
+from ingest.gateway.http.links import DownloadLinks
+from ingest.gateway.http.request_body import RequestBody
+from ingest.gateway.http.target import Target, decode_name, parse_query
+from ingest.objects.collector import Collected
+from ingest.objects.object_store import ObjectStore
+
+Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
+Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
+ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `AsyncClient.get`
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the APIs work with. ``collect``: None where there is nothing to collect."""
+
+    store: ObjectStore
+    read_chunk: ReadChunk
+    figures: NodeFigures
+    links: DownloadLinks
+    collect: Collect | None = None
+
+
+@dataclass(slots=True)
+class Exchange:
+    """``tail``: what the route leaves of the path, undecoded. ``continued``: 100 Continue was sent."""
+
+    request: web.BaseRequest
+    id: str
+    target: Target
+    tail: str
+    services: Services
+    continued: bool = False
+
+    @property
+    def store(self) -> ObjectStore:
+        return self.services.store
+
+    @property
+    def is_head(self) -> bool:
+        return self.request.method == "HEAD"
+
+    @property
+    def name(self) -> str:
+        """The name of an object that the tail is. Failure 400; 404 when there is none."""
+        if not self.tail:
+            raise no_route()
+        return decode_name(self.tail)
+
+    @property
+    def query(self) -> dict[str, str]:
+        return parse_query(self.target.query)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        return marks(self.id)
+
+    def accepts_html(self) -> bool:
+        return "text/html" in self.request.headers.get("Accept", "").lower()
+
+    # --- the body of the request
+
+    @property
+    def size(self) -> int | None:
+        """Of the body, when it is known before it comes. Failure 411, 501."""
+        headers = self.request.headers
+        if "Transfer-Encoding" in headers:
+            if headers["Transfer-Encoding"].strip().lower() != "chunked":
+                raise Failure(
+                    501, "transfer_encoding", "the only transfer encoding that is known here is chunked"
+                )
+            return None
+        if "Content-Length" not in headers and self.request.version < HttpVersion11:
+            raise Failure(411, "length_required", "over HTTP/1.0 a body needs its Content-Length")
+        return int(headers.get("Content-Length", 0))
+
+    def body(self) -> RequestBody:
+        """To be read once. Failure 411, 417, 501."""
+        return RequestBody(self.request, self.size, self._say_continue if self.expects_continue else None)
+
+    @property
+    def expects_continue(self) -> bool:
+        """Failure 417 for an expectation that nobody knows."""
+        expected = self.request.headers.get("Expect")
+        if expected is None or self.request.version < HttpVersion11:
+            return False
+        if expected.lower() != "100-continue":
+            raise Failure(
+                417, "expectation_failed", "the only expectation that is known here is 100-continue"
+            )
+        return True
+
+    async def _say_continue(self) -> None:
+        """ClientGoneError."""
+        self.continued = True
+        writer = self.request.writer
+        try:
+            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        except ConnectionError as error:
+            raise ClientGoneError(str(error)) from None
+        writer.output_size = 0  # the answer itself has not begun
+
+
+def marks(id_: str) -> dict[str, str]:
+    """Headers of every answer. Who prepares an answer himself puts them in; all others get them on the way out."""
+    return {"X-Request-Id": id_, "Server": f"ingest/{__version__}", "X-Content-Type-Options": "nosniff"}
+
+
+def no_route() -> Failure:
+    return Failure(404, "no_such_route", "there is nothing under this path")
+
+
+def text_response(text: str) -> web.Response:
+    return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; charset=utf-8"})
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        status=status,
+        body=msgspec.json.encode(content),
+        headers={"Content-Type": "application/json", **(headers or {})},
+    )

@@ -1,0 +1,58 @@
+"""Which handler a request goes to. Paths are looked at as they came: what is a name stays undecoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ingest.gateway.http.exchange import Handler, no_route
+from ingest.gateway.http.failures import Failure
+
+CHANGING = frozenset(("PUT", "POST", "DELETE", "PATCH"))
+
+
+@dataclass(frozen=True)
+class Route:
+    """``path`` is exact, or ends in `/*`: whatever follows is the tail. GET answers HEAD too. ``public``: needs no token."""
+
+    path: str
+    handlers: Mapping[str, Handler]
+    public: bool = False
+
+    def handler(self, method: str) -> Handler:
+        """Failure 405."""
+        found = self.handlers.get("GET" if method == "HEAD" else method)
+        if found is None:
+            allowed = sorted({*self.handlers, *(["HEAD"] if "GET" in self.handlers else [])})
+            raise Failure(
+                405,
+                "method_not_allowed",
+                f"{method[:20]} is not possible here: {', '.join(allowed)}",
+                {"Allow": ", ".join(allowed)},
+            )
+        return found
+
+
+class Routes:
+    """An exact path goes first, then the first segment of it, then `/*`."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._exact: dict[str, Route] = {}
+        self._below: dict[str, Route] = {}
+        for route in routes:
+            known = self._below if route.path.endswith("/*") else self._exact
+            path = route.path.removesuffix("*")
+            assert path not in known, f"two routes for {route.path}"
+            known[path] = route
+
+    def find(self, path: str) -> tuple[Route, str]:
+        """The route and the tail. Failure 404."""
+        route = self._exact.get(path)
+        if route is not None:
+            return route, ""
+        first = path[: path.find("/", 1) + 1]
+        for prefix in (first, "/"):
+            route = self._below.get(prefix)
+            if route is not None:
+                return route, path[len(prefix) :]
+        raise no_route()

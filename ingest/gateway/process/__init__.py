@@ -1,0 +1,1 @@
+"""The processes of a gateway, from their configuration to their end."""

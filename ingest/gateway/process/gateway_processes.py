@@ -1,0 +1,170 @@
+"""A gateway from its configuration: the catalog's process, the HTTP processes that share the ports, and the collector."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from ingest import limits
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_service import serve as serve_catalog
+from ingest.catalog.catalog_socket import catalog_path, service_lock
+from ingest.engine.reload import use_log_level
+from ingest.engine.server import raise_open_files_limit
+from ingest.errors import ConfigError, IngestError
+from ingest.gateway.process import settings
+from ingest.gateway.process.gateway_config import GatewayConfig
+from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, collector_main, http_main
+from ingest.gateway.process.signing_keys import Telling, read_keys
+from ingest.runtime import listeners, logs
+from ingest.runtime.supervisor import Child, Supervisor
+from ingest.store.store import META
+
+log = logging.getLogger(__name__)
+
+ANNOUNCEMENT = "gateway.json"  # in DATA/.ingest: where the gateway of this data directory listens
+
+
+def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
+    """Serves until it is told to end. Returns its exit code; raises IngestError when it cannot serve.
+
+    ``read_config`` reads the configuration once more, at SIGHUP.
+    """
+    logs.start(config.log_level)
+    logs.name_process("gateway")
+    raise_open_files_limit()
+    check(config)
+    with service_lock(config.data_dir):
+        pass  # another gateway that runs here is told of now, before anything of it is touched
+    shares = bind(config)
+    announce(config, shares[0])
+    link_key = secrets.token_bytes(32)
+    latest = _Latest(config, read_config)
+    children = [Child("catalog", partial(catalog_main, config, shares))]
+    for number, sockets in enumerate(shares):
+        main = partial(_http_main, latest, shares, sockets, link_key)
+        children.append(Child(f"http-{number}", main, reloads=True))
+    children.append(Child("collector", partial(_collector_main, latest, shares), reloads=True))
+    try:
+        return Supervisor(
+            [children[:1], children[1:]],
+            config.drain_timeout,
+            release=partial(_close, shares),
+            reload=latest.reload,
+        ).run()
+    finally:
+        with suppress(OSError):
+            os.unlink(config.data_dir / META / ANNOUNCEMENT)
+
+
+class _Latest:
+    """The configuration that was good the last time: a process that takes another one's place starts with it."""
+
+    def __init__(self, config: GatewayConfig, read: ReadConfig) -> None:
+        self.config = config
+        self.read = read
+        self.telling = Telling()
+
+    def reload(self, tell: Callable[[], None]) -> None:
+        """SIGHUP: the processes are told to read files again when they can use what is in them."""
+        try:
+            config = self.read()
+            check(config)
+        except IngestError as error:
+            log.error("SIGHUP: nothing is reloaded: %s", error)
+            return
+        self.config = config
+        use_log_level(config.log_level)
+        log.info("SIGHUP: tokens, certificates, keys and the log level are read again")
+        self.telling.begin()
+        tell()
+        self.telling.end()
+
+
+def check(config: GatewayConfig) -> None:
+    """That everything can be read which is needed: better now than in each process. IngestError."""
+    if not (config.data_dir / META).is_dir():
+        raise ConfigError(f"{config.data_dir} holds no store: start `ingest server` on it first")
+    check_before(config)
+    read_keys(config)
+    Catalog(catalog_path(config.data_dir)).close()  # closed before the fork: SQLite does not live across one
+
+
+def check_before(config: GatewayConfig) -> None:
+    """The part of it that needs no server to have been there."""
+    settings.read_access(config)
+    settings.http_context(config)
+    settings.engine_context(config)
+
+
+def worker_count(config: GatewayConfig) -> int:
+    """``http_workers``, where 0 means one for each core that this process may use."""
+    return config.http_workers or min(len(os.sched_getaffinity(0)), limits.GATEWAY_WORKERS_MAX)
+
+
+def bind(config: GatewayConfig) -> list[Sockets]:
+    """Bound sockets by the name of their port, for each HTTP process. PortTakenError, ConfigError."""
+    workers = worker_count(config)
+    shares: list[dict[str, socket.socket]] = [{} for _ in range(workers)]
+    try:
+        for name, address in ((SHARED, config.http_listen), *config.api):
+            # `--api` may name an API twice, for two ports.
+            key = name if name not in shares[0] else f"{name} {listeners.format_address(address)}"
+            for share, sock in zip(shares, listeners.bind_shared(address, workers), strict=True):
+                share[key] = sock
+    except BaseException:
+        _close(shares)
+        raise
+    return list(shares)
+
+
+def announce(config: GatewayConfig, sockets: Sockets) -> None:
+    """Says where the gateway listens, in the log and in DATA/.ingest/gateway.json, for scripts."""
+    found = {name: listeners.format_address(listeners.bound_address(sock)) for name, sock in sockets.items()}
+    log.info("%s, pid %d", ", ".join(f"{name} {address}" for name, address in found.items()), os.getpid())
+    path = config.data_dir / META / ANNOUNCEMENT
+    draft = path.with_suffix(".new")
+    try:
+        _write_private(draft, json.dumps({"pid": os.getpid(), **found}).encode() + b"\n")
+        os.replace(draft, path)
+    except OSError as error:
+        log.error("%s does not say where this gateway listens: %s", path, error.strerror)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb") as file:
+        file.write(content)
+
+
+# --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it
+
+
+def catalog_main(config: GatewayConfig, shares: list[Sockets]) -> int:
+    _close(shares)
+    serve_catalog(config.data_dir)
+    return 0
+
+
+def _http_main(latest: _Latest, shares: list[Sockets], own: Sockets, link_key: bytes) -> int:
+    _close([share for share in shares if share is not own])
+    return http_main(latest.config, own, latest.read, latest.telling, link_key)
+
+
+def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:
+    _close(shares)
+    return collector_main(latest.config, latest.read, latest.telling)
+
+
+def _close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:
+    for share in shares:
+        listeners.close_all(share.values())

@@ -1,0 +1,200 @@
+"""One HTTP process of a gateway: its store, its ports, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import uvloop
+from aiohttp import web
+
+from ingest import limits
+from ingest.catalog.catalog_access import CatalogAccess
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.catalog_socket import catalog_path
+from ingest.client.async_client import AsyncClient
+from ingest.client.node_figures import NodeFigures
+from ingest.engine.reload import use_log_level
+from ingest.errors import BusyError, IngestError
+from ingest.gateway.apis.stream_api import StreamServer
+from ingest.gateway.http.app import App, make_app
+from ingest.gateway.http.exchange import Collect, Services
+from ingest.gateway.http.links import DownloadLinks
+from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.tls_port import TlsPort
+from ingest.gateway.http.wire import Wires
+from ingest.gateway.process import settings
+from ingest.gateway.process.api_table import APIS, shared_routes
+from ingest.gateway.process.gateway_config import GatewayConfig
+from ingest.gateway.process.node_address import admin_address
+from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
+from ingest.gateway.process.upstream import connected
+from ingest.objects.collector import Collected, Collector, waiting
+from ingest.objects.local_store import LocalStore
+from ingest.runtime import listeners
+from ingest.runtime.child import take_reloads
+
+log = logging.getLogger(__name__)
+
+SHARED = "http"  # the name of the port that has all APIs
+Sockets = Mapping[str, socket.socket]  # the bound one of each port, by name
+ReadConfig = Callable[[], GatewayConfig]  # reads the configuration once more
+
+
+class GatewayServer:
+    """Serves ``sockets`` until `ended` is set."""
+
+    def __init__(self, config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
+        self._config = config
+        self._sockets = sockets
+        self._read_config = read_config
+        self._access = settings.read_access(config)
+        self._context: ssl.SSLContext | None = settings.http_context(config)
+        self._apps: list[App] = []
+        self.ended = asyncio.Event()
+
+    async def serve(self, services: Services) -> None:
+        ids = RequestIds()
+        # Then requests are cut off, and their uploads have time to fail.
+        patience = 0.8 * self._config.drain_timeout
+        runners: list[web.ServerRunner] = []
+        tls_ports: list[TlsPort] = []
+        wires = Wires()
+        stream, listening = StreamServer(services.store, ids, wires), None
+        watching = asyncio.create_task(wires.watch())
+        try:
+            for port, sock in self._sockets.items():
+                name = port.split()[0]
+                listeners.listen(sock, limits.LISTEN_BACKLOG)
+                if name == "stream":
+                    loop = asyncio.get_running_loop()
+                    listening = await loop.create_server(stream.connect, sock=sock)
+                    continue
+                routes = shared_routes() if name == SHARED else APIS[name]()
+                app = make_app(routes, services, self._access, ids, wires)
+                self._apps.append(app)  # before anything is waited for: a reload may come
+                runner = web.ServerRunner(app, shutdown_timeout=0.05 * self._config.drain_timeout)
+                await runner.setup()
+                runners.append(runner)
+                if self._context is None:
+                    await web.SockSite(runner, sock, backlog=limits.LISTEN_BACKLOG).start()
+                else:
+                    tls_ports.append(TlsPort(sock, self._context, app, wires))
+            await self.ended.wait()
+        finally:
+            if listening is not None:
+                listening.close()
+            for runner in runners:
+                for site in runner.sites:
+                    await site.stop()
+            for tls_port in tls_ports:
+                await tls_port.close()
+            await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
+            await asyncio.gather(*(runner.cleanup() for runner in runners))
+            watching.cancel()
+
+    def reload(self, keys: SigningKeys) -> None:
+        """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
+        try:
+            config = self._read_config()
+            access = settings.read_access(config)
+            context = self._context if config.tls_cert is not None else None
+            if context is not None:
+                settings.http_context(config)  # tried first: what fails leaves half a chain in the one in use
+            keys.load(config)
+            if context is not None:
+                settings.load_chain(context, config)
+        except IngestError as error:
+            log.error("nothing was reloaded: %s", error)
+            return
+        self._access = access
+        for app in self._apps:
+            app.gate.access = access
+        use_log_level(config.log_level)
+
+
+def http_main(
+    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+) -> int:
+    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. Returns its exit code."""
+    with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
+        gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
+        gc.set_threshold(limits.CYCLES_THRESHOLD)
+        uvloop.run(_serve(config, sockets, read_config, telling, link_key))
+    return 0
+
+
+async def _serve(
+    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+) -> None:
+    server = GatewayServer(config, sockets, read_config)
+    loop = asyncio.get_running_loop()
+    _cancel_at_term()
+    async with (
+        connected(config, telling) as (client, catalog, keys),
+        NodeFigures(partial(admin_address, config)) as figures,
+    ):
+        with CatalogReader(catalog_path(config.data_dir)) as reader:
+            store = await LocalStore.enter(
+                client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
+            )
+            loop.add_signal_handler(signal.SIGTERM, server.ended.set)
+            loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
+            take_reloads()
+            try:
+                collect = _collect_once(client, catalog, reader)
+                await server.serve(Services(store, client.get, figures, DownloadLinks(link_key), collect))
+            finally:
+                await store.leave()
+
+
+def _collect_once(client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+    """For who does not want to wait for the collector's next turn."""
+
+    async def collect(dry_run: bool) -> Collected:
+        if dry_run:
+            return waiting(reader)
+        if (done := await Collector(client, catalog, reader).run()) is None:
+            raise BusyError("another collector is at work")
+        return done
+
+    return collect
+
+
+def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> int:
+    """The collector, until TERM. Returns its exit code."""
+    with contextlib.suppress(
+        asyncio.CancelledError
+    ):  # whatever it was at: what is left is collected the next time
+        uvloop.run(_collect(config, read_config, telling))
+    return 0
+
+
+async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
+    _cancel_at_term()
+    async with connected(config, telling) as (client, catalog, keys):
+        with CatalogReader(catalog_path(config.data_dir)) as reader:
+
+            def reload() -> None:
+                try:
+                    keys.load(read_config())
+                except IngestError as error:
+                    log.error("nothing was reloaded: %s", error)
+
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+            take_reloads()
+            await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
+
+
+def _cancel_at_term() -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)

@@ -1,0 +1,88 @@
+"""`ingest serve`: a server and its gateway under one parent, which starts both and ends both, the gateway first."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ingest import limits, workers
+from ingest.engine import admin, pool
+from ingest.engine.announcement import announced, reachable
+from ingest.engine.commit import committer
+from ingest.engine.server import serve
+from ingest.engine.server_config import ServerConfig
+from ingest.errors import ConfigError
+from ingest.gateway.process.gateway_config import GatewayConfig
+from ingest.gateway.process.gateway_processes import check_before, run_gateway
+from ingest.runtime import logs
+from ingest.runtime.listeners import Address, format_address
+from ingest.runtime.supervisor import Child, Supervisor
+
+log = logging.getLogger(__name__)
+
+ReadServer = Callable[[], ServerConfig]
+ReadGateway = Callable[[], GatewayConfig]
+
+
+def run_both(read_server: ReadServer, read_gateway: ReadGateway) -> int:
+    """Until TERM or INT. Returns the exit code; raises IngestError when one of them cannot serve."""
+    server_config, gateway_config = read_server(), beside(read_server(), read_gateway())
+    logs.start(server_config.log_level)
+    logs.name_process("serve")
+    check_before(gateway_config)
+    server = Child("server", lambda: _server_main(server_config, read_server), stays=True, reloads=True)
+    gateway = Child(
+        "gateway", lambda: _gateway_main(server, read_server, read_gateway), stays=True, reloads=True
+    )
+    # Each of them drains within its own time-out.
+    patience = server_config.drain_timeout + gateway_config.drain_timeout + limits.SERVE_MARGIN_S
+    return Supervisor([[server], [gateway]], patience).run()
+
+
+def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
+    """The gateway's configuration when the engine is this server. ConfigError."""
+    if server.tls_client_ca is not None:
+        raise ConfigError(
+            "tls_client_ca: a gateway then needs a certificate of its own: "
+            "run `ingest server` and `ingest gateway --connect-tls-ca … --connect-tls-cert …`"
+        )
+    for name in ("listen", "read_listen", "admin_listen"):
+        address: Address = getattr(server, name)
+        if address[1] and address in gateway.listening:
+            raise ConfigError(f"{name}: {format_address(address)} is an address of the gateway too")
+    return replace(gateway, connect_tls_own=server.tls_cert)
+
+
+def _server_main(config: ServerConfig, read_config: ReadServer) -> int:
+    _leave_the_terminal()
+    roles = pool.Roles(admin.admin_main, committer.committer_main, workers.worker_main)
+    return serve(config, roles, read_config)
+
+
+def _gateway_main(server: Child, read_server: ReadServer, read_gateway: ReadGateway) -> int:
+    _leave_the_terminal()
+    data_dir = read_gateway().data_dir
+    put, get = _wait_for(data_dir, server.pid)
+
+    def read_config() -> GatewayConfig:
+        return replace(beside(read_server(), read_gateway()), connect=put, read_connect=get)
+
+    return run_gateway(read_config(), read_config)
+
+
+def _leave_the_terminal() -> None:
+    """A Ctrl-C goes to the group of the parent, who ends the two in their order."""
+    os.setpgid(0, 0)
+
+
+def _wait_for(data_dir: Path, pid: int) -> tuple[Address, Address]:
+    """Where the server with this pid puts and gets: it says so when its ports are bound. Its end ends this process too."""
+    while True:
+        found = announced(data_dir)
+        if found.get("pid") == pid and "put" in found and "get" in found:
+            return reachable(found["put"]), reachable(found["get"])
+        time.sleep(limits.SUPERVISION_INTERVAL_S)

@@ -1,3 +1,0 @@
-from ingest.store._slot_reader import SlotReader
-
-class TreeReader(SlotReader): ...

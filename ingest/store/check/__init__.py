@@ -1,0 +1,1 @@
+"""What looks at a store that no server has, and mends or copies it."""

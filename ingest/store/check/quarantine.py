@@ -1,0 +1,148 @@
+"""Copies of what a repair is about to change: `docs/format.md`, "Quarantine". Durable before anything is changed.
+
+DATA/.ingest/quarantine/2026-11-21T15-02-11Z/
+    0001.copy       the bytes, piece after piece
+    0001.json       where each piece came from
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.errors import DiskError
+from ingest.store.log.log_writer import sync_directory
+from ingest.store.store import META, make_directory
+from ingest.store.store_json import write_json
+
+DIRECTORY = "quarantine"
+_ZEROS = bytes(1 << 16)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of a file from ``offset`` on, and what is wrong with them. ``slot`` and ``ticket`` for those of a slot."""
+
+    offset: int
+    data: bytes
+    kind: str
+    detail: str
+    slot: int | None = None
+    ticket: str | None = None
+
+
+class Quarantine:
+    """One repair's directory, made with its first copy. Paths in it are named from DATA on."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self._directory: Path | None = None
+        self._count = 0
+
+    @property
+    def directory(self) -> Path:
+        if self._directory is None:
+            above = self.data_dir / META / DIRECTORY
+            if above.is_symlink():
+                raise DiskError(f"{above} is a symbolic link: none is followed inside a data directory")
+            stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+            names = [stamp, *(f"{stamp}-{i}" for i in range(2, 10_000))]
+            self._directory = next(path for name in names if not os.path.lexists(path := above / name))
+            make_directory(self._directory)
+        return self._directory
+
+    def keep(self, source: str, pieces: Iterable[Piece], **about: Any) -> str:
+        """Copies pieces of the file ``source`` (named from DATA on, or absolute); returns the copy's path from DATA on."""
+        base = self._next()
+        record: list[dict[str, Any]] = []
+        at = 0
+        fd = os.open(base.with_suffix(".copy"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            for piece in pieces:
+                file.write(piece.data)
+                entry = {
+                    name: value
+                    for name, value in asdict(piece).items()
+                    if name != "data" and value is not None
+                }
+                record.append(entry | {"size": len(piece.data), "at": at})
+                at += len(piece.data)
+            file.flush()
+            os.fsync(file.fileno())
+        return self._describe(base, source, pieces=record, **about)
+
+    def keep_file(self, source: str, path: Path, kind: str, detail: str) -> str:
+        """Copies a whole file, however large."""
+        base = self._next()
+        copy = base.with_suffix(".copy")
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with open(fd, "rb") as old, open(copy, "xb", opener=_private) as new:
+            shutil.copyfileobj(old, new, 4 << 20)
+            new.flush()
+            os.fsync(new.fileno())
+        size = copy.stat().st_size
+        piece = {"offset": 0, "kind": kind, "detail": detail, "size": size, "at": 0}
+        return self._describe(base, source, pieces=[piece])
+
+    def take(self, source: str, path: Path, kind: str, detail: str) -> str:
+        """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file is copied
+        and removed."""
+        if path.is_file() and not path.is_symlink() and path.stat().st_dev != self.directory.stat().st_dev:
+            copy = self.keep_file(source, path, kind, detail)
+            os.unlink(path)
+            sync_directory(path.parent)
+            return copy
+        base = self._next()
+        moved = base.with_suffix(".copy")
+        about: dict[str, Any] = {"link_to": os.readlink(path)} if path.is_symlink() else {}
+        # The description first: what was moved and not described would be lost among the others.
+        name = self._describe(base, source, pieces=[], moved=True, kind=kind, detail=detail, **about)
+        os.rename(path, moved)
+        sync_directory(moved.parent)
+        sync_directory(path.parent)
+        return name
+
+    def staging(self) -> Path:
+        """Where a file is written before it is renamed into its place: on the file system of DATA."""
+        return self.directory / "staged"
+
+    def _next(self) -> Path:
+        self._count += 1
+        return self.directory / f"{self._count:04d}"
+
+    def _describe(self, base: Path, source: str, **about: Any) -> str:
+        write_json(base.with_suffix(".json"), {"path": source, **about})
+        return str(base.with_suffix(".copy").relative_to(self.data_dir))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def replace_file(path: Path, content: bytes, staging: Path) -> None:
+    """Puts ``content`` in the place of a file, durably, whole new or whole old. Blocks of zeros become holes."""
+    fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    with open(fd, "wb") as file:
+        write_sparse(file.fileno(), content)
+        os.fsync(file.fileno())
+    make_directory(path.parent)
+    os.rename(staging, path)
+    sync_directory(path.parent)
+
+
+def write_sparse(fd: int, content: bytes | memoryview) -> None:
+    """Writes a file's content from its start; whole blocks of zeros stay holes."""
+    view = memoryview(content)
+    block = len(_ZEROS)
+    for at in range(0, len(view), block):
+        part = view[at : at + block]
+        if bytes(part) != _ZEROS:
+            done = 0
+            while done < len(part):
+                done += os.pwrite(fd, part[done:], at + done)
+    os.ftruncate(fd, len(view))

@@ -1,0 +1,3 @@
+from ingest.store.layouts._slot_reader import SlotReader
+
+class TreeReader(SlotReader): ...
