@@ -293,6 +293,45 @@ def running_gateway(kind: str, tmp_path_factory: Any) -> Iterator[Gateway]:
         assert node.stop() == 0, node.log()
 
 
+async def _answer(
+    services: Services, access: Access | None, tls: ssl.SSLContext | None, listening: Callable[..., None]
+) -> None:
+    """Serves all APIs, each on a port of its own, from when it calls ``listening`` until the event that it gave there."""
+    loop = asyncio.get_running_loop()
+    allowed = access or Access(Hosts.of([("127.0.0.1", 0)]))
+    ids = RequestIds()
+    wires = Wires()
+    watching = asyncio.create_task(wires.watch())
+    ports = {None: shared_routes()} | {name: routes() for name, routes in APIS.items()}
+    runners = []
+    tls_ports: list[TlsPort] = []
+    addresses = {}
+    for name, routes in ports.items():
+        app = make_app(routes, services, allowed, ids, wires)
+        runner = web.ServerRunner(app, shutdown_timeout=1)
+        await runner.setup()
+        sock = socket.create_server(("127.0.0.1", 0))
+        if tls is None:
+            await web.SockSite(runner, sock).start()
+        else:
+            tls_ports.append(TlsPort(sock, tls, app, wires))
+        addresses[name] = sock.getsockname()[:2]
+        runners.append(runner)
+    stream = StreamServer(services.store, ids, wires)
+    server = await loop.create_server(stream.connect, "127.0.0.1", 0)
+    addresses["stream"] = server.sockets[0].getsockname()[:2]
+    end = asyncio.Event()
+    listening(addresses=addresses, loop=loop, end=end)
+    await end.wait()
+    server.close()
+    for tls_port in tls_ports:
+        await tls_port.close()
+    await stream.drain(1)
+    for runner in runners:
+        await runner.cleanup()
+    watching.cancel()
+
+
 @contextmanager
 def memory_gateway(
     access: Access | None = None,
@@ -312,43 +351,11 @@ def memory_gateway(
     async def serve() -> None:
         async with NodeFigures(lambda: admin) as figures:
             links = DownloadLinks(secrets.token_bytes(32), clock)
-            await answer(Services(store, store.read_chunk, figures, links))
+            await _answer(Services(store, store.read_chunk, figures, links), access, tls, listening)
 
-    async def answer(services: Services) -> None:
-        loop = asyncio.get_running_loop()
-        allowed = access or Access(Hosts.of([("127.0.0.1", 0)]))
-        ids = RequestIds()
-        wires = Wires()
-        watching = asyncio.create_task(wires.watch())
-        ports = {None: shared_routes()} | {name: routes() for name, routes in APIS.items()}
-        runners = []
-        tls_ports: list[TlsPort] = []
-        addresses = {}
-        for name, routes in ports.items():
-            app = make_app(routes, services, allowed, ids, wires)
-            runner = web.ServerRunner(app, shutdown_timeout=1)
-            await runner.setup()
-            sock = socket.create_server(("127.0.0.1", 0))
-            if tls is None:
-                await web.SockSite(runner, sock).start()
-            else:
-                tls_ports.append(TlsPort(sock, tls, app, wires))
-            addresses[name] = sock.getsockname()[:2]
-            runners.append(runner)
-        stream = StreamServer(store, ids, wires)
-        server = await loop.create_server(stream.connect, "127.0.0.1", 0)
-        addresses["stream"] = server.sockets[0].getsockname()[:2]
-        end = asyncio.Event()
-        result.update(addresses=addresses, loop=loop, end=end)
+    def listening(**found: Any) -> None:
+        result.update(found)
         started.set()
-        await end.wait()
-        server.close()
-        for tls_port in tls_ports:
-            await tls_port.close()
-        await stream.drain(1)
-        for runner in runners:
-            await runner.cleanup()
-        watching.cancel()
 
     def main() -> None:
         try:
