@@ -30,8 +30,8 @@ from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.version import State
 from ingest.commands import cli
-from ingest.commands.gateway_backend import _DELETES, _PUTS, GatewayPlace
-from ingest.commands.gateway_client import Body, GatewayAddress
+from ingest.commands.gateway_backend import _DELETES, _PUTS, GatewayBackend
+from ingest.commands.gateway_client import GatewayAddress, UploadBody
 from ingest.errors import (
     ConnectionLostError,
     KeyFileError,
@@ -375,7 +375,7 @@ def test_a_download_that_ends_early(here, memory, file, tmp_path):
 
 
 def test_a_name_that_is_replaced_while_it_is_looked_up(memory):
-    class Hasty(GatewayPlace):
+    class Hasty(GatewayBackend):
         replaced = False
 
         async def describe(self, namespace: str, name: str) -> Any:
@@ -386,8 +386,8 @@ def test_a_name_that_is_replaced_while_it_is_looked_up(memory):
             return found
 
     async def read() -> bytes:
-        async with Hasty(GatewayAddress(url_of(memory))) as place:
-            download = await place.open("objects", "hasty")
+        async with Hasty(GatewayAddress(url_of(memory))) as backend:
+            download = await backend.open("objects", "hasty")
             try:
                 assert download.version.size == len(b"second")
                 return b"".join([piece async for piece in download.read()])
@@ -423,8 +423,8 @@ def test_a_file_that_changes_its_size(memory, size, namespace):
             yield bytes_of(3_000_000)[start : start + 1_000_000]
 
     async def put() -> None:
-        async with GatewayPlace(GatewayAddress(url_of(memory))) as place:
-            await place.put(namespace, "changing", pieces(), size=size)
+        async with GatewayBackend(GatewayAddress(url_of(memory))) as backend:
+            await backend.put(namespace, "changing", pieces(), size=size)
 
     with pytest.raises(UploadLostError, match="it grew" if size < 3_000_000 else "it was cut"):
         asyncio.run(put())
@@ -437,7 +437,7 @@ def test_a_body_is_sent_once():
             yield b"bytes"
 
         async with asyncio.timeout(60) as patience:
-            body = Body(pieces(), None, patience)
+            body = UploadBody(pieces(), None, patience)
             assert [piece async for piece in body] == [b"bytes"]
             aiter(body)
 
@@ -741,8 +741,8 @@ def test_a_source_that_is_silent_for_longer_than_a_gateway_may_be(memory, monkey
             await asyncio.sleep(2.5)
             yield b"two"
 
-        async with GatewayPlace(GatewayAddress(url_of(memory))) as place:
-            await place.put("objects", "slow", pieces())
+        async with GatewayBackend(GatewayAddress(url_of(memory))) as backend:
+            await backend.put("objects", "slow", pieces())
 
     asyncio.run(put())
     assert memory.request("GET", "/objects/slow").body == b"one, two"
@@ -800,7 +800,7 @@ def test_what_is_no_url(url, match):
 
 def test_a_gateway_below_a_path(memory, here):
     """Behind a proxy that gives it a part of its names."""
-    place = GatewayPlace(GatewayAddress("http://127.0.0.1:1/ingest/"))
+    place = GatewayBackend(GatewayAddress("http://127.0.0.1:1/ingest/"))
     assert place._client._base == "http://127.0.0.1:1/ingest"
     here.url += "/"
     here("ls")

@@ -40,7 +40,7 @@ class Facts:
         return dict(self.__dict__)
 
 
-class Place(Protocol):
+class Backend(Protocol):
     """An asynchronous context; it reaches for what a call needs with the first one that does.
 
     Errors: `ingest.errors`. Nothing that broke is resumed behind the caller's back.

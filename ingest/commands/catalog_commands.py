@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingest.commands.local_backend import Node, run_loop
+from ingest.commands.command_loop import run_loop
+from ingest.commands.local_backend import LocalNode
 from ingest.commands.object_files import shown
 from ingest.commands.object_options import DATA_DIR, KEY_FILE, print_result
-from ingest.commands.store_commands import AS_JSON, PATH, progress_bar
+from ingest.commands.progress_bars import steps_bar
+from ingest.commands.store_commands import AS_JSON, PATH
 
 if TYPE_CHECKING:
     from ingest.catalog.extent import Extent
@@ -41,7 +43,7 @@ def rebuild(data_dir: Path, as_json: bool, **options: Any) -> None:
     """
     from ingest.objects import rebuild as rebuilder
 
-    with progress_bar() as progress:
+    with steps_bar() as progress:
         found = rebuilder.rebuild(data_dir, progress=progress, **options)
     lines = [shown(f"incomplete: {one}") for one in found.incomplete]
     lines += [shown(f"problem: {one}") for one in found.problems]
@@ -68,7 +70,7 @@ def backup(file: Path, data_dir: Path, as_json: bool) -> None:
     from ingest.catalog import backup as copier
     from ingest.catalog.catalog_socket import catalog_path
 
-    with progress_bar() as progress:
+    with steps_bar() as progress:
         size = copier.backup(catalog_path(data_dir), file, progress)
     print_result({"file": str(file), "bytes": size}, [f"{shown(str(file))}: {size:,} bytes"], as_json)
 
@@ -92,7 +94,7 @@ def lease(count: int, what: str, data_dir: Path, as_json: bool) -> None:
     """
     from ingest import ticket
 
-    node = Node(data_dir=data_dir)
+    node = LocalNode(data_dir=data_dir)
 
     async def take() -> Extent:
         with node.reader():

@@ -118,11 +118,12 @@ def loopback(as_json: bool, **options: Any) -> None:
     Example:
       ingest loopback --key-file data/.ingest/key --frames 1000000 --verify
     """
+    from ingest.commands.progress_bars import load_bar
     from ingest.loadgen.loopback import LoopbackOptions, run
-    from ingest.loadgen.loopback_report import report_text, show_progress
+    from ingest.loadgen.loopback_report import report_text
 
     chosen = LoopbackOptions(**options)
-    with show_progress() as progress:
+    with load_bar() as progress:
         result = run(chosen, progress)
     for problem in result.problems:
         click.echo(f"ingest: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""Objects of a gateway, over HTTP: a `Place` for the object commands. Its routes: `docs/http.md`."""
+"""Objects of a gateway, over HTTP: a `Backend` for the object commands. Its routes: `docs/http.md`."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ class GatewayDownload:
         await self._stack.aclose()
 
 
-class GatewayPlace:
-    """Implements `Place`."""
+class GatewayBackend:
+    """Implements `Backend`."""
 
     def __init__(self, address: GatewayAddress) -> None:
         self._client = GatewayClient(address)

@@ -85,7 +85,7 @@ class _Complaint(msgspec.Struct):
     request_id: str = ""
 
 
-class Body:
+class UploadBody:
     """What is uploaded: its bytes, once, of exactly ``size`` when that is known.
 
     The last piece is held back until the end has been seen, so that a gateway never has all the bytes of what turns out to
@@ -192,8 +192,8 @@ class GatewayClient:
         headers = {"Content-Length": str(size)} if size else {}
         try:
             async with asyncio.timeout(limits.GATEWAY_SILENCE_S) as patience:
-                body = Body(source, size, patience)
-                # The clock of `Body` alone: aiohttp's own would start when the request may go on, and run on while it does.
+                body = UploadBody(source, size, patience)
+                # The body's own clock: aiohttp's would start when the request may go on, and run on while it does.
                 request = self._request(
                     method,
                     path,

@@ -1,22 +1,14 @@
-"""Objects of a data directory beside its server: a `Place` for the object commands. And how these run: in a loop that
-signals end, with a bar."""
+"""Objects of a data directory beside its server: a `Backend` for the object commands."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
-import sys
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as Bars
+from typing import TYPE_CHECKING, Self
 
 from ingest import limits
 from ingest.commands.backend import Facts
@@ -34,11 +26,9 @@ if TYPE_CHECKING:
     from ingest.objects.local_store import LocalStore
     from ingest.objects.object_store import Download
 
-Progress = Callable[[int], None]  # told of so many bytes more
-
 
 @dataclass(frozen=True, kw_only=True)
-class Node:
+class LocalNode:
     """Where the objects are: a data directory and the ports of its server: those that it says, unless others are given."""
 
     data_dir: Path
@@ -133,11 +123,11 @@ class Node:
                 await store.leave()
 
 
-class NodePlace:
-    """Implements `Place`. Changes go through the catalog's service when a gateway runs, and are made here when none does:
+class LocalBackend:
+    """Implements `Backend`. Changes go through the catalog's service when a gateway runs, and are made here when none does:
     SQLite's lock keeps them apart. What needs the catalog alone needs no server."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: LocalNode) -> None:
         self._node = node
         self._stack = AsyncExitStack()
         self._putting: LocalStore | None = None
@@ -200,37 +190,3 @@ class NodePlace:
         if done is None:
             raise BusyError("another collector is at work")
         return done
-
-
-def run_loop(work: Coroutine[Any, Any, Any]) -> Any:
-    """An event loop for one command. TERM ends it as INT does: what was begun is undone."""
-
-    async def until_done() -> Any:
-        task = asyncio.current_task()
-        assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
-    try:
-        return asyncio.run(until_done())
-    except asyncio.CancelledError:
-        sys.exit(128 + signal.SIGTERM)
-
-
-@contextmanager
-def transfer_bar(what: str, total: int | None) -> Iterator[Progress]:
-    """Yields what is told of each piece: a bar with rate and time left on stderr when that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(shown(what), total=total)
-        yield lambda size: bars.advance(task, size)

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingest import limits
-from ingest.commands.backend import Facts, Place
-from ingest.commands.local_backend import run_loop, transfer_bar
+from ingest.commands.backend import Backend, Facts
+from ingest.commands.command_loop import run_loop
 from ingest.commands.object_files import Source, Target, shown
 from ingest.commands.object_options import (
     CONNECT,
     KEY_FILE,
     NAMESPACE,
     READ_CONNECT,
-    place_options,
+    backend_options,
     print_result,
     tls_options,
 )
+from ingest.commands.progress_bars import transfer_bar
 from ingest.commands.store_commands import AS_JSON, PATH
 from ingest.errors import BusyError, CatalogError, CorruptionError, NotFoundError, TicketError, UsageError
 
@@ -40,9 +41,9 @@ if TYPE_CHECKING:
 @click.argument("files", metavar="FILE…", nargs=-1, required=True, type=PATH)
 @click.option("--name", metavar="N", help="Of the object, when there is one FILE. [default: the file's]")
 @NAMESPACE
-@place_options(CONNECT, KEY_FILE, tls_options)
+@backend_options(CONNECT, KEY_FILE, tls_options)
 @AS_JSON
-def put(files: tuple[Path, ...], name: str | None, namespace: str, as_json: bool, place: Place) -> None:
+def put(files: tuple[Path, ...], name: str | None, namespace: str, as_json: bool, backend: Backend) -> None:
     """Stores each FILE as an object with the name of the file, without its directory; - is stdin, which needs --name.
 
     What had the name before is replaced; but in the namespaces of a gateway's APIs their rules hold (docs/http.md). Exits
@@ -54,8 +55,8 @@ def put(files: tuple[Path, ...], name: str | None, namespace: str, as_json: bool
       ingest put --gateway https://files.example:8080 --token-file token holiday.mp4
       tar c photos | ingest put --data-dir /var/lib/ingest - --name photos.tar --json
     """
-    named = _names(files, name, place.names_content(namespace))
-    stored = run_loop(_put_all(place, namespace, named))
+    named = _names(files, name, backend.names_content(namespace))
+    stored = run_loop(_put_all(backend, namespace, named))
     lines = [f"{shown(one.name)}  {one.size:,} bytes  {one.id}  {one.digest}" for one in stored]
     print_result({"objects": [one.as_json() for one in stored]}, lines, as_json)
 
@@ -87,16 +88,16 @@ def _names(files: Sequence[Path], name: str | None, by_content: bool = False) ->
     return named
 
 
-async def _put_all(place: Place, namespace: str, named: Mapping[str, Path | None]) -> list[Facts]:
-    async with place:
-        return [await _put_one(place, namespace, name, Source(path)) for name, path in named.items()]
+async def _put_all(backend: Backend, namespace: str, named: Mapping[str, Path | None]) -> list[Facts]:
+    async with backend:
+        return [await _put_one(backend, namespace, name, Source(path)) for name, path in named.items()]
 
 
-async def _put_one(place: Place, namespace: str, name: str, source: Source) -> Facts:
+async def _put_one(backend: Backend, namespace: str, name: str, source: Source) -> Facts:
     source.open()
     try:
         with transfer_bar(name, source.size) as progress:
-            stored = await place.put(namespace, name, source.pieces(progress), size=source.size)
+            stored = await backend.put(namespace, name, source.pieces(progress), size=source.size)
     finally:
         source.close()
     if (stored.size, stored.digest) != (source.read, source.hash.hexdigest()):
@@ -113,9 +114,9 @@ async def _put_one(place: Place, namespace: str, name: str, source: Source) -> F
 @click.argument("name", metavar="NAME|ID")
 @click.option("-o", "--output", metavar="FILE", type=PATH, help="[default: stdout]")
 @NAMESPACE
-@place_options(READ_CONNECT, KEY_FILE, tls_options)
+@backend_options(READ_CONNECT, KEY_FILE, tls_options)
 @AS_JSON
-def get(name: str, output: Path | None, namespace: str, as_json: bool, place: Place) -> None:
+def get(name: str, output: Path | None, namespace: str, as_json: bool, backend: Backend) -> None:
     """Reads an object by its name; or by its ObjectID, when there is no such name.
 
     Every frame is checked end to end (by the gateway, where there is one), and the whole object against the digest in the
@@ -131,15 +132,15 @@ def get(name: str, output: Path | None, namespace: str, as_json: bool, place: Pl
     to_stdout = output is None or str(output) == "-"
     if to_stdout and as_json:
         raise UsageError("--json and the object can't both go to stdout: -o says where the object goes")
-    found = run_loop(_get(place, namespace, name, None if to_stdout else output))
+    found = run_loop(_get(backend, namespace, name, None if to_stdout else output))
     if not to_stdout:
         line = f"{shown(str(output))}  {found.size:,} bytes  {found.id}  {found.digest}"
         print_result(found.as_json() | {"file": str(output)}, [line], as_json)
 
 
-async def _get(place: Place, namespace: str, name: str, output: Path | None) -> Facts:
-    async with place:
-        download = await _open(place, namespace, name)
+async def _get(backend: Backend, namespace: str, name: str, output: Path | None) -> Facts:
+    async with backend:
+        download = await _open(backend, namespace, name)
         try:
             with Target(output) as target:
                 await _copy(download, target)
@@ -149,12 +150,12 @@ async def _get(place: Place, namespace: str, name: str, output: Path | None) -> 
         return Facts.of(download.version)
 
 
-async def _open(place: Place, namespace: str, name: str) -> Download:
+async def _open(backend: Backend, namespace: str, name: str) -> Download:
     try:
-        return await place.open(namespace, name)
+        return await backend.open(namespace, name)
     except NotFoundError as missing:
         try:
-            return await place.open_object(name)
+            return await backend.open_object(name)
         except (NotFoundError, TicketError):
             raise missing from None
 
@@ -183,9 +184,9 @@ async def _copy(download: Download, target: Target) -> None:
 @click.command()
 @click.argument("prefix", default="")
 @NAMESPACE
-@place_options()
+@backend_options()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each object, a line each.")
-def ls(prefix: str, namespace: str, as_json: bool, place: Place) -> None:
+def ls(prefix: str, namespace: str, as_json: bool, backend: Backend) -> None:
     """Lists the objects whose names begin with PREFIX, in the order of their UTF-8: size, time, name.
 
     Characters of a name that can't be printed are shown as escapes; --json gives names as they are.
@@ -194,13 +195,13 @@ def ls(prefix: str, namespace: str, as_json: bool, place: Place) -> None:
     Example:
       ingest ls --data-dir /var/lib/ingest photos/2026-
     """
-    run_loop(_list(place, namespace, prefix, as_json))
+    run_loop(_list(backend, namespace, prefix, as_json))
 
 
-async def _list(place: Place, namespace: str, prefix: str, as_json: bool) -> None:
-    async with place:
+async def _list(backend: Backend, namespace: str, prefix: str, as_json: bool) -> None:
+    async with backend:
         after = ""
-        while page := await place.page(namespace, prefix, after):
+        while page := await backend.page(namespace, prefix, after):
             for one in page:
                 content = {"name": one.name, "size": one.size, "digest": one.etag, "created": one.created}
                 print_result(content, [f"{one.size:>15,}  {_utc(one.created)}  {shown(one.name)}"], as_json)
@@ -210,9 +211,9 @@ async def _list(place: Place, namespace: str, prefix: str, as_json: bool) -> Non
 @click.command()
 @click.argument("name")
 @NAMESPACE
-@place_options()
+@backend_options()
 @AS_JSON
-def stat(name: str, namespace: str, as_json: bool, place: Place) -> None:
+def stat(name: str, namespace: str, as_json: bool, backend: Backend) -> None:
     """Says what the catalog has of an object: size, digest, where it lies, and the history of its name.
 
     \b
@@ -221,7 +222,7 @@ def stat(name: str, namespace: str, as_json: bool, place: Place) -> None:
     """
     from ingest import ticket
 
-    version, history = run_loop(_describe(place, namespace, name))
+    version, history = run_loop(_describe(backend, namespace, name))
     facts = Facts.of(version).as_json()
     content = facts | {
         "created": version.created,
@@ -239,17 +240,17 @@ def stat(name: str, namespace: str, as_json: bool, place: Place) -> None:
     print_result(content, lines, as_json)
 
 
-async def _describe(place: Place, namespace: str, name: str) -> tuple[Version, list[Transition]]:
-    async with place:
-        return await place.describe(namespace, name)
+async def _describe(backend: Backend, namespace: str, name: str) -> tuple[Version, list[Transition]]:
+    async with backend:
+        return await backend.describe(namespace, name)
 
 
 @click.command()
 @click.argument("names", metavar="NAME…", nargs=-1, required=True)
 @NAMESPACE
-@place_options()
+@backend_options()
 @AS_JSON
-def rm(names: tuple[str, ...], namespace: str, as_json: bool, place: Place) -> None:
+def rm(names: tuple[str, ...], namespace: str, as_json: bool, backend: Backend) -> None:
     """Removes objects. The collector of a gateway gives their space back, or `ingest gc`.
 
     Exits with 1 when one of the names is not there; the others are removed.
@@ -258,7 +259,7 @@ def rm(names: tuple[str, ...], namespace: str, as_json: bool, place: Place) -> N
     Example:
       ingest rm --data-dir /var/lib/ingest holiday.mp4 notes.txt
     """
-    removed, missing = run_loop(_remove(place, namespace, names))
+    removed, missing = run_loop(_remove(backend, namespace, names))
     print_result(
         {"removed": removed, "missing": missing}, [f"removed {shown(one)}" for one in removed], as_json
     )
@@ -267,13 +268,13 @@ def rm(names: tuple[str, ...], namespace: str, as_json: bool, place: Place) -> N
     sys.exit(1 if missing else 0)
 
 
-async def _remove(place: Place, namespace: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+async def _remove(backend: Backend, namespace: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     missing: list[str] = []
-    async with place:
+    async with backend:
         for name in names:
             try:
-                await place.delete(namespace, name)
+                await backend.delete(namespace, name)
                 removed.append(name)
             except NotFoundError:
                 missing.append(name)
@@ -282,9 +283,9 @@ async def _remove(place: Place, namespace: str, names: Sequence[str]) -> tuple[l
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Delete nothing; say how much is to be deleted.")
-@place_options(CONNECT, KEY_FILE, tls_options)
+@backend_options(CONNECT, KEY_FILE, tls_options)
 @AS_JSON
-def gc(dry_run: bool, as_json: bool, place: Place) -> None:
+def gc(dry_run: bool, as_json: bool, backend: Backend) -> None:
     """Deletes the chunks of objects that were removed or replaced, of uploads that broke and of processes that died.
 
     A gateway does the same every few seconds; while its collector is at work, this one waits for it, 30 s at most. What the
@@ -296,7 +297,7 @@ def gc(dry_run: bool, as_json: bool, place: Place) -> None:
     """
     from ingest.objects.collector import described
 
-    done = run_loop(_collect(place, dry_run))
+    done = run_loop(_collect(backend, dry_run))
     content = {"dry_run": dry_run} | described(done)
     verb = "would delete" if dry_run else "deleted"
     line = f"{verb} {done.tickets:,} tickets of {done.entries:,} extents"
@@ -306,13 +307,13 @@ def gc(dry_run: bool, as_json: bool, place: Place) -> None:
     sys.exit(1 if done.refused else 0)
 
 
-async def _collect(place: Place, dry_run: bool) -> Collected:
-    async with place:
+async def _collect(backend: Backend, dry_run: bool) -> Collected:
+    async with backend:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.OWNER_DEADLINE_S  # one that was killed is not at work after that
         while True:
             try:
-                return await place.collect(dry_run)
+                return await backend.collect(dry_run)
             except BusyError:
                 if loop.time() > deadline:
                     raise

@@ -13,8 +13,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from ingest.commands.backend import Place
-from ingest.commands.local_backend import Node, NodePlace
+from ingest.commands.backend import Backend
+from ingest.commands.local_backend import LocalBackend, LocalNode
 from ingest.commands.store_commands import PATH
 from ingest.errors import UsageError
 from ingest.runtime.listeners import Address, parse_address
@@ -100,21 +100,21 @@ _TLS_CA = click.option(
 _OF_GATEWAY = ("gateway", "token_file", "gateway_ca")
 
 
-def place_options(*more: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def backend_options(*more: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """The flags that say where the objects are: --data-dir with ``more`` of its server's, or --gateway with its own. The
-    command gets what they mean as ``place``."""
+    command gets what they mean as ``backend``."""
 
     def decorate(command: Command) -> Command:
         @wraps(command)
-        def placed(**options: Any) -> None:
+        def chosen(**options: Any) -> None:
             context = click.get_current_context()
             own = {name: options.pop(name) for name in _OF_GATEWAY}
-            named = {field.name for field in fields(Node)} & options.keys()
+            named = {field.name for field in fields(LocalNode)} & options.keys()
             node = {name: options.pop(name) for name in sorted(named)}
-            command(place=_place(context, own, node), **options)
+            command(backend=_backend(context, own, node), **options)
 
         options: tuple[Callable[[Command], Command], ...] = (_GATEWAY, _TOKEN_FILE, _TLS_CA, DATA_DIR, *more)
-        found: Command = placed
+        found: Command = chosen
         for option in reversed(options):
             found = option(found)
         return found
@@ -122,7 +122,7 @@ def place_options(*more: Callable[[Command], Command]) -> Callable[[Command], Co
     return decorate
 
 
-def _place(context: click.Context, own: Mapping[str, Any], node: Mapping[str, Any]) -> Place:
+def _backend(context: click.Context, own: Mapping[str, Any], node: Mapping[str, Any]) -> Backend:
     """A flag goes before a variable; a variable of a gateway, which nothing else needs, before the server's. UsageError for
     flags of both."""
 
@@ -137,8 +137,8 @@ def _place(context: click.Context, own: Mapping[str, Any], node: Mapping[str, An
     if server or own["gateway"] is None:
         if gateway:
             raise UsageError(f"{gateway[0]} is for a gateway: --gateway says which")
-        return NodePlace(Node(**node))
-    from ingest.commands.gateway_backend import GatewayPlace
+        return LocalBackend(LocalNode(**node))
+    from ingest.commands.gateway_backend import GatewayBackend
     from ingest.commands.gateway_client import GatewayAddress
     from ingest.gateway.http.token_file import check_token, read_token
 
@@ -147,7 +147,7 @@ def _place(context: click.Context, own: Mapping[str, Any], node: Mapping[str, An
         token = read_token(own["token_file"])
     elif os.environ.get("INGEST_TOKEN"):  # read here: --help would show the value of a flag's variable
         token = check_token(os.environ["INGEST_TOKEN"], "INGEST_TOKEN")
-    return GatewayPlace(GatewayAddress(own["gateway"], token, own["gateway_ca"]))
+    return GatewayBackend(GatewayAddress(own["gateway"], token, own["gateway_ca"]))
 
 
 def print_result(content: Mapping[str, Any], lines: Sequence[str], as_json: bool) -> None:

@@ -5,42 +5,20 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from ingest.store.check.findings import Progress, Report, no_progress
+from ingest.commands.progress_bars import steps_bar
+from ingest.store.check.findings import Report
 
 PATH = click.Path(path_type=Path)
 RANGES_SHOWN = 64  # of tickets, as text: a pack of every second slot has 648
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Yields what a long call reports to: a bar on stderr when that is a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield no_progress
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total or None)
-            bars.update(tasks[what], completed=done, total=total or None)
-
-        yield show
 
 
 @click.command()
@@ -62,7 +40,7 @@ def fsck(directory: Path, repair: bool, key_file: Path | None, wal_dir: Path | N
     """
     from ingest.store.check import fsck as checker
 
-    with progress_bar() as progress:
+    with steps_bar() as progress:
         report = checker.fsck(directory, repair=repair, key_file=key_file, wal_dir=wal_dir, progress=progress)
     click.echo(json.dumps(report.as_json()) if as_json else fsck_text(report))
     sys.exit(0 if report.clean else 1)
@@ -181,7 +159,7 @@ def export(
     """
     from ingest.store.check import export as exporter
 
-    with progress_bar() as progress:
+    with steps_bar() as progress:
         result = exporter.export(
             directory, target, layout, key_file=key_file, wal_dir=wal_dir, progress=progress
         )

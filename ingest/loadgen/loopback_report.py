@@ -3,45 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ingest.loadgen.loopback import LoopbackResult
-from ingest.loadgen.loopback import Progress as Moment
-
-
-@contextmanager
-def show_progress() -> Iterator[Callable[[Moment], None] | None]:
-    """Yields what `loopback.run` is to call; None when stderr is no terminal, where nobody watches a bar."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    columns = (
-        TextColumn("{task.description:6}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(
-            "{task.fields[rate]:,.0f} frames/s  p50 {task.fields[p50]:.2f} ms  p99 {task.fields[p99]:.2f} ms"
-        ),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(moment: Moment) -> None:
-            fields: dict[str, Any] = {"rate": moment.frames_per_s, "p50": moment.p50_ms, "p99": moment.p99_ms}
-            task = tasks.get(moment.phase)
-            if task is None:
-                task = tasks[moment.phase] = bars.add_task(moment.phase, total=moment.total, **fields)
-            bars.update(task, completed=moment.done, total=moment.total, **fields)
-
-        yield show
 
 
 def report_text(result: LoopbackResult) -> str:
