@@ -25,7 +25,7 @@ from ingest.errors import (
     RefusedError,
 )
 from ingest.limits import SMALL_OBJECT_MAX
-from ingest.objects.budget import ALLOWANCE_SIZE
+from ingest.objects.memory_budget import ALLOWANCE_SIZE
 from ingest.status import Status
 
 _numbers = itertools.count(1)

@@ -17,8 +17,8 @@ from memory_store import MemoryStore
 
 from ingest.client.async_client import AsyncClient
 from ingest.client.node_figures import NodeFigures
+from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Services
-from ingest.gateway.http.links import DownloadLinks
 from ingest.gateway.process.gateway_config import load_config
 from ingest.gateway.process.http_process import GatewayServer
 from ingest.gateway.process.signing_keys import SigningKeys, Telling

@@ -30,9 +30,9 @@ from ingest.errors import (
     UploadLostError,
 )
 from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
-from ingest.objects.budget import ALLOWANCE_SIZE, Budget
 from ingest.objects.collector import Collector
 from ingest.objects.local_store import LocalStore
+from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget
 from ingest.runtime.key_file import read_keys
 from ingest.status import Status
 

@@ -22,8 +22,8 @@ from ingest.limits import (
     SMALL_OBJECT_MAX,
     TRANSFER_ALLOWANCE_CHUNKS,
 )
-from ingest.objects.budget import ALLOWANCE_SIZE, Budget, Transfer
 from ingest.objects.membership import Membership
+from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget, Transfer
 from ingest.status import Status
 
 GONE = (Status.MISSING, Status.DELETED)

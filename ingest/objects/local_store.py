@@ -12,10 +12,10 @@ from ingest.catalog.version import ANY, Condition, Transition, Version, check_na
 from ingest.client.async_client import AsyncClient
 from ingest.limits import LEASE_TICKETS
 from ingest.objects.body import Body
-from ingest.objects.budget import Budget
 from ingest.objects.download import PinnedDownload, SmallDownload, open_version
 from ingest.objects.manifest import manifest_key
 from ingest.objects.membership import Membership
+from ingest.objects.memory_budget import Budget
 from ingest.objects.receiver import Receiver
 from ingest.objects.upload import Upload
 

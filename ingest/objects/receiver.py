@@ -3,7 +3,7 @@
 Two ways. An object that fits into memory is put as one run of a lease that this process has, and takes one transaction.
 A larger one is a PENDING version whose ranges are in the catalog before their first frame is sent; it is put in pieces, a
 few of which are in flight. A piece that meets a ticket of somebody else's moves to another range as a whole. A small one
-goes that way too when its bytes come too slowly to keep them, or when other transfers have the memory (`budget`).
+goes that way too when its bytes come too slowly to keep them, or when other transfers have the memory (`memory_budget`).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from ingest.limits import (
 )
 from ingest.objects import manifest
 from ingest.objects.body import Body, as_body
-from ingest.objects.budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
 from ingest.objects.chunk_writer import ChunkWriter
 from ingest.objects.manifest import Manifest
 from ingest.objects.membership import Membership
+from ingest.objects.memory_budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
 from ingest.objects.upload import (
     NAMELESS,
     Upload,

@@ -15,10 +15,10 @@ from ingest import ticket
 from ingest.catalog.version import ANY, check_name, check_namespace
 from ingest.errors import UsageError
 from ingest.gateway.apis import objects_api, store_api
+from ingest.gateway.http.download_links import PATH as DOWNLOAD
 from ingest.gateway.http.downloads import send_object
 from ingest.gateway.http.exchange import Exchange, json_response
 from ingest.gateway.http.failures import Failure
-from ingest.gateway.http.links import PATH as DOWNLOAD
 from ingest.gateway.http.listing import describe_history, send_page
 from ingest.gateway.http.preconditions import condition_of
 from ingest.gateway.http.routes import Route

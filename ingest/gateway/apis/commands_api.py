@@ -7,8 +7,8 @@ from aiohttp import web
 
 from ingest.gateway.http.downloads import send_version
 from ingest.gateway.http.exchange import Collect, Exchange, json_response, no_route
+from ingest.gateway.http.request_target import decode
 from ingest.gateway.http.routes import Route
-from ingest.gateway.http.target import decode
 from ingest.objects.collector import described
 
 

@@ -20,8 +20,8 @@ from ingest.gateway.http.access import Access
 from ingest.gateway.http.exchange import Exchange, Services, marks
 from ingest.gateway.http.failures import ClientGoneError, Failure, failure_of
 from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
-from ingest.gateway.http.target import parse_target, without_query
 from ingest.gateway.http.wire import Connection, Wires
 
 log = logging.getLogger(__name__)

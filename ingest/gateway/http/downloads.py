@@ -20,7 +20,7 @@ from ingest.gateway.http.preconditions import check_read, format_etag, is_condit
 from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.uploads import KEPT
 from ingest.limits import HTTP_TLS_WRITE_SIZE
-from ingest.objects.budget import ALLOWANCE_SIZE
+from ingest.objects.memory_budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import Download
 
 # An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.

@@ -26,8 +26,8 @@ from ingest.engine.reload import use_log_level
 from ingest.errors import BusyError, IngestError
 from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.app import App, make_app
+from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Collect, Services
-from ingest.gateway.http.links import DownloadLinks
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.http.wire import Wires

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.objects.budget import Budget
+from ingest.objects.memory_budget import Budget
 
 
 def test_one_alone_may_borrow_all():
