@@ -326,14 +326,15 @@ class Catalog(Allocator):
             place = self._db.last_id()
             self._made.add(namespace)
         now = self.clock()
+        saved = now if state is State.OK else None
         self._db.run(
             "INSERT INTO versions(number, namespace, name, state, size, created, saved, owner, first, digest, extents,"
             " headers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            *(number, place, name, state, size, now, now if state is State.OK else None, owner),
+            *(number, place, name, state, size, now, saved, owner),
             *(extents[0].first if extents else None, digest, extent.serialize(extents)),
             msgspec.json.encode(headers).decode() if headers else None,
         )
-        return Version(number, namespace, name, state, size, digest, now, extents, headers)
+        return Version(number, namespace, name, state, size, digest, now, extents, headers, saved)
 
     def _replace(self, namespace: str, name: str, version: int, condition: Condition, digest: bytes) -> None:
         present = self.lookup(namespace, name)

@@ -23,7 +23,9 @@ _UNREAD = (
     "(version IS NULL OR NOT EXISTS"
     " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?))"
 )
-COLUMNS = "SELECT number, namespace, name, state, size, digest, created, extents, headers FROM versions "
+COLUMNS = (
+    "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved FROM versions "
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ class CatalogReader:
         return None if row is None else self._version(row)
 
     def _version(self, row: tuple[Any, ...]) -> Version:
-        number, namespace, name, state, size, digest, created, extents, headers = row
+        number, namespace, name, state, size, digest, created, extents, headers, saved = row
         return Version(
             number,
             self._namespace_name(namespace),
@@ -218,6 +220,7 @@ class CatalogReader:
             created,
             extent.parse(extents),
             msgspec.json.decode(headers) if headers else {},
+            saved,
         )
 
     def _namespace(self, name: str) -> int | None:

@@ -34,6 +34,7 @@ class Version:
     created: float  # seconds since 1970
     extents: tuple[Extent, ...]
     headers: Mapping[str, str] = field(default_factory=dict)
+    saved: float | None = None  # seconds since 1970, when the name came to point to it
 
     @property
     def object_id(self) -> str:
@@ -43,6 +44,12 @@ class Version:
     @property
     def etag(self) -> str:
         return self.digest.hex()
+
+    @property
+    def modified(self) -> int:
+        """Since when its bytes are those of its name: whole seconds since 1970, as HTTP's dates have them. Its upload may
+        have begun long before, and others have come and gone meanwhile."""
+        return int(self.created if self.saved is None else self.saved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +69,14 @@ class Condition:
 
     ``exists``: True: it has a version, False: it has none, None: either. ``etags``: its version is one of these
     (If-Match). ``none_of``: it is none of these (If-None-Match). ``same``: if it has a version, its bytes are the same.
+    ``unmodified_since``: it is not younger than so many seconds since 1970 (If-Unmodified-Since).
     """
 
     exists: bool | None = None
     etags: frozenset[str] | None = None
     none_of: frozenset[str] | None = None
     same: bool = False
+    unmodified_since: int | None = None
 
     def check(self, name: str, present: Version | None, digest: bytes | None = None) -> None:
         """NameTakenError, NotFoundError or PreconditionError. ``digest``: of what is to be committed, when it is known."""
@@ -79,6 +88,8 @@ class Condition:
             return
         if self.etags is not None and "*" not in self.etags and present.etag not in self.etags:
             raise PreconditionError(f"object {name!r} has changed: it is {present.etag} now")
+        if self.unmodified_since is not None and present.modified > self.unmodified_since:
+            raise PreconditionError(f"object {name!r} was replaced after If-Unmodified-Since")
         if self.none_of is not None and ("*" in self.none_of or present.etag in self.none_of):
             raise PreconditionError(f"object {name!r} is {present.etag}, which If-None-Match excludes")
         if self.exists is False:

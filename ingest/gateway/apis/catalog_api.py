@@ -15,11 +15,12 @@ from ingest import ticket
 from ingest.catalog.version import ANY, check_name, check_namespace
 from ingest.errors import UsageError
 from ingest.gateway.apis import objects_api, store_api
+from ingest.gateway.http.download_links import PARAMETERS as LINK_QUERY
 from ingest.gateway.http.download_links import PATH as DOWNLOAD
 from ingest.gateway.http.downloads import send_object
 from ingest.gateway.http.exchange import Exchange, json_response
 from ingest.gateway.http.failures import Failure
-from ingest.gateway.http.listing import describe_history, send_page
+from ingest.gateway.http.listing import PAGE_QUERY, describe_history, send_page
 from ingest.gateway.http.preconditions import condition_of
 from ingest.gateway.http.routes import Route
 from ingest.gateway.http.uploads import describe
@@ -27,15 +28,17 @@ from ingest.gateway.http.uploads import describe
 # In these an API deletes. The others are written once; who deletes there has the command line.
 _DELETING = frozenset((objects_api.NAMESPACE, store_api.NAMESPACE))
 
+_ONE = frozenset(("namespace", "name"))
+
 
 def routes() -> list[Route]:
     return [
         Route("/catalog/namespaces", {"GET": _namespaces}),
-        Route("/catalog/objects", {"GET": _objects}),
-        Route("/catalog/object", {"GET": _get, "DELETE": _delete}),
-        Route("/catalog/version", {"GET": _version}),
-        Route("/catalog/link", {"GET": _link}),
-        Route(DOWNLOAD, {"GET": _download}, public=True),
+        Route("/catalog/objects", {"GET": _objects}, query={"GET": PAGE_QUERY | {"namespace"}}),
+        Route("/catalog/object", {"GET": _get, "DELETE": _delete}, query={"GET": _ONE, "DELETE": _ONE}),
+        Route("/catalog/version", {"GET": _version}, query={"GET": _ONE | {"id"}}),
+        Route("/catalog/link", {"GET": _link}, query={"GET": _ONE}),
+        Route(DOWNLOAD, {"GET": _download}, public=True, query={"GET": LINK_QUERY}),
     ]
 
 
@@ -57,7 +60,7 @@ async def _delete(exchange: Exchange) -> web.StreamResponse:
     if namespace not in _DELETING:
         message = f"no API deletes in the namespace {namespace!r}: `ingest rm` does"
         raise Failure(405, "method_not_allowed", message, {"Allow": "GET, HEAD"})
-    condition = condition_of(exchange.request.headers, ANY)
+    condition = condition_of(exchange.headers, ANY)
     return json_response(describe(await exchange.store.delete(namespace, name, condition)))
 
 

@@ -8,6 +8,8 @@ from ingest import ticket
 from ingest.errors import TicketError
 from ingest.gateway.http.downloads import FENCE
 from ingest.gateway.http.exchange import Exchange, no_route
+from ingest.gateway.http.failures import Failure
+from ingest.gateway.http.preconditions import parse_etags
 from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.routes import Route
 
@@ -24,8 +26,14 @@ async def _get(exchange: Exchange) -> web.StreamResponse:
     chunk = await exchange.services.read_chunk(name)
     etag = f'"{name}"'  # a ticket never gets other bytes
     headers = {"ETag": etag, "Accept-Ranges": "bytes", **FENCE}
-    asked = exchange.request.headers
-    if etag in asked.get("If-None-Match", ""):
+    asked = exchange.headers
+    if "If-Match" in asked and not any(
+        tag in ("*", name) for weak, tag in parse_etags(asked["If-Match"]) if not weak
+    ):
+        raise Failure(
+            412, "precondition_failed", "the chunk is another one than If-Match asks for", {"ETag": etag}
+        )
+    if "If-None-Match" in asked and any(tag in ("*", name) for _, tag in parse_etags(asked["If-None-Match"])):
         return web.Response(status=304, headers=headers)
     headers["Content-Type"] = "application/octet-stream"
     part = parse_range(asked.get("Range"), len(chunk)) if asked.get("If-Range", etag) == etag else None

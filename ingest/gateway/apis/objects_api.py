@@ -7,7 +7,7 @@ from aiohttp import web
 from ingest.catalog.version import ANY
 from ingest.gateway.http.downloads import send_object
 from ingest.gateway.http.exchange import Exchange, json_response
-from ingest.gateway.http.listing import send_page
+from ingest.gateway.http.listing import PAGE_QUERY, send_page
 from ingest.gateway.http.preconditions import condition_of, format_etag
 from ingest.gateway.http.routes import Route
 from ingest.gateway.http.uploads import describe, store_body
@@ -18,7 +18,7 @@ NAMESPACE = "objects"
 def routes() -> list[Route]:
     return [
         Route("/", {"GET": send_status}, public=True),
-        Route("/objects/", {"GET": _list}),
+        Route("/objects/", {"GET": _list}, query={"GET": PAGE_QUERY}),
         Route("/objects/*", {"PUT": _put, "GET": _get, "DELETE": _delete}),
     ]
 
@@ -41,7 +41,5 @@ async def _get(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _delete(exchange: Exchange) -> web.StreamResponse:
-    version = await exchange.store.delete(
-        NAMESPACE, exchange.name, condition_of(exchange.request.headers, ANY)
-    )
+    version = await exchange.store.delete(NAMESPACE, exchange.name, condition_of(exchange.headers, ANY))
     return json_response(describe(version))

@@ -64,7 +64,7 @@ def fetch_routes() -> list[Route]:
 async def _upload(exchange: Exchange) -> web.StreamResponse:
     digest = hashlib.sha1(usedforsecurity=False)
     body = _Hashed(exchange.body(), digest.update)
-    headers = kept_headers(exchange) | own_headers(exchange.request.headers)
+    headers = kept_headers(exchange) | own_headers(exchange.headers)
     version = await store_body(exchange, NAMESPACE, digest.hexdigest, SAME, body=body, headers=headers)
     return json_response({"id": version.name, "size": version.size, "status": "OK"})
 

@@ -17,7 +17,11 @@ NAMESPACE = "store"
 
 def routes() -> list[Route]:
     return [
-        Route("/store/*", {"POST": _post, "PUT": _put, "GET": _get, "DELETE": _delete}),
+        Route(
+            "/store/*",
+            {"POST": _post, "PUT": _put, "GET": _get, "DELETE": _delete},
+            query={"GET": frozenset(("history",))},
+        ),
         Route("/healthz", {"GET": _healthz}, public=True),
     ]
 
@@ -43,7 +47,5 @@ async def _get(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _delete(exchange: Exchange) -> web.StreamResponse:
-    version = await exchange.store.delete(
-        NAMESPACE, exchange.name, condition_of(exchange.request.headers, ANY)
-    )
+    version = await exchange.store.delete(NAMESPACE, exchange.name, condition_of(exchange.headers, ANY))
     return json_response(describe(version))

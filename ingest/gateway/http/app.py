@@ -19,9 +19,11 @@ from ingest import limits
 from ingest.gateway.http.access import Access
 from ingest.gateway.http.exchange import Exchange, Services, marks
 from ingest.gateway.http.failures import ClientGoneError, Failure, failure_of
+from ingest.gateway.http.fields import Fields
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
+from ingest.gateway.http.s3_refusal import refuse_s3
 from ingest.gateway.http.wire import Connection, Wires
 
 log = logging.getLogger(__name__)
@@ -84,11 +86,12 @@ class Gate:
         return response
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        id_ = self.ids.of(request.headers.get("X-Request-Id"))
+        headers = Fields(request.headers)
+        id_ = self.ids.of(headers.get("X-Request-Id"))
         exchange: Exchange | None = None
         try:
             target = parse_target(request.raw_path)
-            exchange = Exchange(request, id_, target, "", self._services)
+            exchange = Exchange(request, headers, id_, target, "", self._services)
             response = await self._handle(exchange)
         except (asyncio.CancelledError, ClientGoneError):
             raise
@@ -96,7 +99,7 @@ class Gate:
             response = self._fail(request, id_, error)
         if not response.prepared:
             response.headers.update(marks(id_))
-        if "Expect" in request.headers and not (exchange and exchange.continued):
+        if "Expect" in headers and not (exchange and exchange.continued):
             response.force_close()  # the client will not send the body: what it sends next cannot be told from one
         if log.isEnabledFor(logging.DEBUG):
             path = without_query(request.raw_path)
@@ -104,24 +107,30 @@ class Gate:
         return response
 
     async def _handle(self, exchange: Exchange) -> web.StreamResponse:
+        refuse_s3(exchange)
         try:
             route, exchange.tail = self._routes.find(exchange.target.path)
         except Failure:
             self._check(exchange, public=False)  # strangers do not learn what is not there
             raise
         self._check(exchange, public=route.public)
-        return await route.handler(exchange.request.method)(exchange)
+        handler = route.handler(exchange.request.method)
+        route.check_query(exchange.request.method, exchange.query)
+        if exchange.request.method in CHANGING and "Content-Range" in exchange.headers:
+            message = "a part of an object cannot be stored: send all of it, without Content-Range"
+            raise Failure(400, "content_range", message)
+        return await handler(exchange)
 
     def _check(self, exchange: Exchange, *, public: bool) -> None:
         """Failure 401, 403."""
-        request, authority = exchange.request, exchange.target.authority
-        host = request.headers.get("Host")
+        headers, authority = exchange.headers, exchange.target.authority
+        host = headers.get("Host")
         for named in (host,) if authority is None else (authority, host):
             self.access.check(
                 named,
-                request.headers.get("Origin"),
-                request.headers.get("Authorization"),
-                changes=request.method in CHANGING,
+                headers.get("Origin"),
+                headers.get("Authorization"),
+                changes=exchange.request.method in CHANGING,
                 public=public,
             )
 

@@ -14,9 +14,10 @@ from functools import lru_cache, partial
 from aiohttp import web
 
 from ingest.catalog.version import Version
+from ingest.gateway.http.body_digests import REPR_DIGEST
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import ClientGoneError
-from ingest.gateway.http.preconditions import check_read, format_etag, is_conditional, range_holds
+from ingest.gateway.http.preconditions import check_read, format_etag, is_conditional, range_date, range_holds
 from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.uploads import KEPT
 from ingest.limits import HTTP_TLS_WRITE_SIZE
@@ -51,7 +52,7 @@ async def _answer(
     open_: Callable[[], Awaitable[Download]],
     extra: dict[str, str] | None,
 ) -> web.StreamResponse:
-    asked = exchange.request.headers
+    asked = exchange.headers
     if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
         version = await stat()
         if check_read(asked, version):
@@ -67,11 +68,12 @@ async def _answer(
 
 async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | None) -> web.StreamResponse:
     version = download.version
-    asked = exchange.request.headers
+    asked = exchange.headers
     if check_read(asked, version):
         return web.Response(status=304, headers=_validators(version))
     headers = _headers(version, extra)
-    part = parse_range(asked.get("Range"), version.size) if range_holds(asked, version) else None
+    whole = "Range" not in asked or not await _range_holds(exchange, version)
+    part = None if whole else parse_range(asked.get("Range"), version.size)
     status, start, stop = 200, 0, version.size
     if part is not None:
         status, start, stop = 206, part.start, part.stop
@@ -86,6 +88,16 @@ async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | 
         return await _stream(
             exchange, web.StreamResponse(status=status, headers=headers), pieces, stop - start
         )
+
+
+async def _range_holds(exchange: Exchange, version: Version) -> bool:
+    """Whether what the client has is a part of this version."""
+    if range_holds(exchange.headers, version):
+        return True
+    if not range_date(exchange.headers, version):
+        return False
+    history = await exchange.store.history(version.namespace, version.name)
+    return all(step.version == version.number or int(step.time) != version.modified for step in history)
 
 
 async def _stream(
@@ -113,7 +125,7 @@ async def _stream(
 
 
 def _validators(version: Version) -> dict[str, str]:
-    return {"ETag": format_etag(version), "Last-Modified": _http_date(int(version.created))}
+    return {"ETag": format_etag(version), "Last-Modified": _http_date(version.modified)}
 
 
 @lru_cache(1024)  # many objects are of one second, and the calendar is slow
@@ -122,7 +134,7 @@ def _http_date(seconds: int) -> str:
 
 
 def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
-    kept = {name: version.headers[name] for name in KEPT if name in version.headers}
+    kept = {name: version.headers[name] for name in (*KEPT, REPR_DIGEST) if name in version.headers}
     return {
         "Content-Type": "application/octet-stream",
         **kept,

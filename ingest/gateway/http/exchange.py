@@ -13,6 +13,7 @@ from ingest import __version__
 from ingest.client.node_figures import NodeFigures
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.failures import ClientGoneError, Failure
+from ingest.gateway.http.fields import Fields
 from ingest.gateway.http.request_body import RequestBody
 from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
@@ -39,6 +40,7 @@ class Exchange:
     """``tail``: what the route leaves of the path, undecoded. ``continued``: 100 Continue was sent."""
 
     request: web.BaseRequest
+    headers: Fields
     id: str
     target: Target
     tail: str
@@ -69,14 +71,14 @@ class Exchange:
         return marks(self.id)
 
     def accepts_html(self) -> bool:
-        return "text/html" in self.request.headers.get("Accept", "").lower()
+        return "text/html" in self.headers.get("Accept", "").lower()
 
     # --- the body of the request
 
     @property
     def size(self) -> int | None:
         """Of the body, when it is known before it comes. Failure 411, 501."""
-        headers = self.request.headers
+        headers = self.headers
         if "Transfer-Encoding" in headers:
             if headers["Transfer-Encoding"].strip().lower() != "chunked":
                 raise Failure(
@@ -94,7 +96,7 @@ class Exchange:
     @property
     def expects_continue(self) -> bool:
         """Failure 417 for an expectation that nobody knows."""
-        expected = self.request.headers.get("Expect")
+        expected = self.headers.get("Expect")
         if expected is None or self.request.version < HttpVersion11:
             return False
         if expected.lower() != "100-continue":

@@ -70,13 +70,19 @@ def decode_name(raw: str) -> str:
 
 
 def parse_query(raw: str) -> dict[str, str]:
-    """The parameters, the last one of those with the same name. `+` is a blank, as forms send it. Failure 400."""
+    """The parameters, of which each stands once. `+` is a blank, as forms send it. Failure 400."""
+    if not raw:
+        return {}
     if _BAD_PERCENT.search(raw):
         raise Failure(400, "bad_encoding", "a % in a query is written %25")
     try:
         text = raw.encode("utf-8", "surrogateescape").decode()
-        return dict(parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=16))
+        pairs = parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=16)
     except UnicodeDecodeError:
         raise Failure(400, "bad_encoding", "the query is not UTF-8") from None
     except ValueError as error:
         raise Failure(400, "bad_query", str(error)) from None
+    query = dict(pairs)
+    if len(query) < len(pairs):
+        raise Failure(400, "bad_query", "a parameter stands twice")
+    return query

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ingest.gateway.http.exchange import Handler, no_route
 from ingest.gateway.http.failures import Failure
@@ -13,11 +13,13 @@ CHANGING = frozenset(("PUT", "POST", "DELETE", "PATCH"))
 
 @dataclass(frozen=True)
 class Route:
-    """``path`` is exact, or ends in `/*`: whatever follows is the tail. GET answers HEAD too. ``public``: needs no token."""
+    """``path`` is exact, or ends in `/*`: whatever follows is the tail. GET answers HEAD too. ``public``: needs no token.
+    ``query``: the parameters that each method knows."""
 
     path: str
     handlers: Mapping[str, Handler]
     public: bool = False
+    query: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def handler(self, method: str) -> Handler:
         """Failure 405."""
@@ -31,6 +33,15 @@ class Route:
                 {"Allow": ", ".join(allowed)},
             )
         return found
+
+    def check_query(self, method: str, query: Mapping[str, str]) -> None:
+        """A parameter that nobody reads may be what a request is about: in other APIs `?acl` is no upload. Failure 400."""
+        if not query:
+            return
+        known = self.query.get("GET" if method == "HEAD" else method, frozenset())
+        unknown = query.keys() - known
+        if unknown:
+            raise Failure(400, "bad_query", f"unknown parameters: {', '.join(sorted(unknown))[:100]}")
 
 
 class Routes:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ingest.catalog.version import ANY, Condition, Version
+from ingest.gateway.http.body_digests import REPR_DIGEST, CheckedBody, digests_of, repr_digest
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.preconditions import condition_of
@@ -28,18 +29,25 @@ async def store_body(
 ) -> Version:
     """Stores the body of a request. ``base``: what the API asks of the name; what the client asks comes on top of it.
     ``body`` and ``headers``: other ones than the request's own."""
+    digests = digests_of(exchange.headers)
+    kept = kept_headers(exchange) if headers is None else headers
+    body = exchange.body() if body is None else body
+    if digests:
+        body = CheckedBody(body, digests)
+        sound = repr_digest(digests)
+        kept |= {} if sound is None else {REPR_DIGEST: sound}
     return await exchange.store.put(
         namespace,
         name,
-        exchange.body() if body is None else body,
+        body,
         size=exchange.size,
-        headers=check_headers(kept_headers(exchange) if headers is None else headers),
-        condition=condition_of(exchange.request.headers, base),
+        headers=check_headers(kept),
+        condition=condition_of(exchange.headers, base),
     )
 
 
 def kept_headers(exchange: Exchange) -> dict[str, str]:
-    given = exchange.request.headers
+    given = exchange.headers
     return {name: given[name] for name in KEPT if name in given}
 
 

@@ -97,7 +97,7 @@ async def _node(exchange: Exchange) -> web.StreamResponse:
 def _send(exchange: Exchange, name: str) -> web.StreamResponse:
     file = static_files()[name]
     headers = {**_HEADERS, "ETag": f'"{file.etag}"'}
-    known = exchange.request.headers.get("If-None-Match")
+    known = exchange.headers.get("If-None-Match")
     if known is not None and any(tag in ("*", file.etag) for _, tag in parse_etags(known)):
         return web.Response(status=304, headers=headers)
     return web.Response(body=file.content, headers={**headers, "Content-Type": file.type})
