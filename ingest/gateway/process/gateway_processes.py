@@ -24,7 +24,8 @@ from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, collector_main, http_main
 from ingest.gateway.process.signing_keys import Telling, read_keys
 from ingest.runtime import listeners, logs
-from ingest.runtime.supervisor import Child, Supervisor
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
 from ingest.store.store import META
 
 log = logging.getLogger(__name__)

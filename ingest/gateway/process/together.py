@@ -20,7 +20,8 @@ from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.gateway_processes import check_before, run_gateway
 from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address
-from ingest.runtime.supervisor import Child, Supervisor
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
