@@ -47,6 +47,7 @@ class Mutant:
 ORDER = "tests/test_faults_call_order.py::test_no_call_comes_before_what_it_needs"
 WIRE = "tests/test_faults_wire.py::"
 LOG = "ingest/store/log/log_writer.py"
+FILES = "ingest/runtime/durable_files.py"
 COMMITTER = "ingest/engine/commit/committer.py"
 APPEND = "self.log.append(core.buffer, puts, deletes, notes)"
 
@@ -107,7 +108,7 @@ MUTANTS = (
     Mutant(
         "ignore-a-short-write",
         "what a write to the log left over is not written",
-        (Edit(LOG, "buffer = buffer[written:]", "buffer = buffer[:0]"),),
+        (Edit(FILES, "buffer = buffer[written:]", "buffer = buffer[:0]"),),
         ("tests/test_log_writer.py::test_short_writes_go_on_where_they_stopped",),
     ),
     Mutant(
@@ -211,7 +212,7 @@ CONTROL = Mutant(
     "no fault: it must survive all tests that kill others",
     (
         Edit(
-            LOG,
+            FILES,
             "    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)\n",
             "    fd = os.open(path, os.O_DIRECTORY | os.O_RDONLY)\n",
         ),

@@ -19,7 +19,8 @@ from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.runtime import failpoints, listeners, logs
 from ingest.runtime.key_file import make_key_file, read_keys
-from ingest.store.store import META, Store
+from ingest.store.data_dir import DataDir
+from ingest.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def load_keys(config: ServerConfig, store: Store) -> KeyRing:
     """The keys of the key file, which is made at the first start when nobody named one. KeyFileError."""
     path = config.key_file
     if path is None:
-        path = config.data_dir / META / "key"
+        path = DataDir(config.data_dir).key
         if not os.path.lexists(path):
             if store.key_ids:  # a new key would be of no use: what is stored could not be verified
                 raise KeyFileError(f"key file {path} is gone, which signed what is stored here: put it back")

@@ -35,11 +35,11 @@ from ingest.engine.commit._committer import Committer
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
 from ingest.runtime import _failpoints
+from ingest.runtime.durable_files import syncfs
 from ingest.store.layouts import layout
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
-from ingest.store.log.log_writer import syncfs
 from ingest.store.log.recovery import recover
-from ingest.store.store import OUT_OF_SPACE, Space, explain
+from ingest.store.space import OUT_OF_SPACE, Space, explain
 
 log = logging.getLogger(__name__)
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from ingest import limits, sharding, ticket
 from ingest._hmac import verify
 from ingest.runtime import _failpoints
+from ingest.runtime.durable_files import sync_directory, write_all
 from ingest.store.layouts._pack_table import LostHeaderError, PackTable
 from ingest.store.layouts._slot_table import SlotTable
 from ingest.store.log.log_format import NOTE_SIZE, Note
 from ingest.store.log.log_reader import Batch, LogReader
-from ingest.store.log.log_writer import LogWriter, Segment, sync_directory, write_all
+from ingest.store.log.log_writer import LogWriter, Segment
 
 log = logging.getLogger(__name__)
 
