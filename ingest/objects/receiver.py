@@ -20,7 +20,7 @@ from blake3 import blake3
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent, chunks_needed, joined
 from ingest.catalog.version import ANY, Version
-from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.errors import IngestError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
@@ -59,7 +59,7 @@ class Receiver:
     """``key``: of manifests. Any number of uploads may run at a time."""
 
     def __init__(
-        self, client: AsyncClient, catalog: CatalogAccess, membership: Membership, key: bytes, budget: Budget
+        self, client: ChunkStore, catalog: CatalogAccess, membership: Membership, key: bytes, budget: Budget
     ) -> None:
         self._catalog = catalog
         self._membership = membership
