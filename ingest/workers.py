@@ -30,8 +30,9 @@ from ingest import limits, tls
 from ingest.engine import _queue, metrics, reload
 from ingest.engine.ports._put_server import BAD_FRAMES, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, PutServer
 from ingest.engine.ports.bad_peers import BadPeers
-from ingest.runtime import logs
-from ingest.tls import Certificates, TlsContext
+from ingest.runtime import logs, openssl
+from ingest.runtime.tls_context import TlsContext
+from ingest.tls import Certificates
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -363,7 +364,7 @@ class Worker:
             elif what == tls.NOT_TLS:
                 self._report_tls(port, what, peer, "this port speaks TLS only (--tls-cert)")
             elif what == tls.HANDSHAKE:
-                self._report_tls(port, what, peer, tls.error_text(number))
+                self._report_tls(port, what, peer, openssl.error_text(number))
             else:
                 closed = f"{port.name} connection closed: {what}"
                 self._peer_line(closed, logging.INFO, "%s: %s (%d)", peer, closed, number)

@@ -25,7 +25,8 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, Extent
 from ingest.catalog.version import State
-from ingest.client.async_client import Client, Run
+from ingest.client.async_client import Run
+from ingest.client.blocking_client import Client
 from ingest.commands.object_commands import _names
 from ingest.commands.object_files import Target, shown
 from ingest.errors import UsageError

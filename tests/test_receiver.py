@@ -562,6 +562,7 @@ def test_transfers_stay_within_the_memory_that_there_is(run, budget, size):
 @pytest.mark.parametrize("given", [1000, ALLOWANCE_SIZE + 1, SMALL_OBJECT_MAX, LARGE - 1])
 def test_an_upload_that_stalls_keeps_no_memory_of_others(run, budget, monkeypatch, given):
     monkeypatch.setattr("ingest.objects.receiver.PIECE_PATIENCE_S", 0.05)
+    monkeypatch.setattr("ingest.objects.streamed_upload.PIECE_PATIENCE_S", 0.05)
     size = LARGE
     whole = asyncio.Event()
 
@@ -590,6 +591,7 @@ def test_an_upload_that_stalls_keeps_no_memory_of_others(run, budget, monkeypatc
 def test_a_small_object_that_comes_slowly_is_whole(run, budget, monkeypatch):
     """It waits for its bytes in the engine, not here."""
     monkeypatch.setattr("ingest.objects.receiver.PIECE_PATIENCE_S", 0.01)
+    monkeypatch.setattr("ingest.objects.streamed_upload.PIECE_PATIENCE_S", 0.01)
     data = bytes_of(SMALL_OBJECT_MAX, 1)
 
     async def slowly() -> AsyncIterator[bytes]:

@@ -34,8 +34,9 @@ from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError, IngestError
 from ingest.mac import KeyRing
 from ingest.runtime.key_file import read_keys
+from ingest.runtime.tls_context import TlsContext
 from ingest.store.data_dir import DataDir
-from ingest.tls import Certificates, TlsContext
+from ingest.tls import Certificates
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node

@@ -17,9 +17,9 @@ from ingest._hmac cimport hmac_sign, hmac_verify
 
 import os
 
-from ingest import tls
 from ingest.errors import ConnectionLostError, ProtocolError, UsageError
 from ingest.limits import IN_FLIGHT_MAX
+from ingest.runtime import openssl
 
 
 cdef extern from "csrc/tls.h" nogil:
@@ -218,7 +218,7 @@ cdef class Engine:
     is due ``(p · connections_total + offset + i) · interval_ns`` after the start and not sent before; its latency counts from then, sent or not,
     so that a server that stalls is charged for every frame that it kept waiting (no coordinated omission: Gil Tene, wrk2).
     Otherwise each connection keeps its window full, and latencies count from sending.
-    ``sessions``: for connections that speak TLS, the SSL of each (`tls.handshake`), which are the engine's from now on.
+    ``sessions``: for connections that speak TLS, the SSL of each (`tls_context.handshake`), which are the engine's from now on.
     """
 
     cdef Content content
@@ -304,7 +304,7 @@ cdef class Engine:
             return 0
         if len(sessions) != self.size:
             raise UsageError(f"{len(sessions)} TLS sessions for {self.size} connections")
-        library = <const tls_library *><uintptr_t>tls.library()
+        library = <const tls_library *><uintptr_t>openssl.library().table
         for i in range(self.size):
             c = &self.connections[i]
             c.tls = tls_new(library, <void *><uintptr_t>sessions[i], c.fd, False)

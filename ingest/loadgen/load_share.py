@@ -25,6 +25,7 @@ from ingest.errors import ConnectionLostError, IngestError, ProtocolError, Usage
 from ingest.frame import RunHeader
 from ingest.loadgen._load import Content, Engine
 from ingest.runtime.listeners import unpace
+from ingest.runtime.tls_context import TlsContext, handshake
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -112,9 +113,9 @@ class Worker:
         sessions = []
         if share.tls is not None:
             ca, cert, key = (None if name is None else Path(name) for name in share.tls)
-            context = tls.TlsContext(tls.read_certificates(cert, key, ca), is_server=False)
+            context = TlsContext(tls.read_certificates(cert, key, ca), is_server=False)
             for sock in self._sockets:
-                sessions.append(tls.handshake(context, sock, share.connect[0], share.timeout_s))
+                sessions.append(handshake(context, sock, share.connect[0], share.timeout_s))
         self._engine = Engine(
             self.content,
             self.ring.signing.put,

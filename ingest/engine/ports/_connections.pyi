@@ -1,4 +1,4 @@
-from ingest.tls import TlsContext
+from ingest.runtime.tls_context import TlsContext
 
 IDLE: str
 SPEAKS_HTTP: str

@@ -145,7 +145,7 @@ cdef class Connections:
     # --- what Python sees
 
     def set_tls(self, context):
-        """Connections adopted from now on speak TLS by this `tls.TlsContext` of a server; None: they speak plainly."""
+        """Connections adopted from now on speak TLS by this `TlsContext` of a server; None: they speak plainly."""
         self._tls = context
 
     def fileno(self):

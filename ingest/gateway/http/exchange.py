@@ -20,7 +20,7 @@ from ingest.objects.object_store import ObjectStore
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
-ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `AsyncClient.get`
+ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `ChunkStore.get`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The configuration of a gateway: flag > `INGEST_*` variable > TOML file > default, as of `server_config`."""
+"""The configuration of a gateway: flag > `INGEST_*` variable > TOML file > default, by `settings_schema`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import msgspec
 
 from ingest import limits
 from ingest.engine import server_config
-from ingest.engine.server_config import Schema, count, one_of, path_of, seconds_of
 from ingest.errors import ConfigError
 from ingest.gateway.process.api_table import APIS
 from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address, is_loopback, parse_address
+from ingest.runtime.settings_schema import Schema, count, one_of, path_of, seconds_of
 
 API_NAMES = (*APIS, "stream")
 Ports = tuple[tuple[str, Address], ...]

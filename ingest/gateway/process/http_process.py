@@ -20,7 +20,7 @@ from ingest import limits
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
-from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.client.node_figures import NodeFigures
 from ingest.engine.reload import use_log_level
 from ingest.errors import BusyError, IngestError
@@ -156,7 +156,7 @@ async def _serve(
                 await store.leave()
 
 
-def _collect_once(client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
     """For who does not want to wait for the collector's next turn."""
 
     async def collect(dry_run: bool) -> Collected:

@@ -1,14 +1,13 @@
 from typing_extensions import Buffer
 
 from ingest.errors import CorruptionError
-from ingest.store.layouts._slot_table import SlotTable
+from ingest.store.layouts._open_packs import OpenPacks
 
 class LostHeaderError(CorruptionError):
     pack: int
     def __init__(self, pack: int, message: str) -> None: ...
 
-class PackTable(SlotTable):
-    store_id: bytes
+class PackTable(OpenPacks):
     def header(self, pack: int) -> bytes: ...
     def rewrite_header(self, pack: int) -> None: ...
     def read(self, pack: int) -> bytes: ...
