@@ -173,7 +173,7 @@ class CatalogService:
             peer.sock.close()
 
 
-def serve(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
+def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
     """The whole process: calls ``ready`` when it can be reached, returns when TERM or INT came and all is answered.
 
     StoreLockedError when there is such a process already, CatalogError, DiskError.

@@ -140,7 +140,7 @@ def take_settings(node: Node, admin: Admin, reader: Callable[[KeyRing], ReadChun
         reload.confirm(node)
 
 
-async def serve(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
+async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
     """Answers on ``node.admin_socket``, which listens, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
     may have signed them."""
     host, _ = listeners.bound_address(node.admin_socket)
@@ -168,5 +168,5 @@ def admin_main(node: Node) -> int:
     def reader(keys: KeyRing) -> ReadChunk:
         return make_reader(node.store, keys.all).read_chunk
 
-    uvloop.run(serve(node, reader))
+    uvloop.run(serve_admin(node, reader))
     return 0

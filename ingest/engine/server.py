@@ -25,7 +25,9 @@ from ingest.store.store import Store
 log = logging.getLogger(__name__)
 
 
-def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerConfig] | None = None) -> int:
+def run_server(
+    config: ServerConfig, roles: Roles, read_config: Callable[[], ServerConfig] | None = None
+) -> int:
     """Runs a server until it is told to end. Returns its exit code; raises IngestError when it cannot serve.
 
     ``read_config`` reads the configuration once more, at SIGHUP.

@@ -129,7 +129,7 @@ def resolve(
     return SCHEMA.resolve(flags, environ, file)
 
 
-def check_config(config: ServerConfig) -> None:
+def check_server_config(config: ServerConfig) -> None:
     """ConfigError for values that are fine by themselves but not for this version, or not together."""
     if config.wal_size < limits.LOG_SIZE_MIN:
         raise ConfigError(f"wal_size: {config.wal_size} bytes, at least {limits.LOG_SIZE_MIN} are needed")
@@ -149,4 +149,4 @@ def check_config(config: ServerConfig) -> None:
         addresses[address] = name
 
 
-SCHEMA = Schema(ServerConfig, PARSERS, FileConfig, check_config, GATEWAY_NAMES)
+SCHEMA = Schema(ServerConfig, PARSERS, FileConfig, check_server_config, GATEWAY_NAMES)

@@ -133,7 +133,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_config(config: GatewayConfig) -> None:
+def check_gateway_config(config: GatewayConfig) -> None:
     """ConfigError for values that do not go together, and for a gateway that strangers could use."""
     if (config.tls_cert is None) != (config.tls_key is None):
         raise ConfigError(
@@ -178,7 +178,7 @@ SCHEMA = Schema(
     GatewayConfig,
     PARSERS,
     FileConfig,
-    check_config,
+    check_gateway_config,
     tuple({field.name for field in fields(server_config.ServerConfig)} - PARSERS.keys()),
 )
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
-from ingest.catalog.catalog_service import serve as serve_catalog
+from ingest.catalog.catalog_service import serve_catalog
 from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit

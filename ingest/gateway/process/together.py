@@ -13,7 +13,7 @@ from ingest import limits, workers
 from ingest.engine import admin, pool
 from ingest.engine.announcement import announced, reachable
 from ingest.engine.commit import committer
-from ingest.engine.server import serve
+from ingest.engine.server import run_server
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError
 from ingest.gateway.process.gateway_config import GatewayConfig
@@ -61,7 +61,7 @@ def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
 def _server_main(config: ServerConfig, read_config: ReadServer) -> int:
     _leave_the_terminal()
     roles = pool.Roles(admin.admin_main, committer.committer_main, workers.worker_main)
-    return serve(config, roles, read_config)
+    return run_server(config, roles, read_config)
 
 
 def _gateway_main(server: Child, read_server: ReadServer, read_gateway: ReadGateway) -> int:
