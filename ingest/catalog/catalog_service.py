@@ -60,7 +60,7 @@ class CatalogService:
     def stop(self) -> None:
         """From any thread or signal handler: ends `run` when what was received is answered."""
         self._stopping = True
-        with contextlib.suppress(BlockingIOError):  # full of wakes already
+        with contextlib.suppress(OSError):  # full of wakes already, or `run` has just ended
             self._waker.send(b"\0")
 
     def run(self) -> None:
