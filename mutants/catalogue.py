@@ -49,7 +49,7 @@ WIRE = "tests/test_faults_wire.py::"
 LOG = "ingest/store/log/log_writer.py"
 FILES = "ingest/runtime/durable_files.py"
 COMMITTER = "ingest/engine/commit/committer.py"
-APPEND = "self.log.append(core.buffer, puts, deletes, notes)"
+APPEND = "self.log.append(planned.buffer, puts, deletes, notes)"
 
 MUTANTS = (
     Mutant(
@@ -61,7 +61,7 @@ MUTANTS = (
     Mutant(
         "ack-early",
         "frames are answered before their batch is written to the log",
-        (Edit(COMMITTER, APPEND, f"(core.apply(), core.answer(), {APPEND})"),),
+        (Edit(COMMITTER, APPEND, f"(planned.apply(), planned.answer(), {APPEND})"),),
         (ORDER,),
     ),
     Mutant(
@@ -103,7 +103,7 @@ MUTANTS = (
                 "            except OSError:\n                os.fdatasync(self._current.fd)\n",
             ),
         ),
-        ("tests/test_write_behind.py::TestFailingDisk::test_a_sync_of_the_log_that_fails",),
+        ("tests/test_commit_loop.py::TestFailingDisk::test_a_sync_of_the_log_that_fails",),
     ),
     Mutant(
         "ignore-a-short-write",
@@ -133,8 +133,8 @@ MUTANTS = (
         "bits-before-the-log-is-synced",
         "readers see frames that a power cut can take back",
         (
-            Edit(COMMITTER, "core.apply()", "failure"),
-            Edit(COMMITTER, APPEND, f"failure = core.apply()\n            {APPEND}"),
+            Edit(COMMITTER, "planned.apply()", "failure"),
+            Edit(COMMITTER, APPEND, f"failure = planned.apply()\n            {APPEND}"),
         ),
         (ORDER,),
     ),
