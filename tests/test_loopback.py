@@ -29,7 +29,9 @@ from bench import raw_sink
 from ingest import errors, ticket
 from ingest.errors import ConnectionLostError, KeyFileError, ProtocolError, UsageError
 from ingest.loadgen import load_share, loopback
-from ingest.loadgen._load import BUCKETS, Content, Engine, bucket_of, bucket_value
+from ingest.loadgen._load_content import Content
+from ingest.loadgen._load_engine import Engine
+from ingest.loadgen._load_latency import BUCKETS, bucket_of, bucket_value
 from ingest.loadgen.load_share import Report, Share
 from ingest.loadgen.loopback import LoopbackOptions, LoopbackResult, Progress, percentile_ms, plan
 

@@ -23,7 +23,8 @@ from typing import Any
 from ingest import errors, limits, mac, ticket, tls
 from ingest.errors import ConnectionLostError, IngestError, ProtocolError, UsageError
 from ingest.frame import RunHeader
-from ingest.loadgen._load import Content, Engine
+from ingest.loadgen._load_content import Content
+from ingest.loadgen._load_engine import Engine
 from ingest.runtime.listeners import unpace
 from ingest.runtime.tls_context import TlsContext, handshake
 from ingest.status import Status

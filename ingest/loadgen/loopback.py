@@ -1,6 +1,6 @@
 """The load generator: puts frames as fast as the server takes them, or at a fixed rate, and reads them back.
 
-Frames are built and signed in batches by the C kernel (`_load`), so that the client is not what is measured.
+Frames are built and signed in batches by the C kernel (`_load_engine`), so that the client is not what is measured.
 In rate mode the latency of a frame counts from the moment it was due, not from when it could be sent: a server that
 stalls is charged for all that it kept waiting (Gil Tene, "How NOT to Measure Latency"; wrk2 does the same).
 """
@@ -23,7 +23,7 @@ from typing import Any
 from ingest import limits, ticket
 from ingest.client.key import Key, shared_keys
 from ingest.errors import ConnectionLostError, ProtocolError, UsageError
-from ingest.loadgen._load import BUCKETS, bucket_value
+from ingest.loadgen._load_latency import BUCKETS, bucket_value
 from ingest.loadgen.load_share import Report, Share, Worker, error_from_content
 from ingest.status import Status
 
@@ -131,7 +131,7 @@ class LoopbackResult:
     connection_seconds: tuple[float, ...] = ()
     latencies: dict[int, int] = field(
         default_factory=dict, repr=False
-    )  # {bucket: count}, see _load.bucket_value
+    )  # {bucket: count}, see `_load_latency.bucket_value`
     build_ns: float = 0.0
     send_ns: float = 0.0
 
