@@ -81,16 +81,8 @@ class MemoryStore:
         self._number += 1
         number = self._number
         steps = [(VersionState.PENDING, "upload began")]
-        data = bytearray()
         try:
-            source = as_body(body)
-            piece = bytearray(PIECE)
-            while not source.ended:
-                data += piece[: await source.fill(memoryview(piece))]
-                if self.full:
-                    raise self.error
-            if size is not None and len(data) != size:
-                raise UploadLostError(f"the body ended after {len(data)} of {size} bytes")
+            data = await self._gather(as_body(body), size)
         except BaseException as error:
             if isinstance(name, str):
                 steps.append((VersionState.FAILED, f"upload broke: {error}"))
@@ -130,6 +122,16 @@ class MemoryStore:
         self.live[key] = version, bytes(data)
         self._note(namespace, name, number, [*steps, (VersionState.OK, "all chunks saved")], len(data))
         return version
+
+    async def _gather(self, source: Body, size: int | None) -> bytearray:
+        data, piece = bytearray(), bytearray(PIECE)
+        while not source.ended:
+            data += piece[: await source.fill(memoryview(piece))]
+            if self.full:
+                raise self.error
+        if size is not None and len(data) != size:
+            raise UploadLostError(f"the body ended after {len(data)} of {size} bytes")
+        return data
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         present = self.live.get((check_namespace(namespace), check_name(name)))

@@ -92,7 +92,7 @@ class Report:
         return cls(**content)
 
 
-class Worker:
+class Loader:
     """One share at work: ``connect``, ``start``, ``step`` until it is True, ``verify`` if wanted, ``close``."""
 
     def __init__(self, share: Share) -> None:
@@ -201,7 +201,7 @@ class Worker:
 class _Reader:
     """One get connection that reads ranges and compares them with what the generator makes."""
 
-    def __init__(self, sock: socket.socket, worker: Worker) -> None:
+    def __init__(self, sock: socket.socket, worker: Loader) -> None:
         self._sock = sock
         self._worker = worker
         self._report = worker.report()
@@ -302,7 +302,7 @@ def _say(kind: str, text: str = "null") -> None:
 
 
 def _work(orders: Iterator[str]) -> None:
-    worker = Worker(Share.from_json(next(orders)))
+    worker = Loader(Share.from_json(next(orders)))
     worker.connect()
     _say("ready")
     start: dict[str, Any] = json.loads(next(orders))

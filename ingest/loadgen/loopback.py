@@ -24,7 +24,7 @@ from ingest import limits, ticket
 from ingest.client.key import Key, shared_keys
 from ingest.errors import ConnectionLostError, ProtocolError, UsageError
 from ingest.loadgen._load_latency import BUCKETS, bucket_value
-from ingest.loadgen.load_share import Report, Share, Worker, error_from_content
+from ingest.loadgen.load_share import Loader, Report, Share, error_from_content
 from ingest.status import Status
 
 CONNECTIONS_MAX = 65_536
@@ -325,7 +325,7 @@ class _Inside:
     """The only share, in this process."""
 
     def __init__(self, share: Share) -> None:
-        self._worker = Worker(share)
+        self._worker = Loader(share)
         self.reports: list[Report] = []
 
     def start(self, verify: bool) -> float:

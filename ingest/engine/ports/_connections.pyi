@@ -1,9 +1,5 @@
 from ingest.runtime.tls_context import TlsContext
 
-IDLE: str
-SPEAKS_HTTP: str
-SPEAKS_TLS: str
-
 class Connections:
     connections: int
     slot: int
