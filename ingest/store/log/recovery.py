@@ -18,7 +18,7 @@ from ingest._hmac import verify
 from ingest.runtime import _failpoints
 from ingest.runtime.durable_files import sync_directory, write_all
 from ingest.store.layouts._pack_table import LostHeaderError, PackTable
-from ingest.store.layouts._slot_table import SlotTable
+from ingest.store.layouts.layout import Table
 from ingest.store.log.log_format import NOTE_SIZE, Note
 from ingest.store.log.log_reader import Batch, LogReader
 from ingest.store.log.log_writer import LogWriter, Segment
@@ -40,7 +40,7 @@ class Recovered:
 
 
 def recover(
-    packs: SlotTable,
+    packs: Table,
     wal_dir: Path,
     log_id: bytes,
     put_keys: list[bytes],
@@ -112,7 +112,7 @@ class Replay:
     `logged` gives the index of the ticket of every put that is to be done again, for that case.
     """
 
-    def __init__(self, packs: SlotTable, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
+    def __init__(self, packs: Table, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
         self.packs = packs
         self.put_keys = put_keys
         self.logged = logged
