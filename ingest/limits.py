@@ -18,11 +18,11 @@ PACK_HEADER_SIZE = 4096  # bytes, disk: one page before the slots, so that slots
 
 # --- a connection --------------------------------------------------------------------------------
 CONNECTIONS_MAX = 8192  # of one worker and port: each may hold one partial frame and its acks
-UNREAD_ACKS_MAX = 1 << 20  # bytes of a connection (docs/protocol.md, "Acks"): past them it is not read
-UNREAD_ACKS_TOTAL_MAX = (
-    256 << 20
-)  # bytes of one worker: past this who leaves more than ACKS_KEPT_SIZE unread is not read
-UNREAD_ACKS_TIMEOUT_S = 60.0  # without progress for so long it is closed
+# A worker keeps acks in memory until the client's machine takes them. Two limits say when it stops reading a connection.
+UNREAD_ACKS_MAX = 1 << 20  # bytes, wire: of this connection
+# Bytes: of all connections of the worker. Then it reads none that leaves more than ACKS_KEPT_SIZE unread.
+UNREAD_ACKS_TOTAL_MAX = 256 << 20
+UNREAD_ACKS_TIMEOUT_S = 60.0  # wire: it closes a connection with unread acks after so long without progress
 IDLE_TIMEOUT_S = (
     600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
 )
