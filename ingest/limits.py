@@ -126,10 +126,10 @@ KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for th
 SETTINGS_SIZE_MAX = 4 << 20  # bytes that a reload hands over: a key file and three of certificates
 KEYS_COUNTED = 15  # keys with counters of their own; of all others together there is one more
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
-
-# --- the client ----------------------------------------------------------------------------------
 LOCK_TRIES = 3  # of a server for its data directory: somebody may just look whether one runs there
 LOCK_TRY_INTERVAL_S = 0.02
+
+# --- the client ----------------------------------------------------------------------------------
 RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
 RETRY_DELAY_MAX_S = 2.0  # … and last
 CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered

@@ -1,4 +1,4 @@
-"""Keys, and what they sign: `docs/protocol.md`, "Checksums".
+"""Keys, and what they sign: `docs/protocol.md`, "Keys and checksums".
 
 The shared key (32 bytes) never signs anything itself. Each purpose has its own key, derived from it, so
 that a put can never be taken for a delete. Checksums are the first 8 bytes of keyed BLAKE3;

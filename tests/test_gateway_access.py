@@ -15,8 +15,8 @@ from gateway_rig import Broken, Connection, Gateway, memory_gateway
 from ingest.errors import ConfigError, KeyFileError, UsageError
 from ingest.gateway.http.access import Access, Hosts, same_origin
 from ingest.gateway.http.token_file import parse_tokens, read_tokens
+from ingest.gateway.process.credentials import http_context, read_access
 from ingest.gateway.process.gateway_config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
-from ingest.gateway.process.settings import http_context, read_access
 from ingest.limits import HTTP_DIRECT_MIN
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"

@@ -5,7 +5,7 @@ them are durable when it ends, or none. A call that fails raises and leaves noth
 the same transaction are not touched by it.
 
 Every ticket that was ever given is in exactly one place: in a lease, in one version that is PENDING or OK, or in the
-garbage; or in none, when the collector has deleted it or it answered CONFLICT.
+garbage; or in none, when the collector has deleted it, it answered CONFLICT, or it was forgone.
 
 Calls may be made again when their answer was lost. Those that would do harm the second time (`begin`, `store`, `commit`,
 `fail`, `discard`, `conflicted`, `give_back`, `pin`, `unpin`, `leave`, `collected`) find that they were made and change

@@ -28,7 +28,7 @@ OTHER_VARIABLES = (
     "INGEST_TOKEN",  # … what it lets us in with …
     "INGEST_TLS_CA",  # … and whom to trust there
     "INGEST_DEBUG",  # setup.py: build with bounds checks
-    "INGEST_MAC_PATH",  # mac: force one of the SIMD paths
+    "INGEST_MAC_PATH",  # _hmac: force one of the SIMD paths
 )
 
 C = TypeVar("C")

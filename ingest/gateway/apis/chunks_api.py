@@ -6,8 +6,8 @@ from aiohttp import web
 
 from ingest import ticket
 from ingest.errors import TicketError
-from ingest.gateway.http.downloads import FENCE
 from ingest.gateway.http.exchange import Exchange, no_route
+from ingest.gateway.http.http_downloads import FENCE
 from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.routes import Route
 

@@ -10,9 +10,9 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from ingest import __version__
-from ingest.client.node_figures import NodeFigures
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.failures import ClientGoneError, Failure
+from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_body import RequestBody
 from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected

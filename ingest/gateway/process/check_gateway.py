@@ -14,8 +14,8 @@ from ingest.engine.check_server import CheckedConfig, Problem, check_address
 from ingest.errors import BusyError, ConfigError
 from ingest.gateway.process.gateway_config import SCHEMA, GatewayConfig
 from ingest.gateway.process.gateway_processes import check_before
+from ingest.gateway.process.serve import beside
 from ingest.gateway.process.signing_keys import read_keys
-from ingest.gateway.process.together import beside
 from ingest.runtime.listeners import format_address
 from ingest.runtime.lock_file import is_held
 from ingest.store.data_dir import DataDir

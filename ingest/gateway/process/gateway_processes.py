@@ -18,7 +18,7 @@ from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
 from ingest.errors import ConfigError, IngestError
-from ingest.gateway.process import settings
+from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, collector_main, http_main
 from ingest.gateway.process.signing_keys import Telling, read_keys
@@ -98,9 +98,9 @@ def check(config: GatewayConfig) -> None:
 
 def check_before(config: GatewayConfig) -> None:
     """The part of it that needs no server to have been there."""
-    settings.read_access(config)
-    settings.http_context(config)
-    settings.engine_context(config)
+    credentials.read_access(config)
+    credentials.http_context(config)
+    credentials.engine_context(config)
 
 
 def worker_count(config: GatewayConfig) -> int:

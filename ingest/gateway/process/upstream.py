@@ -12,7 +12,7 @@ from ingest.catalog.catalog_client import CatalogClient
 from ingest.client.async_client import AsyncClient
 from ingest.client.chunk_store import ChunkStore
 from ingest.errors import ConnectionLostError
-from ingest.gateway.process import settings
+from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
 
@@ -26,7 +26,7 @@ async def connected(
     """The engine and the catalog, once both can be reached: at the start of a node they may come later than we do. And the
     keys of the engine's client, to be loaded again at SIGHUP."""
     delay = limits.RETRY_DELAY_MIN_S
-    context = settings.engine_context(config)
+    context = credentials.engine_context(config)
     while True:
         try:
             client = await AsyncClient.connect(

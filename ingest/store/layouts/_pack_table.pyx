@@ -1,7 +1,6 @@
 # distutils: depends = ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/beneath.h ingest/csrc/ticket.h ingest/csrc/slot_writer.h
-"""Layout pack as recovery writes it: what the log has is brought into the packs once more, and lost headers are made anew.
-
-The committer goes on with the same packs, as `_open_packs` has them. Speed does not matter here.
+"""The table of layout pack: `_open_packs`, and what recovery needs besides: what the log has is brought into the packs once
+more, and lost headers are made anew. Speed does not matter there.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING

@@ -1,6 +1,6 @@
 """How chunks lie on disk: the two layouts of `docs/format.md`, each with the class that writes it and the one that reads it.
 
-`docs/format.md`. What a layout does for the committer is in `_slot_table`, what it does for readers in `_slot_reader`.
+What a layout does for the committer is in `_slot_table`, what it does for readers in `_slot_reader`.
 """
 
 from __future__ import annotations
