@@ -1,5 +1,5 @@
-"""Every limit, with its unit and its reason. Values marked "wire" or "disk" are in the contract
-(`docs/protocol.md`, `docs/format.md`) and must not change."""
+"""Every limit, with its unit and its reason. Values marked "wire" or "disk" stand in
+`docs/protocol.md` and `docs/format.md` and must not change."""
 
 # --- wire and disk -------------------------------------------------------------------------------
 TICKET_SIZE = 8  # bytes, wire: a ticket as it travels, NUL-padded
@@ -16,21 +16,21 @@ PACK_SLOTS = 1296  # disk: 36², what two characters can tell apart
 ROOT_PACK_SLOTS = 1332  # disk: and 36 more for the one-character tickets
 PACK_HEADER_SIZE = 4096  # bytes, disk: one page before the slots, so that slots start aligned
 
-# --- a connection --------------------------------------------------------------------------------
+# --- a connection (docs/protocol.md, "How a connection ends") ------------------------------------
 CONNECTIONS_MAX = 8192  # of one worker and port: each may hold one partial frame and its acks
-UNREAD_ACKS_MAX = 1 << 20  # bytes, contract A2: past this a connection is not read
+UNREAD_ACKS_MAX = 1 << 20  # bytes: past this a connection is not read
 UNREAD_ACKS_TOTAL_MAX = (
     256 << 20
 )  # bytes of one worker: past this who leaves more than ACKS_KEPT_SIZE unread is not read
-UNREAD_ACKS_TIMEOUT_S = 60.0  # contract A2: without progress for so long it is closed
+UNREAD_ACKS_TIMEOUT_S = 60.0  # without progress for so long it is closed
 IDLE_TIMEOUT_S = (
     600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
 )
 PARTIAL_FRAME_TIMEOUT_S = (
     60.0  # from a frame's first byte to its last: 25 bytes/s, or a sender that died without a FIN
 )
-BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
-LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
+BAD_FRAME_LIMIT = 3  # at this many bad frames the connection is closed
+LINGER_S = 1.0  # after our FIN the peer's bytes are read so long, so that no reset eats acks
 RECEIVE_SIZE_MAX = 512 << 10  # bytes of one recv: a fast sender leaves a turn to the others
 RECEIVE_FRAMES_MIN = 64  # a fast sender gets a new block rather than a receive smaller than this
 TURN_FRAMES_MAX = 2816  # frames received in one turn, about 1 ms of work: acks and accepts wait no longer
@@ -78,7 +78,9 @@ BATCH_ERASED_FILES_MAX = (
 DELETE_LOOKS_MAX = (
     4096  # of layout tree: files that deletes look at in one commit, about 20 ms when they are cached
 )
-FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
+FLUSH_INTERVAL_S = (
+    1.0  # packs reach the disk at the latest so long after their frames (docs/format.md says 5 s)
+)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
 RESERVE_INODES_TREE = (

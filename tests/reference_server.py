@@ -1,4 +1,4 @@
-"""The contract (docs/protocol.md) once more, as plainly as it can be said: a server in memory, in one thread.
+"""The protocol (docs/protocol.md) once more, as plainly as it can be said: a server in memory, in one thread.
 
 ``Model`` is what a store has to do with one frame or request after another; the tests of the real server hold that
 against it. ``ReferenceServer`` puts it behind two ports for the tests of the client, and misbehaves as ``Faults`` says.
@@ -260,7 +260,9 @@ class ReferenceServer:
                         await writer.drain()
                     break
                 await writer.drain()
-            if not talk.open and not talk.cut:  # contract A2: answer, shut down, read to the end or 1 s
+            if (
+                not talk.open and not talk.cut
+            ):  # "How a connection ends": answer, shut down, read to the end or 1 s
                 writer.write_eof()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):

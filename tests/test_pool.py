@@ -451,7 +451,7 @@ def test_no_process_outlives_the_parent(stage: Stage) -> None:
     pidfds = [os.pidfd_open(child.pid) for child in children]
     stage.signal(signal.SIGKILL)
     assert stage.exit_code() == -signal.SIGKILL
-    deadline = time.monotonic() + 1.0  # contract A6
+    deadline = time.monotonic() + 1.0  # docs/architecture.md, "Processes"
     for pidfd in pidfds:  # readable from the moment that the process is a zombie
         assert select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0], "it lives on"
         os.close(pidfd)

@@ -104,5 +104,5 @@ def open_option(command: Command) -> Command:
 
 
 def server_options(command: Command) -> Command:
-    """The flags of A6."""
+    """The flags of `ingest server`: docs/operations.md, "Configuration"."""
     return file_option(add_options(SERVER)(command))

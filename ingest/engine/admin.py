@@ -1,4 +1,4 @@
-"""The admin port: HTTP for people and their machines, in a process of its own. Contract A6, "Admin port".
+"""The admin port: HTTP for people and their machines, in a process of its own.
 
 It answers before the store has recovered, and as long as anything of the server runs. It is neither authenticated nor
 encrypted: chunks are shown on loopback addresses only, and there requests made in the name of another host

@@ -104,7 +104,8 @@ class LoopbackOptions:
 
 @dataclass(frozen=True)
 class LoopbackResult:
-    """What came of a run. ``as_json`` has the fields of the contract; the others are for tests and benchmarks.
+    """What came of a run. ``as_json`` has the fields that `ingest loopback --json` prints. The others are for tests and
+    benchmarks.
 
     ``frames`` were sent and acked, ``saved`` of them SAVED; ``mb_per_s`` counts whole frames, 10⁶ bytes;
     ``verified`` came back as they were put, ``wrong`` did not. ``connection_frames`` and ``connection_seconds`` are of

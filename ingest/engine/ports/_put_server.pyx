@@ -204,7 +204,7 @@ cdef class PutServer(Connections):
         return not self._leaves_too_much_unread(c)
 
     cdef bint _leaves_too_much_unread(self, const connection *c) noexcept nogil:
-        """Whether a connection is not read because of its acks: its own limit is the contract's, the one for all together is
+        """Whether a connection is not read because of its acks: its own limit is the protocol's, the one for all together is
         what keeps thousands of such connections from taking the memory of the others."""
         cdef uint32_t unsent = acks_unsent(&self.work[c.slot], c)
         return unsent > self.unread_acks_max or (

@@ -1,6 +1,7 @@
-"""How chunks lie on disk: the two layouts of contract A4, each with the class that writes it and the one that reads it.
+"""How chunks lie on disk: the two layouts, each with the class that writes it and the one that reads it.
 
-`docs/format.md`. What a layout does for the committer is in `_slot_table`, what it does for readers in `_slot_reader`.
+`docs/format.md`, "Packs" and "Layout tree". What a layout does for the committer is in `_slot_table`, what it does for
+readers in `_slot_reader`.
 """
 
 from __future__ import annotations

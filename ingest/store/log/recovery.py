@@ -179,8 +179,8 @@ def logged_puts(wal_dir: Path, log_id: bytes, segment_size: int) -> Iterator[int
 def rebuild_bits(packs: PackTable, pack: int, put_keys: list[bytes], free: set[int]) -> bytes:
     """The present and deleted bitmaps (168 bytes each) of a pack whose header is lost, from its slots.
 
-    Contract A4: a slot with a valid frame is present, every other one counts as deleted, but for those in `free`,
-    which the log has. A header that is all zeros was never written (the power went before it reached the disk), if
+    `docs/format.md`, "Packs": a slot with a valid frame is present, every other one counts as deleted, except those in
+    `free`, which the log has. A header that is all zeros was never written (the power went before it reached the disk), if
     the log has all that lies there: then what is not valid was never acknowledged, and stays free.
     """
     present, deleted = bytearray(HEADER_BITS), bytearray(HEADER_BITS)
