@@ -1,4 +1,4 @@
-"""Flags that several commands have. Their values stay text: `config` reads flags, variables and file alike."""
+"""Flags that several commands have. Their values stay text: a configuration reads flags, variables and file alike."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # distutils: depends = ingest/csrc/queue.h ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/ticket.h ingest/csrc/counters.h
 """What the committer does with frames between taking them from the workers and answering them.
 
-The steps of one commit, in this order (`docs/architecture.md`, "Life of one put"); `write_behind` calls them:
+The steps of one commit, in this order (`docs/architecture.md`, "Life of one put"); `committer` calls them:
 
     take      runs from the rings of all workers                           → pending
     plan      claim slots; duplicates, conflicts, tombstones are answered; → batch (copied to the log's buffer), bulk jobs
