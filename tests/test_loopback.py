@@ -252,7 +252,7 @@ class TestPutting:
         assert sum(result.connection_frames) == sum(result.latencies.values()) == frames
         assert len(result.connection_frames) == more.get("connections", 4)
 
-    def test_the_object_of_the_contract(self, server: ReferenceServer) -> None:
+    def test_the_object_that_is_printed(self, server: ReferenceServer) -> None:
         result = load(server)
         assert list(result.as_json()) == [
             *("frames", "saved", "failed", "statuses", "seconds", "frames_per_s", "mb_per_s"),
