@@ -5,18 +5,20 @@ RUN    := $(VENV)/bin/python
 PIP    := $(RUN) -m pip --disable-pip-version-check --quiet
 SOURCES := $(shell find ingest -name '*.pyx' -o -name '*.pxd' -o -path '*/csrc/*' -type f)
 
-.PHONY: help venv build dev demo test smoke lint format bench peers soak faults mutants screenshot clean
+.PHONY: help venv build dev demo test dist smoke lint format bench peers soak faults mutants screenshot clean
 
 help:
 	@echo "make demo    real files in, verified and read back, with a killed worker and a restart on the way;"
 	@echo "             then a directory tree through a gateway, with curl and ingest put"
-	@echo "make test    all tests          make lint    ruff and mypy        make format  lay the code out"
+	@echo "make test    all tests; ARGS='-k name' takes some"
+	@echo "make lint    ruff and mypy        make format  lay the code out"
 	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
 	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"
 	@echo "make soak    200 cycles of kill -9 under load, everything read back"
 	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
 	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
 	@echo "make screenshot   the pictures of the page in docs/, with Chromium"
+	@echo "make dist    the source archive, installed and tried in a bare environment (RELEASING.md)"
 	@echo "make build   only build, into $(VENV)"
 
 # Stamps: each step runs again only when what it depends on is newer.
@@ -51,8 +53,15 @@ dev: $(VENV)/.built $(VENV)/.dev
 demo: build
 	@$(RUN) tools/demo.py
 
+# ARGS='-k name' or ARGS=tests/test_x.py takes some.
 test: dev
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest $(ARGS)
+
+# The source archive, and in a bare environment what `pip install` makes of it: RELEASING.md.
+dist: dev
+	@rm -rf dist
+	@$(RUN) -m build --no-isolation --sdist --outdir dist . >/dev/null
+	@$(RUN) tools/try_archive.py dist/*.tar.gz
 
 # Is it alive?
 smoke: dev

@@ -13,7 +13,7 @@ from bench.scratch import Scratch
 from bench.server import Server
 from bench.sizes import Sizes
 from ingest import limits, mac, ticket
-from ingest.loadgen._load import Content
+from ingest.loadgen._load_content import Content
 
 CONNECTIONS = 4
 IN_FLIGHT = 64

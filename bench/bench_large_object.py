@@ -22,7 +22,7 @@ from bench.server import Server
 from bench.sizes import Sizes
 from ingest.catalog.extent import chunks_needed
 from ingest.loadgen import loopback
-from ingest.loadgen.load_share import Worker
+from ingest.loadgen.load_share import Loader
 from ingest.status import Status
 
 CONNECTIONS = 4
@@ -72,7 +72,7 @@ def _loopback(scratch: Scratch, server: Server, chunks: int, sizes: Sizes) -> tu
         server.put_address, server.shared_key, connections=CONNECTIONS, window=sizes.window, frames=chunks
     )
     (share,) = loopback.plan(replace(how, read_connect=server.get_address))
-    worker = Worker(share)
+    worker = Loader(share)
     try:
         worker.connect()
         sync(scratch.directory)
@@ -89,7 +89,7 @@ def _loopback(scratch: Scratch, server: Server, chunks: int, sizes: Sizes) -> tu
         worker.close()
 
 
-def _read(worker: Worker, chunks: int) -> float:
+def _read(worker: Loader, chunks: int) -> float:
     """Seconds. Every frame must come back as it was put."""
     before = worker.report().verified
     began = time.perf_counter()

@@ -23,7 +23,7 @@ from bench.server import Server
 from bench.sizes import Sizes
 from ingest import limits, mac, ticket
 from ingest.loadgen import _bare_tree, loopback
-from ingest.loadgen._load import Content
+from ingest.loadgen._load_content import Content
 from ingest.loadgen.loopback import LoopbackResult
 from ingest.store.layouts.tree_file import TreeFile
 

@@ -9,7 +9,7 @@ import apsw
 from ingest.catalog import extent
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.database import make_file
-from ingest.catalog.version import State
+from ingest.catalog.version import VersionState
 
 NAMESPACE = "objects"
 CHUNKS = 2  # of each: its bytes, and its manifest
@@ -23,7 +23,7 @@ NAME_SQL = "printf('photos/%04d/%08d.jpg', number / 1000, number)"
 FILL = f"""
 INSERT INTO versions(number, namespace, name, state, size, created, saved, first, digest, extents)
 WITH RECURSIVE of(number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM of WHERE number < :count)
-SELECT number, :namespace, {NAME_SQL}, {State.OK:d}, {SIZE}, {CREATED} + number / 1000.0, {CREATED} + number / 1000.0,
+SELECT number, :namespace, {NAME_SQL}, {VersionState.OK:d}, {SIZE}, {CREATED} + number / 1000.0, {CREATED} + number / 1000.0,
     {extent.FIRST} + {CHUNKS} * (number - 1), randomblob(32),
     unhex(printf('%016x%016x', {extent.FIRST} + {CHUNKS} * (number - 1), {CHUNKS}))
 FROM of

@@ -11,7 +11,7 @@ from bench import raw_sink
 from bench.server import Server
 from ingest import limits, mac, sharding
 from ingest.loadgen import loopback
-from ingest.loadgen._load import Content
+from ingest.loadgen._load_content import Content
 from ingest.loadgen.loopback import LoopbackOptions, LoopbackResult
 
 FIRST = "5000000"  # starts a pack; no probe goes there

@@ -33,8 +33,8 @@ from ingest.mac import KeyRing, SubKeys
 from ingest.runtime.key_file import read_keys
 from ingest.status import Status
 from ingest.store.check.fsck import fsck
+from ingest.store.data_dir import META
 from ingest.store.layouts import tree_file
-from ingest.store.store import META
 
 NUMBER = 6
 TITLE = "corruption of every kind of file"

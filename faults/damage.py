@@ -11,7 +11,7 @@ from pathlib import Path
 from faults.damaged_store import Template
 from ingest import sharding
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
-from ingest.store.store import META
+from ingest.store.data_dir import META
 
 
 @dataclass

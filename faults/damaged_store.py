@@ -23,13 +23,13 @@ from ingest.limits import DATA_SIZE, FRAME_SIZE, PACK_SLOTS
 from ingest.mac import KeyRing, SubKeys
 from ingest.runtime.key_file import read_keys
 from ingest.status import Status
+from ingest.store.data_dir import META
 from ingest.store.layouts._slot_reader import SlotReader
-from ingest.store.layouts._slot_table import SlotTable
-from ingest.store.layouts.layout import make_reader, make_table
+from ingest.store.layouts.layout import Table, make_reader, make_table
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, NOTE_SIZE, BatchHeader, Note, padded
 from ingest.store.log.log_writer import LogWriter
 from ingest.store.log.recovery import recover
-from ingest.store.store import META, Store
+from ingest.store.store import Store
 from ingest.store.store_json import read_store_json
 
 SMALL_SEGMENT = 128 << 10  # bytes
@@ -192,7 +192,7 @@ class Builder:
                 self.stale[str(path.relative_to(self.directory))] = path.read_bytes()
 
 
-def open_table(store: Store) -> SlotTable:
+def open_table(store: Store) -> Table:
     return make_table(store, 64)
 
 

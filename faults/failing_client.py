@@ -1,4 +1,4 @@
-"""Who puts, deletes and gets while calls fail, and holds every answer against the contract."""
+"""Who puts, deletes and gets while calls fail, and holds every answer against docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def put_frames(keys: mac.SubKeys, indices: list[int] | range, version: int = 0) 
 
 
 class Loss(Exception):
-    """The contract was broken."""
+    """A guarantee was broken."""
 
 
 @dataclass

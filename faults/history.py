@@ -133,7 +133,7 @@ SMALL = Mix(counts=(1, 3, 64, 300))
 class Writer(threading.Thread):
     """Puts and deletes over one connection at a time, and remembers what was acknowledged in the history.
 
-    `wrong` collects answers that break the contract.
+    `wrong` collects answers that break a guarantee.
     """
 
     def __init__(self, rig: NodeRig, history: History, mix: Mix, number: int, seed: int) -> None:

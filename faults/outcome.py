@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Outcome:
-    """`cases` were tried with `seed`; `losses` says, a line each, where the contract was broken (empty: it was kept).
+    """`cases` were tried with `seed`; `losses` says, a line each, where a guarantee was broken (empty: all were kept).
 
     `counts` are figures that show how much was really tested (acks checked, states mounted, faults that struck).
     `not_run` names what the machine lacks; such an outcome does not count as passed.

@@ -37,7 +37,7 @@ STEPS = (
 class Writer(threading.Thread):
     """One connection. `count` gives the recorder's count of entries; `weights`: how often it does which of STEPS.
 
-    Ends when `ended` is set, when its connection breaks, or after `frames_max` frames. `wrong`: what broke the contract.
+    Ends when `ended` is set, when its connection breaks, or after `frames_max` frames. `wrong`: what broke a guarantee.
     """
 
     def __init__(

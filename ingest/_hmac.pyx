@@ -1,6 +1,6 @@
 # distutils: sources = ingest/csrc/blake3_lanes.c
 # distutils: depends = ingest/csrc/blake3_lanes.h ingest/csrc/blake3_lanes_group.h ingest/csrc/blake3_lanes_row.h
-"""Checksums of frames and requests, many at a time: keyed BLAKE3 truncated to 8 bytes (`docs/protocol.md`, "Checksums").
+"""Checksums of frames and requests, many at a time: keyed BLAKE3 truncated to 8 bytes (`docs/protocol.md`, "Keys and checksums").
 
 ``csrc/blake3_lanes.h`` computes; this module owns the choice of its path and what Python sees. The environment
 variable ``INGEST_MAC_PATH`` (avx512, avx2 or portable) forces a path for tests and benchmarks; it is read at import.

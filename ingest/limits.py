@@ -1,5 +1,5 @@
-"""Every limit, with its unit and its reason. Values marked "wire" or "disk" are in the contract
-(`docs/protocol.md`, `docs/format.md`) and must not change."""
+"""Every limit, with its unit and its reason. Values marked "wire" or "disk" stand in
+`docs/protocol.md` and `docs/format.md`, and must not change."""
 
 # --- wire and disk -------------------------------------------------------------------------------
 TICKET_SIZE = 8  # bytes, wire: a ticket as it travels, NUL-padded
@@ -18,19 +18,19 @@ PACK_HEADER_SIZE = 4096  # bytes, disk: one page before the slots, so that slots
 
 # --- a connection --------------------------------------------------------------------------------
 CONNECTIONS_MAX = 8192  # of one worker and port: each may hold one partial frame and its acks
-UNREAD_ACKS_MAX = 1 << 20  # bytes, contract A2: past this a connection is not read
-UNREAD_ACKS_TOTAL_MAX = (
-    256 << 20
-)  # bytes of one worker: past this who leaves more than ACKS_KEPT_SIZE unread is not read
-UNREAD_ACKS_TIMEOUT_S = 60.0  # contract A2: without progress for so long it is closed
+# A worker keeps acks in memory until the client's machine takes them. Two limits say when it stops reading a connection.
+UNREAD_ACKS_MAX = 1 << 20  # bytes, wire: of this connection
+# Bytes: of all connections of the worker. Then it reads none that leaves more than ACKS_KEPT_SIZE unread.
+UNREAD_ACKS_TOTAL_MAX = 256 << 20
+UNREAD_ACKS_TIMEOUT_S = 60.0  # wire: it closes a connection with unread acks after so long without progress
 IDLE_TIMEOUT_S = (
     600.0  # a connection with nothing in flight that says nothing is forgotten by its NAT by then
 )
 PARTIAL_FRAME_TIMEOUT_S = (
     60.0  # from a frame's first byte to its last: 25 bytes/s, or a sender that died without a FIN
 )
-BAD_FRAME_LIMIT = 3  # contract A2: at this many bad frames the connection is closed
-LINGER_S = 1.0  # contract A2: after our FIN the peer's bytes are read so long, so that no reset eats acks
+BAD_FRAME_LIMIT = 3  # at this many bad frames the connection is closed
+LINGER_S = 1.0  # after our FIN the peer's bytes are read so long, so that no reset eats acks
 RECEIVE_SIZE_MAX = 512 << 10  # bytes of one recv: a fast sender leaves a turn to the others
 RECEIVE_FRAMES_MIN = 64  # a fast sender gets a new block rather than a receive smaller than this
 TURN_FRAMES_MAX = 2816  # frames received in one turn, about 1 ms of work: acks and accepts wait no longer
@@ -78,7 +78,7 @@ BATCH_ERASED_FILES_MAX = (
 DELETE_LOOKS_MAX = (
     4096  # of layout tree: files that deletes look at in one commit, about 20 ms when they are cached
 )
-FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (contract: 5 s)
+FLUSH_INTERVAL_S = 1.0  # packs reach the disk at the latest so long after their frames (docs/format.md: 5 s)
 RESERVE_DEFAULT = 256 << 20  # bytes kept free, so that the log, headers and deletes still work on a full disk
 RESERVE_INODES = 8192  # kept free: the dirty packs of one checkpoint with their directories
 RESERVE_INODES_TREE = (
@@ -126,10 +126,10 @@ KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for th
 SETTINGS_SIZE_MAX = 4 << 20  # bytes that a reload hands over: a key file and three of certificates
 KEYS_COUNTED = 15  # keys with counters of their own; of all others together there is one more
 ADMIN_SHUTDOWN_TIMEOUT_S = 0.5  # a scrape under way when the server ends may finish
-
-# --- the client ----------------------------------------------------------------------------------
 LOCK_TRIES = 3  # of a server for its data directory: somebody may just look whether one runs there
 LOCK_TRY_INTERVAL_S = 0.02
+
+# --- the client ----------------------------------------------------------------------------------
 RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
 RETRY_DELAY_MAX_S = 2.0  # … and last
 CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered

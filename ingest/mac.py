@@ -1,4 +1,4 @@
-"""Keys, and what they sign: `docs/protocol.md`, "Checksums".
+"""Keys, and what they sign: `docs/protocol.md`, "Keys and checksums".
 
 The shared key (32 bytes) never signs anything itself. Each purpose has its own key, derived from it, so
 that a put can never be taken for a delete. Checksums are the first 8 bytes of keyed BLAKE3;
@@ -19,7 +19,7 @@ from ingest.limits import DATA_SIZE, FRAME_SIZE, RANGE_COUNT_MAX, REQUEST_SIZE, 
 
 SHARED_KEY_SIZE = 32  # bytes
 REQUEST_SIGNED_SIZE = 16  # bytes of a request that its checksum covers
-ACCEPTED_KEYS = 2  # contract A4: this many of the first keys are accepted from the network
+ACCEPTED_KEYS = 2  # this many of the first keys are accepted from the network (docs/operations.md, "Keys")
 
 # On the wire: whoever changes one of these can no longer talk to anyone, nor read what is stored.
 PUT_CONTEXT = "ingest 2026-11-21 put frame"
@@ -49,7 +49,7 @@ def _check_shared_key(shared_key: Bytes) -> bytes:
 
 
 def derive(shared_key: Bytes) -> SubKeys:
-    """The keys of ``shared_key`` (32 bytes, else UsageError): contract A2 and A3, BLAKE3 mode derive_key."""
+    """The keys of ``shared_key`` (32 bytes, else UsageError): docs/protocol.md, BLAKE3 mode derive_key."""
     key = _check_shared_key(shared_key)
 
     def subkey(context: str) -> bytes:

@@ -1,15 +1,8 @@
 """A worker process: accepts connections on both frame ports, and lets `PutServer` and `GetServer` do the rest.
 
 The event loop (uvloop) owns what is rare: accepting, passing connections on, signals, the clock. The connections
-themselves live in an epoll of each server; the loop watches that one descriptor and calls `turn`.
-
-SO_REUSEPORT spreads few connections unevenly. So a worker that would have two more connections of a kind than a
-sibling passes the accepted one on, through a socket pair on which that sibling listens. A message there is
-one byte that says what it is about, and a descriptor or an address:
-
-    P   a put connection (its descriptor)
-    G   a get connection (its descriptor)
-    B   an address whose connection was closed for bad frames
+themselves live in an epoll of each server; the loop watches that one descriptor and calls `turn`. `sibling_handover` has
+what goes between workers, `peer_log` what is logged of peers.
 """
 
 from __future__ import annotations
@@ -20,26 +13,23 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import uvloop
 
-from ingest import limits, tls
+from ingest import limits
 from ingest.engine import _queue, metrics, reload
-from ingest.engine.ports._put_server import BAD_FRAMES, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, PutServer
+from ingest.engine.ports._put_server import PutServer
 from ingest.engine.ports.bad_peers import BadPeers
-from ingest.runtime import logs
-from ingest.tls import Certificates, TlsContext
+from ingest.engine.ports.frame_port import FrameServer, Port, configure, peer_name
+from ingest.engine.ports.peer_log import PeerLog
+from ingest.engine.ports.sibling_handover import Siblings
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
-    from ingest.mac import KeyRing, SubKeys
 
 log = logging.getLogger(__name__)
-
-Event = tuple[str, str, int]  # what, peer, number
 
 # accept(2): what is wrong with one connection, which the kernel has dropped; the next one may be well.
 _ACCEPT_NEXT = frozenset(
@@ -58,45 +48,6 @@ _ACCEPT_NEXT = frozenset(
     )
 )
 _ACCEPT_LATER = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
-_ADDRESS_SIZE_MAX = 256  # bytes of a message: an address with its scope
-
-
-class FrameServer(Protocol):
-    """What a worker knows of the server of one port."""
-
-    @property
-    def connections(self) -> int: ...
-    @property
-    def drained(self) -> bool: ...
-    def fileno(self) -> int: ...
-    def turn(self) -> list[Event] | None: ...
-    def tick(self, now: float) -> list[Event] | None: ...
-    def adopt(self, fd: int, peer: str) -> bool: ...
-    def set_keys(
-        self, keys: Iterable[SubKeys], known: Iterable[SubKeys] = ..., names: Sequence[str] = ...
-    ) -> None: ...
-    def set_tls(self, context: TlsContext | None) -> None: ...
-    def begin_drain(self) -> list[Event] | None: ...
-    def close(self) -> None: ...
-
-
-@dataclass(eq=False)
-class Port:
-    """One of the two frame ports of this worker."""
-
-    kind: bytes  # of its messages: b"P" or b"G"
-    listener: socket.socket
-    server: FrameServer
-    out_of_descriptors: bool = False
-    drift: int = 0  # connections that were served and not counted, at the last look
-
-    @property
-    def is_put(self) -> bool:
-        return self.kind == b"P"
-
-    @property
-    def name(self) -> str:
-        return "put" if self.is_put else "get"
 
 
 class Worker:
@@ -118,10 +69,10 @@ class Worker:
         self._put = Port(b"P", node.put_sockets[slot], put_server)
         self._get = Port(b"G", node.get_sockets[slot], get_server)
         self._ports = {port.kind: port for port in (self._put, self._get)}
-        self._inbox = node.passing[slot][0]
-        self._outboxes = [pair[1] for pair in node.passing]
+        self._siblings = Siblings(node, slot)
+        self._inbox = self._siblings.inbox
         self._bad_peers = BadPeers(node.config.bad_peer_delay)
-        self._peer_lines = logs.LineBudget(limits.PEER_LINES_MAX, limits.PEER_LINES_INTERVAL_S)
+        self._peer_log = PeerLog(lambda: self._count("LINES_SUPPRESSED"), self._offended)
         self._counters = node.queue.counter_row(_queue.ROW_WORKER + slot)
         self._on_drained = on_drained
         self._draining = False
@@ -147,7 +98,7 @@ class Worker:
         for port in self._ports.values():
             self._loop.remove_reader(port.listener.fileno())
             port.listener.close()
-            self._report(port, port.server.begin_drain())
+            self._peer_log.report(port, port.server.begin_drain())
         log.info(
             "draining %d put and %d get connections",
             self._put.server.connections,
@@ -164,16 +115,15 @@ class Worker:
     def _turn(self, port: Port) -> None:
         events = port.server.turn()
         if events:
-            self._report(port, events)
+            self._peer_log.report(port, events)
         if self._draining:
             self._look_whether_drained()
 
     def _tick(self) -> None:
         now = time.monotonic()
         for port in self._ports.values():
-            self._report(port, port.server.tick(now))
-        for kind, number in self._peer_lines.lapsed(now):
-            log.warning("%d more lines about peers were left out: %s", number, kind)
+            self._peer_log.report(port, port.server.tick(now))
+        self._peer_log.tick(now)
         if self._draining:
             self._look_whether_drained()
         else:
@@ -242,7 +192,7 @@ class Worker:
     def _place(self, port: Port, connection: socket.socket, address: Any) -> None:
         """Refuses an accepted connection, passes it on, or keeps it."""
         if self._bad_peers.refused(address[0], time.monotonic()):
-            self._peer_line(
+            self._peer_log.line(
                 "refused for bad frames",
                 logging.INFO,
                 "%s: refused, bad frames came from there",
@@ -256,9 +206,11 @@ class Worker:
     def _keep_or_pass_on(self, port: Port, connection: socket.socket, address: Any) -> None:
         """What becomes of a connection that is counted as this worker's. One that was passed here may be passed on too:
         two workers that decide in the same moment do not see what the other one does."""
-        sibling = self._sibling_with_room(port)
-        if sibling is None or not self._pass_on(port, connection, sibling):
+        sibling = self._siblings.with_room(port)
+        if sibling is None or not self._siblings.pass_on(port, connection, sibling):
             self._adopt(port, connection, address)
+        elif port.is_put:
+            self._count("PUT_PASSED")
 
     def _refuse(self, port: Port, connection: socket.socket, reason: str) -> None:
         connection.close()
@@ -270,7 +222,7 @@ class Worker:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if not port.server.adopt(connection.detach(), peer_name(address)) and not self._draining:
-                self._peer_line(
+                self._peer_log.line(
                     "refused over the limit",
                     logging.WARNING,
                     "%s: refused, this worker has %d %s connections, the limit is %d",
@@ -278,7 +230,7 @@ class Worker:
                 )
         except OSError as error:
             # It ended before it began, or the kernel has no memory to watch it: nobody else is concerned.
-            self._peer_line(
+            self._peer_log.line(
                 "not served", logging.INFO, "%s: not served: %s", peer_name(address), error.strerror
             )
             if connection.fileno() >= 0:
@@ -290,48 +242,17 @@ class Worker:
 
     # --- siblings
 
-    def _sibling_with_room(self, port: Port) -> int | None:
-        """The sibling with the fewest connections of this kind, if it has two fewer than this one with it."""
-        if self._queue.flags & _queue.DRAINING:
-            return None
-        which = 0 if port.is_put else 1
-        own = self._queue.connections(self._slot)[which]
-        counts = [
-            (self._queue.connections(slot)[which], slot)
-            for slot in range(self._queue.workers)
-            if slot != self._slot and self._queue.is_live(slot)
-        ]
-        fewest, sibling = min(counts, default=(own, self._slot))
-        return sibling if fewest + 2 <= own else None
-
-    def _pass_on(self, port: Port, connection: socket.socket, sibling: int) -> bool:
-        self._queue.count_connection(sibling, port.is_put, 1)
-        try:
-            socket.send_fds(self._outboxes[sibling], [port.kind], [connection.fileno()], socket.MSG_DONTWAIT)
-        except OSError as error:
-            # Its inbox is full (EAGAIN), or too many descriptors are on their way (ETOOMANYREFS): kept here instead.
-            log.debug("worker-%d takes no connection: %s", sibling, error.strerror)
-            self._queue.count_connection(sibling, port.is_put, -1)
-            return False
-        self._uncount(port)
-        connection.close()
-        if port.is_put:
-            self._count("PUT_PASSED")
-        return True
-
     def _take_messages(self) -> None:
         for _ in range(limits.ACCEPTS_PER_TURN):
-            try:
-                message, descriptors, _, _ = socket.recv_fds(
-                    self._inbox, _ADDRESS_SIZE_MAX, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-                )
-            except (BlockingIOError, InterruptedError):
+            found = self._siblings.receive()
+            if found is None:
                 return
+            message, descriptors = found
             if message[:1] == b"B":
                 self._bad_peers.offended(message[1:].decode(), time.monotonic())
             elif message:
                 self._take_passed(self._ports[message[:1]], descriptors)
-            else:  # nobody holds the other end any more: the server is ending
+            else:  # the server is ending
                 self._loop.remove_reader(self._inbox.fileno())
                 return
 
@@ -350,79 +271,15 @@ class Worker:
             return
         self._keep_or_pass_on(port, connection, address)
 
-    # --- what is worth a line
-
-    def _report(self, port: Port, events: list[Event] | None) -> None:
-        for what, peer, number in events or ():
-            if what == BAD_FRAMES:
-                self._report_bad(peer, number)
-            elif what == STRAY_OUTCOME:
-                log.error("the committer gave %d outcomes for frames that nobody waits for", number)
-            elif what in (SPEAKS_TLS, SPEAKS_HTTP):
-                self._report_foreign(port, what, peer)
-            elif what == tls.NOT_TLS:
-                self._report_tls(port, what, peer, "this port speaks TLS only (--tls-cert)")
-            elif what == tls.HANDSHAKE:
-                self._report_tls(port, what, peer, tls.error_text(number))
-            else:
-                closed = f"{port.name} connection closed: {what}"
-                self._peer_line(closed, logging.INFO, "%s: %s (%d)", peer, closed, number)
+    def _offended(self, address: str) -> float:
+        """A connection from there was closed for bad frames: for how many seconds the address is refused now."""
+        delay = self._bad_peers.offended(address, time.monotonic())
+        if delay != 0:
+            self._siblings.tell_of_bad_peer(address)
+        return delay
 
     def _count(self, counter: str) -> None:
         self._counters[metrics.INDEX[counter]] += 1
-
-    def _peer_line(self, kind: str, level: int, text: str, *values: object) -> None:
-        """A log line about something that a peer can do as often as it likes."""
-        if not log.isEnabledFor(level):
-            return
-        if self._peer_lines.take(kind, time.monotonic()):
-            log.log(level, text, *values)
-        else:
-            self._count("LINES_SUPPRESSED")
-
-    def _report_foreign(self, port: Port, what: str, peer: str) -> None:
-        hint = "this port speaks frames, HTTP is on the admin port"
-        if what == SPEAKS_TLS:
-            hint = "this port speaks plain frames, not TLS (--tls-cert)"
-        self._peer_line(
-            what, logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint
-        )
-
-    def _report_tls(self, port: Port, what: str, peer: str, why: str) -> None:
-        self._peer_line(what, logging.WARNING, "%s: %s connection closed: %s: %s", peer, port.name, what, why)
-
-    def _report_bad(self, peer: str, bad_frames: int) -> None:
-        address = peer.rsplit(":", 1)[0].strip("[]")
-        delay = self._bad_peers.offended(address, time.monotonic())
-        if delay == 0:
-            self._peer_line(BAD_FRAMES, logging.WARNING, "%s: closed after %d bad frames", peer, bad_frames)
-            return
-        self._peer_line(
-            BAD_FRAMES,
-            logging.WARNING,
-            "%s: closed after %d bad frames, %s refused for %g s",
-            *(peer, bad_frames, address, delay),
-        )
-        for slot, outbox in enumerate(self._outboxes):
-            if slot != self._slot:
-                try:
-                    outbox.send(b"B" + address.encode(), socket.MSG_DONTWAIT)
-                except OSError as error:
-                    log.debug("worker-%d does not hear of %s: %s", slot, address, error.strerror)
-
-
-def peer_name(address: Any) -> str:
-    """``host:port`` of a socket address, with brackets around an IPv6 host."""
-    host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def configure(
-    server: FrameServer, keys: KeyRing, key_names: tuple[str, ...], certificates: Certificates | None
-) -> None:
-    """Has a server accept these keys, and speak TLS on new connections when there are certificates."""
-    server.set_keys(keys.accepted, keys.all, key_names)
-    server.set_tls(None if certificates is None else TlsContext(certificates, is_server=True))
 
 
 def make_put_server(node: Node, slot: int) -> FrameServer:

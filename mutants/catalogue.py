@@ -47,8 +47,9 @@ class Mutant:
 ORDER = "tests/test_faults_call_order.py::test_no_call_comes_before_what_it_needs"
 WIRE = "tests/test_faults_wire.py::"
 LOG = "ingest/store/log/log_writer.py"
+FILES = "ingest/runtime/durable_files.py"
 COMMITTER = "ingest/engine/commit/committer.py"
-APPEND = "self.log.append(core.buffer, puts, deletes, notes)"
+APPEND = "self.log.append(planned.buffer, puts, deletes, notes)"
 
 MUTANTS = (
     Mutant(
@@ -60,7 +61,7 @@ MUTANTS = (
     Mutant(
         "ack-early",
         "frames are answered before their batch is written to the log",
-        (Edit(COMMITTER, APPEND, f"(core.apply(), core.answer(), {APPEND})"),),
+        (Edit(COMMITTER, APPEND, f"(planned.apply(), planned.answer(), {APPEND})"),),
         (ORDER,),
     ),
     Mutant(
@@ -102,12 +103,12 @@ MUTANTS = (
                 "            except OSError:\n                os.fdatasync(self._current.fd)\n",
             ),
         ),
-        ("tests/test_write_behind.py::TestFailingDisk::test_a_sync_of_the_log_that_fails",),
+        ("tests/test_commit_loop.py::TestFailingDisk::test_a_sync_of_the_log_that_fails",),
     ),
     Mutant(
         "ignore-a-short-write",
         "what a write to the log left over is not written",
-        (Edit(LOG, "buffer = buffer[written:]", "buffer = buffer[:0]"),),
+        (Edit(FILES, "buffer = buffer[written:]", "buffer = buffer[:0]"),),
         ("tests/test_log_writer.py::test_short_writes_go_on_where_they_stopped",),
     ),
     Mutant(
@@ -132,8 +133,8 @@ MUTANTS = (
         "bits-before-the-log-is-synced",
         "readers see frames that a power cut can take back",
         (
-            Edit(COMMITTER, "core.apply()", "failure"),
-            Edit(COMMITTER, APPEND, f"failure = core.apply()\n            {APPEND}"),
+            Edit(COMMITTER, "planned.apply()", "failure"),
+            Edit(COMMITTER, APPEND, f"failure = planned.apply()\n            {APPEND}"),
         ),
         (ORDER,),
     ),
@@ -211,7 +212,7 @@ CONTROL = Mutant(
     "no fault: it must survive all tests that kill others",
     (
         Edit(
-            LOG,
+            FILES,
             "    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)\n",
             "    fd = os.open(path, os.O_DIRECTORY | os.O_RDONLY)\n",
         ),

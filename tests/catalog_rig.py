@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ingest.catalog.catalog_service import serve
+from ingest.catalog.catalog_service import serve_catalog
 
 HERE = Path(__file__).parent
 
@@ -49,4 +49,4 @@ class ServiceRig:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), lambda: print("ready", flush=True))
+    serve_catalog(Path(sys.argv[1]), lambda: print("ready", flush=True))

@@ -150,7 +150,7 @@ class CommitterRig:
             self.flush()
         self.core.take()
         self.packs.room = 1 << 20
-        jobs = self.core.plan(space)
+        jobs = self.core.plan(space).jobs
         self.jobs += jobs
         self.core.check()
         return jobs
@@ -158,24 +158,24 @@ class CommitterRig:
     def write(self) -> None:
         """The rest of a commit: log, slots, bits, answers."""
         core = self.core
-        core.write_notes()
+        core.round.write_notes()
         core.check()
-        if not core.batch_empty:
-            puts, deletes, notes = core.puts, core.delete_frames, core.notes
+        if not core.round.empty:
+            puts, deletes, notes = core.round.puts, core.round.delete_frames, core.round.notes
             assert self.log.has_room(BatchHeader.payload_size(puts, deletes, notes) + BATCH_HEADER_SIZE)
             if deletes:
                 self.erased_behind = self.log.number
-            core.begin_slots()
-            self.log.append(core.buffer, puts, deletes, notes)
-            assert core.apply() == 0
-        core.answer()
+            core.round.begin_slots()
+            self.log.append(core.round.buffer, puts, deletes, notes)
+            assert core.round.apply() == 0
+        core.round.answer()
         core.check()
         self.collect()
 
     def erase(self) -> None:
         """One more step of the deletes that were not through in their commit."""
-        assert self.core.erase() == 0
-        self.core.answer()
+        assert self.core.round.erase() == 0
+        self.core.round.answer()
         self.core.check()
         self.collect()
 
@@ -203,7 +203,7 @@ class CommitterRig:
             self.commit(space)
             if not any(self.outstanding):
                 return
-            if self.core.stalled:
+            if self.core.round.stalled:
                 self.flush()
         raise AssertionError(f"{self.outstanding} frames are never answered")
 

@@ -1,4 +1,4 @@
-"""What all tests share: the golden values of the contract, and the layouts of a store."""
+"""What all tests share: the golden values of the documents, and the layouts of a store."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ VECTORS = Path(__file__).parent / "vectors" / "contract.json"
 
 @pytest.fixture(scope="session")
 def contract() -> dict[str, Any]:
-    """`tests/vectors/contract.json`, made outside of this program from the contract."""
+    """`tests/vectors/contract.json`, made outside of this program from docs/protocol.md and docs/format.md."""
     return json.loads(VECTORS.read_text())
 
 

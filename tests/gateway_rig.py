@@ -25,12 +25,12 @@ import uvloop
 from aiohttp import web
 from memory_store import MemoryStore
 
-from ingest.client.node_figures import NodeFigures
 from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.app import make_app
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Services
+from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.http.wire import Wires

@@ -18,9 +18,9 @@ from ingest.catalog.version import (
     ANY,
     SAME,
     Condition,
-    State,
     Transition,
     Version,
+    VersionState,
     check_name,
     check_namespace,
 )
@@ -80,20 +80,12 @@ class MemoryStore:
             await self.check(namespace, name, condition)
         self._number += 1
         number = self._number
-        steps = [(State.PENDING, "upload began")]
-        data = bytearray()
+        steps = [(VersionState.PENDING, "upload began")]
         try:
-            source = as_body(body)
-            piece = bytearray(PIECE)
-            while not source.ended:
-                data += piece[: await source.fill(memoryview(piece))]
-                if self.full:
-                    raise self.error
-            if size is not None and len(data) != size:
-                raise UploadLostError(f"the body ended after {len(data)} of {size} bytes")
+            data = await self._gather(as_body(body), size)
         except BaseException as error:
             if isinstance(name, str):
-                steps.append((State.FAILED, f"upload broke: {error}"))
+                steps.append((VersionState.FAILED, f"upload broke: {error}"))
                 self._note(namespace, name, number, steps, 0)
             raise
         if not isinstance(name, str):
@@ -103,13 +95,13 @@ class MemoryStore:
         present = self.live.get(key)
         if condition == SAME and present is not None and present[0].digest == digest:
             self._note(
-                namespace, name, number, [*steps, (State.FAILED, "these bytes were stored already")], 0
+                namespace, name, number, [*steps, (VersionState.FAILED, "these bytes were stored already")], 0
             )
             return present[0]
         try:
             condition.check(name, present and present[0], digest)
         except IngestError as error:
-            self._note(namespace, name, number, [*steps, (State.FAILED, str(error))], 0)
+            self._note(namespace, name, number, [*steps, (VersionState.FAILED, str(error))], 0)
             raise
         if present is not None:
             self._end(present[0], f"replaced by version {number}")
@@ -117,11 +109,29 @@ class MemoryStore:
         extents = (Extent(self._next, count),)
         self._next += count
         version = Version(
-            number, namespace, name, State.OK, len(data), digest, time.time(), extents, dict(headers or {})
+            number,
+            namespace,
+            name,
+            VersionState.OK,
+            len(data),
+            digest,
+            time.time(),
+            extents,
+            dict(headers or {}),
         )
         self.live[key] = version, bytes(data)
-        self._note(namespace, name, number, [*steps, (State.OK, "all chunks saved")], len(data))
+        self._note(namespace, name, number, [*steps, (VersionState.OK, "all chunks saved")], len(data))
         return version
+
+    async def _gather(self, source: Body, size: int | None) -> bytearray:
+        data, piece = bytearray(), bytearray(PIECE)
+        while not source.ended:
+            data += piece[: await source.fill(memoryview(piece))]
+            if self.full:
+                raise self.error
+        if size is not None and len(data) != size:
+            raise UploadLostError(f"the body ended after {len(data)} of {size} bytes")
+        return data
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         present = self.live.get((check_namespace(namespace), check_name(name)))
@@ -145,7 +155,7 @@ class MemoryStore:
         version, _ = self._find(namespace, name)
         self._end(version, "deleted")
         del self.live[namespace, name]
-        return replace(version, state=State.DELETED)
+        return replace(version, state=VersionState.DELETED)
 
     async def page(
         self, namespace: str, prefix: str = "", after: str = "", limit: int = LIST_PAGE_MAX
@@ -190,10 +200,12 @@ class MemoryStore:
         raise NotFoundError(f"there is no object with the id {object_id}")
 
     def _end(self, version: Version, reason: str) -> None:
-        self._note(version.namespace, version.name, version.number, [(State.DELETED, reason)], version.size)
+        self._note(
+            version.namespace, version.name, version.number, [(VersionState.DELETED, reason)], version.size
+        )
 
     def _note(
-        self, namespace: str, name: str, number: int, steps: list[tuple[State, str]], size: int
+        self, namespace: str, name: str, number: int, steps: list[tuple[VersionState, str]], size: int
     ) -> None:
         kept = self.transitions.setdefault((namespace, name), [])
         kept += [Transition(number, time.time(), state, reason, size) for state, reason in steps]

@@ -260,7 +260,7 @@ class ReferenceServer:
                         await writer.drain()
                     break
                 await writer.drain()
-            if not talk.open and not talk.cut:  # contract A2: answer, shut down, read to the end or 1 s
+            if not talk.open and not talk.cut:  # docs/protocol.md: answer, shut down, read to the end or 1 s
                 writer.write_eof()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):

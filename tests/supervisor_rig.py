@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ingest.runtime.child import hold_reloads, take_reloads
-from ingest.runtime.supervisor import Child, Supervisor
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
 
 
 def say(text: str) -> None:

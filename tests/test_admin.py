@@ -54,7 +54,7 @@ class Port:
         if self.pid == 0:
             code = 1
             try:
-                uvloop.run(admin.serve(node, lambda _: read_chunk))
+                uvloop.run(admin.serve_admin(node, lambda _: read_chunk))
                 code = 0
             finally:
                 os._exit(code)

@@ -8,7 +8,7 @@ from ingest.catalog import backup as module
 from ingest.catalog.backup import backup
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import State
+from ingest.catalog.version import VersionState
 from ingest.errors import DiskError, UsageError
 
 DIGEST = bytes(32)
@@ -78,7 +78,10 @@ def test_what_was_under_way_is_no_garbage_when_the_copy_is_put_back(source, tmp_
             assert copy.expire() == 0
         assert copy.garbage(10) == []
         (failed,) = copy.history("store", "large")[:1]
-        assert (failed.state, failed.reason) == (State.FAILED, "was under way when the catalog was copied")
+        assert (failed.state, failed.reason) == (
+            VersionState.FAILED,
+            "was under way when the catalog was copied",
+        )
     with Catalog(source) as catalog, catalog.change():
         catalog.extend(owner, upload, 1)  # the live one is as it was
 

@@ -83,7 +83,7 @@ def test_the_path_that_was_in_use_is_again_after_the_benchmark(place):
     assert _hmac.path() == before
 
 
-def test_every_row_of_the_issue_is_measured():
+def test_no_benchmark_went_missing():
     names = {name for names in BENCHMARKS.values() for name in names}
     assert len(names) >= 14
 
@@ -201,7 +201,7 @@ def test_random_tickets_notice_what_is_not_saved():
                 made.join()
 
 
-def test_wire_tickets_are_those_of_the_contract():
+def test_wire_tickets_are_those_of_the_protocol():
     first = ticket.parse("0000000")
     last = ticket.parse("ZZZZZZZ")
     indices = np.array([first, first + 1, first + 36, ticket.parse("5K0ZA9B"), last])

@@ -12,7 +12,7 @@ from ingest.catalog import extent
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import FIRST, Extent
-from ingest.catalog.version import ABSENT, PRESENT, SAME, Condition, State
+from ingest.catalog.version import ABSENT, PRESENT, SAME, Condition, VersionState
 from ingest.errors import (
     BusyError,
     CatalogError,
@@ -74,7 +74,7 @@ def indices(*extents: Extent) -> list[int]:
     return sorted(index for one in extents for index in range(one.first, one.stop))
 
 
-def history(rig: Rig, name: str) -> list[tuple[State, str]]:
+def history(rig: Rig, name: str) -> list[tuple[VersionState, str]]:
     return [(step.state, step.reason) for step in rig.catalog.history("store", name)]
 
 
@@ -82,7 +82,7 @@ class TestUpload:
     def test_from_its_beginning_to_its_end(self, rig, owner):
         number = rig("begin", owner, "store", "a", {"content-type": "text/plain"})
         assert rig.catalog.lookup("store", "a") is None
-        assert rig.catalog.version(number).state is State.PENDING
+        assert rig.catalog.version(number).state is VersionState.PENDING
         held = rig("extend", owner, number, 4)
         assert held == Extent(FIRST, 4)
         rig.clock.now += 1
@@ -90,7 +90,10 @@ class TestUpload:
         assert done == rig.catalog.find("store", "a") == rig.catalog.find_object("00000000")
         assert (done.size, done.digest, done.extents) == (3000, OLD, (held,))
         assert done.headers == {"content-type": "text/plain"}
-        assert history(rig, "a") == [(State.OK, "all chunks saved"), (State.PENDING, "upload began")]
+        assert history(rig, "a") == [
+            (VersionState.OK, "all chunks saved"),
+            (VersionState.PENDING, "upload began"),
+        ]
         assert rig.garbage() == []
 
     def test_ranges_taken_alone_are_one_extent(self, rig, owner):
@@ -123,21 +126,21 @@ class TestUpload:
         rig.clock.now += 1
         rig("commit", owner, number, 1, NEW, [held])
         assert rig.catalog.find("store", "a").number == number
-        assert rig.catalog.version(before.number).state is State.DELETED
+        assert rig.catalog.version(before.number).state is VersionState.DELETED
         assert rig.garbage() == indices(*before.extents)
         assert history(rig, "a") == [
-            (State.OK, "all chunks saved"),
-            (State.DELETED, f"replaced by version {number}"),
-            (State.PENDING, "upload began"),
-            (State.OK, "all chunks saved"),
-            (State.PENDING, "upload began"),
+            (VersionState.OK, "all chunks saved"),
+            (VersionState.DELETED, f"replaced by version {number}"),
+            (VersionState.PENDING, "upload began"),
+            (VersionState.OK, "all chunks saved"),
+            (VersionState.PENDING, "upload began"),
         ]
 
     def test_that_broke(self, rig, owner):
         number = rig("begin", owner, "store", "a")
         held = rig("extend", owner, number, 3)
         rig("fail", owner, number, "the body ended early")
-        assert history(rig, "a")[0] == (State.FAILED, "the body ended early")
+        assert history(rig, "a")[0] == (VersionState.FAILED, "the body ended early")
         assert rig.garbage() == indices(held)
         with pytest.raises(UploadLostError):
             rig("commit", owner, number, 1, OLD, [held])
@@ -150,11 +153,11 @@ class TestUpload:
         first = rig("commit", owner, number, 1, OLD, [held])
         assert rig("commit", owner, number, 1, OLD, [held]) == first
         rig.small(owner, "a", NEW)
-        assert rig("commit", owner, number, 1, OLD, [held]).state is State.DELETED
+        assert rig("commit", owner, number, 1, OLD, [held]).state is VersionState.DELETED
         with pytest.raises(UploadLostError):
             rig("commit", owner, number, 1, NEW, [held])
         rig("fail", owner, number, "too late")
-        assert rig.catalog.version(number).state is State.DELETED
+        assert rig.catalog.version(number).state is VersionState.DELETED
 
     def test_may_learn_its_name_at_its_end(self, rig, owner):
         before = rig.small(owner, "digest")
@@ -168,7 +171,7 @@ class TestUpload:
             rig("commit", owner, number, 1, NEW, [held], ABSENT, "")
         assert rig("commit", owner, number, 1, NEW, [held], name="digest").name == "digest"
         assert rig.catalog.find("store", "digest").number == number
-        assert rig.catalog.version(before.number).state is State.DELETED
+        assert rig.catalog.version(before.number).state is VersionState.DELETED
         assert rig.catalog.lookup("store", "not known yet") is None
         with pytest.raises(NotFoundError):
             rig.catalog.history("store", "not known yet")
@@ -187,7 +190,7 @@ class TestUpload:
         rig.small(owner, "a")
         with pytest.raises(NameTakenError):
             rig("commit", owner, number, 1, NEW, [held], ABSENT)
-        assert rig.catalog.version(number).state is State.PENDING
+        assert rig.catalog.version(number).state is VersionState.PENDING
         assert rig.catalog.find("store", "a").digest == OLD
         rig("fail", owner, number, "there was one already")
         with pytest.raises(NameTakenError):
@@ -201,7 +204,7 @@ class TestSmallUpload:
         lease = rig("lease", owner, 10)
         done = rig("store", owner, "store", "a", 1000, OLD, [Extent(lease.first, 2)], {"x-a": "b"})
         assert done == rig.catalog.find("store", "a")
-        assert [state for state, _ in history(rig, "a")] == [State.OK, State.PENDING]
+        assert [state for state, _ in history(rig, "a")] == [VersionState.OK, VersionState.PENDING]
         assert [one.extent for one in rig.catalog.leases()] == [Extent(lease.first + 2, 8)]
 
     def test_takes_tickets_from_anywhere_in_its_leases(self, rig, owner):
@@ -241,7 +244,7 @@ class TestSmallUpload:
         first = rig(*arguments, number=number)
         assert rig(*arguments, number=number) == first
         rig.small(owner, "a", NEW)
-        assert rig(*arguments, number=number).state is State.DELETED
+        assert rig(*arguments, number=number).state is VersionState.DELETED
         assert rig.catalog.find("store", "a").digest == NEW
 
     def test_a_refused_one_leaves_nothing_behind(self, rig, owner):
@@ -348,7 +351,7 @@ class TestOwner:
             with pytest.raises(UploadLostError):
                 rig(*call)
         assert rig("expire") == 1
-        assert rig.catalog.version(number).state is State.FAILED
+        assert rig.catalog.version(number).state is VersionState.FAILED
         assert rig.garbage() == indices(held, lease)
 
     def test_that_leaves_fails_its_uploads_and_no_others(self, rig, owner):
@@ -356,8 +359,8 @@ class TestOwner:
         mine, its = rig("begin", owner, "store", "a"), rig("begin", other, "store", "a")
         rig("leave", owner)
         rig("leave", owner)
-        assert rig.catalog.version(mine).state is State.FAILED
-        assert rig.catalog.version(its).state is State.PENDING
+        assert rig.catalog.version(mine).state is VersionState.FAILED
+        assert rig.catalog.version(its).state is VersionState.PENDING
 
     def test_has_a_number_that_nobody_had(self, rig, owner):
         rig("leave", owner)
@@ -409,7 +412,7 @@ class TestDelete:
         assert rig("delete", "store", "a") == version
         assert rig.catalog.lookup("store", "a") is None
         assert rig.catalog.page("store") == []
-        assert history(rig, "a")[0] == (State.DELETED, "deleted")
+        assert history(rig, "a")[0] == (VersionState.DELETED, "deleted")
         with pytest.raises(NotFoundError):
             rig("delete", "store", "a")
         with pytest.raises(NotFoundError):
@@ -606,10 +609,10 @@ class TestProcesses:
         with CatalogReader(path) as reader:
             names = [entry.name for entry in reader.page("store")]
             assert len(names) == 201
-            live = indices(*(one for version in reader.versions(State.OK) for one in version.extents))
+            live = indices(*(one for version in reader.versions(VersionState.OK) for one in version.extents))
             garbage = indices(*(item.extent for item in reader.garbage(1000)))
             assert sorted(live + garbage) == list(range(FIRST, FIRST + 800))
-            assert len(list(reader.versions(State.DELETED))) == 199
+            assert len(list(reader.versions(VersionState.DELETED))) == 199
 
 
 def test_a_full_disk_is_told_as_such_and_changes_nothing(tmp_path):

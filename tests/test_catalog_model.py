@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from ingest.catalog import extent
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.extent import FIRST, Extent
-from ingest.catalog.version import State
+from ingest.catalog.version import VersionState
 from ingest.errors import NotFoundError, UploadLostError
 
 DIGEST = bytes(32)
@@ -308,7 +308,7 @@ class CatalogMachine(RuleBasedStateMachine):
 
         for lease in self.catalog.leases():
             note(lease.extent, "lease", lease.owner)
-        for state in (State.PENDING, State.OK):
+        for state in (VersionState.PENDING, VersionState.OK):
             for version in self.catalog.versions(state):
                 for one in version.extents:
                     note(one, "version", version.number)
@@ -332,10 +332,12 @@ class CatalogMachine(RuleBasedStateMachine):
         for name, number in self.live.items():
             assert self.catalog.find("n", name).number == number
             assert [s.state for s in self.catalog.history("n", name) if s.version == number] == [
-                State.OK,
-                State.PENDING,
+                VersionState.OK,
+                VersionState.PENDING,
             ]
-        assert {version.number for version in self.catalog.versions(State.PENDING)} == set(self.pending)
+        assert {version.number for version in self.catalog.versions(VersionState.PENDING)} == set(
+            self.pending
+        )
 
 
 CatalogMachine.TestCase.settings = settings(

@@ -22,7 +22,7 @@ from ingest.catalog.catalog_service import CatalogService
 from ingest.catalog.catalog_socket import catalog_path, connect, listen, service_lock
 from ingest.catalog.extent import Extent
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.catalog.version import ABSENT, Condition, State
+from ingest.catalog.version import ABSENT, Condition, VersionState
 from ingest.errors import (
     ConnectionLostError,
     DiskError,
@@ -98,7 +98,7 @@ class TestCalls:
 
         done, _, _ = asyncio.run(main())
         with reader(place) as catalog:
-            assert catalog.version(done.number).state is State.DELETED
+            assert catalog.version(done.number).state is VersionState.DELETED
 
     def test_pins_are_counted(self, place):
         async def main():
@@ -300,7 +300,7 @@ class TestDeath:
         with reader(service.data_dir) as catalog:
             assert len(catalog.page("n")) == 300
             assert catalog.garbage(10) == catalog.leases() == []
-            tickets = sorted(version.extents[0].first for version in catalog.versions(State.OK))
+            tickets = sorted(version.extents[0].first for version in catalog.versions(VersionState.OK))
             assert tickets == list(range(lease.first, lease.stop, 2))
 
     def test_while_a_delete_was_asked_for_is_told(self, service):
@@ -427,8 +427,8 @@ class TestCancelled:
 
         first = asyncio.run(main())
         with reader(service.data_dir) as catalog:
-            assert list(catalog.versions(State.PENDING)) == []
-            assert catalog.history("n", "b")[0].state is State.FAILED
+            assert list(catalog.versions(VersionState.PENDING)) == []
+            assert catalog.history("n", "b")[0].state is VersionState.FAILED
             assert catalog.leases() == []
             assert [item.extent for item in catalog.garbage(9)] == [Extent(first.stop, 4), first]
 

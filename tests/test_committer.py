@@ -71,12 +71,12 @@ class TestPuts:
     def test_nothing_is_answered_before_the_bits_are_set(self, rig):
         cookie = rig.put(FIRST)
         rig.plan()
-        rig.log.append(rig.core.buffer, 1, 0, 0)
+        rig.log.append(rig.core.round.buffer, 1, 0, 0)
         rig.collect()
         assert rig.answers[cookie] == [None]
         assert rig.stored(FIRST) is Status.MISSING
-        assert rig.core.apply() == 0
-        rig.core.answer()
+        assert rig.core.round.apply() == 0
+        rig.core.round.answer()
         rig.collect()
         assert rig.answers[cookie] == [S]
         assert rig.stored(FIRST) == frame(FIRST, b"data")
@@ -86,14 +86,14 @@ class TestPuts:
         rig.commit()  # a new pack's slots are never written before the log has them
         cookie = rig.put_run(FIRST, 20)
         rig.plan()
-        rig.core.begin_slots()
+        rig.core.round.begin_slots()
         assert rig.stored(FIRST) is Status.MISSING
-        rig.log.append(rig.core.buffer, 20, 0, 0)
+        rig.log.append(rig.core.round.buffer, 20, 0, 0)
         rig.collect()
         assert rig.answers[cookie] == [None] * 20
         assert rig.stored(FIRST) is Status.MISSING
-        assert rig.core.apply() == 0
-        rig.core.answer()
+        assert rig.core.round.apply() == 0
+        rig.core.round.answer()
         rig.collect()
         assert rig.answers[cookie] == [S] * 20
         assert [rig.stored(FIRST + i) for i in range(20)] == [frame(FIRST + i, b"data") for i in range(20)]
@@ -104,7 +104,7 @@ class TestPuts:
         rig.commit()
         rig.put_run(FIRST, 20, b"lost")
         rig.plan()
-        rig.core.begin_slots()
+        rig.core.round.begin_slots()
         rig.crash()
         assert rig.stored(FIRST + 3) is Status.MISSING
         cookie = rig.put_run(FIRST, 20, b"kept")
@@ -195,8 +195,8 @@ class TestPuts:
         runs = limits.BATCH_FRAMES_MAX // size + 1
         cookies = [rig.put_run(FIRST + 1296 * i, size) for i in range(runs)]
         rig.plan()
-        assert rig.core.puts <= limits.BATCH_FRAMES_MAX
-        assert rig.core.puts + rig.core.pending_frames == runs * size
+        assert rig.core.round.puts <= limits.BATCH_FRAMES_MAX
+        assert rig.core.round.puts + rig.core.pending_frames == runs * size
         assert rig.core.pending_frames > 0
         rig.write()
         rig.commit()
@@ -415,7 +415,7 @@ class TestDeletes:
     def test_dirty_packs_hold_deletes_back_too(self, rig, tmp_path):
         cookies = [rig.delete(FIRST + i * 65536, 65536) for i in range(45)]  # some 2,300 packs
         rig.commit()
-        assert rig.core.stalled
+        assert rig.core.round.stalled
         assert rig.packs.dirty_count < limits.DIRTY_PACKS_MAX // 2 + 53
         assert any(rig.answers[cookie] == [None] for cookie in cookies)
         rig.settle()
@@ -440,7 +440,7 @@ class TestBulk:
         cookies = self.long_runs(rig)
         jobs = rig.plan()
         assert sum(job.frames for job in jobs) == 2592
-        assert rig.core.puts == 0
+        assert rig.core.round.puts == 0
         rig.finish_jobs()
         rig.collect()
         assert rig.answers[cookies[0]] == [None] * 1296, "written and synced, but not noted"
@@ -568,7 +568,7 @@ class TestBulk:
         (first,) = rig.plan()
         piece = rig.put_run(FIRST + 1296 * 20, 100)
         rig.plan()
-        assert rig.core.puts == 0, "it is held: it may grow"
+        assert rig.core.round.puts == 0, "it is held: it may grow"
         rig.write()
         self.long_runs(rig, FIRST + 1296 * 30)
         (second,) = rig.plan()
@@ -576,7 +576,9 @@ class TestBulk:
         first.run()
         assert rig.core.bulk_done(first)
         rig.plan()
-        assert rig.core.puts == 100, "the job that it waited for has ended, the later one does not hold it"
+        assert rig.core.round.puts == 100, (
+            "the job that it waited for has ended, the later one does not hold it"
+        )
         rig.write()
         assert set(rig.answers[piece]) == {S}
         second.run()
@@ -593,7 +595,7 @@ class TestBulk:
             rig.write()
             waiting = rig.put_run(FIRST, limits.BULK_RUN_MIN)
             rig.plan()
-            assert rig.core.puts == 0, "it is held"
+            assert rig.core.round.puts == 0, "it is held"
             rig.write()
             for worker in range(1, 1 + limits.BULK_HOLD_JOBS):
                 assert set(rig.answers[waiting]) == {None}
@@ -601,7 +603,7 @@ class TestBulk:
                 for i in range(packs):
                     rig.put_run(FIRST + 1296 * (100 * worker + i), 1296, worker=worker)
                 (later,) = rig.plan()
-                assert rig.core.puts == (0 if worker < limits.BULK_HOLD_JOBS else limits.BULK_RUN_MIN)
+                assert rig.core.round.puts == (0 if worker < limits.BULK_HOLD_JOBS else limits.BULK_RUN_MIN)
                 rig.write()
                 job.run()
                 assert rig.core.bulk_done(job)
@@ -621,7 +623,7 @@ class TestBulk:
         again = rig.put_run(FIRST, 1296, b"bulk")
         self.long_runs(rig, FIRST + 1296 * 20)
         (later,) = rig.plan()
-        assert rig.core.puts == 1295
+        assert rig.core.round.puts == 1295
         rig.write()
         assert set(rig.answers[again]) == {S}
         for one in (job, later):
@@ -648,7 +650,7 @@ class TestBulk:
     def test_without_space_there_are_no_jobs(self, rig):
         cookies = self.long_runs(rig)
         assert rig.plan(space=False) == []
-        rig.core.answer()
+        rig.core.round.answer()
         rig.collect()
         assert all(set(rig.answers[cookie]) == {N} for cookie in cookies)
         assert os.listdir(rig.data) == []
@@ -728,7 +730,7 @@ class TestLimitsAndFailures:
             most = limits.DIRTY_PACKS_MAX // 2
             cookies = [rig.put(FIRST + 1296 * i) for i in range(most + 10)]
             rig.commit()
-            assert rig.core.stalled
+            assert rig.core.round.stalled
             assert rig.packs.dirty_count == most
             assert [rig.answers[cookie] for cookie in cookies].count([None]) == 10
             known = rig.put(FIRST + 1)
@@ -737,7 +739,7 @@ class TestLimitsAndFailures:
             rig.flush()
             rig.commit()
             assert all(rig.answers[cookie] == [S] for cookie in cookies)
-            assert not rig.core.stalled
+            assert not rig.core.round.stalled
 
     def test_more_packs_than_may_be_open_go_in_several_batches(self, tmp_path, layout):
         with CommitterRig(tmp_path, layout=layout, open_max=64) as rig:
@@ -767,7 +769,7 @@ class TestLimitsAndFailures:
         rig = failing_rig
         rig.put_run(FIRST, 20)
         rig.plan()
-        rig.core.begin_slots()
+        rig.core.round.begin_slots()
         assert rig.path(FIRST).stat().st_size == 0
         rig.crash()
         assert rig.stored(FIRST) is Status.MISSING
@@ -780,10 +782,10 @@ class TestLimitsAndFailures:
         rig = failing_rig
         cookie = rig.put(FIRST)
         rig.plan()
-        rig.log.append(rig.core.buffer, 1, 0, 0)
+        rig.log.append(rig.core.round.buffer, 1, 0, 0)
         with no_growth(100):  # less than a header
-            assert rig.core.apply() != 0
-        rig.core.answer(failed=True)
+            assert rig.core.round.apply() != 0
+        rig.core.round.answer(failed=True)
         rig.collect()
         assert rig.answers[cookie] == [E]
         assert rig.path(FIRST).stat().st_size == 0
@@ -794,10 +796,10 @@ class TestLimitsAndFailures:
         rig = failing_rig
         cookies = [rig.put(FIRST), rig.delete(FIRST + 5, 2)]
         rig.plan()
-        rig.log.append(rig.core.buffer, 0, 0, 0)
+        rig.log.append(rig.core.round.buffer, 0, 0, 0)
         with no_growth(), pytest.raises(OSError):
-            rig.log.append(rig.core.buffer, 1, 1, 0)
-        rig.core.answer(failed=True)
+            rig.log.append(rig.core.round.buffer, 1, 1, 0)
+        rig.core.round.answer(failed=True)
         rig.collect()
         assert [rig.answers[cookie] for cookie in cookies] == [[E], [E]]
 
@@ -808,12 +810,12 @@ class TestLimitsAndFailures:
         rig.commit()
         cookie = rig.put_run(FIRST + 100, count)
         rig.plan()
-        rig.log.append(rig.core.buffer, count, 0, 0)
+        rig.log.append(rig.core.round.buffer, count, 0, 0)
         with no_growth(1000):  # less than a chunk
-            rig.core.begin_slots()
-            assert rig.core.apply() != 0
+            rig.core.round.begin_slots()
+            assert rig.core.round.apply() != 0
         assert rig.stored(FIRST + 100) is Status.MISSING
-        rig.core.answer(failed=True)
+        rig.core.round.answer(failed=True)
         rig.collect()
         assert rig.answers[cookie] == [E] * count
         rig.crash()
@@ -825,11 +827,11 @@ class TestLimitsAndFailures:
         rig.commit()
         cookie = rig.put_run(FIRST + 100, 20)
         rig.plan()
-        rig.log.append(rig.core.buffer, 0, 0, 0)
-        rig.core.begin_slots()
+        rig.log.append(rig.core.round.buffer, 0, 0, 0)
+        rig.core.round.begin_slots()
         with no_growth(), pytest.raises(OSError):
-            rig.log.append(rig.core.buffer, 20, 0, 0)
-        rig.core.answer(failed=True)
+            rig.log.append(rig.core.round.buffer, 20, 0, 0)
+        rig.core.round.answer(failed=True)
         rig.collect()
         assert rig.answers[cookie] == [E] * 20
         assert rig.stored(FIRST + 100) is Status.MISSING
@@ -848,7 +850,7 @@ class TestWorkers:
         rig.put(FIRST, worker=1)
         rig.queue.retire(1)
         rig.plan()
-        assert rig.core.puts == 0
+        assert rig.core.round.puts == 0
         assert rig.queue.is_retired(1)
 
     def test_pending_frames_are_dropped(self, rig):
@@ -899,7 +901,7 @@ class TestWorkers:
         rig.core.take()
         rig.queue.reset_ring(1)
         rig.plan()
-        assert rig.core.batch_empty
+        assert rig.core.round.empty
         rig.outstanding[1] = 0
         rig.queue.empty_rings(1)
         rig.queue.attend(1)
@@ -1025,7 +1027,7 @@ class TestCrash:
         rig.put(FIRST, b"logged")
         rig.delete(FIRST + 1, 1)
         rig.plan()
-        rig.log.append(rig.core.buffer, 1, 1, 0)
+        rig.log.append(rig.core.round.buffer, 1, 1, 0)
         rig.crash()
         assert rig.stored(FIRST) == frame(FIRST, b"logged")
         assert rig.stored(FIRST + 1) is D
@@ -1120,13 +1122,15 @@ class Model(RuleBasedStateMachine):
         """Ends the committer in the middle of a commit. What was not answered may be there or not: ask the disk."""
         rig = self.rig
         rig.plan()
-        rig.core.write_notes()
+        rig.core.round.write_notes()
         if begun:
-            rig.core.begin_slots()
-        if logged and not rig.core.batch_empty:
-            rig.log.append(rig.core.buffer, rig.core.puts, rig.core.delete_frames, rig.core.notes)
+            rig.core.round.begin_slots()
+        if logged and not rig.core.round.empty:
+            rig.log.append(
+                rig.core.round.buffer, rig.core.round.puts, rig.core.round.delete_frames, rig.core.round.notes
+            )
             if applied:
-                assert rig.core.apply() == 0
+                assert rig.core.round.apply() == 0
         if ran:
             for job in rig.jobs:
                 job.run()

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from ingest import limits
-from ingest.engine.server_config import PARSERS, FileConfig, ServerConfig, load_config, parse_size
+from ingest.engine.server_config import PARSERS, FileConfig, ServerConfig, load_config
 from ingest.errors import ConfigError, UsageError
+from ingest.runtime.settings_schema import parse_size
 
 
 def toml(tmp_path: Path, text: str) -> Path:

@@ -21,8 +21,8 @@ from small_disk import fill, small_disk
 
 from ingest import limits
 from ingest.limits import PACK_SLOTS
+from ingest.runtime.durable_files import syncfs
 from ingest.status import Status
-from ingest.store.log.log_writer import syncfs
 
 S, N, D, C = Status.SAVED, Status.NO_SPACE, Status.DELETED, Status.CONFLICT
 FIRST = 36 + 5 * PACK_SLOTS

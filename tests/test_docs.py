@@ -8,7 +8,7 @@ import pytest
 from blake3 import blake3
 
 from ingest import limits, mac, sharding, ticket
-from ingest.engine import metrics
+from ingest.engine import exposition, metrics
 from ingest.engine._queue import Queue
 from ingest.errors import CorruptionError
 from ingest.status import Status
@@ -306,7 +306,7 @@ def test_segment_size():
 def test_every_metric_is_described():
     queue = Queue(1, 1)
     shown = {}
-    for metric in metrics.Exposition(queue, metrics.Places(Path("/"), Path("/"), 0, 0)).collect():
+    for metric in exposition.Exposition(queue, exposition.DiskUse(Path("/"), Path("/"), 0, 0)).collect():
         labels = {name for sample in metric.samples for name in sample.labels} - {"le"}
         suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
         shown[metric.name + suffix] = "gauge" if metric.type == "info" else metric.type, labels

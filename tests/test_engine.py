@@ -1,4 +1,4 @@
-"""The contract against a real server, from socket to disk and back: bad input, rivals, restarts, a failing disk."""
+"""The protocol against a real server, from socket to disk and back: bad input, rivals, restarts, a failing disk."""
 
 from __future__ import annotations
 
@@ -399,7 +399,7 @@ def test_all_processes_end_with_their_parent(tmp_path: Path) -> None:
         os.kill(rig.pid, signal.SIGKILL)
         deadline = (
             time.monotonic() + 1.0 + 4.0
-        )  # the contract's second, and time for a loaded machine to show it
+        )  # the second of docs/architecture.md, "Processes", and time for a loaded machine to show it
         while True:
             alive = [pid for pid in children if is_alive(pid)]
             if not alive:

@@ -21,7 +21,8 @@ from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import build_frame
 from ingest.status import Status
-from ingest.store.check.findings import no_progress
+from ingest.store.check.examination import Examination
+from ingest.store.check.findings import Report, no_progress
 from ingest.store.check.fsck import Fsck, fsck
 from ingest.store.check.identity import identify
 from ingest.store.check.log_survey import LogSurvey
@@ -462,7 +463,8 @@ class TestLog:
         no_descriptor = -1  # which no syncfs takes
         try:
             with everything_of(wal), pytest.raises(DiskError, match="the damaged log stays where it is"):
-                Fsck(identity, survey, found, True, no_progress, no_descriptor).run()
+                report = Report(str(store.path), identity.layout, repaired=True)
+                Fsck(Examination(identity, survey, found, True, no_progress, no_descriptor, report)).run()
         finally:
             survey.close()
         assert all(problem.repaired for problem in store.fsck(repair=True).problems)

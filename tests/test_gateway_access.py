@@ -15,8 +15,8 @@ from gateway_rig import Broken, Connection, Gateway, memory_gateway
 from ingest.errors import ConfigError, KeyFileError, UsageError
 from ingest.gateway.http.access import Access, Hosts, same_origin
 from ingest.gateway.http.token_file import parse_tokens, read_tokens
+from ingest.gateway.process.credentials import http_context, read_access
 from ingest.gateway.process.gateway_config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
-from ingest.gateway.process.settings import http_context, read_access
 from ingest.limits import HTTP_DIRECT_MIN
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
@@ -75,12 +75,14 @@ def test_hosts_that_are_not(open_gateway: Gateway, host: str, path: str) -> None
 def test_hosts_of_what_is_listened_on() -> None:
     hosts = Hosts.of([("10.1.2.3", 80), ("files.example", 80)], ["Other.Example."])
     for host in ("10.1.2.3", "10.1.2.3:8080", "files.example", "OTHER.example:1", "localhost"):
-        assert hosts.serve(host), host
+        assert hosts.include(host), host
     for host in ("10.1.2.4", "example", "x.files.example"):
-        assert not hosts.serve(host), host
+        assert not hosts.include(host), host
     for wildcard in ("0.0.0.0", "::"):
         hosts = Hosts.of([(wildcard, 80)])
-        assert hosts.serve("10.1.2.4") and hosts.serve("[fe80::1]:80") and not hosts.serve("evil.example")
+        assert (
+            hosts.include("10.1.2.4") and hosts.include("[fe80::1]:80") and not hosts.include("evil.example")
+        )
 
 
 # --- origins
@@ -274,7 +276,7 @@ def test_access_of_a_configuration(tmp_path: Path) -> None:
     access = read_access(
         load_config({"http_listen": "0.0.0.0:1", "token_file": str(path), "host": ["a.b"]}, {})
     )
-    assert access.hosts.any_address and access.hosts.serve("a.b") and access.tokens is not None
+    assert access.hosts.any_address and access.hosts.include("a.b") and access.tokens is not None
     assert read_access(GatewayConfig()).tokens is None
 
 

@@ -19,9 +19,9 @@ import pytest
 from blake3 import blake3
 from gateway_rig import Answer, Broken, Gateway, NodeGateway, memory_gateway, node_gateway
 
-from ingest.client.node_figures import parse_figures
 from ingest.errors import DiskError
 from ingest.gateway.http.access import Access, Hosts
+from ingest.gateway.http.node_figures import parse_figures
 from ingest.gateway.http.token_file import parse_tokens
 from ingest.gateway.page.page import static_files
 from ingest.gateway.process.gateway_config import GatewayConfig
@@ -481,7 +481,7 @@ def answering(body: bytes, asked: list[str]) -> Iterator[tuple[str, int]]:
 def test_all_who_look_share_one_look(
     monkeypatch: pytest.MonkeyPatch, body: bytes, status: int, kept: float, looks: int
 ) -> None:
-    monkeypatch.setattr("ingest.client.node_figures.FIGURES_KEPT_S", kept)
+    monkeypatch.setattr("ingest.gateway.http.node_figures.FIGURES_KEPT_S", kept)
     asked: list[str] = []
     with answering(body, asked) as admin, memory_gateway(admin=admin) as gateway:
         answers = [gateway.request("GET", "/node") for _ in range(5)]
@@ -493,8 +493,8 @@ def test_all_who_look_share_one_look(
 def test_one_waits_for_an_admin_port_that_hangs_and_all_others_with_him(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ingest.client.node_figures.FIGURES_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("ingest.client.node_figures.FIGURES_KEPT_S", 1000.0)
+    monkeypatch.setattr("ingest.gateway.http.node_figures.FIGURES_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.gateway.http.node_figures.FIGURES_KEPT_S", 1000.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         with (
             memory_gateway(admin=silent.getsockname()) as gateway,

@@ -24,7 +24,7 @@ from node_rig import running_node
 
 from ingest import ticket
 from ingest.catalog.catalog_reader import CatalogReader
-from ingest.catalog.version import State
+from ingest.catalog.version import VersionState
 from ingest.client.async_client import AsyncClient
 from ingest.limits import SMALL_OBJECT_MAX
 from ingest.mac import KeyRing
@@ -386,9 +386,9 @@ def test_all_end_with_their_parent(node: NodeGateway, name: str) -> None:
 def live_tickets(data_dir: Path) -> set[int]:
     """All tickets of live versions."""
     with CatalogReader(data_dir / ".ingest" / "catalog.db") as reader:
-        assert not list(reader.versions(State.PENDING))
+        assert not list(reader.versions(VersionState.PENDING))
         return {
-            index for version in reader.versions(State.OK) for place in version.extents
+            index for version in reader.versions(VersionState.OK) for place in version.extents
             for index in range(place.first, place.stop)
         }  # fmt: skip
 

@@ -16,9 +16,9 @@ from gateway_rig import Connection
 from memory_store import MemoryStore
 
 from ingest.client.async_client import AsyncClient
-from ingest.client.node_figures import NodeFigures
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Services
+from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.process.gateway_config import load_config
 from ingest.gateway.process.http_process import GatewayServer
 from ingest.gateway.process.signing_keys import SigningKeys, Telling

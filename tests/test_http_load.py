@@ -15,7 +15,7 @@ from bench.http_load import Ask, HttpError
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, Extent
-from ingest.catalog.version import State
+from ingest.catalog.version import VersionState
 from ingest.runtime import listeners
 
 CONNECTIONS = 3
@@ -145,7 +145,7 @@ def test_a_full_catalog_is_as_if_its_objects_had_been_stored(tmp_path):
             names += [entry.name for entry in page]
         assert names == [full_catalog.name(number) for number in range(1, objects + 1)]
         last = catalog.find("objects", names[-1])
-        assert last.state is State.OK and last.number == objects and len(last.digest) == 32
+        assert last.state is VersionState.OK and last.number == objects and len(last.digest) == 32
         assert last.extents == (Extent(FIRST + 2 * (objects - 1), 2),)
         assert catalog.find_object(last.object_id) == last
         assert catalog.next_ticket() == last.extents[0].stop

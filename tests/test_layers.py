@@ -23,7 +23,7 @@ CIMPORT = re.compile(r"^\s*(?:from\s+([\w.]+)\s+c?import\s+([^#\n(]+|\([^)]*\))|
 
 
 def module_name(path: Path) -> str:
-    """`store/pack.py` below `ingest/` is `store.pack`, `store/__init__.py` is `store`, `__init__.py` is `__init__`."""
+    """`store/store.py` below `ingest/` is `store.store`, `store/__init__.py` is `store`, `__init__.py` is `__init__`."""
     name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     return name.removesuffix(".__init__")
 

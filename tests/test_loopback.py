@@ -29,7 +29,9 @@ from bench import raw_sink
 from ingest import errors, ticket
 from ingest.errors import ConnectionLostError, KeyFileError, ProtocolError, UsageError
 from ingest.loadgen import load_share, loopback
-from ingest.loadgen._load import BUCKETS, Content, Engine, bucket_of, bucket_value
+from ingest.loadgen._load_content import Content
+from ingest.loadgen._load_engine import Engine
+from ingest.loadgen._load_latency import BUCKETS, bucket_of, bucket_value
 from ingest.loadgen.load_share import Report, Share
 from ingest.loadgen.loopback import LoopbackOptions, LoopbackResult, Progress, percentile_ms, plan
 
@@ -250,7 +252,7 @@ class TestPutting:
         assert sum(result.connection_frames) == sum(result.latencies.values()) == frames
         assert len(result.connection_frames) == more.get("connections", 4)
 
-    def test_the_object_of_the_contract(self, server: ReferenceServer) -> None:
+    def test_the_object_that_is_printed(self, server: ReferenceServer) -> None:
         result = load(server)
         assert list(result.as_json()) == [
             *("frames", "saved", "failed", "statuses", "seconds", "frames_per_s", "mb_per_s"),

@@ -1,4 +1,4 @@
-"""Checksums and keys: every path of the kernel against PyPI ``blake3``, and the contract's golden values."""
+"""Checksums and keys: every path of the kernel against PyPI ``blake3``, and golden values."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import ingest
 from ingest import limits
-from ingest.engine import _queue, metrics
+from ingest.engine import _queue, exposition, metrics
 from ingest.engine._queue import Queue
 from ingest.runtime import machine
 from ingest.status import Status
@@ -34,16 +34,16 @@ def queue() -> Queue:
     return Queue(2, 4)
 
 
-def exposition(queue: Queue) -> str:
-    places = metrics.Places(Path("/"), Path("/nowhere/at/all"), reserve=1 << 28, log_size=1 << 29)
-    return metrics.Exposition(queue, places).text().decode()
+def text_of(queue: Queue) -> str:
+    places = exposition.DiskUse(Path("/"), Path("/nowhere/at/all"), reserve=1 << 28, log_size=1 << 29)
+    return exposition.Exposition(queue, places).text().decode()
 
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
 def scrape(queue: Queue) -> Samples:
-    return parse(exposition(queue))
+    return parse(text_of(queue))
 
 
 def parse(text: str) -> Samples:
@@ -95,7 +95,7 @@ def test_counters_of_one_metric_have_the_same_labels_and_help() -> None:
 
 
 def test_names_are_prefixed_and_in_base_units(queue: Queue) -> None:
-    text = exposition(queue)
+    text = text_of(queue)
     names = re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M)
     assert len({name for name, _ in names}) == len(names) > 30
     for name, kind in names:
@@ -215,8 +215,8 @@ def test_a_process_is_one_of_ours_or_not_there(queue: Queue) -> None:
 
 
 def test_the_time_of_replaced_processes_counts_on(queue: Queue) -> None:
-    places = metrics.Places(Path("/"), Path("/"), 0, 0)
-    shown = metrics.Exposition(queue, places)
+    places = exposition.DiskUse(Path("/"), Path("/"), 0, 0)
+    shown = exposition.Exposition(queue, places)
     row = queue.counter_row(_queue.ROW_WORKER)
     row[metrics.INDEX["PAST_CPU_MICROSECONDS"]] = 2_500_000
     name = "ingest_process_cpu_seconds_total", frozenset({("process", "worker-0")})

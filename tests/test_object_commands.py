@@ -24,8 +24,9 @@ from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, Extent
-from ingest.catalog.version import State
-from ingest.client.async_client import Client, Run
+from ingest.catalog.version import VersionState
+from ingest.client.async_client import Run
+from ingest.client.blocking_client import Client
 from ingest.commands.object_commands import _names
 from ingest.commands.object_files import Target, shown
 from ingest.errors import UsageError
@@ -86,7 +87,7 @@ class Commands:
 
     def live(self) -> set[int]:
         with self.reader() as reader:
-            places = [place for version in reader.versions(State.OK) for place in version.extents]
+            places = [place for version in reader.versions(VersionState.OK) for place in version.extents]
         return {index for place in places for index in range(place.first, place.stop)}
 
 
@@ -325,7 +326,7 @@ class HalfAnUpload:
     @staticmethod
     def _sent(commands: Commands, name: str) -> bool:
         with commands.reader() as reader:
-            pending = [version for version in reader.versions(State.PENDING) if version.name == name]
+            pending = [version for version in reader.versions(VersionState.PENDING) if version.name == name]
         return bool(pending) and bool(commands.saved() - commands.live())
 
     def end(self, number: int) -> int:
@@ -351,7 +352,7 @@ def test_a_killed_put(commands):
     commands.run("gc")
     assert commands.saved() != commands.live()  # it might be alive
     with Catalog(catalog_path(commands.data_dir)) as catalog, catalog.change():
-        for version in catalog.versions(State.PENDING):
+        for version in catalog.versions(VersionState.PENDING):
             catalog._db.run("UPDATE owners SET deadline = 0 WHERE id IN (SELECT owner FROM versions WHERE number = ?)",
                             version.number)  # fmt: skip
     assert commands.json("gc")["processes"] == 1

@@ -28,7 +28,7 @@ from test_object_commands import SIZES, Commands, bytes_of, write_files
 from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
-from ingest.catalog.version import State
+from ingest.catalog.version import VersionState
 from ingest.commands import cli
 from ingest.commands.gateway_backend import _DELETES, _PUTS, GatewayBackend
 from ingest.commands.gateway_client import GatewayAddress, UploadBody
@@ -287,20 +287,20 @@ def test_an_interrupted_put(commands, number, code):
     process = commands.start("put", "-", "--name", name, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     process.stdin.write(bytes_of(4_000_000))
     process.stdin.flush()
-    wait_for(lambda: states(commands, name) == {State.PENDING}, process)
+    wait_for(lambda: states(commands, name) == {VersionState.PENDING}, process)
     wait_for(lambda: commands.saved() - commands.live(), process)
     process.send_signal(number)
     assert process.wait(60) == code
     process.stdin.close()
-    wait_for(lambda: states(commands, name) == {State.FAILED})
+    wait_for(lambda: states(commands, name) == {VersionState.FAILED})
     commands.run("stat", name, code=1)
     commands.run("gc")
     assert commands.saved() == commands.live()
 
 
-def states(commands: Commands, name: str) -> set[State]:
+def states(commands: Commands, name: str) -> set[VersionState]:
     with commands.reader() as reader:
-        return {state for state in State for version in reader.versions(state) if version.name == name}
+        return {state for state in VersionState for version in reader.versions(state) if version.name == name}
 
 
 def wait_for(true: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> None:

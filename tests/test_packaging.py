@@ -1,5 +1,6 @@
 """What a fresh machine meets first: the check before the build, the version, the names that the Makefile promises."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -77,8 +78,33 @@ def test_make_without_python_says_so(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_version_is_the_same_everywhere():
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == ingest.__version__
+def test_the_version_stands_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ingest.__version__"}
+    assert importlib.metadata.version("ingest") == ingest.__version__, "make dev"
+
+
+def test_the_newest_chapter_of_the_changelog_is_this_version():
+    chapters = re.findall(
+        r"^## \[(.+?)\](?: - (\d{4}-\d\d-\d\d))?$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert chapters[0] == ("Unreleased", "")
+    assert chapters[1][0] == ingest.__version__
+    assert all(date for _, date in chapters[1:])
+    numbers = [tuple(map(int, number.split("."))) for number, _ in chapters[1:]]
+    assert numbers == sorted(numbers, reverse=True)
+
+
+def test_the_source_archive_has_what_git_has(tmp_path):
+    arguments = ["-q", "egg_info", "--egg-base", str(tmp_path)]
+    code = f"import setuptools; setuptools.setup(script_args={arguments!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100)
+    packed = set((tmp_path / "ingest.egg-info" / "SOURCES.txt").read_text().split())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode != 0:
+        pytest.skip("this is no checkout")
+    assert sorted(set(tracked.stdout.split()) - packed) == []
 
 
 def test_what_is_no_python_is_installed_too(tmp_path):

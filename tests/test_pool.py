@@ -21,11 +21,12 @@ from ingest import limits
 from ingest.engine import _queue, metrics
 from ingest.engine._queue import Queue
 from ingest.engine.node import Node
-from ingest.engine.pool import Place, Pool, Roles
+from ingest.engine.pool import Pool, Roles
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import IngestError
 from ingest.runtime import listeners
 from ingest.runtime.child import EX_CORRUPT
+from ingest.runtime.supervised import Child
 
 fork = os.fork  # a test makes the one of the pool fail
 PATIENCE_S = 20.0  # how long a test waits for something that must happen; never how long it should take
@@ -450,7 +451,7 @@ def test_no_process_outlives_the_parent(stage: Stage) -> None:
     pidfds = [os.pidfd_open(child.pid) for child in children]
     stage.signal(signal.SIGKILL)
     assert stage.exit_code() == -signal.SIGKILL
-    deadline = time.monotonic() + 1.0  # contract A6
+    deadline = time.monotonic() + 1.0  # docs/architecture.md, "Processes"
     for pidfd in pidfds:  # readable from the moment that the process is a zombie
         assert select.select([pidfd], [], [], max(0.0, deadline - time.monotonic()))[0], "it lives on"
         os.close(pidfd)
@@ -472,18 +473,18 @@ def test_a_fork_that_fails_is_tried_again(stage: Stage, monkeypatch: pytest.Monk
 
 
 def test_back_off_doubles_up_to_a_limit_and_forgets() -> None:
-    place = Place("worker-0", lambda: 0)
+    child = Child("worker-0", lambda: 0)
     delays = []
     now = 1000.0
     for _ in range(10):
-        place.started = now
-        place.back_off(now)
-        delays.append(place.delay)
+        child.started = now
+        child.back_off(now)
+        delays.append(child.delay)
     assert delays[0] == limits.RESTART_DELAY_MIN_S
     assert all(b == min(2 * a, limits.RESTART_DELAY_MAX_S) for a, b in pairwise(delays))
     assert delays[-1] == limits.RESTART_DELAY_MAX_S
-    place.back_off(now + limits.RESTART_FORGET_S)
-    assert place.delay == limits.RESTART_DELAY_MIN_S
+    child.back_off(now + limits.RESTART_FORGET_S)
+    assert child.delay == limits.RESTART_DELAY_MIN_S
 
 
 def test_processes_can_be_told_apart_by_name(stage: Stage) -> None:

@@ -12,7 +12,7 @@ from ingest import Client, ticket
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, Extent, chunks_needed, part, total
-from ingest.catalog.version import State, Version
+from ingest.catalog.version import Version, VersionState
 from ingest.errors import StoreLockedError, UsageError
 from ingest.limits import DATA_SIZE
 from ingest.objects import manifest
@@ -81,7 +81,7 @@ class Uploads:
             )
 
     def listing(self) -> dict[str, tuple]:
-        return {version.name: described(version) for version in self.catalog.versions(State.OK)}
+        return {version.name: described(version) for version in self.catalog.versions(VersionState.OK)}
 
 
 def described(version: Version) -> tuple:
@@ -160,7 +160,7 @@ def test_all_objects_are_there_again(tmp_path, layout):
         assert indices(*result.orphans) == sorted(orphans - {gone.extents[0].first})
         json.dumps(result.as_json())
         with Catalog(catalog_path(node.data_dir)) as catalog:
-            after = {version.name: described(version) for version in catalog.versions(State.OK)}
+            after = {version.name: described(version) for version in catalog.versions(VersionState.OK)}
             assert after == before
             assert catalog.next_ticket() == copy.stop
             assert catalog.garbage(10) == []

@@ -20,7 +20,7 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, Extent, chunks_needed, total
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.catalog.version import ABSENT, Condition, State, Version
+from ingest.catalog.version import ABSENT, Condition, Version, VersionState
 from ingest.client.async_client import AsyncClient
 from ingest.errors import (
     BusyError,
@@ -78,7 +78,7 @@ class Rig:
     def live(self) -> set[int]:
         return {
             index
-            for version in self.reader.versions(State.OK)
+            for version in self.reader.versions(VersionState.OK)
             for place in version.extents
             for index in range(place.first, place.stop)
         }
@@ -120,7 +120,7 @@ def run(node: NodeRig):
                 assert await rig.saved() - before == (rig.live() | foreign) - before
                 assert before <= await rig.saved()  # nothing that belongs to the tests before was touched
                 assert not reader.garbage(10) and not reader.leases()
-                assert not list(reader.versions(State.PENDING))
+                assert not list(reader.versions(VersionState.PENDING))
             await catalog.close()
 
     return lambda work: asyncio.run(work_and_check(work))
@@ -154,7 +154,7 @@ def test_one_name_many_versions(run):
             await rig.put("again", bytes_of(size, i))
             assert await rig.read("again") == bytes_of(size, i)
         states = [step.state for step in await rig.store.history("test", "again")]
-        assert states.count(State.OK) == 4 and states.count(State.DELETED) == 3
+        assert states.count(VersionState.OK) == 4 and states.count(VersionState.DELETED) == 3
 
     run(work)
 
@@ -280,7 +280,7 @@ def test_a_cancelled_upload(run, size, place):
 
 async def _holds(rig: Rig, index: int) -> bool:
     """Whether a version that is under way still has a ticket."""
-    places = [one for version in rig.reader.versions(State.PENDING) for one in version.extents]
+    places = [one for version in rig.reader.versions(VersionState.PENDING) for one in version.extents]
     return any(one.first <= index < one.stop for one in places)
 
 
@@ -404,7 +404,7 @@ def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
                 await Collector(client, catalog, reader).run()
                 assert set(server.model.frames) == {foreign}
                 assert foreign not in server.model.deleted
-                assert not list(reader.versions(State.PENDING))
+                assert not list(reader.versions(VersionState.PENDING))
                 with pytest.raises(NotFoundError):
                     await store.stat("test", "a")
                 await store.leave()
@@ -460,7 +460,7 @@ def test_a_conflict_that_the_catalog_does_not_take_at_once(tmp_path, monkeypatch
                 await Collector(client, catalog, reader).run()
                 assert set(server.model.frames) == {foreign}
                 assert foreign not in server.model.deleted
-                assert not list(reader.versions(State.PENDING)) and not reader.leases()
+                assert not list(reader.versions(VersionState.PENDING)) and not reader.leases()
             await catalog.close()
 
     with ReferenceServer([KEY], Faults(gate=gate)) as server:
@@ -562,6 +562,7 @@ def test_transfers_stay_within_the_memory_that_there_is(run, budget, size):
 @pytest.mark.parametrize("given", [1000, ALLOWANCE_SIZE + 1, SMALL_OBJECT_MAX, LARGE - 1])
 def test_an_upload_that_stalls_keeps_no_memory_of_others(run, budget, monkeypatch, given):
     monkeypatch.setattr("ingest.objects.receiver.PIECE_PATIENCE_S", 0.05)
+    monkeypatch.setattr("ingest.objects.streamed_upload.PIECE_PATIENCE_S", 0.05)
     size = LARGE
     whole = asyncio.Event()
 
@@ -590,6 +591,7 @@ def test_an_upload_that_stalls_keeps_no_memory_of_others(run, budget, monkeypatc
 def test_a_small_object_that_comes_slowly_is_whole(run, budget, monkeypatch):
     """It waits for its bytes in the engine, not here."""
     monkeypatch.setattr("ingest.objects.receiver.PIECE_PATIENCE_S", 0.01)
+    monkeypatch.setattr("ingest.objects.streamed_upload.PIECE_PATIENCE_S", 0.01)
     data = bytes_of(SMALL_OBJECT_MAX, 1)
 
     async def slowly() -> AsyncIterator[bytes]:

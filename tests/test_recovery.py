@@ -46,8 +46,10 @@ def damage(path: Path, offset: int, data: bytes) -> None:
 def log_batch(rig: CommitterRig) -> None:
     """The batch is planned and its log record synced; then the power goes."""
     rig.plan()
-    rig.core.write_notes()
-    rig.log.append(rig.core.buffer, rig.core.puts, rig.core.delete_frames, rig.core.notes)
+    rig.core.round.write_notes()
+    rig.log.append(
+        rig.core.round.buffer, rig.core.round.puts, rig.core.round.delete_frames, rig.core.round.notes
+    )
 
 
 def remove_packs(rig: CommitterRig) -> None:

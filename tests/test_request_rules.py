@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from gateway_rig import Answer, Gateway, running_gateway
 
-from ingest.catalog.version import Condition, PreconditionError, State, Version
+from ingest.catalog.version import Condition, Version, VersionState
+from ingest.errors import PreconditionError
 from ingest.gateway.apis import blob_api, files_api, objects_api, store_api
 from ingest.gateway.http.body_digests import digests_of
 from ingest.gateway.http.failures import Failure
@@ -362,7 +363,7 @@ def test_a_date_stands_for_one_version_only_when_no_other_was_there_in_its_secon
 
 def test_last_modified_is_when_the_name_came_to_mean_it() -> None:
     """An upload that began long ago and ended now is new."""
-    version = Version(1, "objects", "a", State.OK, 0, bytes(32), 1000.9, (), {}, 2000.9)
+    version = Version(1, "objects", "a", VersionState.OK, 0, bytes(32), 1000.9, (), {}, 2000.9)
     assert version.modified == 2000
     Condition(unmodified_since=2000).check("a", version)
     with pytest.raises(PreconditionError):

@@ -26,7 +26,7 @@ from ingest.engine import admin
 from ingest.engine.commit.committer import committer_main
 from ingest.engine.node import Node
 from ingest.engine.pool import Roles
-from ingest.engine.server import serve, worker_count
+from ingest.engine.server import run_server, worker_count
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError, IngestError, KeyFileError, PortTakenError, StoreLockedError
 from ingest.runtime.key_file import make_key_file, read_keys
@@ -38,7 +38,7 @@ PATIENCE_S = 20.0
 
 
 def admin_main(node: Node) -> int:
-    uvloop.run(admin.serve(node, lambda _: lambda index: (Status.MISSING, b"")))
+    uvloop.run(admin.serve_admin(node, lambda _: lambda index: (Status.MISSING, b"")))
     return 0
 
 
@@ -62,7 +62,7 @@ class Server:
             code = 99
             try:
                 sys.stderr = os.fdopen(write, "w", buffering=1)  # pytest has put its own there
-                code = serve(config, ROLES)
+                code = run_server(config, ROLES)
             except IngestError as error:
                 print(f"ingest: {error}", file=sys.stderr)
                 code = error.exit_code

@@ -15,7 +15,8 @@ import pytest
 from ingest import limits
 from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
-from ingest.store.store import Space, Store
+from ingest.store.space import Space
+from ingest.store.store import Store
 from ingest.store.store_json import read_store_json, store_check, write_store_json
 
 KEYS = [bytes([i]) * 32 for i in range(1, 5)]
@@ -215,7 +216,7 @@ class TestLock:
             waited.append(seconds)
             os.close(other)
 
-        monkeypatch.setattr("ingest.store.store.time.sleep", go)
+        monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", go)
         opened.append(Store.open(data))
         assert len(waited) == 1
 

@@ -20,8 +20,10 @@ from ingest.engine import metrics
 from ingest.engine.ports._put_server import SPEAKS_TLS
 from ingest.errors import ConfigError
 from ingest.limits import FRAME_SIZE
+from ingest.runtime import openssl
+from ingest.runtime.tls_context import TlsContext
 from ingest.status import Status
-from ingest.tls import Certificates, TlsContext
+from ingest.tls import Certificates
 
 CA = trustme.CA()
 OTHER_CA = trustme.CA()
@@ -219,7 +221,7 @@ class TestHandshakes:
             rig.send(client, b"\x16" + bytes(200))
             rig.receive_all(client)
             assert [event[0] for event in rig.events] == [tls.HANDSHAKE]
-            assert tls.error_text(rig.events[0][2]) not in ("", "unknown error")
+            assert openssl.error_text(rig.events[0][2]) not in ("", "unknown error")
 
     def test_who_only_looks_whether_the_port_is_open_has_failed_at_nothing(self) -> None:
         with put_server() as rig:
@@ -302,7 +304,7 @@ class TestClientCertificates:
             assert rig.stored == {}
             assert counted(rig, "PUT_CLOSED_HANDSHAKE") == 1
             assert [event[0] for event in rig.events] == [tls.HANDSHAKE]
-            assert "certificate" in tls.error_text(rig.events[0][2])
+            assert "certificate" in openssl.error_text(rig.events[0][2])
 
 
 class TestGets:

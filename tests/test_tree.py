@@ -291,9 +291,9 @@ class TestLargeDeletes:
     def test_small_ones_share_a_batch_with_it_as_far_as_its_bound_goes(self, rig):
         cookies = [rig.delete(FIRST + 1000 * i, 1000) for i in range(70)]
         rig.plan()
-        assert 1 < rig.core.delete_frames <= 64
-        assert rig.packs.claimed == 1000 * rig.core.delete_frames <= limits.RANGE_COUNT_MAX
-        rig.core.answer(failed=True)
+        assert 1 < rig.core.round.delete_frames <= 64
+        assert rig.packs.claimed == 1000 * rig.core.round.delete_frames <= limits.RANGE_COUNT_MAX
+        rig.core.round.answer(failed=True)
         rig.collect()
         assert rig.packs.claimed > 0 and rig.answers[cookies[0]] == [E]
 
@@ -318,7 +318,7 @@ class TestBounds:
             rig.packs.replay_delete(0, 0, 1)
         cookie = rig.put(FIRST + 5)
         rig.commit()
-        assert rig.core.stalled and rig.answers[cookie] == [None]
+        assert rig.core.round.stalled and rig.answers[cookie] == [None]
         rig.flush()
         rig.commit()
         assert rig.answers[cookie] == [S]

@@ -9,15 +9,15 @@ from ingest.catalog.version import (
     PRESENT,
     SAME,
     Condition,
-    State,
     Version,
+    VersionState,
     check_name,
     check_namespace,
 )
 from ingest.errors import NameTakenError, NotFoundError, PreconditionError, UsageError
 
 DIGEST = bytes(range(32))
-HERE = Version(1, "store", "a", State.OK, 3, DIGEST, 0.0, (Extent(FIRST + 1, 2),))
+HERE = Version(1, "store", "a", VersionState.OK, 3, DIGEST, 0.0, (Extent(FIRST + 1, 2),))
 TAG = DIGEST.hex()
 
 

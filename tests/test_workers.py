@@ -22,10 +22,11 @@ from ingest.engine._queue import Queue
 from ingest.engine.node import Node
 from ingest.engine.ports._put_server import BAD_FRAMES, PutServer
 from ingest.engine.ports.bad_peers import BadPeers
+from ingest.engine.ports.frame_port import Event, FrameServer, peer_name
 from ingest.engine.server_config import ServerConfig
 from ingest.mac import KeyRing
 from ingest.status import Status
-from ingest.workers import Event, FrameServer, Worker, peer_name, worker_main
+from ingest.workers import Worker, worker_main
 
 SHARED_KEY = bytes(range(32))
 BLOCK = limits.BLOCK_PLACES
@@ -610,7 +611,7 @@ class TestOneWorker:
     def test_a_line_for_a_connection_closed_for_bad_frames(self, caplog: pytest.LogCaptureFixture) -> None:
         with OneWorker() as one:
             port = one.worker._put
-            one.worker._report(port, [(BAD_FRAMES, "[::1]:999", 3)])
+            one.worker._peer_log.report(port, [(BAD_FRAMES, "[::1]:999", 3)])
             assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
                 "[::1]:999: closed after 3 bad frames"
             ]

@@ -9,9 +9,9 @@ import apsw
 
 from ingest.catalog.database import Database, explained
 from ingest.errors import DiskError, UsageError
+from ingest.runtime.durable_files import open_new, rename_durably
 from ingest.store.check.findings import Progress, no_progress
-from ingest.store.log.log_writer import sync_directory
-from ingest.store.store import explain
+from ingest.store.space import explain
 
 # What processes had under way belongs to nobody in a copy, and must not become garbage when it is put back: they may have
 # finished it after the copy was made, and then it holds objects that only a rebuild knows.
@@ -41,7 +41,7 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
     live = Database(source)
     try:
         temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_new(temporary)
         try:
             _copy(live, temporary, progress)
             os.fsync(fd)
@@ -51,8 +51,7 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
             raise
         finally:
             os.close(fd)
-        os.rename(temporary, target)
-        sync_directory(target.parent)
+        rename_durably(temporary, target)
     except OSError as error:
         raise DiskError(explain(error, target.parent)) from error
     finally:

@@ -5,7 +5,7 @@ them are durable when it ends, or none. A call that fails raises and leaves noth
 the same transaction are not touched by it.
 
 Every ticket that was ever given is in exactly one place: in a lease, in one version that is PENDING or OK, or in the
-garbage; or in none, when the collector has deleted it or it answered CONFLICT.
+garbage; or in none, when the collector has deleted it, it answered CONFLICT, or it was forgone.
 
 Calls may be made again when their answer was lost. Those that would do harm the second time (`begin`, `store`, `commit`,
 `fail`, `discard`, `conflicted`, `give_back`, `pin`, `unpin`, `leave`, `collected`) find that they were made and change
@@ -21,7 +21,7 @@ import msgspec
 from ingest.catalog import extent
 from ingest.catalog.allocator import Allocator, atomic
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import ANY, Condition, State, Version, check_name, check_namespace
+from ingest.catalog.version import ANY, Condition, Version, VersionState, check_name, check_namespace
 from ingest.errors import BusyError, NotFoundError, UploadLostError, UsageError
 from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S
 
@@ -148,7 +148,7 @@ class Catalog(Allocator):
         if self._state(number) is not None:
             return number
         condition.check(name, self.lookup(check_namespace(namespace), check_name(name)))
-        self._insert(number, namespace, name, State.PENDING, headers, owner=owner)
+        self._insert(number, namespace, name, VersionState.PENDING, headers, owner=owner)
         return number
 
     @atomic
@@ -175,7 +175,7 @@ class Catalog(Allocator):
         PENDING then), and UploadLostError. Once more, it answers as the first time, whatever became of the name since.
 
         ``name``: the version's from now on, where its bytes say it: it began under another one."""
-        if self._state(version) in (State.OK, State.DELETED):
+        if self._state(version) in (VersionState.OK, VersionState.DELETED):
             return self._committed(version, digest)
         held = self._held(owner, version)
         _check_stored(size, digest, extents)
@@ -231,7 +231,7 @@ class Catalog(Allocator):
             if extent.total(self._carve(owner, place)) < place.count:
                 raise UploadLostError(f"{place} is no part of a lease of this process")
         self._replace(check_namespace(namespace), check_name(name), number, condition, digest)
-        return self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
+        return self._insert(number, namespace, name, VersionState.OK, headers, size, digest, tuple(extents))
 
     @atomic
     def fail(self, owner: int, version: int, reason: str) -> None:
@@ -270,7 +270,7 @@ class Catalog(Allocator):
         following = self._db.value("SELECT version FROM counters")
         taken = not 1 <= number < following or self._state(number) is not None
         number = self._own_number(None if taken else number, following)
-        self._insert(number, namespace, name, State.OK, headers, size, digest, tuple(extents))
+        self._insert(number, namespace, name, VersionState.OK, headers, size, digest, tuple(extents))
         self._db.run("UPDATE versions SET created = ?, saved = ? WHERE number = ?", created, created, number)
         return self.version(number)
 
@@ -289,7 +289,7 @@ class Catalog(Allocator):
     def _committed(self, number: int, digest: bytes) -> Version:
         """A version whose `commit` or `store` is asked for once more."""
         version = self.version(number)
-        if version.state not in (State.OK, State.DELETED) or version.digest != digest:
+        if version.state not in (VersionState.OK, VersionState.DELETED) or version.digest != digest:
             raise UploadLostError(f"version {number} is another upload, or was given up")
         return version
 
@@ -313,7 +313,7 @@ class Catalog(Allocator):
         number: int,
         namespace: str,
         name: str,
-        state: State,
+        state: VersionState,
         headers: Mapping[str, str],
         size: int = 0,
         digest: bytes = b"",
@@ -326,7 +326,7 @@ class Catalog(Allocator):
             place = self._db.last_id()
             self._made.add(namespace)
         now = self.clock()
-        saved = now if state is State.OK else None
+        saved = now if state is VersionState.OK else None
         self._db.run(
             "INSERT INTO versions(number, namespace, name, state, size, created, saved, owner, first, digest, extents,"
             " headers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -363,7 +363,7 @@ class Catalog(Allocator):
         """Keeps the chunks of a version while ``owner`` is alive, until each ``reader`` (a number that the owner gives
         its downloads) was unpinned. NotFoundError when it is not the name's any more, UploadLostError."""
         self._check_alive(owner)
-        if self._state(version) != State.OK:
+        if self._state(version) != VersionState.OK:
             raise NotFoundError(f"version {version} has been replaced or deleted")
         self._db.run("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", version, owner, reader)
 

@@ -14,7 +14,7 @@ from ingest import ticket
 from ingest.catalog import extent
 from ingest.catalog.database import Database
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import State, Transition, Version, check_name, check_text
+from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text
 from ingest.errors import NotFoundError, UsageError
 from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX
 
@@ -159,14 +159,14 @@ class CatalogReader:
             raise NotFoundError(f"there is no object {name!r}, and none is known to have been")
         found: list[Transition] = []
         for version, size, state, created, saved, ended, reason in rows:
-            found.append(Transition(version, created, State.PENDING, "upload began", size))
+            found.append(Transition(version, created, VersionState.PENDING, "upload began", size))
             if saved is not None:
-                found.append(Transition(version, saved, State.OK, "all chunks saved", size))
+                found.append(Transition(version, saved, VersionState.OK, "all chunks saved", size))
             if ended is not None:
-                found.append(Transition(version, ended, State(state), reason, size))
+                found.append(Transition(version, ended, VersionState(state), reason, size))
         return sorted(found, key=lambda step: (step.time, step.version, step.state), reverse=True)
 
-    def versions(self, state: State) -> Iterator[Version]:
+    def versions(self, state: VersionState) -> Iterator[Version]:
         """All in a state, in the order of their numbers. Those that change meanwhile may be among them or not."""
         last = 0
         while rows := self._db.all(
@@ -214,7 +214,7 @@ class CatalogReader:
             number,
             self._namespace_name(namespace),
             name,
-            State(state),
+            VersionState(state),
             size,
             digest,
             created,

@@ -60,7 +60,7 @@ class CatalogService:
     def stop(self) -> None:
         """From any thread or signal handler: ends `run` when what was received is answered."""
         self._stopping = True
-        with contextlib.suppress(BlockingIOError):  # full of wakes already
+        with contextlib.suppress(OSError):  # full of wakes already, or `run` has just ended
             self._waker.send(b"\0")
 
     def run(self) -> None:
@@ -173,7 +173,7 @@ class CatalogService:
             peer.sock.close()
 
 
-def serve(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
+def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
     """The whole process: calls ``ready`` when it can be reached, returns when TERM or INT came and all is answered.
 
     StoreLockedError when there is such a process already, CatalogError, DiskError.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -12,28 +11,25 @@ from pathlib import Path
 
 from ingest.errors import ConnectionLostError, DiskError, StoreLockedError
 from ingest.limits import LISTEN_BACKLOG
-from ingest.store.store import META
-
-CATALOG = "catalog.db"
-SOCKET = "catalog.sock"
-LOCK = "catalog.lock"
+from ingest.runtime.lock_file import open_lock, take
+from ingest.store.data_dir import DataDir
 
 
 def catalog_path(data_dir: Path) -> Path:
-    return data_dir / META / CATALOG
+    return DataDir(data_dir).catalog
 
 
 @contextmanager
 def service_lock(data_dir: Path) -> Iterator[None]:
     """Held by the one service of a data directory. StoreLockedError when another one runs, DiskError."""
-    path = data_dir / META / LOCK
+    path = DataDir(data_dir).catalog_lock
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_lock(path)
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}") from error
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take(fd)
         except BlockingIOError:
             raise StoreLockedError(f"the catalog of {data_dir} is another gateway's: stop it first") from None
         yield
@@ -44,9 +40,10 @@ def service_lock(data_dir: Path) -> Iterator[None]:
 def listen(data_dir: Path) -> socket.socket:
     """A listening socket in the place of one that a dead service left. By who holds `service_lock`. DiskError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    temporary = f"{SOCKET}.new"
+    name = DataDir(data_dir).catalog_socket.name
+    temporary = f"{name}.new"
     try:
-        with _short_path(data_dir / META) as short:
+        with _short_path(DataDir(data_dir).meta) as short:
             try:
                 os.unlink(f"{short}/{temporary}")
             except FileNotFoundError:
@@ -54,10 +51,10 @@ def listen(data_dir: Path) -> socket.socket:
             listener.bind(f"{short}/{temporary}")
             os.chmod(f"{short}/{temporary}", 0o600)
             listener.listen(LISTEN_BACKLOG)
-            os.rename(f"{short}/{temporary}", f"{short}/{SOCKET}")
+            os.rename(f"{short}/{temporary}", f"{short}/{name}")
     except OSError as error:
         listener.close()
-        raise DiskError(f"{data_dir / META / SOCKET}: {error.strerror}") from error
+        raise DiskError(f"{DataDir(data_dir).catalog_socket}: {error.strerror}") from error
     return listener
 
 
@@ -66,13 +63,13 @@ def connect(data_dir: Path) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        with _short_path(data_dir / META) as short:
-            sock.connect(f"{short}/{SOCKET}")
+        with _short_path(DataDir(data_dir).meta) as short:
+            sock.connect(f"{short}/{DataDir(data_dir).catalog_socket.name}")
     except OSError as error:
         sock.close()
         reason = "its backlog is full" if error.errno == errno.EAGAIN else error.strerror
         raise ConnectionLostError(
-            f"{data_dir / META / SOCKET}: {reason}; does a gateway run on {data_dir}?"
+            f"{DataDir(data_dir).catalog_socket}: {reason}; does a gateway run on {data_dir}?"
         ) from error
     return sock
 

@@ -19,8 +19,9 @@ from ingest.limits import (
     CATALOG_CHECKPOINT_PAGES,
     CATALOG_WAL_KEPT_SIZE,
 )
-from ingest.store.log.log_writer import sync_directory
-from ingest.store.store import META, explain
+from ingest.runtime.durable_files import open_new, sync_directory
+from ingest.store.data_dir import META
+from ingest.store.space import explain
 from ingest.store.store_json import read_store_json
 
 REBUILD = "`ingest catalog rebuild` makes one from the packs"
@@ -151,9 +152,7 @@ def _make(path: Path) -> None:
 
 def make_file(path: Path) -> None:
     """An empty catalog in a file that must not exist; synced, but not its directory. OSError, DiskError."""
-    fd = os.open(
-        path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600
-    )  # SQLite would take the umask
+    fd = open_new(path)  # SQLite would take the umask
     try:
         db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:

@@ -12,7 +12,7 @@ from ingest.errors import NameTakenError, NotFoundError, PreconditionError, Usag
 from ingest.limits import NAME_SIZE_MAX, NAMESPACE_SIZE_MAX
 
 
-class State(IntEnum):
+class VersionState(IntEnum):
     """PENDING becomes OK or FAILED, OK becomes DELETED. On disk: never changed."""
 
     PENDING = 0
@@ -28,7 +28,7 @@ class Version:
     number: int
     namespace: str
     name: str
-    state: State
+    state: VersionState
     size: int
     digest: bytes
     created: float  # seconds since 1970
@@ -58,7 +58,7 @@ class Transition:
 
     version: int
     time: float  # seconds since 1970
-    state: State
+    state: VersionState
     reason: str
     size: int
 

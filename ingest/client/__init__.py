@@ -3,14 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ingest.client.async_client import AsyncClient, Client
+    from ingest.client.async_client import AsyncClient
+    from ingest.client.blocking_client import Client
 
 __all__ = ["AsyncClient", "Client"]
 
 
+# Only those who want a client load asyncio and the checksum kernel.
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # only those who want a client load asyncio and the checksum kernel
-        from ingest.client import async_client
+    if name == "AsyncClient":
+        from ingest.client.async_client import AsyncClient
 
-        return getattr(async_client, name)
+        return AsyncClient
+    if name == "Client":
+        from ingest.client.blocking_client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

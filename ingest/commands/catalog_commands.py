@@ -12,8 +12,8 @@ from ingest.commands.command_loop import run_loop
 from ingest.commands.local_backend import LocalNode
 from ingest.commands.object_files import shown
 from ingest.commands.object_options import DATA_DIR, KEY_FILE, print_result
+from ingest.commands.options import AS_JSON, PATH
 from ingest.commands.progress_bars import steps_bar
-from ingest.commands.store_commands import AS_JSON, PATH
 
 if TYPE_CHECKING:
     from ingest.catalog.extent import Extent

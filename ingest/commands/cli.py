@@ -55,10 +55,10 @@ def server(file: Path | None, **flags: str | None) -> None:
     from ingest import workers
     from ingest.engine import admin, pool
     from ingest.engine.commit import committer
-    from ingest.engine.server import serve
+    from ingest.engine.server import run_server
 
     roles = pool.Roles(admin.admin_main, committer.committer_main, workers.worker_main)
-    sys.exit(serve(settings, roles, read_config))
+    sys.exit(run_server(settings, roles, read_config))
 
 
 def _address(_: click.Context, __: click.Parameter, text: str) -> Address:

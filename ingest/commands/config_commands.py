@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingest.commands.options import CONNECT, GATEWAY, SERVER, add_options, file_option, open_option
-from ingest.commands.store_commands import AS_JSON
+from ingest.commands.options import AS_JSON, CONNECT, GATEWAY, SERVER, add_options, file_option, open_option
 from ingest.engine import server_config
 from ingest.errors import UsageError
 

@@ -15,7 +15,7 @@ import msgspec
 from ingest import limits, ticket
 from ingest.catalog.catalog_reader import Entry, Garbage
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import State, Transition, Version, check_name, check_namespace, check_text
+from ingest.catalog.version import Transition, Version, VersionState, check_name, check_namespace, check_text
 from ingest.commands.backend import Facts
 from ingest.commands.gateway_client import GatewayAddress, GatewayClient
 from ingest.errors import NotFoundError, ProtocolError, TicketError, UsageError
@@ -69,7 +69,7 @@ class _Version(msgspec.Struct):
             self.version,
             self.namespace,
             self.name,
-            State.OK,
+            VersionState.OK,
             self.size,
             digest,
             self.created.timestamp(),
@@ -127,10 +127,10 @@ class _Collected(msgspec.Struct):
         return Collected(self.processes, self.entries, self.tickets, self.forgotten, refused)
 
 
-def _state(name: str) -> State:
+def _state(name: str) -> VersionState:
     """ValueError."""
     try:
-        return State[name.upper()]
+        return VersionState[name.upper()]
     except KeyError:
         raise ValueError(f"no state: {name}") from None
 

@@ -54,7 +54,7 @@ def serve(file: Path | None, **flags: Any) -> None:
     Example:
       ingest serve --data-dir /var/lib/ingest
     """
-    from ingest.gateway.process.together import run_both
+    from ingest.gateway.process.serve import run_both
 
     hold_reloads()
     server_flags = {name: flags[name] for name in server_config.PARSERS}

@@ -15,7 +15,7 @@ from ingest.commands.backend import Facts
 from ingest.commands.object_files import shown
 from ingest.errors import BusyError, ConfigError, ConnectionLostError
 from ingest.runtime.listeners import Address
-from ingest.store.store import META
+from ingest.store.data_dir import DataDir
 
 if TYPE_CHECKING:
     from ingest.catalog.catalog_access import CatalogAccess
@@ -42,14 +42,14 @@ class LocalNode:
     def keys(self) -> list[bytes]:
         from ingest.client.key import shared_keys
 
-        return shared_keys(self.key_file or self.data_dir / META / "key")
+        return shared_keys(self.key_file or DataDir(self.data_dir).key)
 
     @contextmanager
     def reader(self) -> Iterator[CatalogReader]:
         from ingest.catalog.catalog_reader import CatalogReader
         from ingest.catalog.catalog_socket import catalog_path
 
-        if not (self.data_dir / META).is_dir():
+        if not DataDir(self.data_dir).meta.is_dir():
             raise ConfigError(f"{shown(str(self.data_dir))} is no data directory of a server")
         with CatalogReader(catalog_path(self.data_dir)) as reader:
             yield reader

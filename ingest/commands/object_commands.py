@@ -24,8 +24,8 @@ from ingest.commands.object_options import (
     print_result,
     tls_options,
 )
+from ingest.commands.options import AS_JSON, PATH
 from ingest.commands.progress_bars import transfer_bar
-from ingest.commands.store_commands import AS_JSON, PATH
 from ingest.errors import BusyError, CatalogError, CorruptionError, NotFoundError, TicketError, UsageError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from blake3 import blake3
 
 from ingest.errors import DiskError, UsageError
 from ingest.limits import FILE_READ_SIZE
-from ingest.store.log.log_writer import sync_directory
-from ingest.store.store import explain
+from ingest.runtime.durable_files import sync_directory
+from ingest.store.space import explain
 
 STDIN = 0
 STDOUT = 1

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from ingest.commands.backend import Backend
 from ingest.commands.local_backend import LocalBackend, LocalNode
-from ingest.commands.store_commands import PATH
+from ingest.commands.options import PATH
 from ingest.errors import UsageError
 from ingest.runtime.listeners import Address, parse_address
 

@@ -1,4 +1,4 @@
-"""Flags that several commands have. Their values stay text: `config` reads flags, variables and file alike."""
+"""Flags that several commands have. Those of servers stay text: `settings_schema` reads flags, variables and file alike."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from ingest.engine import server_config
 from ingest.runtime import logs
 
 Command = Callable[..., None]
+PATH = click.Path(path_type=Path)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 Row = tuple[str, str, str]  # flag, what it takes, help
 
 _SERVER = server_config.ServerConfig()

@@ -13,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ingest.commands.options import AS_JSON, PATH
 from ingest.commands.progress_bars import steps_bar
 from ingest.store.check.findings import Report
 
-PATH = click.Path(path_type=Path)
 RANGES_SHOWN = 64  # of tickets, as text: a pack of every second slot has 648
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
 @click.command()

@@ -1,4 +1,4 @@
-/* Opening files below a directory without ever following a symbolic link: contract A4, "No symbolic link inside DATA". */
+/* Opening files below a directory without ever following a symbolic link: docs/format.md. */
 #ifndef INGEST_BENEATH_H
 #define INGEST_BENEATH_H
 

@@ -1,4 +1,4 @@
-/* What the load generator sends and how it counts latencies: ingest/loadgen/_load.pyx.
+/* What the load generator sends and how it counts latencies: `_load_content`, `_load_latency`, `_load_connections`.
  *
  * The data of a frame is a fixed table of random words, each XORed with one word that is a bijection of seed and
  * ticket index: every frame differs from every other, costs one pass over memory to make, and is checked by making it

@@ -1,4 +1,4 @@
-/* Tickets: contract A1 and A4 (docs/protocol.md, "Tickets"; docs/format.md, "Packs").
+/* Tickets: docs/protocol.md, "Tickets"; docs/format.md, "Packs".
  *
  * Tickets count in bijective base 36, shortest first: "0" is 0, "Z" 35, "00" 36. With v(t) = index + 1
  * and v("") = 0, a ticket p·x·y (prefix p, last two characters x, y) has

@@ -1,7 +1,7 @@
 /* TLS on the socket of one connection, in the two calls that a socket has: tls_receive and tls_send.
  *
  * OpenSSL reads and writes the socket itself, from the same turn and without the GIL, so that the connection keeps its
- * states, deadlines and limits whether it is encrypted or not. Its functions are found at run time (`ingest/tls.py`
+ * states, deadlines and limits whether it is encrypted or not. Its functions are found at run time (`openssl`
  * fills the table below, in this order): no headers of it are needed to build, and it is the library that Python's own
  * ssl module uses. The few values of its interface that stand here have been the same since 1.1.1.
  *

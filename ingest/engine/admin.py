@@ -1,4 +1,4 @@
-"""The admin port: HTTP for people and their machines, in a process of its own. Contract A6, "Admin port".
+"""The admin port: HTTP for people and their machines, in a process of its own. `docs/operations.md`.
 
 It answers before the store has recovered, and as long as anything of the server runs. It is neither authenticated nor
 encrypted: chunks are shown on loopback addresses only, and there requests made in the name of another host
@@ -20,7 +20,7 @@ import uvloop
 from aiohttp import web
 
 from ingest import __version__, limits, ticket
-from ingest.engine import metrics, reload
+from ingest.engine import exposition, metrics, reload
 from ingest.errors import DiskError, TicketError
 from ingest.runtime import listeners
 from ingest.status import Status
@@ -44,13 +44,13 @@ class Admin:
     def __init__(
         self,
         queue: Queue,
-        places: metrics.Places,
+        disk: exposition.DiskUse,
         host: str,
         read_chunk: ReadChunk,
         key_names: tuple[str, ...] = (),
     ) -> None:
         self._queue = queue
-        self._exposition = metrics.Exposition(queue, places, key_names)
+        self._exposition = exposition.Exposition(queue, disk, key_names)
         self._local = listeners.is_loopback(host)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
@@ -80,7 +80,7 @@ class Admin:
 
     async def _metrics(self, _: web.Request) -> web.Response:
         body = await asyncio.get_running_loop().run_in_executor(self._scraping, self._exposition.text)
-        return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+        return web.Response(body=body, headers={"Content-Type": exposition.CONTENT_TYPE})
 
     async def _version(self, _: web.Request) -> web.Response:
         return _json(200, {"version": __version__, "python": platform.python_version()})
@@ -140,12 +140,14 @@ def take_settings(node: Node, admin: Admin, reader: Callable[[KeyRing], ReadChun
         reload.confirm(node)
 
 
-async def serve(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
+async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
     """Answers on ``node.admin_socket``, which listens, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
     may have signed them."""
     host, _ = listeners.bound_address(node.admin_socket)
-    places = metrics.Places(node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size)
-    admin = Admin(node.queue, places, host, reader(node.verifying_keys), node.key_names)
+    disk = exposition.DiskUse(
+        node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
+    )
+    admin = Admin(node.queue, disk, host, reader(node.verifying_keys), node.key_names)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
@@ -168,5 +170,5 @@ def admin_main(node: Node) -> int:
     def reader(keys: KeyRing) -> ReadChunk:
         return make_reader(node.store, keys.all).read_chunk
 
-    uvloop.run(serve(node, reader))
+    uvloop.run(serve_admin(node, reader))
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import json
 import logging
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ingest.mac import SubKeys
 from ingest.runtime import listeners
 from ingest.runtime.listeners import Address
-from ingest.store.store import META
+from ingest.runtime.lock_file import is_held
+from ingest.store.data_dir import META, DataDir
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -54,23 +54,16 @@ def running(data_dir: Path) -> dict[str, Any] | None:
     It looks for a moment whether it could have the lock. A server that starts in that moment waits for it.
     """
     try:
-        fd = os.open(data_dir / META / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return announced(data_dir) if is_held(DataDir(data_dir).lock) else None
     except OSError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return announced(data_dir)
-    finally:
-        os.close(fd)
 
 
 def announced(data_dir: Path) -> dict[str, Any]:
     """`pid`, `keys`, and the addresses `put`, `get` and `admin` as text: of the server that runs there, or ran there last.
     Nothing while no server has said so."""
     try:
-        found = json.loads((data_dir / META / "lock").read_bytes())
+        found = json.loads(DataDir(data_dir).lock.read_bytes())
     except (OSError, ValueError, RecursionError):  # not there yet, or about to be written
         return {}
     return found if isinstance(found, dict) else {}

@@ -3,7 +3,6 @@ nothing."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Container, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,7 +17,9 @@ from ingest.mac import KeyRing
 from ingest.runtime import listeners
 from ingest.runtime.key_file import read_keys
 from ingest.runtime.listeners import Address, format_address
-from ingest.store.store import META, Store, check_new, lock_holder
+from ingest.runtime.lock_file import holder, is_held
+from ingest.store.data_dir import DataDir
+from ingest.store.store import Store, check_new
 
 ADDRESSES = {
     "listen": "put",
@@ -83,8 +84,8 @@ def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | Non
 def _text(config: ServerConfig, name: str) -> str:
     value = getattr(config, name)
     if value is None:
-        default = {"key_file": "key", "wal_dir": "wal"}.get(name)
-        return str(config.data_dir / META / default) if default else "-"
+        inside = DataDir(config.data_dir)
+        return str({"key_file": inside.key, "wal_dir": inside.wal}.get(name, "-"))
     if name in ("wal_size", "reserve") and value % (1 << 20) == 0:
         return f"{value >> 20}MiB"
     return format_address(value) if isinstance(value, tuple) else str(value)
@@ -103,38 +104,32 @@ def _data_dir(config: ServerConfig, checked: CheckedConfig) -> None:
 
 
 def _store(config: ServerConfig, checked: CheckedConfig) -> None:
-    if not (config.data_dir / META / "store.json").exists():
+    if not DataDir(config.data_dir).store_json.exists():
         checked.notes.append(
             f"{config.data_dir} holds no store yet: one with layout {config.layout} will be made"
         )
         if not checked.problems:  # else the directory is none that anything could be made in
-            wal = config.wal_dir if config.wal_dir is not None else config.data_dir / META / "wal"
+            wal = config.wal_dir if config.wal_dir is not None else DataDir(config.data_dir).wal
             check_new(config.data_dir, wal, config.layout)
         return
     Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
-    holder = _server_on(config.data_dir)
-    if holder is not None:
-        checked.problems.append(Problem(f"{config.data_dir} is in use by an ingest server{holder}", 75))
+    other = _server_on(config.data_dir)
+    if other is not None:
+        checked.problems.append(Problem(f"{config.data_dir} is in use by an ingest server{other}", 75))
 
 
 def _server_on(data_dir: Path) -> str | None:
     """Who holds the lock; None when nobody does."""
+    path = DataDir(data_dir).lock
     try:
-        fd = os.open(data_dir / META / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return holder(path) if is_held(path) else None
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return None
-    except BlockingIOError:
-        return lock_holder(fd)
-    finally:
-        os.close(fd)
 
 
 def _keys(config: ServerConfig, checked: CheckedConfig) -> None:
-    path = config.key_file if config.key_file is not None else config.data_dir / META / "key"
-    described = (config.data_dir / META / "store.json").exists()
+    path = config.key_file if config.key_file is not None else DataDir(config.data_dir).key
+    described = DataDir(config.data_dir).store_json.exists()
     if config.key_file is None and not os.path.lexists(path) and not described:
         checked.notes.append(f"the key file {path} will be made: clients need a copy")
         return

@@ -34,8 +34,9 @@ from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError, IngestError
 from ingest.mac import KeyRing
 from ingest.runtime.key_file import read_keys
-from ingest.store.store import META
-from ingest.tls import Certificates, TlsContext
+from ingest.runtime.tls_context import TlsContext
+from ingest.store.data_dir import DataDir
+from ingest.tls import Certificates
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -139,7 +140,7 @@ class Reload:
                 raise ConfigError("this server was started without a way to read its configuration again")
             config = self._reloadable(node.read_config())
             certificates = read_certificates(config)
-            path = config.key_file or config.data_dir / META / "key"
+            path = config.key_file or DataDir(config.data_dir).key
             shared_keys = tuple(read_keys(path, data_dir=config.data_dir))
             keys = KeyRing(shared_keys)
             content = self._publish(

@@ -19,12 +19,15 @@ from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.runtime import failpoints, listeners, logs
 from ingest.runtime.key_file import make_key_file, read_keys
-from ingest.store.store import META, Store
+from ingest.store.data_dir import DataDir
+from ingest.store.store import Store
 
 log = logging.getLogger(__name__)
 
 
-def serve(config: ServerConfig, roles: Roles, read_config: Callable[[], ServerConfig] | None = None) -> int:
+def run_server(
+    config: ServerConfig, roles: Roles, read_config: Callable[[], ServerConfig] | None = None
+) -> int:
     """Runs a server until it is told to end. Returns its exit code; raises IngestError when it cannot serve.
 
     ``read_config`` reads the configuration once more, at SIGHUP.
@@ -70,7 +73,7 @@ def load_keys(config: ServerConfig, store: Store) -> KeyRing:
     """The keys of the key file, which is made at the first start when nobody named one. KeyFileError."""
     path = config.key_file
     if path is None:
-        path = config.data_dir / META / "key"
+        path = DataDir(config.data_dir).key
         if not os.path.lexists(path):
             if store.key_ids:  # a new key would be of no use: what is stored could not be verified
                 raise KeyFileError(f"key file {path} is gone, which signed what is stored here: put it back")

@@ -23,8 +23,10 @@ from typing import Any
 from ingest import errors, limits, mac, ticket, tls
 from ingest.errors import ConnectionLostError, IngestError, ProtocolError, UsageError
 from ingest.frame import RunHeader
-from ingest.loadgen._load import Content, Engine
+from ingest.loadgen._load_content import Content
+from ingest.loadgen._load_engine import Engine
 from ingest.runtime.listeners import unpace
+from ingest.runtime.tls_context import TlsContext, handshake
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -90,7 +92,7 @@ class Report:
         return cls(**content)
 
 
-class Worker:
+class Loader:
     """One share at work: ``connect``, ``start``, ``step`` until it is True, ``verify`` if wanted, ``close``."""
 
     def __init__(self, share: Share) -> None:
@@ -112,9 +114,9 @@ class Worker:
         sessions = []
         if share.tls is not None:
             ca, cert, key = (None if name is None else Path(name) for name in share.tls)
-            context = tls.TlsContext(tls.read_certificates(cert, key, ca), is_server=False)
+            context = TlsContext(tls.read_certificates(cert, key, ca), is_server=False)
             for sock in self._sockets:
-                sessions.append(tls.handshake(context, sock, share.connect[0], share.timeout_s))
+                sessions.append(handshake(context, sock, share.connect[0], share.timeout_s))
         self._engine = Engine(
             self.content,
             self.ring.signing.put,
@@ -199,7 +201,7 @@ class Worker:
 class _Reader:
     """One get connection that reads ranges and compares them with what the generator makes."""
 
-    def __init__(self, sock: socket.socket, worker: Worker) -> None:
+    def __init__(self, sock: socket.socket, worker: Loader) -> None:
         self._sock = sock
         self._worker = worker
         self._report = worker.report()
@@ -300,7 +302,7 @@ def _say(kind: str, text: str = "null") -> None:
 
 
 def _work(orders: Iterator[str]) -> None:
-    worker = Worker(Share.from_json(next(orders)))
+    worker = Loader(Share.from_json(next(orders)))
     worker.connect()
     _say("ready")
     start: dict[str, Any] = json.loads(next(orders))

@@ -1,6 +1,6 @@
 """The load generator: puts frames as fast as the server takes them, or at a fixed rate, and reads them back.
 
-Frames are built and signed in batches by the C kernel (`_load`), so that the client is not what is measured.
+Frames are built and signed in batches by the C kernel (`_load_engine`), so that the client is not what is measured.
 In rate mode the latency of a frame counts from the moment it was due, not from when it could be sent: a server that
 stalls is charged for all that it kept waiting (Gil Tene, "How NOT to Measure Latency"; wrk2 does the same).
 """
@@ -23,8 +23,8 @@ from typing import Any
 from ingest import limits, ticket
 from ingest.client.key import Key, shared_keys
 from ingest.errors import ConnectionLostError, ProtocolError, UsageError
-from ingest.loadgen._load import BUCKETS, bucket_value
-from ingest.loadgen.load_share import Report, Share, Worker, error_from_content
+from ingest.loadgen._load_latency import BUCKETS, bucket_value
+from ingest.loadgen.load_share import Loader, Report, Share, error_from_content
 from ingest.status import Status
 
 CONNECTIONS_MAX = 65_536
@@ -104,7 +104,7 @@ class LoopbackOptions:
 
 @dataclass(frozen=True)
 class LoopbackResult:
-    """What came of a run. ``as_json`` has the fields of the contract; the others are for tests and benchmarks.
+    """What came of a run. ``as_json`` has the fields that `--json` prints; the others are for tests and benchmarks.
 
     ``frames`` were sent and acked, ``saved`` of them SAVED; ``mb_per_s`` counts whole frames, 10⁶ bytes;
     ``verified`` came back as they were put, ``wrong`` did not. ``connection_frames`` and ``connection_seconds`` are of
@@ -131,7 +131,7 @@ class LoopbackResult:
     connection_seconds: tuple[float, ...] = ()
     latencies: dict[int, int] = field(
         default_factory=dict, repr=False
-    )  # {bucket: count}, see _load.bucket_value
+    )  # {bucket: count}, see `_load_latency.bucket_value`
     build_ns: float = 0.0
     send_ns: float = 0.0
 
@@ -325,7 +325,7 @@ class _Inside:
     """The only share, in this process."""
 
     def __init__(self, share: Share) -> None:
-        self._worker = Worker(share)
+        self._worker = Loader(share)
         self.reports: list[Report] = []
 
     def start(self, verify: bool) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 from ingest import ticket
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent
-from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.client.put_channel import Batch
 from ingest.errors import IngestError
 from ingest.limits import DATA_SIZE, RETRY_DELAY_MAX_S, RETRY_DELAY_MIN_S, UPLOAD_SETTLE_S
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 class ChunkWriter:
     """Of all uploads of a process."""
 
-    def __init__(self, client: AsyncClient, catalog: CatalogAccess) -> None:
+    def __init__(self, client: ChunkStore, catalog: CatalogAccess) -> None:
         self._client = client
         self._catalog = catalog
         self._settling: set[asyncio.Task[None]] = set()  # until what was refused is known, and noted

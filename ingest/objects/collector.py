@@ -23,7 +23,7 @@ from ingest import ticket
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader, Garbage
 from ingest.catalog.extent import Extent
-from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.errors import BusyError, IngestError, RefusedError
 from ingest.limits import (
     COLLECT_BATCH,
@@ -86,7 +86,7 @@ def described(done: Collected) -> dict[str, Any]:
 class Collector:
     """One of them runs per catalog at a time, whatever process it is in."""
 
-    def __init__(self, client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader) -> None:
+    def __init__(self, client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> None:
         self._client = client
         self._catalog = catalog
         self._reader = reader

@@ -12,7 +12,7 @@ from ingest import ticket
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent, chunks_needed, part
 from ingest.catalog.version import Version
-from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
 from ingest.limits import (
     DATA_SIZE,
@@ -58,7 +58,7 @@ class PinnedDownload:
     """A version that the collector leaves alone until ``close``."""
 
     def __init__(
-        self, version: Version, client: AsyncClient, catalog: CatalogAccess, owner: int, transfer: Transfer
+        self, version: Version, client: ChunkStore, catalog: CatalogAccess, owner: int, transfer: Transfer
     ) -> None:
         self.version = version
         self._client = client
@@ -156,7 +156,7 @@ class PinnedDownload:
 
 async def open_version(
     look: Callable[[], Version],
-    client: AsyncClient,
+    client: ChunkStore,
     catalog: CatalogAccess,
     membership: Membership,
     budget: Budget,
@@ -172,7 +172,7 @@ async def open_version(
 
 async def _open(
     look: Callable[[], Version],
-    client: AsyncClient,
+    client: ChunkStore,
     catalog: CatalogAccess,
     membership: Membership,
     transfer: Transfer,
@@ -210,7 +210,7 @@ def _fits(size: int, transfer: Transfer) -> bool:
     return size <= SMALL_OBJECT_MAX and bool(transfer.borrow(memory, memory))
 
 
-async def _read(client: AsyncClient, places: list[Extent]) -> bytearray:
+async def _read(client: ChunkStore, places: list[Extent]) -> bytearray:
     """The data of these chunks, one after the other."""
     if len(places) == 1:
         return await client.read_range(ticket.format(places[0].first), places[0].count)

@@ -9,7 +9,7 @@ from typing import Self
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader, Entry
 from ingest.catalog.version import ANY, Condition, Transition, Version, check_name, check_namespace
-from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.limits import LEASE_TICKETS
 from ingest.objects.body import Body
 from ingest.objects.download import PinnedDownload, SmallDownload, open_version
@@ -26,7 +26,7 @@ class LocalStore:
 
     def __init__(
         self,
-        client: AsyncClient,
+        client: ChunkStore,
         catalog: CatalogAccess,
         reader: CatalogReader,
         membership: Membership,
@@ -42,7 +42,7 @@ class LocalStore:
     @classmethod
     async def enter(
         cls,
-        client: AsyncClient,
+        client: ChunkStore,
         catalog: CatalogAccess,
         reader: CatalogReader,
         key: bytes,

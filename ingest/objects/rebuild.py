@@ -29,12 +29,12 @@ from ingest.errors import CatalogError, UsageError
 from ingest.limits import CHECKSUM_SIZE, DATA_SIZE, LOG_SEGMENT_SIZE, TICKET_SIZE
 from ingest.objects import manifest
 from ingest.objects.manifest import Manifest
+from ingest.runtime.durable_files import open_new, rename_durably, sync_directory, sync_file
 from ingest.runtime.key_file import read_keys
 from ingest.store.check.contents import Contents, opened_at_rest
 from ingest.store.check.findings import Progress, no_progress
 from ingest.store.check.pack_check import Resolved
-from ingest.store.log.log_writer import sync_directory
-from ingest.store.store import META
+from ingest.store.data_dir import DataDir
 
 SIDES = ("", "-wal", "-shm")  # the files of an SQLite database in WAL mode
 NAMES_TOGETHER = 1000  # restored in one transaction
@@ -97,10 +97,10 @@ def rebuild(
     new = target.with_name(f"{target.name}.new")
     scratch = target.with_name(f"{target.name}.scratch")
     with opened_at_rest(data_dir, key_file, wal_dir, segment_size) as contents, service_lock(data_dir):
-        keys = [manifest.manifest_key(key) for key in read_keys(key_file or data_dir / META / "key")]
+        keys = [manifest.manifest_key(key) for key in read_keys(key_file or DataDir(data_dir).key)]
         _remove(new, scratch)
         make_file(new)
-        os.close(os.open(scratch, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(open_new(scratch))
         try:
             with Catalog(new) as catalog:
                 found = _Rebuild(catalog, scratch, keys, Rebuilt(str(data_dir)))
@@ -312,18 +312,13 @@ class _Rebuild:
 
 
 def _put_in_place(new: Path, target: Path) -> None:
-    fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync_file(new)
     for side in SIDES:  # the file before its log: SQLite throws a log without a file away
         old = Path(f"{target}{side}")
         if old.exists():
             os.rename(old, f"{target}.old{side}")
     sync_directory(target.parent)
-    os.rename(new, target)
-    sync_directory(target.parent)
+    rename_durably(new, target)
 
 
 def _remove(*paths: Path) -> None:

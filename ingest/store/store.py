@@ -1,4 +1,4 @@
-"""A data directory: its identity, its lock, its space. `docs/format.md`, "The data directory".
+"""A data directory: its identity and its lock. `docs/format.md`, "The data directory".
 
 DATA/AA/BB/CC/obj      packs, or in layout tree a chunk each
 DATA/.ingest/          everything else, 0700
@@ -11,24 +11,23 @@ DATA/.ingest/          everything else, 0700
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
-import resource
 import secrets
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingest import limits
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
+from ingest.runtime.durable_files import make_directory, sync_directory
+from ingest.runtime.lock_file import holder, open_lock, take_patiently
+from ingest.store.data_dir import LOG_ID_FILE, META, DataDir
 from ingest.store.layouts import tree_file
 from ingest.store.layouts.layout import LAYOUTS
-from ingest.store.log.log_writer import sync_directory
+from ingest.store.space import OUT_OF_SPACE, existing, explain
 from ingest.store.store_json import (
     CHECK,
     FORMAT_VERSION,
@@ -37,11 +36,6 @@ from ingest.store.store_json import (
     write_json,
     write_store_json,
 )
-
-META = ".ingest"
-LOG_ID_FILE = "log.json"
-EXPORT_MARK = "export.json"  # in META while `ingest export` makes a store
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
@@ -73,7 +67,7 @@ class Store:
             data_fd, lock_fd = _open_and_lock(data_dir)
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
-                raise DiskError(explain(error, _existing(data_dir))) from error
+                raise DiskError(explain(error, existing(data_dir))) from error
             raise DiskError(
                 f"{data_dir}: {error.strerror}; the data directory must be a directory that we may write"
             ) from error
@@ -85,7 +79,7 @@ class Store:
             if isinstance(error, OSError):
                 elsewhere = wal_dir is not None and str(error.filename).startswith(str(wal_dir))
                 raise DiskError(
-                    explain(error, _existing(wal_dir if elsewhere and wal_dir else data_dir))
+                    explain(error, existing(wal_dir if elsewhere and wal_dir else data_dir))
                 ) from error
             raise
 
@@ -93,8 +87,8 @@ class Store:
     def _open_locked(
         cls, data_dir: Path, wal_dir: Path | None, layout: str, data_fd: int, lock_fd: int
     ) -> Store:
-        path = data_dir / META / "store.json"
-        wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
+        path = DataDir(data_dir).store_json
+        wal = wal_dir if wal_dir is not None else DataDir(data_dir).wal
         if path.exists():
             _refuse_unfinished(data_dir)
         else:
@@ -117,12 +111,12 @@ class Store:
     def read(cls, data_dir: Path, *, wal_dir: Path | None = None, layout: str = "pack") -> Store:
         """As `open`, of a store that exists, but without its lock, and without changing anything: for looking only."""
         _refuse_unfinished(data_dir)
-        wal = wal_dir if wal_dir is not None else data_dir / META / "wal"
+        wal = wal_dir if wal_dir is not None else DataDir(data_dir).wal
         return cls._read(data_dir, wal, layout, -1, -1)
 
     @classmethod
     def _read(cls, data_dir: Path, wal: Path, layout: str, data_fd: int, lock_fd: int) -> Store:
-        path = data_dir / META / "store.json"
+        path = DataDir(data_dir).store_json
         record = read_store_json(path)
         if record["layout"] != layout:
             raise ConfigError(
@@ -153,7 +147,7 @@ class Store:
         """
         self.require_keys(keys)
         accepted = [subkeys.id for subkeys in keys.accepted if subkeys.id not in self.key_ids]
-        path = self.data_dir / META / "store.json"
+        path = DataDir(self.data_dir).store_json
         record = read_store_json(path)
         if accepted:
             record["keys"] = [*self.key_ids, *accepted]
@@ -178,103 +172,6 @@ class Store:
         os.close(self.data_fd)
 
 
-@dataclass(frozen=True)
-class Room:
-    """What one file system has free for us, and what of it new frames may not take: bytes, and inodes if it counts them."""
-
-    path: Path
-    free_bytes: int
-    reserve_bytes: int
-    free_inodes: int
-    reserve_inodes: int
-    reserved_for: str
-
-    @property
-    def shortage(self) -> str | None:
-        """Which limit is reached, None when neither is."""
-        if self.free_bytes < self.reserve_bytes:
-            return (
-                f"the file system of {self.path}: {self.free_bytes >> 20} MiB are free, "
-                f"the reserve ({self.reserved_for}) is {self.reserve_bytes >> 20} MiB"
-            )
-        if self.free_inodes < self.reserve_inodes:
-            return (
-                f"the file system of {self.path}: {self.free_inodes} inodes are free, "
-                f"the reserve is {self.reserve_inodes}"
-            )
-        return None
-
-
-@dataclass
-class Space:
-    """Whether there is room for new frames: where the packs are, and where the log is, if that is another file system.
-
-    The log takes its room in advance: on a file system of its own it needs none but for the segments that it lacks of the
-    smallest log that can work.
-    """
-
-    data_dir: Path
-    data_fd: int
-    wal_dir: Path
-    reserve: int  # bytes
-    inodes_reserve: int = limits.RESERVE_INODES
-    tombstones: int = 0  # that may take a file each, of layout tree, when `check` looked
-
-    def rooms(self, log_growth: int, log_lacks: int) -> list[Room]:
-        """`log_growth`: bytes that the log may still take, `log_lacks`: those that it can't do without. OSError."""
-        rooms = []
-        try:
-            same_disk = os.stat(self.wal_dir).st_dev == os.fstat(self.data_fd).st_dev
-        except OSError:
-            same_disk = True
-        stat = os.fstatvfs(self.data_fd)
-        needed = self.reserve + (log_growth if same_disk else 0)
-        files = self.inodes_reserve if stat.f_files else 0
-        reserved_for = "--reserve, and what the log may grow by" if same_disk else "--reserve"
-        rooms.append(
-            Room(self.data_dir, stat.f_bavail * stat.f_frsize, needed, stat.f_favail, files, reserved_for)
-        )
-        if not same_disk:
-            stat = os.statvfs(self.wal_dir)
-            needed = min(self.reserve, log_lacks)
-            files = needed // limits.LOG_SEGMENT_SIZE if stat.f_files else 0
-            reserved_for = "what the log needs at least"
-            rooms.append(
-                Room(self.wal_dir, stat.f_bavail * stat.f_frsize, needed, stat.f_favail, files, reserved_for)
-            )
-        return rooms
-
-    def check(self, log_growth: int, log_lacks: int = 0) -> str | None:
-        """None when there is room, else which limit is reached where. See `rooms`."""
-        rooms = self.rooms(log_growth, log_lacks)
-        data = rooms[0]
-        self.tombstones = (data.free_bytes - data.reserve_bytes) // limits.TREE_FILE_SIZE
-        if data.reserve_inodes:  # a file system without a number of inodes has as many as it has space for
-            self.tombstones = min(self.tombstones, (data.free_inodes - data.reserve_inodes) // 2)
-        self.tombstones = max(0, self.tombstones)
-        return next((room.shortage for room in rooms if room.shortage is not None), None)
-
-
-def explain(error: OSError, path: Path) -> str:
-    """What `error` says, of which file, and which limit it met: "no space" may be bytes or inodes."""
-    where = error.filename if error.filename is not None else path
-    text = f"{where}: {error.strerror or error}"
-    if error.errno == errno.ENOSPC:
-        try:
-            stat = os.statvfs(path)
-        except OSError:
-            return text
-        text += f" ({stat.f_bavail * stat.f_frsize >> 10} KiB and {stat.f_favail} inodes are free)"
-    elif error.errno == errno.EFBIG:
-        text += f" (the limit of a file's size, ulimit -f, is {resource.getrlimit(resource.RLIMIT_FSIZE)[0]} bytes)"
-    return text
-
-
-def _existing(path: Path) -> Path:
-    """The nearest directory above `path` that there is, or itself."""
-    return path if path.exists() or path.parent == path else _existing(path.parent)
-
-
 def check_new(data_dir: Path, wal: Path, layout: str) -> None:
     """Whether a store can be made in `data_dir` with its log in `wal`, neither of which need be there yet. Leaves
     nothing behind.
@@ -287,17 +184,17 @@ def check_new(data_dir: Path, wal: Path, layout: str) -> None:
         _refuse_foreign_files(data_dir)
     _refuse_other_log(wal, data_dir)
     if layout == "tree":
-        tree_file.check_file_system(_existing(data_dir / META))
+        tree_file.check_file_system(existing(DataDir(data_dir).meta))
 
 
 def _refuse_unfinished(data_dir: Path) -> None:
     _refuse_links(data_dir)
-    if (data_dir / META / EXPORT_MARK).exists():
+    if DataDir(data_dir).export_mark.exists():
         raise ConfigError(f"{data_dir} holds an export that was cut off: remove it, then export again")
 
 
 def _refuse_links(data_dir: Path) -> None:
-    for inside in (data_dir / META / "store.json", data_dir / META / "wal"):
+    for inside in (DataDir(data_dir).store_json, DataDir(data_dir).wal):
         if inside.is_symlink():
             raise ConfigError(
                 f"{inside} is a symbolic link: none is followed inside a data directory; use --wal-dir"
@@ -306,46 +203,27 @@ def _refuse_links(data_dir: Path) -> None:
 
 def _open_and_lock(data_dir: Path) -> tuple[int, int]:
     make_directory(data_dir)
-    meta = data_dir / META
+    meta = DataDir(data_dir).meta
     make_directory(meta)
     if meta.is_symlink():
         raise OSError(errno.ELOOP, f"{meta} is a symbolic link")
     data_fd = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    lock_path = meta / "lock"
+    lock_path = DataDir(data_dir).lock
     lock_fd = -1
     try:
-        lock_fd = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        _lock(lock_fd)
+        lock_fd = open_lock(lock_path)
+        take_patiently(lock_fd)
     except BlockingIOError as error:
-        holder = lock_holder(lock_fd)
+        other = holder(lock_path)
         os.close(lock_fd)
         os.close(data_fd)
-        raise StoreLockedError(f"{data_dir} is in use by another ingest server{holder}") from error
+        raise StoreLockedError(f"{data_dir} is in use by another ingest server{other}") from error
     except OSError:
         if lock_fd >= 0:
             os.close(lock_fd)
         os.close(data_fd)
         raise
     return data_fd, lock_fd
-
-
-def _lock(lock_fd: int) -> None:
-    """BlockingIOError when another server has the lock; whoever only looks who has it is gone in a moment."""
-    for _ in range(limits.LOCK_TRIES - 1):
-        with suppress(BlockingIOError):
-            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        time.sleep(limits.LOCK_TRY_INTERVAL_S)
-    fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def lock_holder(lock_fd: int) -> str:
-    """Who holds the lock, from what it wrote there; empty when that is not readable."""
-    try:
-        record = json.loads(os.pread(lock_fd, 4096, 0))
-        return f" (process {int(record['pid'])})"
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
 
 
 def _refuse_foreign_files(data_dir: Path) -> None:
@@ -358,16 +236,6 @@ def _refuse_foreign_files(data_dir: Path) -> None:
         raise StoreFormatError(
             f"{data_dir} holds packs ({packs[0]}) but no {META}/store.json: restore that file, or use an empty directory"
         )
-
-
-def make_directory(path: Path) -> None:
-    """Makes a directory (0700) and those above it that are missing, durably."""
-    if path.is_dir():
-        return
-    if not path.parent.exists():
-        make_directory(path.parent)
-    path.mkdir(mode=0o700, exist_ok=True)
-    sync_directory(path.parent)
 
 
 def _make_log_directory(wal: Path, data_dir: Path) -> str:

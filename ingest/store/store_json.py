@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from ingest.errors import StoreFormatError
-from ingest.store.log.log_writer import sync_directory
+from ingest.runtime.durable_files import replacing
 
 FORMAT_VERSION = 1
 CHECK = "check"
@@ -78,17 +78,10 @@ def write_store_json(path: Path, record: dict[str, Any]) -> None:
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Replaces a small file, durably: whole new or whole old."""
-    temporary = path.with_name(path.name + ".new")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
+    with replacing(path) as fd:
         data = memoryview(json.dumps(record, indent=2).encode() + b"\n")
         while data:
             data = data[os.write(fd, data) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
-    sync_directory(path.parent)
 
 
 def is_id(value: object) -> bool:

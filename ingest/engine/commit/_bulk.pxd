@@ -51,6 +51,7 @@ cdef class BulkPath:
     cdef list images               # free image buffers
 
     # A job of the long runs that are pending (their slots claimed), or None.
-    cdef BulkJob plan(self, Pending pending)
+    cdef BulkJob next_job(self, Pending pending)
+    cdef int _fill(self, BulkJob job, Pending pending, int n, bint behind) except -1
     # Takes a job back that has run.
     cdef int done(self, BulkJob job) except -1

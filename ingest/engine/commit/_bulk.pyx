@@ -103,12 +103,10 @@ cdef class BulkPath:
         self.running = {}
         self.images = [mmap.mmap(-1, BULK_IMAGE_SIZE) for _ in range(jobs)]
 
-    cdef BulkJob plan(self, Pending pending):
+    cdef BulkJob next_job(self, Pending pending):
         """Goes round the packs, so that no client waits for ever."""
-        cdef int i, j, n = 0, first, slots, pass_, error, state = 0
+        cdef int i, n = 0
         cdef item *it
-        cdef item **sorted_ = pending.sorted
-        cdef pack_state *p
         cdef BulkJob job
         cdef uint8_t[::1] view
         if not self.images:
@@ -116,7 +114,7 @@ cdef class BulkPath:
         for i in range(pending.count):
             it = &pending.items[i]
             if it.count and it.kind == RUN_PUT:
-                sorted_[n] = it
+                pending.sorted[n] = it
                 n += 1
         if n == 0:
             return None
@@ -127,32 +125,9 @@ cdef class BulkPath:
         job.sequences = <sequence *>PyMem_Malloc((JOB_FRAMES // BULK_MIN + 2) * sizeof(sequence))
         if not (job.items and job.parts and job.sequences):
             raise MemoryError
-        for pass_ in range(2):
-            # First the packs behind the one that the last job ended with, then from the start.
-            i = 0
-            while i < n and job.frames < JOB_FRAMES:
-                first = i
-                slots = sorted_[i].count
-                i += 1
-                if slots == 0:
-                    continue        # in the job already
-                while i < n and sorted_[i].pack == sorted_[first].pack and sorted_[i].slot == sorted_[first].slot + slots:
-                    slots += sorted_[i].count
-                    i += 1
-                if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != (pass_ == 0):
-                    continue
-                error = 0
-                p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
-                if (p == NULL or self.packs.create_past_cache(p) != 0
-                        or slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE):
-                    for j in range(first, i):
-                        sorted_[j].declined = True      # the way through the log looks at each frame, and answers it
-                    continue
-                self.packs.claim(p, sorted_[first].slot, slots)
-                job.add(self.queue, p, sorted_ + first, i - first, slots)
-                for j in range(first, i):
-                    pending.drop(sorted_[j])
-                self.cursor = p.id
+        # First the packs behind the one that the last job ended with, then from the start.
+        self._fill(job, pending, n, True)
+        self._fill(job, pending, n, False)
         if job.sequence_count == 0:
             return None
         pending.compact()
@@ -165,6 +140,36 @@ cdef class BulkPath:
         job.number = self.jobs
         self.running[job.number] = job
         return job
+
+    cdef int _fill(self, BulkJob job, Pending pending, int n, bint behind) except -1:
+        """Takes long runs of the first `n` of `pending.sorted` into the job: of packs behind the cursor, or of the others."""
+        cdef int i = 0, j, first, slots, error, state = 0
+        cdef item **sorted_ = pending.sorted
+        cdef pack_state *p
+        while i < n and job.frames < JOB_FRAMES:
+            first = i
+            slots = sorted_[i].count
+            i += 1
+            if slots == 0:
+                continue        # in the job already
+            while i < n and sorted_[i].pack == sorted_[first].pack and sorted_[i].slot == sorted_[first].slot + slots:
+                slots += sorted_[i].count
+                i += 1
+            if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != behind:
+                continue
+            error = 0
+            p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
+            if (p == NULL or self.packs.create_past_cache(p) != 0
+                    or slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE):
+                for j in range(first, i):
+                    sorted_[j].declined = True      # the way through the log looks at each frame, and answers it
+                continue
+            self.packs.claim(p, sorted_[first].slot, slots)
+            job.add(self.queue, p, sorted_ + first, i - first, slots)
+            for j in range(first, i):
+                pending.drop(sorted_[j])
+            self.cursor = p.id
+        return 0
 
     cdef int done(self, BulkJob job) except -1:
         del self.running[job.number]

@@ -5,7 +5,7 @@ from libc.stdint cimport uint8_t
 from ingest.store.layouts._slot_table cimport SlotTable, pack_state
 
 
-cdef class StoredFrames:
+cdef class Duplicates:
     cdef list keys                     # put keys that verify what is stored
     cdef object _scratch
     cdef uint8_t *scratch              # one pack's worth of stored frames

@@ -27,7 +27,7 @@ cdef uint8_t ERROR = Status.ERROR
 cdef uint8_t CONFLICT = Status.CONFLICT
 
 
-cdef class StoredFrames:
+cdef class Duplicates:
     """Compares with stored frames, which count only if they check under one of `put_keys` (32 bytes each)."""
 
     def __cinit__(self, list put_keys):

@@ -2,7 +2,7 @@
 """The committer's answers to the workers: its end of the rings of outcomes. `_submitted` is the other end."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 from ingest.engine._queue cimport RING_LIVE, full_fence, queue_outcome, queue_ring, ring_load, ring_publish, word_load
@@ -15,12 +15,15 @@ cdef class Outcomes:
     def __cinit__(self, Queue queue):
         self.queue = queue
         self.touched = <uint8_t *>PyMem_Malloc(queue.workers)
-        if self.touched == NULL:
+        self.owed = <int64_t *>PyMem_Malloc(queue.workers * sizeof(int64_t))
+        if self.touched == NULL or self.owed == NULL:
             raise MemoryError
         memset(self.touched, 0, queue.workers)
+        memset(self.owed, 0, queue.workers * sizeof(int64_t))
 
     def __dealloc__(self):
         PyMem_Free(self.touched)
+        PyMem_Free(self.owed)
 
     cdef int put(self, const item *it, int status) except -1:
         cdef queue_ring *ring = self.queue.ring(it.worker)

@@ -1,6 +1,6 @@
 """The committer: one process that owns the log, the packs, the tombstones and the flusher. `docs/architecture.md`.
 
-`WriteBehind` is its loop. Everything that decides runs in its one thread; other threads do only what may block without
+`CommitLoop` is its loop. Everything that decides runs in its one thread; other threads do only what may block without
 anybody waiting for it: a bulk job's writes and syncs, the flusher's syncfs, making a log segment ahead of its need.
 Each ends by ringing the doorbell.
 
@@ -31,15 +31,17 @@ from typing import Any
 from ingest import limits, sharding
 from ingest.engine import _queue, reload
 from ingest.engine.commit._bulk import BulkJob
+from ingest.engine.commit._commit_counters import CommitCounters
 from ingest.engine.commit._committer import Committer
+from ingest.engine.commit._round import Round
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
 from ingest.runtime import _failpoints
+from ingest.runtime.durable_files import syncfs
 from ingest.store.layouts import layout
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
-from ingest.store.log.log_writer import syncfs
 from ingest.store.log.recovery import recover
-from ingest.store.store import OUT_OF_SPACE, Space, explain
+from ingest.store.space import OUT_OF_SPACE, Space, explain
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class SyncFailedError(IngestError):
     """The disk failed a write or sync that durability needs: only recovery can tell what is stored."""
 
 
-class WriteBehind:
+class CommitLoop:
     """The committer's loop. `run` returns the process's exit code."""
 
     def __init__(self, node: Node) -> None:
@@ -75,6 +77,7 @@ class WriteBehind:
         self.packs = layout.make_table(node.store, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2)))
         self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
+        self.counters = CommitCounters(node.queue)
         self.space = Space(
             node.store.data_dir,
             node.store.data_fd,
@@ -124,7 +127,7 @@ class WriteBehind:
             return EX_CORRUPT
         except SyncFailedError as error:
             log.error("%s; saving stops until recovery", error)
-            self.core.count_sync_failure()
+            self.counters.sync_failure()
             return EX_SYNC_FAILED
         return 0
 
@@ -146,7 +149,7 @@ class WriteBehind:
             raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {why}") from error
         self.log = recovered.writer
         seconds = time.monotonic() - began
-        self.core.count_recovery(recovered.frames, int(seconds * 1e9))
+        self.counters.recovery(recovered.frames, int(seconds * 1e9))
         log.info(
             "recovered %d frames and %d deletes of %d batches in %.3f s%s",
             recovered.frames,
@@ -162,7 +165,7 @@ class WriteBehind:
             waiting = self.core.take()
             progressed = (waiting > 0 or self._any_job_done()) and self._commit(taken_at)
             if self.core.erasing:
-                self._settle(self.core.erase())
+                self._settle(self.core.round.erase())
                 progressed = True
             if progressed and taken_at < self._housekeep_at:
                 continue  # commits follow each other within 0.2 ms: not after each of them
@@ -184,7 +187,7 @@ class WriteBehind:
         """One round of the steps in the module's table. Returns whether anything moved."""
         core = self.core
         if not self._log_has_room():
-            core.count_log_stall()
+            self.counters.log_stall()
             self._begin_flush()
             return self._refuse()
         failed_job = False
@@ -197,45 +200,44 @@ class WriteBehind:
             self._log_disk_errors()
             raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
         pending = core.pending_frames
-        jobs = core.plan(not self._out_of_space())
-        if jobs or core.puts or core.delete_frames:
-            _failpoints.passed(_failpoints.CLAIMED, _failpoints.BULK if jobs else _failpoints.LOG)
-        for job in jobs:
+        planned = core.plan(not self._out_of_space())
+        if planned.jobs or planned.puts or planned.delete_frames:
+            _failpoints.passed(_failpoints.CLAIMED, _failpoints.BULK if planned.jobs else _failpoints.LOG)
+        for job in planned.jobs:
             future = self._submit(job.run)
             self._jobs[future] = job
-        core.write_notes()
-        if core.batch_empty:
-            core.answer()
-            if core.stalled:
+        planned.write_notes()
+        if planned.empty:
+            planned.answer()
+            if planned.stalled:
                 self._begin_flush()
             # Duplicates, for one, need no batch.
-            return bool(jobs) or core.looking or core.pending_frames < pending
-        self._write_batch(taken_at)
-        if core.stalled:
+            return bool(planned.jobs) or planned.looking or core.pending_frames < pending
+        self._write_batch(planned, taken_at)
+        if planned.stalled:
             self._begin_flush()
         return True
 
-    def _write_batch(self, taken_at: int) -> None:
-        core = self.core
-        puts, deletes, notes = core.puts, core.delete_frames, core.notes
+    def _write_batch(self, planned: Round, taken_at: int) -> None:
+        puts, deletes, notes = planned.puts, planned.delete_frames, planned.notes
         if deletes:
             self._erased_behind = self.log.number
         size = BATCH_HEADER_SIZE + BatchHeader.payload_size(puts, deletes, notes)
-        core.begin_slots()
+        planned.begin_slots()
         try:
-            self.log.append(core.buffer, puts, deletes, notes)
+            self.log.append(planned.buffer, puts, deletes, notes)
         except OSError as error:
-            core.answer(failed=True)
+            planned.answer(failed=True)
             raise SyncFailedError(f"writing the log failed: {explain(error, self.store.wal_dir)}") from error
-        failure = core.apply()
+        failure = planned.apply()
         if not failure:
             _failpoints.passed(_failpoints.BITS_SET, _failpoints.BULK if notes else _failpoints.LOG)
         self._settle(failure)
-        core.count_commit(puts + deletes, size, time.monotonic_ns() - taken_at)
+        self.counters.commit(puts + deletes, size, time.monotonic_ns() - taken_at)
 
     def _settle(self, failure: int) -> None:
         """Answers what was applied; after an errno, only recovery can tell what became of it."""
-        self.core.answer(failed=failure != 0)
+        self.core.round.answer(failed=failure != 0)
         if failure:
             why = explain(OSError(failure, os.strerror(failure)), self.store.data_dir)
             raise SyncFailedError(f"writing chunks failed: {why}")
@@ -266,8 +268,7 @@ class WriteBehind:
         if self.log.segments or not self._growth_errno or self._growth_errno in OUT_OF_DESCRIPTORS:
             return False
         before = self.core.pending_frames
-        self.core.plan(False, self._growth_errno)
-        self.core.answer()
+        self.core.plan(False, self._growth_errno).answer()
         return self.core.pending_frames < before
 
     # --- housekeeping --------------------------------------------------------------------------
@@ -294,7 +295,9 @@ class WriteBehind:
             log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
         self.core.corrupt.clear()
         self._log_disk_errors()
-        self.core.publish_gauges(self.log.used, self.log.allocated)
+        self.counters.publish(
+            self.packs, self.core.pending_frames, self.core.bulk_running, self.log.used, self.log.allocated
+        )
 
     def _log_disk_errors(self) -> None:
         for pack, error in dict.fromkeys(self.core.disk_errors):  # each once, however many frames met it
@@ -387,7 +390,7 @@ class WriteBehind:
         self.packs.flush_done()
         self.log.recycle(self._flush_note)
         _failpoints.passed(_failpoints.LOG_RECYCLED)
-        self.core.count_flush(time.monotonic_ns() - self._flush_began)
+        self.counters.flush(time.monotonic_ns() - self._flush_began)
 
     def _sleep(self) -> None:
         """Until somebody rings, or a flush or a look at the disk's space is due. What ended in a thread has rung."""
@@ -418,7 +421,7 @@ class WriteBehind:
         self._end_spare(wait=True)
         if self.log.recorded < self.log.synced_to and self.log.has_room(BLOCK_SIZE):
             try:
-                self.log.append(self.core.buffer, 0, 0, 0)
+                self.log.append(self.core.round.buffer, 0, 0, 0)
             except OSError as error:
                 raise SyncFailedError(
                     f"writing the log failed: {explain(error, self.store.wal_dir)}"
@@ -431,10 +434,10 @@ class WriteBehind:
 
 def committer_main(node: Node) -> int:
     """The committer's process: recovery, then commits until SIGTERM. Returns its exit code."""
-    write_behind = WriteBehind(node)
-    signal.signal(signal.SIGTERM, write_behind.stop)
+    loop = CommitLoop(node)
+    signal.signal(signal.SIGTERM, loop.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return write_behind.run()
+    return loop.run()
 
 
-__all__: list[Any] = ["EX_CORRUPT", "EX_SYNC_FAILED", "WriteBehind", "committer_main"]
+__all__: list[Any] = ["EX_CORRUPT", "EX_SYNC_FAILED", "CommitLoop", "committer_main"]

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from ingest.engine._queue cimport Queue, atomic_u32
+from ingest.engine.ports._rare_events cimport RareEvents, rare_kind
 
 
 cdef extern from "<sys/epoll.h>" nogil:
@@ -68,24 +69,6 @@ cdef extern from "csrc/connection.h" nogil:
     void connection_queue_remove(connection_queue *q, connection *c)
 
 
-# What Python hears of after a turn.
-ctypedef struct rare_event:
-    uint32_t kind
-    uint32_t slot
-    uint32_t value
-
-# The order of the first four is also that of their counters.
-cdef enum rare_kind:
-    CLOSED_BAD
-    CLOSED_UNREAD
-    CLOSED_PARTIAL
-    CLOSED_IDLE
-    SPOKE_TLS
-    SPOKE_HTTP
-    CLOSED_HANDSHAKE
-    CLOSED_SLOW_HANDSHAKE
-    CLOSED_NOT_TLS
-
 # Which counters of the worker are this port's.
 ctypedef struct port_counters:
     int accepted
@@ -113,11 +96,9 @@ cdef class Connections:
     cdef uint8_t *discarded
     cdef uint32_t *closed                  # slots that wait for Python to forget their peer
     cdef uint32_t closed_count
-    cdef rare_event *rare
-    cdef uint32_t rare_count
+    cdef RareEvents rare
     cdef port_counters port
     cdef atomic_u32 *open_count            # in shared memory: this port's connections, with those on their way here
-    cdef tuple _event_names                # by rare_kind
     cdef list _peers
     cdef list _free_slots
     cdef object _tls

@@ -1,8 +1,4 @@
-from ingest.tls import TlsContext
-
-IDLE: str
-SPEAKS_HTTP: str
-SPEAKS_TLS: str
+from ingest.runtime.tls_context import TlsContext
 
 class Connections:
     connections: int

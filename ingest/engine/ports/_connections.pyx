@@ -21,8 +21,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from ingest.engine._queue cimport C_FOREIGN_TLS, word_add_above_zero
+from ingest.engine.ports._rare_events cimport (
+    CLOSED_HANDSHAKE, CLOSED_NOT_TLS, CLOSED_SLOW_HANDSHAKE, SPOKE_TLS, RareEvents, rare_kind,
+)
 
-from ingest import limits, tls
+from ingest import limits
 from ingest.engine._queue import ROW_WORKER
 
 
@@ -34,10 +37,6 @@ cdef extern from "csrc/foreign.h" nogil:
     enum: FOREIGN_NONE
     int foreign_protocol(const uint8_t *p, uint32_t size)
 
-
-IDLE = "idle"
-SPEAKS_TLS = "speaks TLS"
-SPEAKS_HTTP = "speaks HTTP"
 
 cdef enum:
     EVENTS_MAX = 1024  # sockets seen in one turn; the others wait in the kernel
@@ -68,9 +67,7 @@ cdef class Connections:
         self.doorbell_fd = doorbell_fd
         self.open_count = open_count
         self.port = port
-        self._event_names = (
-            bad, unread, partial, IDLE, SPEAKS_TLS, SPEAKS_HTTP, tls.HANDSHAKE, tls.SLOW_HANDSHAKE, tls.NOT_TLS,
-        )
+        self.rare = RareEvents(slots_max, bad, unread, partial)
         self.to_read.purpose = self.to_discard.purpose = TO_READ
         self.to_send.purpose = TO_SEND
         self._peers = []
@@ -78,11 +75,9 @@ cdef class Connections:
         # Pages that no connection ever used are never touched: the tables cost address space, not memory.
         self.table = <connection *>calloc(slots_max, sizeof(connection))
         self.closed = <uint32_t *>calloc(slots_max, sizeof(uint32_t))
-        self.rare = <rare_event *>calloc(3 * slots_max, sizeof(rare_event))
         self.events = <epoll_event *>calloc(EVENTS_MAX, sizeof(epoll_event))
         self.discarded = <uint8_t *>malloc(DISCARD_SIZE)
-        if (self.table == NULL or self.closed == NULL or self.rare == NULL or self.events == NULL
-                or self.discarded == NULL):
+        if self.table == NULL or self.closed == NULL or self.events == NULL or self.discarded == NULL:
             raise MemoryError
         self.epoll_fd = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll_fd < 0:
@@ -101,7 +96,6 @@ cdef class Connections:
             close_fd(self.epoll_fd)
         free(self.table)
         free(self.closed)
-        free(self.rare)
         free(self.events)
         free(self.discarded)
 
@@ -145,7 +139,7 @@ cdef class Connections:
     # --- what Python sees
 
     def set_tls(self, context):
-        """Connections adopted from now on speak TLS by this `tls.TlsContext` of a server; None: they speak plainly."""
+        """Connections adopted from now on speak TLS by this `TlsContext` of a server; None: they speak plainly."""
         self._tls = context
 
     def fileno(self):
@@ -271,16 +265,14 @@ cdef class Connections:
         self.epoll_fd = -1
 
     cdef object _report(self):
-        if self.rare_count == 0 and self.closed_count == 0:
+        if self.rare.count == 0 and self.closed_count == 0:
             return None
         cdef uint32_t i
-        events = []
-        for i in range(self.rare_count):
-            events.append((self._event_names[self.rare[i].kind], self._peers[self.rare[i].slot], self.rare[i].value))
+        events = self.rare.take(self._peers)
         for i in range(self.closed_count):
             self._peers[self.closed[i]] = None
             self._free_slots.append(self.closed[i])
-        self.rare_count = self.closed_count = 0
+        self.closed_count = 0
         return events or None
 
     # --- in a turn
@@ -428,12 +420,7 @@ cdef class Connections:
         self._drop(c)
 
     cdef void _note(self, rare_kind kind, connection *c, uint32_t value) noexcept nogil:
-        # Three times as many as connections: one may speak another protocol, be refused, and reach a deadline before
-        # Python hears of it.
-        self.rare[self.rare_count].kind = kind
-        self.rare[self.rare_count].slot = c.slot
-        self.rare[self.rare_count].value = value
-        self.rare_count += 1
+        self.rare.note(kind, c.slot, value)
 
     cdef void _drop(self, connection *c) noexcept nogil:
         if c.state == CONNECTION_FREE:

@@ -2,10 +2,10 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ingest.engine._queue import Queue
-from ingest.engine.ports._connections import IDLE as IDLE
-from ingest.engine.ports._connections import SPEAKS_HTTP as SPEAKS_HTTP
-from ingest.engine.ports._connections import SPEAKS_TLS as SPEAKS_TLS
 from ingest.engine.ports._connections import Connections
+from ingest.engine.ports._rare_events import IDLE as IDLE
+from ingest.engine.ports._rare_events import SPEAKS_HTTP as SPEAKS_HTTP
+from ingest.engine.ports._rare_events import SPEAKS_TLS as SPEAKS_TLS
 from ingest.mac import SubKeys
 from ingest.store.layouts._slot_reader import SlotReader
 

@@ -15,10 +15,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from ingest.engine.ports._connections cimport (
-    CLOSED_BAD, CLOSED_IDLE, CLOSED_PARTIAL, CLOSED_UNREAD, CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_REFUSED,
-    EFD_CLOEXEC, EFD_NONBLOCK, Connections, close_fd, connection, connection_queue_push, connection_queue_remove,
-    connection_receive, eventfd, eventfd_write, port_counters, tls_at_end, tls_in_handshake,
+    CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_REFUSED, EFD_CLOEXEC, EFD_NONBLOCK, Connections, close_fd,
+    connection, connection_queue_push, connection_queue_remove, connection_receive, eventfd, eventfd_write,
+    port_counters, tls_at_end, tls_in_handshake,
 )
+from ingest.engine.ports._rare_events cimport CLOSED_BAD, CLOSED_IDLE, CLOSED_PARTIAL, CLOSED_UNREAD
 from ingest._hmac cimport hmac_requests
 from ingest.engine.ports._port_keys cimport KEY_SIZE, KEY_UNNAMED, port_keys, port_keys_set
 from ingest.engine._queue cimport (
@@ -32,7 +33,7 @@ from ingest.engine.ports._replies cimport (
 from ingest.store.layouts._slot_reader cimport SlotReader
 
 from ingest import limits
-from ingest.engine.ports._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS  # names of events, with those below
+from ingest.engine.ports._rare_events import IDLE, SPEAKS_HTTP, SPEAKS_TLS  # names of events, with those below
 from ingest.status import Status
 
 

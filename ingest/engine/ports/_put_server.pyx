@@ -5,35 +5,34 @@ One turn: take outcomes · see which sockets are ready · receive from each at m
 the fill block of the arena · verify what came, whoever sent it, in one call for each stretch of one block · hand over
 runs of consecutive tickets · send the acks of each connection with one call · look for outcomes once more, sleep.
 
-`_submitted` has what the committer has not answered, `_connections` what a put port shares with a get port;
-`csrc/arena.h` says what is done with places.
+`_submitted` has what the committer has not answered, `_acked_connections` the acks, `_connections` what a put port shares
+with a get port; `csrc/arena.h` says what is done with places.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
+from ingest.engine.ports._acked_connections cimport AckedConnections, put_work
 from ingest.engine.ports._connections cimport (
-    CLOSED_BAD, CLOSED_IDLE, CLOSED_PARTIAL, CLOSED_UNREAD, CONNECTION_OPEN, CONNECTION_REFUSED, Connections,
-    connection, connection_cookie, connection_queue_push, connection_queue_remove, connection_receive, eventfd_write,
-    port_counters, tls_at_end, tls_in_handshake,
+    CONNECTION_OPEN, CONNECTION_REFUSED, connection, connection_cookie, connection_receive, eventfd_write, port_counters,
+    tls_at_end, tls_in_handshake,
 )
-from ingest.runtime._failpoints cimport (
-    STEP_ACKED, STEP_RECEIVED, STEP_VERIFIED, WAY_LOG, failpoint_passed, failpoints_armed,
-)
+from ingest.engine.ports._rare_events cimport CLOSED_BAD
+from ingest.runtime._failpoints cimport STEP_RECEIVED, STEP_VERIFIED, WAY_LOG, failpoint_passed, failpoints_armed
 from ingest._hmac cimport hmac_verify
 from ingest.engine.ports._port_keys cimport KEY_SIZE, KEY_UNNAMED, port_keys, port_keys_set
 from ingest.engine._queue cimport (
-    C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, C_BYTES_RECEIVED, C_FRAMES_RECEIVED, C_KEY_BAD_FRAMES,
-    C_KEY_FRAMES, C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES, C_PUT_ACCEPTED, C_PUT_CLOSED_BAD, C_PUT_CLOSED_HANDSHAKE,
-    C_PUT_CLOSED_NOT_TLS, C_PUT_REFUSED, RUN_DELETE, RUN_PUT, Queue, latency_bucket, monotonic_us, queue_outcome,
+    C_BYTES_RECEIVED, C_FRAMES_RECEIVED, C_KEY_BAD_FRAMES, C_KEY_FRAMES, C_OUTSTANDING_FRAMES, C_PARTIAL_FRAMES,
+    C_PUT_ACCEPTED, C_PUT_CLOSED_BAD, C_PUT_CLOSED_HANDSHAKE, C_PUT_CLOSED_NOT_TLS, C_PUT_REFUSED, RUN_DELETE, RUN_PUT,
+    Queue, monotonic_us, queue_outcome,
 )
 from ingest.engine.ports._submitted cimport (
     Submitted, arena, arena_close, arena_has_room, arena_init, arena_next_block, arena_release, arena_rewind, arena_room,
 )
 
 from ingest import limits
-from ingest.engine.ports._connections import IDLE, SPEAKS_HTTP, SPEAKS_TLS  # names of events, with those below
+from ingest.engine.ports._rare_events import IDLE, SPEAKS_HTTP, SPEAKS_TLS  # names of events, with those below
 from ingest.status import Status
 
 BAD_FRAMES = "bad frames"
@@ -44,13 +43,9 @@ STRAY_OUTCOME = "outcome for places that are not outstanding"
 cdef enum:
     RETRY_FRAMES = 16  # frames that failed the first key and are tried with the others at once: the lanes of one call
     OUTCOME_ROUNDS = 4  # looks at the outcomes in one turn
-    ANSWERED_MAX = 64  # times of receipt whose acks are timed together
     BAD_CHECKSUM_STATUS = 3
     BAD_TICKET_STATUS = 4
 
-cdef double UNREAD_ACKS_TIMEOUT = limits.UNREAD_ACKS_TIMEOUT_S
-cdef double PARTIAL_FRAME_TIMEOUT = limits.PARTIAL_FRAME_TIMEOUT_S
-cdef double IDLE_TIMEOUT = limits.IDLE_TIMEOUT_S
 cdef uint32_t HANDSHAKE_FRAMES = limits.TLS_HANDSHAKE_FRAMES
 
 cdef port_counters PORT = port_counters(
@@ -61,7 +56,7 @@ cdef port_counters PORT = port_counters(
 assert Status.BAD_CHECKSUM == BAD_CHECKSUM_STATUS and Status.BAD_TICKET == BAD_TICKET_STATUS
 
 
-cdef class PutServer(Connections):
+cdef class PutServer(AckedConnections):
     """The put connections of worker ``slot``.
 
     ``keys``: one or two objects with ``put`` and ``delete`` (32 bytes each), the keys accepted from the network.
@@ -71,19 +66,14 @@ cdef class PutServer(Connections):
     cdef uint8_t *frames           # of the arena
     cdef arena arena
     cdef Submitted submitted
-    cdef put_work *work            # of each connection, by slot
     cdef segment *segments         # of the stretch being received, all in the fill block
     cdef uint32_t segment_count
     cdef uint32_t stretch          # place where it starts
     cdef uint8_t *verdicts         # of its frames
     cdef port_keys keys
     cdef uint32_t bad_frame_limit, receive_frames_max, receive_frames_min
-    cdef uint32_t turn_frames_max, turn_frames, unread_acks_max, acks_kept
-    cdef uint64_t unread_acks_total, unread_acks_total_max  # bytes, of all connections
+    cdef uint32_t turn_frames_max, turn_frames
     cdef uint32_t turn_began       # microseconds of a clock that may wrap
-    cdef answered answered[ANSWERED_MAX]  # acks of this turn that wait to be timed
-    cdef uint32_t answered_count
-    cdef bint acks_sent            # since the last flush began
 
     def __init__(self, Queue queue, int slot, keys, *, int bad_frame_limit=limits.BAD_FRAME_LIMIT,
                  int connections_max=limits.CONNECTIONS_MAX, int block_places=limits.BLOCK_PLACES,
@@ -103,26 +93,17 @@ cdef class PutServer(Connections):
         self.receive_frames_max = max(1, limits.RECEIVE_SIZE_MAX // FRAME_SIZE)
         self.receive_frames_min = min(<uint32_t>limits.RECEIVE_FRAMES_MIN, <uint32_t>block_places)
         self.turn_frames_max = limits.TURN_FRAMES_MAX
-        self.unread_acks_max = unread_acks_max
-        self.unread_acks_total_max = unread_acks_total_max
-        self.acks_kept = limits.ACKS_KEPT_SIZE
-        self.work = <put_work *>calloc(connections_max, sizeof(put_work))  # pages that nobody uses are never touched
+        self._open_acks(connections_max, unread_acks_max, unread_acks_total_max)
         self.segments = <segment *>calloc(block_places, sizeof(segment))
         self.verdicts = <uint8_t *>malloc(block_places)
-        if (arena_init(&self.arena, queue.places, block_places) < 0 or self.work == NULL or self.segments == NULL
-                or self.verdicts == NULL):
+        if arena_init(&self.arena, queue.places, block_places) < 0 or self.segments == NULL or self.verdicts == NULL:
             raise MemoryError
         self.submitted = Submitted.over(queue, slot, &self.arena)
         self._open(queue, slot, connections_max, queue.worker_doorbells[slot], &queue.ring(slot).put_connections,
                    PORT, BAD_FRAMES, UNREAD_ACKS, PARTIAL_FRAME)
 
     def __dealloc__(self):
-        cdef uint32_t i
-        if self.work != NULL:
-            for i in range(self.slots_used):
-                put_clear(&self.work[i])
         arena_close(&self.arena)
-        free(self.work)
         free(self.segments)
         free(self.verdicts)
 
@@ -142,7 +123,7 @@ cdef class PutServer(Connections):
         return self.arena.outstanding
 
     cdef object _report(self):
-        events = Connections._report(self)
+        events = AckedConnections._report(self)
         if self.submitted.stray_outcomes:
             events = events or []
             events.append((STRAY_OUTCOME, "committer", self.submitted.stray_outcomes))
@@ -172,27 +153,6 @@ cdef class PutServer(Connections):
         self.counters[<int>C_OUTSTANDING_FRAMES] = self.arena.outstanding
         self._go_on_later()
 
-    cdef void _note_answered(self, uint32_t received, uint32_t frames) noexcept nogil:
-        """These acks are timed when they have been sent: a look at the clock for all of a turn, not for each."""
-        cdef answered *last = &self.answered[self.answered_count - 1]
-        if self.answered_count and last.received == received:
-            last.frames += frames
-            return
-        if self.answered_count == ANSWERED_MAX:
-            self._time_acks()
-        self.answered[self.answered_count].received = received
-        self.answered[self.answered_count].frames = frames
-        self.answered_count += 1
-
-    cdef void _time_acks(self) noexcept nogil:
-        cdef uint32_t now = <uint32_t>monotonic_us()
-        cdef uint32_t i, elapsed
-        for i in range(self.answered_count):
-            elapsed = now - self.answered[i].received
-            self.counters[<int>C_ACK_MICROSECONDS] += <uint64_t>elapsed * self.answered[i].frames
-            self.counters[<int>C_ACK_LATENCY_BUCKET + latency_bucket(elapsed)] += self.answered[i].frames
-        self.answered_count = 0
-
     cdef void _go_on_later(self) noexcept nogil:
         """Has the event loop call ``turn`` again when there is more to do at once."""
         if (self.submitted.has_outcomes() or self.to_discard.first != NULL
@@ -202,13 +162,6 @@ cdef class PutServer(Connections):
     cdef bint _may_read(self, const connection *c) noexcept nogil:
         """Outstanding frames need no bound here: the arena holds fewer than the 65,536 that a client may send ahead."""
         return not self._leaves_too_much_unread(c)
-
-    cdef bint _leaves_too_much_unread(self, const connection *c) noexcept nogil:
-        """Whether a connection is not read because of its acks: its own limit is the contract's, the one for all together is
-        what keeps thousands of such connections from taking the memory of the others."""
-        cdef uint32_t unsent = acks_unsent(&self.work[c.slot], c)
-        return unsent > self.unread_acks_max or (
-            self.unread_acks_total > self.unread_acks_total_max and unsent > self.acks_kept)
 
     # --- receiving
 
@@ -377,23 +330,6 @@ cdef class PutServer(Connections):
                 break
         self.counters[<int>C_KEY_BAD_FRAMES + number] += 1
 
-    cdef bint _ack(self, connection *c, const uint8_t *frames, uint32_t n, uint8_t status) noexcept nogil:
-        """Acks wait in the connection's buffer for the end of the turn. False when it had to be dropped."""
-        cdef put_work *w = &self.work[c.slot]
-        cdef uint8_t *acks
-        if acks_unsent(w, c) == 0:
-            c.sent_at = self.now
-        acks = acks_room(w, n)
-        if acks == NULL:
-            self._drop(c)
-            return False
-        acks_write(acks, frames, n, status)
-        w.acks_end += n * ACK_SIZE
-        self.unread_acks_total += n * ACK_SIZE
-        self.counters[<int>C_ACKS_SAVED + status - 1] += n
-        connection_queue_push(&self.to_send, c)
-        return True
-
     # --- the committer
 
     cdef void _push(self, connection *c, int64_t first, uint32_t place, uint32_t n, uint32_t kind) noexcept nogil:
@@ -417,69 +353,7 @@ cdef class PutServer(Connections):
             self._take_outcomes()  # of the one that died: they are true
             self.submitted.submit_again()
 
-    # --- sending and closing
-
-    cdef void _flush(self) noexcept nogil:
-        """Sends what the connections have for their peers, and moves on those that are done."""
-        cdef connection *c
-        while self.to_send.first != NULL:
-            c = self.to_send.first
-            connection_queue_remove(&self.to_send, c)
-            self._send_acks(c)
-        if failpoints_armed and self.acks_sent:
-            failpoint_passed(STEP_ACKED, WAY_LOG)
-        self.acks_sent = False
-
-    cdef void _send_acks(self, connection *c) noexcept nogil:
-        cdef put_work *w = &self.work[c.slot]
-        cdef uint32_t sent
-        cdef int error
-        if c.writable and acks_unsent(w, c):
-            error = acks_send(w, c, &sent)
-            self.unread_acks_total -= sent
-            if error:
-                self._drop(c)
-                return
-            if sent:
-                c.sent_at = self.now
-                self.acks_sent = True
-        if c.state == CONNECTION_OPEN:
-            self._queue_reading(c)  # it may have been waiting for its acks to be read
-        else:
-            self._settle(c)
-
-    cdef bint _has_work(self, const connection *c) noexcept nogil:
-        return self.work[c.slot].outstanding or acks_unsent(&self.work[c.slot], c)
-
-    cdef void _check_work(self, connection *c, double now) noexcept nogil:
-        cdef put_work *w = &self.work[c.slot]
-        cdef uint32_t unsent = acks_unsent(w, c)
-        cdef double moved
-        if c.readable and c.state == CONNECTION_OPEN:
-            c.received_at = c.partial_at = now  # it is we who do not read: the peer is not late
-        if unsent:
-            # Up to the limit a client may send on and read later: it is late only when nothing moves either way.
-            moved = c.sent_at if self._leaves_too_much_unread(c) else max(c.received_at, c.sent_at)
-            if now - moved >= UNREAD_ACKS_TIMEOUT:
-                self._expire(c, CLOSED_UNREAD, unsent)
-                return
-        elif c.state == CONNECTION_OPEN and c.carry_size == 0 and w.outstanding == 0:
-            if now - max(c.received_at, c.sent_at) >= IDLE_TIMEOUT:
-                self._expire(c, CLOSED_IDLE, 0)
-                return
-        if c.state == CONNECTION_OPEN and c.carry_size and now - c.partial_at >= PARTIAL_FRAME_TIMEOUT:
-            self._expire(c, CLOSED_PARTIAL, c.carry_size)  # however it grows: a byte a minute holds a connection too
-            return
-        put_shrink(w, c.carry_size, self.acks_kept)
-        if c.state == CONNECTION_OPEN:
-            self._queue_reading(c)  # it may have been waiting for others to leave less unread
-
     cdef void _forget_partial(self, connection *c) noexcept nogil:
         if c.carry_size:
             self.counters[<int>C_PARTIAL_FRAMES] += 1
             c.carry_size = 0
-
-    cdef void _forget_work(self, connection *c) noexcept nogil:
-        """Its outstanding places stay taken until their outcomes come."""
-        self.unread_acks_total -= acks_unsent(&self.work[c.slot], c)
-        put_clear(&self.work[c.slot])

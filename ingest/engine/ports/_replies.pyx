@@ -8,7 +8,7 @@ connection remembers the run and how many bytes of it were sent, and reads the r
 (`csrc/get_work.h`).
 
 What N announces is delivered: when a file shrinks or fails under a run that is on its way, zeros take the place of its
-frames, and the reader's own check finds them. Checksums are not verified here: every reader does that (contract A3),
+frames, and the reader's own check finds them. Checksums are not verified here: every reader does that (docs/protocol.md),
 and it would cost as much as all the rest. That frames carry their tickets is looked at: it costs next to nothing, and
 tells slots that were deleted just now, or lost.
 """

@@ -1,7 +1,7 @@
 # distutils: depends = ingest/csrc/arena.h ingest/csrc/frame.h ingest/csrc/queue.h ingest/csrc/counters.h
 """What one worker has submitted to the committer and has not been answered: its end of the two rings.
 
-`_pending` is the other end. A place that was submitted is outstanding until its outcome was taken; a committer that
+`_pending` is the other end of the runs, `_outcomes` of the answers. A place that was submitted is outstanding until its outcome was taken; a committer that
 starts anew gets all outstanding places once more.
 """
 

@@ -1,4 +1,4 @@
-"""Whom a worker refuses for a while, because connections of that address were closed for bad frames (contract A2)."""
+"""Whom a worker refuses for a while, because connections of that address were closed for bad frames."""
 
 from __future__ import annotations
 

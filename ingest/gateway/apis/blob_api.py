@@ -8,13 +8,13 @@ from aiohttp import web
 
 from ingest.catalog.version import SAME
 from ingest.errors import NotFoundError
-from ingest.gateway.http.downloads import send_object
 from ingest.gateway.http.exchange import Exchange, json_response, text_response
 from ingest.gateway.http.failures import Failure
+from ingest.gateway.http.http_downloads import send_object
+from ingest.gateway.http.http_uploads import store_body
 from ingest.gateway.http.listing import stream_names
 from ingest.gateway.http.request_target import decode
 from ingest.gateway.http.routes import Route
-from ingest.gateway.http.uploads import store_body
 from ingest.limits import NAME_SIZE_MAX
 
 NAMESPACE = "blob"

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from ingest.gateway.http.downloads import send_version
 from ingest.gateway.http.exchange import Collect, Exchange, json_response, no_route
+from ingest.gateway.http.http_downloads import send_version
 from ingest.gateway.http.request_target import decode
 from ingest.gateway.http.routes import Route
 from ingest.objects.collector import described

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 
 from ingest.catalog.version import SAME
-from ingest.gateway.http.downloads import send_object
 from ingest.gateway.http.exchange import Exchange, json_response
 from ingest.gateway.http.failures import Failure
+from ingest.gateway.http.http_downloads import send_object
+from ingest.gateway.http.http_uploads import kept_headers, store_body
 from ingest.gateway.http.request_target import decode
 from ingest.gateway.http.routes import Route
-from ingest.gateway.http.uploads import kept_headers, store_body
 from ingest.objects.body import Body
 
 NAMESPACE = "sos"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from aiohttp import web
 
 from ingest.catalog.version import ABSENT, ANY, PRESENT
-from ingest.gateway.http.downloads import send_object
 from ingest.gateway.http.exchange import Exchange, json_response, text_response
+from ingest.gateway.http.http_downloads import send_object
+from ingest.gateway.http.http_uploads import describe, store_body
 from ingest.gateway.http.listing import describe_history
 from ingest.gateway.http.preconditions import condition_of, format_etag
 from ingest.gateway.http.routes import Route
-from ingest.gateway.http.uploads import describe, store_body
 
 NAMESPACE = "store"
 

@@ -38,7 +38,7 @@ class Hosts:
             names.add(_plain(host))
         return cls(frozenset(names), any_address)
 
-    def serve(self, host: str) -> bool:
+    def include(self, host: str) -> bool:
         """Whether a Host header (`NAME`, `NAME:PORT`, `[V6]:PORT`) names one of them. Ports are not looked at: one that is
         forwarded has another number."""
         name = _plain(_split(host)[0])
@@ -62,7 +62,7 @@ class Access:
         self, host: str | None, origin: str | None, authorization: str | None, *, changes: bool, public: bool
     ) -> None:
         """Of a request that ``changes`` something, or asks for what is ``public``. Failure 401, 403."""
-        if host is not None and not self.hosts.serve(host):
+        if host is not None and not self.hosts.include(host):
             raise Failure(
                 403,
                 "foreign_host",

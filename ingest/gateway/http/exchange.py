@@ -10,10 +10,10 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from ingest import __version__
-from ingest.client.node_figures import NodeFigures
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.failures import ClientGoneError, Failure
 from ingest.gateway.http.fields import Fields
+from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_body import RequestBody
 from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
@@ -21,7 +21,7 @@ from ingest.objects.object_store import ObjectStore
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
-ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `AsyncClient.get`
+ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `ChunkStore.get`
 
 
 @dataclass(frozen=True, slots=True)

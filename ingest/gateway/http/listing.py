@@ -12,7 +12,7 @@ from ingest.catalog.catalog_reader import Entry
 from ingest.catalog.version import Transition
 from ingest.gateway.http.exchange import Exchange, json_response
 from ingest.gateway.http.failures import ClientGoneError, Failure
-from ingest.gateway.http.uploads import format_time
+from ingest.gateway.http.http_uploads import format_time
 from ingest.limits import LIST_PAGE_MAX
 
 PAGE_QUERY = frozenset(("prefix", "after", "limit"))

@@ -3,23 +3,22 @@ nothing. The server's part: `ingest.engine.check_server`."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ingest.catalog.catalog_socket import LOCK, catalog_path
+from ingest.catalog.catalog_socket import catalog_path
 from ingest.engine import check_server, server_config
 from ingest.engine.check_server import CheckedConfig, Problem, check_address
 from ingest.errors import BusyError, ConfigError
 from ingest.gateway.process.gateway_config import SCHEMA, GatewayConfig
-from ingest.gateway.process.gateway_processes import ANNOUNCEMENT, check_before
+from ingest.gateway.process.gateway_processes import check_before
+from ingest.gateway.process.serve import beside
 from ingest.gateway.process.signing_keys import read_keys
-from ingest.gateway.process.together import beside
 from ingest.runtime.listeners import format_address
-from ingest.store.store import META
+from ingest.runtime.lock_file import is_held
+from ingest.store.data_dir import DataDir
 
 Flags = Mapping[str, Any]
 # Of a gateway alone: in `ingest serve` the engine is the server beside it.
@@ -55,7 +54,7 @@ def check_both(
 def _text(config: GatewayConfig, name: str) -> str:
     value = getattr(config, name)
     if value is None:
-        return str(config.data_dir / META / "key") if name == "key_file" else "-"
+        return str(DataDir(config.data_dir).key) if name == "key_file" else "-"
     if name == "api":
         return ", ".join(f"{api}={format_address(address)}" for api, address in value) or "-"
     if name == "host":
@@ -66,7 +65,7 @@ def _text(config: GatewayConfig, name: str) -> str:
 
 
 def _data_dir(config: GatewayConfig, checked: CheckedConfig) -> None:
-    if not (config.data_dir / META).is_dir():
+    if not DataDir(config.data_dir).meta.is_dir():
         raise ConfigError(f"{config.data_dir} holds no store: start `ingest server` on it first")
     if not catalog_path(config.data_dir).exists():
         checked.notes.append(f"{config.data_dir} holds no catalog yet: an empty one will be made")
@@ -87,22 +86,15 @@ def _gateway(config: GatewayConfig, checked: CheckedConfig) -> None:
 def _runs(data_dir: Path) -> bool:
     """Whether a gateway has the catalog."""
     try:
-        fd = os.open(data_dir / META / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return is_held(DataDir(data_dir).catalog_lock)
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _announced(data_dir: Path) -> set[str]:
     """Where the gateway of a data directory says that it listens."""
     try:
-        found = json.loads((data_dir / META / ANNOUNCEMENT).read_bytes())
+        found = json.loads(DataDir(data_dir).gateway_json.read_bytes())
     except (OSError, ValueError):  # it is about to end
         return set()
     return {text for text in found.values() if isinstance(text, str)} if isinstance(found, dict) else set()

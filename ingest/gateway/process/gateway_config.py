@@ -1,4 +1,4 @@
-"""The configuration of a gateway: flag > `INGEST_*` variable > TOML file > default, as of `server_config`."""
+"""The configuration of a gateway: flag > `INGEST_*` variable > TOML file > default, by `settings_schema`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import msgspec
 
 from ingest import limits
 from ingest.engine import server_config
-from ingest.engine.server_config import Schema, count, one_of, path_of, seconds_of
 from ingest.errors import ConfigError
 from ingest.gateway.process.api_table import APIS
 from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address, is_loopback, parse_address
+from ingest.runtime.settings_schema import Schema, count, one_of, path_of, seconds_of
 
 API_NAMES = (*APIS, "stream")
 Ports = tuple[tuple[str, Address], ...]
@@ -133,7 +133,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def check_config(config: GatewayConfig) -> None:
+def check_gateway_config(config: GatewayConfig) -> None:
     """ConfigError for values that do not go together, and for a gateway that strangers could use."""
     if (config.tls_cert is None) != (config.tls_key is None):
         raise ConfigError(
@@ -178,7 +178,7 @@ SCHEMA = Schema(
     GatewayConfig,
     PARSERS,
     FileConfig,
-    check_config,
+    check_gateway_config,
     tuple({field.name for field in fields(server_config.ServerConfig)} - PARSERS.keys()),
 )
 

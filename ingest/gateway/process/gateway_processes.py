@@ -10,26 +10,25 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 
 from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
-from ingest.catalog.catalog_service import serve as serve_catalog
+from ingest.catalog.catalog_service import serve_catalog
 from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
 from ingest.errors import ConfigError, IngestError
-from ingest.gateway.process import settings
+from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, collector_main, http_main
 from ingest.gateway.process.signing_keys import Telling, read_keys
 from ingest.runtime import listeners, logs
-from ingest.runtime.supervisor import Child, Supervisor
-from ingest.store.store import META
+from ingest.runtime.durable_files import replacing, write_all
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
+from ingest.store.data_dir import DataDir
 
 log = logging.getLogger(__name__)
-
-ANNOUNCEMENT = "gateway.json"  # in DATA/.ingest: where the gateway of this data directory listens
 
 
 def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
@@ -61,7 +60,7 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
         ).run()
     finally:
         with suppress(OSError):
-            os.unlink(config.data_dir / META / ANNOUNCEMENT)
+            os.unlink(DataDir(config.data_dir).gateway_json)
 
 
 class _Latest:
@@ -90,7 +89,7 @@ class _Latest:
 
 def check(config: GatewayConfig) -> None:
     """That everything can be read which is needed: better now than in each process. IngestError."""
-    if not (config.data_dir / META).is_dir():
+    if not DataDir(config.data_dir).meta.is_dir():
         raise ConfigError(f"{config.data_dir} holds no store: start `ingest server` on it first")
     check_before(config)
     read_keys(config)
@@ -99,9 +98,9 @@ def check(config: GatewayConfig) -> None:
 
 def check_before(config: GatewayConfig) -> None:
     """The part of it that needs no server to have been there."""
-    settings.read_access(config)
-    settings.http_context(config)
-    settings.engine_context(config)
+    credentials.read_access(config)
+    credentials.http_context(config)
+    credentials.engine_context(config)
 
 
 def worker_count(config: GatewayConfig) -> int:
@@ -129,21 +128,13 @@ def announce(config: GatewayConfig, sockets: Sockets) -> None:
     """Says where the gateway listens, in the log and in DATA/.ingest/gateway.json, for scripts."""
     found = {name: listeners.format_address(listeners.bound_address(sock)) for name, sock in sockets.items()}
     log.info("%s, pid %d", ", ".join(f"{name} {address}" for name, address in found.items()), os.getpid())
-    path = config.data_dir / META / ANNOUNCEMENT
-    draft = path.with_suffix(".new")
+    path = DataDir(config.data_dir).gateway_json
+    content = json.dumps({"pid": os.getpid(), **found}).encode() + b"\n"
     try:
-        _write_private(draft, json.dumps({"pid": os.getpid(), **found}).encode() + b"\n")
-        os.replace(draft, path)
+        with replacing(path, sync=False) as fd:  # of a process that is gone after a power cut
+            write_all(fd, memoryview(content), 0)
     except OSError as error:
         log.error("%s does not say where this gateway listens: %s", path, error.strerror)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    with suppress(FileNotFoundError):
-        os.unlink(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb") as file:
-        file.write(content)
 
 
 # --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it

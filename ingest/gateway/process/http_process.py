@@ -20,18 +20,18 @@ from ingest import limits
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
-from ingest.client.async_client import AsyncClient
-from ingest.client.node_figures import NodeFigures
+from ingest.client.chunk_store import ChunkStore
 from ingest.engine.reload import use_log_level
 from ingest.errors import BusyError, IngestError
 from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.app import App, make_app
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Collect, Services
+from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.http.wire import Wires
-from ingest.gateway.process import settings
+from ingest.gateway.process import credentials
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.node_address import admin_address
@@ -56,8 +56,8 @@ class GatewayServer:
         self._config = config
         self._sockets = sockets
         self._read_config = read_config
-        self._access = settings.read_access(config)
-        self._context: ssl.SSLContext | None = settings.http_context(config)
+        self._access = credentials.read_access(config)
+        self._context: ssl.SSLContext | None = credentials.http_context(config)
         self._apps: list[App] = []
         self.ended = asyncio.Event()
 
@@ -105,13 +105,15 @@ class GatewayServer:
         """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
         try:
             config = self._read_config()
-            access = settings.read_access(config)
+            access = credentials.read_access(config)
             context = self._context if config.tls_cert is not None else None
             if context is not None:
-                settings.http_context(config)  # tried first: what fails leaves half a chain in the one in use
+                credentials.http_context(
+                    config
+                )  # tried first: what fails leaves half a chain in the one in use
             keys.load(config)
             if context is not None:
-                settings.load_chain(context, config)
+                credentials.load_chain(context, config)
         except IngestError as error:
             log.error("nothing was reloaded: %s", error)
             return
@@ -156,7 +158,7 @@ async def _serve(
                 await store.leave()
 
 
-def _collect_once(client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
     """For who does not want to wait for the collector's next turn."""
 
     async def collect(dry_run: bool) -> Collected:

@@ -21,7 +21,7 @@ from ingest.client.key import shared_keys
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.node_address import engine
 from ingest.mac import ACCEPTED_KEYS, KeyRing
-from ingest.store.store import META
+from ingest.store.data_dir import DataDir
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Telling:
 
 def read_keys(config: GatewayConfig) -> list[bytes]:
     """KeyFileError."""
-    return shared_keys(config.key_file or config.data_dir / META / "key")
+    return shared_keys(config.key_file or DataDir(config.data_dir).key)
 
 
 class SigningKeys:

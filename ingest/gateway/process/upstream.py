@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator
 from ingest import limits
 from ingest.catalog.catalog_client import CatalogClient
 from ingest.client.async_client import AsyncClient
+from ingest.client.chunk_store import ChunkStore
 from ingest.errors import ConnectionLostError
-from ingest.gateway.process import settings
+from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
 
@@ -21,11 +22,11 @@ log = logging.getLogger(__name__)
 @contextlib.asynccontextmanager
 async def connected(
     config: GatewayConfig, telling: Telling
-) -> AsyncIterator[tuple[AsyncClient, CatalogClient, SigningKeys]]:
+) -> AsyncIterator[tuple[ChunkStore, CatalogClient, SigningKeys]]:
     """The engine and the catalog, once both can be reached: at the start of a node they may come later than we do. And the
     keys of the engine's client, to be loaded again at SIGHUP."""
     delay = limits.RETRY_DELAY_MIN_S
-    context = settings.engine_context(config)
+    context = credentials.engine_context(config)
     while True:
         try:
             client = await AsyncClient.connect(

@@ -1,1 +1,1 @@
-"""What looks at a store that no server has, and mends or copies it."""
+"""What looks into a store without a server, and mends or copies it."""

@@ -10,10 +10,9 @@ import numpy as np
 
 from ingest import sharding, ticket
 from ingest.limits import CHECKSUM_SIZE, DATA_SIZE, FRAME_SIZE, TICKET_SIZE
+from ingest.runtime.durable_files import make_directory, replacing
 from ingest.store.check.pack_check import SlotState
 from ingest.store.layouts.tree_file import TreeFile
-from ingest.store.log.log_writer import sync_directory
-from ingest.store.store import make_directory
 
 
 def read_tree_file(path: Path) -> TreeFile:
@@ -57,14 +56,6 @@ def write_chunk_file(path: Path, frame: bytes | None, staging: Path, *, sync: bo
     """Puts a chunk, or with None a tombstone, in the place of whatever is there: whole new or whole old."""
     data = b"" if frame is None else frame[TICKET_SIZE + CHECKSUM_SIZE :]
     checksum = None if frame is None else frame[TICKET_SIZE : TICKET_SIZE + CHECKSUM_SIZE]
-    fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        TreeFile(data, checksum, frame is None).write(fd)
-        if sync:
-            os.fsync(fd)
-    finally:
-        os.close(fd)
     make_directory(path.parent)
-    os.rename(staging, path)
-    if sync:
-        sync_directory(path.parent)
+    with replacing(path, staging, sync=sync) as fd:
+        TreeFile(data, checksum, frame is None).write(fd)

@@ -13,7 +13,8 @@ from ingest import sharding, ticket
 from ingest.errors import ConfigError, KeyFileError
 from ingest.limits import LOG_SEGMENT_SIZE
 from ingest.store.check.chunk_file import read_chunks
-from ingest.store.check.fsck import locked, read_whole
+from ingest.store.check.chunk_repair import read_whole
+from ingest.store.check.fsck import locked
 from ingest.store.check.identity import Identity, identify
 from ingest.store.check.log_survey import LoggedPack, LogSurvey
 from ingest.store.check.pack_check import PackState, Resolved, SlotState, header_may_be_unwritten, resolve

@@ -17,6 +17,7 @@ import numpy as np
 
 from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError
+from ingest.runtime.durable_files import make_directory, new_file, open_new, sync_directory, syncfs, write_all
 from ingest.store.check.chunk_file import write_chunk_file
 from ingest.store.check.contents import Contents, opened_at_rest
 from ingest.store.check.findings import Progress, no_progress
@@ -27,9 +28,8 @@ from ingest.store.check.pack_check import (
     pack_bytes,
 )
 from ingest.store.check.quarantine import write_sparse
+from ingest.store.data_dir import LOG_ID_FILE, DataDir
 from ingest.store.layouts import tree_file
-from ingest.store.log.log_writer import sync_directory, syncfs
-from ingest.store.store import EXPORT_MARK, LOG_ID_FILE, META, make_directory
 from ingest.store.store_json import FORMAT_VERSION, write_json, write_store_json
 
 
@@ -90,7 +90,7 @@ class _Target:
     def __init__(self, path: Path, layout: str, source: Identity, source_dir: Path) -> None:
         self.path = path
         self.layout = layout
-        self.meta = path / META
+        self.meta = DataDir(path).meta
         _check_target(path, self.meta)
         self.store_id = secrets.token_bytes(16)
         self.result = Exported(str(source_dir), str(path), layout, self.store_id.hex())
@@ -99,7 +99,7 @@ class _Target:
             path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         )  # before the first write: it reports errors
         make_directory(self.meta)
-        write_json(self.meta / EXPORT_MARK, {"source": str(source_dir.resolve()), "layout": layout})
+        write_json(DataDir(self.path).export_mark, {"source": str(source_dir.resolve()), "layout": layout})
         if layout == "tree":
             tree_file.check_file_system(self.meta)
         self.log_id = secrets.token_hex(16)
@@ -110,14 +110,11 @@ class _Target:
 
     def _copy_key(self, source: Identity) -> None:
         """The key file, if it is the store's own; one that lies elsewhere stays there."""
-        own = source.data_dir / META / "key"
+        own = DataDir(source.data_dir).key
         if not own.is_file():
             return
-        fd = os.open(self.meta / "key", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(own.read_bytes())
-            file.flush()
-            os.fsync(fd)
+        with new_file(self.meta / "key") as fd:
+            write_all(fd, memoryview(own.read_bytes()), 0)
         self.result.key_copied = True
 
     def write(self, pack: int, found: Resolved) -> None:
@@ -136,7 +133,7 @@ class _Target:
         content = pack_bytes(pack, self.store_id, 1, found.frames, found.present, found.deleted)
         path = self.path / sharding.pack_path(pack)
         _make_directories(path.parent)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = open_new(path)
         try:
             write_sparse(fd, content)
         finally:
@@ -163,7 +160,7 @@ class _Target:
                 "keys": self.key_ids,
             },
         )
-        os.unlink(self.meta / EXPORT_MARK)
+        os.unlink(DataDir(self.path).export_mark)
         sync_directory(self.meta)
         os.close(self.fd)
 
@@ -184,9 +181,9 @@ def _check_target(path: Path, meta: Path) -> None:
         return
     if not path.is_dir():
         raise ConfigError(f"{path} is there and is no directory")
-    if (meta / EXPORT_MARK).exists():
+    if DataDir(path).export_mark.exists():
         try:
-            begun = json.loads((meta / EXPORT_MARK).read_bytes())["source"]
+            begun = json.loads(DataDir(path).export_mark.read_bytes())["source"]
         except (OSError, ValueError, TypeError, KeyError):
             begun = "another store"
         raise ConfigError(f"{path} holds an export of {begun} that was cut off: remove it, then start again")

@@ -20,8 +20,8 @@ from ingest.runtime.key_file import read_keys
 from ingest.store.check.findings import Problem
 from ingest.store.check.log_survey import segment_log_ids
 from ingest.store.check.walk import DEPTHS, is_object
+from ingest.store.data_dir import LOG_ID_FILE, META, DataDir
 from ingest.store.layouts.pack_file import SECTOR_SIZE, PackHeader
-from ingest.store.store import LOG_ID_FILE, META
 from ingest.store.store_json import CHECK, FORMAT_VERSION, MEMBERS, load_store_json
 
 HEADERS_ASKED = 256  # packs that are asked for the store's id: enough to know whose they are
@@ -78,7 +78,7 @@ class Identity:
 def identify(data_dir: Path, wal_dir: Path | None = None, key_file: Path | None = None) -> Identity:
     """Reads and compares. ConfigError when this is no store, when its log is elsewhere, or when a key file was named that
     cannot be used; StoreFormatError for a format version that this program does not know."""
-    meta = data_dir / META
+    meta = DataDir(data_dir).meta
     wal = wal_dir if wal_dir is not None else meta / "wal"
     if not meta.is_dir() or meta.is_symlink():
         raise ConfigError(f"{data_dir} is not a store: there is no directory {META} in it")
@@ -119,7 +119,7 @@ def _read_record(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _read_key_file(identity: Identity, key_file: Path | None) -> None:
-    path = key_file if key_file is not None else identity.data_dir / META / "key"
+    path = key_file if key_file is not None else DataDir(identity.data_dir).key
     try:
         identity.keys = KeyRing(read_keys(path, data_dir=identity.data_dir)).all
     except KeyFileError as error:
@@ -195,7 +195,7 @@ def _judge_log_id(identity: Identity) -> None:
     in_segments = Counter(log_id.hex() for log_id in segment_log_ids(wal)) if wal.is_dir() else Counter()
     in_file = _log_json(wal)
     written = in_file.get("log_id") if in_file else None
-    default_place = wal == identity.data_dir / META / "wal"
+    default_place = wal == DataDir(identity.data_dir).wal
     if not in_segments and written is None and not (wal / LOG_ID_FILE).exists():
         if own:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Is a pack what it should be, and if not, what would it have to be: `docs/format.md`, "Packs" and "Checking and repairing".
+"""Is a pack what it should be, and if not, what would it have to be: `docs/format.md`, "Packs".
 
 Pure: the bytes of a pack and what the log says of it in, faults and mended bytes out. What a crash leaves behind is no
 fault: slots and bits that the log is still to bring, bytes in slots that nobody was told of.

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ingest.errors import DiskError
-from ingest.store.log.log_writer import sync_directory
-from ingest.store.store import META, make_directory
+from ingest.runtime.durable_files import make_directory, new_file, replacing, sync_directory
+from ingest.store.data_dir import DataDir
 from ingest.store.store_json import write_json
 
-DIRECTORY = "quarantine"
 _ZEROS = bytes(1 << 16)
 
 
@@ -47,7 +46,7 @@ class Quarantine:
     @property
     def directory(self) -> Path:
         if self._directory is None:
-            above = self.data_dir / META / DIRECTORY
+            above = DataDir(self.data_dir).quarantine
             if above.is_symlink():
                 raise DiskError(f"{above} is a symbolic link: none is followed inside a data directory")
             stamp = time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
@@ -61,8 +60,7 @@ class Quarantine:
         base = self._next()
         record: list[dict[str, Any]] = []
         at = 0
-        fd = os.open(base.with_suffix(".copy"), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
+        with new_file(base.with_suffix(".copy")) as fd, open(fd, "wb", closefd=False) as file:
             for piece in pieces:
                 file.write(piece.data)
                 entry = {
@@ -72,8 +70,6 @@ class Quarantine:
                 }
                 record.append(entry | {"size": len(piece.data), "at": at})
                 at += len(piece.data)
-            file.flush()
-            os.fsync(file.fileno())
         return self._describe(base, source, pieces=record, **about)
 
     def keep_file(self, source: str, path: Path, kind: str, detail: str) -> str:
@@ -81,10 +77,8 @@ class Quarantine:
         base = self._next()
         copy = base.with_suffix(".copy")
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(fd, "rb") as old, open(copy, "xb", opener=_private) as new:
+        with open(fd, "rb") as old, new_file(copy) as target, open(target, "wb", closefd=False) as new:
             shutil.copyfileobj(old, new, 4 << 20)
-            new.flush()
-            os.fsync(new.fileno())
         size = copy.stat().st_size
         piece = {"offset": 0, "kind": kind, "detail": detail, "size": size, "at": 0}
         return self._describe(base, source, pieces=[piece])
@@ -120,19 +114,11 @@ class Quarantine:
         return str(base.with_suffix(".copy").relative_to(self.data_dir))
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-
 def replace_file(path: Path, content: bytes, staging: Path) -> None:
     """Puts ``content`` in the place of a file, durably, whole new or whole old. Blocks of zeros become holes."""
-    fd = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "wb") as file:
-        write_sparse(file.fileno(), content)
-        os.fsync(file.fileno())
     make_directory(path.parent)
-    os.rename(staging, path)
-    sync_directory(path.parent)
+    with replacing(path, staging) as fd:
+        write_sparse(fd, content)
 
 
 def write_sparse(fd: int, content: bytes | memoryview) -> None:

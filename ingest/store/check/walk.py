@@ -12,7 +12,7 @@ from pathlib import Path
 from ingest import sharding, ticket
 from ingest.errors import TicketError
 from ingest.store.check.findings import Problem
-from ingest.store.store import META
+from ingest.store.data_dir import META, DataDir
 
 _PIECE = re.compile(r"[0-9A-Z]{1,2}")
 DEPTHS = {"pack": 3, "tree": 4}  # directories above an obj
@@ -104,7 +104,7 @@ def mode_problem(status: os.stat_result, path: str, mode: int) -> Problem | None
 
 def _meta(found: Walk, data_dir: Path) -> None:
     """.ingest itself; what lies in it is looked at by those whose files they are."""
-    meta = data_dir / META
+    meta = DataDir(data_dir).meta
     problem = mode_problem(meta.stat(follow_symlinks=False), META, 0o700)
     if problem is not None:
         found.problems.append(problem)

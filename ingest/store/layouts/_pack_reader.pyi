@@ -1,15 +1,16 @@
 from collections.abc import Iterable
+from typing import Self
 
-from ingest.store.layouts._slot_reader import PutKey, SlotReader
+from ingest.store.layouts._slot_reader import SlotReader, _PutKey
 
 def open_max() -> int: ...
 
 class PackReader(SlotReader):
-    def __init__(
-        self,
+    def __new__(
+        cls,
         data_fd: int,
-        keys: Iterable[PutKey] = (),
+        keys: Iterable[_PutKey] = (),
         store_id: bytes | None = None,
         *,
         packs_max: int | None = None,
-    ) -> None: ...
+    ) -> Self: ...

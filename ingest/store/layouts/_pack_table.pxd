@@ -1,36 +1,13 @@
-"""Layout pack as the committer writes it."""
+"""Layout pack as recovery writes it."""
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t
 
-from ingest.store.layouts._slot_table cimport SlotTable, pack_state
-
-
-cdef extern from "csrc/slot_writer.h" nogil:
-    ctypedef struct slot_write:
-        int fd
-        const uint8_t *frames
-        size_t size
-        int64_t offset
-    ctypedef struct slot_writer:
-        int started
-    int slot_writer_start(slot_writer *w, int (*write)(const slot_write *, int) noexcept nogil)
-    void slot_writer_begin(slot_writer *w, const slot_write *writes, int count)
-    int slot_writer_end(slot_writer *w)
-    void slot_writer_stop(slot_writer *w)
+from ingest.store.layouts._open_packs cimport OpenPacks
+from ingest.store.layouts._slot_table cimport pack_state
 
 
-cdef class PackTable(SlotTable):
-    cdef readonly bytes store_id
-    cdef int64_t _dirty_last                 # the pack that was marked dirty last; -1: none since the flush
-    cdef slot_write *_later                  # queued by `write_later`
-    cdef int _later_count
-    cdef slot_writer _writer
+cdef class PackTable(OpenPacks):
     cdef set _replayed                       # packs whose headers `write_headers` is to write
 
-    cdef void _advance_headers(self, int state, int following) noexcept nogil
-    cdef int _create(self, pack_state *p) noexcept nogil
-    cdef void _count_generation(self, pack_state *p) noexcept nogil
-    cdef void _seal(self, pack_state *p) noexcept nogil
+    # The pack, opened; whatever keeps it from that is raised.
     cdef pack_state *_must(self, int64_t pack) except NULL
-    # Writes the header if it changed: an errno or 0.
-    cdef int _write_header(self, pack_state *p) noexcept nogil

@@ -1,16 +1,16 @@
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, Self
 
 from ingest.status import Status
 
-class PutKey(Protocol):
+class _PutKey(Protocol):
     @property
     def put(self) -> bytes: ...
 
 class SlotReader:
     data_fd: int
     moment: int
-    def __init__(self, data_fd: int, keys: Iterable[PutKey] = (), store_id: bytes | None = None) -> None: ...
+    def __new__(cls, data_fd: int, keys: Iterable[_PutKey] = (), store_id: bytes | None = None) -> Self: ...
     def __len__(self) -> int: ...
     def close(self) -> None: ...
     def read_range(self, first: int, count: int) -> list[tuple[int, Status, int, bytes]]: ...

@@ -187,12 +187,6 @@ cdef class SlotTable:
         """Whether so much is dirty that the next flush should not wait for its time."""
         return self.dirty_count >= self.dirty_max // 2
 
-    def take_created(self):
-        """How many packs were made since the last call."""
-        cdef uint64_t created = self.created
-        self.created = 0
-        return created
-
     def claims(self):
         """{pack: claimed slots} of the open packs, counted anew from their bits."""
         cdef int i, slot, count

@@ -1,22 +1,24 @@
-"""How chunks lie on disk: the two layouts of contract A4, each with the class that writes it and the one that reads it.
+"""How chunks lie on disk: the two layouts of `docs/format.md`, each with the class that writes it and the one that reads it.
 
-`docs/format.md`. What a layout does for the committer is in `_slot_table`, what it does for readers in `_slot_reader`.
+What a layout does for the committer is in `_slot_table`, what it does for readers in `_slot_reader`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from ingest.mac import SubKeys
 from ingest.store.layouts._pack_reader import PackReader
 from ingest.store.layouts._pack_table import PackTable
 from ingest.store.layouts._slot_reader import SlotReader
-from ingest.store.layouts._slot_table import SlotTable
 from ingest.store.layouts._tree_reader import TreeReader
 from ingest.store.layouts._tree_table import TreeTable
 
-_TABLES: dict[str, type[SlotTable]] = {"pack": PackTable, "tree": TreeTable}
+# A `SlotTable` that recovery can write into, too.
+Table: TypeAlias = PackTable | TreeTable
+
+_TABLES: dict[str, type[PackTable] | type[TreeTable]] = {"pack": PackTable, "tree": TreeTable}
 _READERS: dict[str, type[SlotReader]] = {"pack": PackReader, "tree": TreeReader}
 
 LAYOUTS = tuple(_TABLES)
@@ -33,7 +35,7 @@ class _Laid(Protocol):
     def store_id(self) -> bytes: ...
 
 
-def make_table(store: _Laid, open_max: int) -> SlotTable:
+def make_table(store: _Laid, open_max: int) -> Table:
     """What the one process that writes `store` has of its slots, of at most ``open_max`` packs at a time."""
     return _TABLES[store.layout](store.data_fd, store.store_id, open_max)
 

@@ -9,7 +9,6 @@ or sync of the log, always.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import mmap
 import os
@@ -21,12 +20,11 @@ from pathlib import Path
 
 from ingest import limits
 from ingest.runtime import _failpoints
+from ingest.runtime.durable_files import write_all
 from ingest.store.log.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, seal_batch
 
 ZEROS_SIZE = 4 << 20
 SEGMENTS_MAX = 10_000  # four digits name a segment
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_segment(path: Path) -> int:
@@ -38,33 +36,6 @@ def open_segment(path: Path) -> int:
         if error.errno != errno.EINVAL:
             raise
         return os.open(path, flags, 0o600)  # a file system without O_DIRECT, such as tmpfs
-
-
-def write_all(fd: int, buffer: memoryview, offset: int) -> None:
-    """pwrite until everything is written; a short write goes on where it stopped."""
-    while buffer:
-        written = os.pwrite(fd, buffer, offset)
-        if written == 0:
-            raise OSError(errno.EIO, "the file system wrote nothing")
-        buffer = buffer[written:]
-        offset += written
-
-
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def syncfs(fd: int) -> None:
-    """Writes back all of the file system of `fd`; OSError when that, or any write-back since `fd` was opened or last
-    synced so, failed."""
-    while _libc.syncfs(fd) != 0:
-        code = ctypes.get_errno()
-        if code != errno.EINTR:
-            raise OSError(code, os.strerror(code))
 
 
 @dataclass

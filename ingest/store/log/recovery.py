@@ -16,11 +16,12 @@ from pathlib import Path
 from ingest import limits, sharding, ticket
 from ingest._hmac import verify
 from ingest.runtime import _failpoints
+from ingest.runtime.durable_files import sync_directory, write_all
 from ingest.store.layouts._pack_table import LostHeaderError, PackTable
-from ingest.store.layouts._slot_table import SlotTable
+from ingest.store.layouts.layout import Table
 from ingest.store.log.log_format import NOTE_SIZE, Note
 from ingest.store.log.log_reader import Batch, LogReader
-from ingest.store.log.log_writer import LogWriter, Segment, sync_directory, write_all
+from ingest.store.log.log_writer import LogWriter, Segment
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Recovered:
 
 
 def recover(
-    packs: SlotTable,
+    packs: Table,
     wal_dir: Path,
     log_id: bytes,
     put_keys: list[bytes],
@@ -111,7 +112,7 @@ class Replay:
     `logged` gives the index of the ticket of every put that is to be done again, for that case.
     """
 
-    def __init__(self, packs: SlotTable, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
+    def __init__(self, packs: Table, put_keys: list[bytes], logged: Callable[[], Iterator[int]]) -> None:
         self.packs = packs
         self.put_keys = put_keys
         self.logged = logged
@@ -179,7 +180,7 @@ def logged_puts(wal_dir: Path, log_id: bytes, segment_size: int) -> Iterator[int
 def rebuild_bits(packs: PackTable, pack: int, put_keys: list[bytes], free: set[int]) -> bytes:
     """The present and deleted bitmaps (168 bytes each) of a pack whose header is lost, from its slots.
 
-    Contract A4: a slot with a valid frame is present, every other one counts as deleted, but for those in `free`,
+    A slot with a valid frame is present, every other one counts as deleted, but for those in `free`,
     which the log has. A header that is all zeros was never written (the power went before it reached the disk), if
     the log has all that lies there: then what is not valid was never acknowledged, and stays free.
     """

@@ -13,14 +13,15 @@ from ingest import limits, workers
 from ingest.engine import admin, pool
 from ingest.engine.announcement import announced, reachable
 from ingest.engine.commit import committer
-from ingest.engine.server import serve
+from ingest.engine.server import run_server
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.gateway_processes import check_before, run_gateway
 from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address
-from ingest.runtime.supervisor import Child, Supervisor
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
 def _server_main(config: ServerConfig, read_config: ReadServer) -> int:
     _leave_the_terminal()
     roles = pool.Roles(admin.admin_main, committer.committer_main, workers.worker_main)
-    return serve(config, roles, read_config)
+    return run_server(config, roles, read_config)
 
 
 def _gateway_main(server: Child, read_server: ReadServer, read_gateway: ReadGateway) -> int:

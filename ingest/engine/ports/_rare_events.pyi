@@ -1,0 +1,3 @@
+IDLE: str
+SPEAKS_HTTP: str
+SPEAKS_TLS: str

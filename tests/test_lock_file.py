@@ -1,0 +1,68 @@
+"""A lock is taken once, and whoever looks sees that it is, and by whom."""
+
+import os
+
+import pytest
+
+from ingest import limits
+from ingest.runtime import lock_file
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "lock"
+
+
+@pytest.fixture
+def held(path):
+    fd = lock_file.open_lock(path)
+    lock_file.take(fd)
+    yield fd
+    os.close(fd)
+
+
+def test_there_is_none(path):
+    with pytest.raises(FileNotFoundError):
+        lock_file.is_held(path)
+    assert (lock_file.holder(path), path.exists()) == ("", False)
+
+
+def test_nobody_holds_what_was_given_up(path):
+    fd = lock_file.open_lock(path)
+    assert not lock_file.is_held(path)
+    lock_file.take(fd)
+    os.close(fd)
+    assert not lock_file.is_held(path)
+
+
+def test_it_is_held(path, held):
+    assert (lock_file.is_held(path), lock_file.holder(path)) == (True, "")
+    os.pwrite(held, b'{"pid": 4711}', 0)
+    assert lock_file.holder(path) == " (process 4711)"
+
+
+@pytest.mark.parametrize("text", [b"[", b"[]", b"{}", b'{"pid": "x"}', b"[" * 100_000, b"\xff"])
+def test_what_nobody_can_read_names_nobody(path, text):
+    path.write_bytes(text)
+    assert lock_file.holder(path) == ""
+
+
+def test_a_second_one_is_refused(path, held, monkeypatch):
+    waited = []
+    monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", waited.append)
+    fd = lock_file.open_lock(path)
+    with pytest.raises(BlockingIOError):
+        lock_file.take(fd)
+    assert waited == []
+    with pytest.raises(BlockingIOError):
+        lock_file.take_patiently(fd)
+    assert len(waited) == limits.LOCK_TRIES - 1
+    os.close(fd)
+
+
+def test_no_link_is_followed(path, tmp_path):
+    path.symlink_to(tmp_path / "other")
+    for look in (lock_file.open_lock, lock_file.is_held):
+        with pytest.raises(OSError, match="symbolic link"):
+            look(path)
+    assert not (tmp_path / "other").exists()
