@@ -1,6 +1,7 @@
 """What all tests share: the golden values of the documents, and the layouts of a store."""
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ from ingest.store.layouts.tree_file import check_file_system
 
 LAYOUTS = ("pack", "tree")
 VECTORS = Path(__file__).parent / "vectors" / "contract.json"
+
+
+def pytest_configure() -> None:
+    """Whoever runs the tests in the background of a shell ignores SIGINT, and a program that is started would inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
