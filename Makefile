@@ -95,7 +95,7 @@ peers: dev $(VENV)/.peers
 
 # PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
 faults: dev
-	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)')
+	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)') $(if $(ON),--on '$(ON)')
 
 # 200 cycles of kill -9 under load: part 1, shorter.
 soak: dev

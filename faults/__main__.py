@@ -9,18 +9,22 @@ import tempfile
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from bench import report
 from bench.scratch import file_system
 from faults import progress
+from faults.outcome import Outcome
+from faults.stacked import STACKS, stacked, what_lacks
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "faults.md"
 PARTS = ("kill", "steps", "power_cut", "call_order", "failing_calls", "corruption", "wire")  # part 1 first
+POWER_CUT = 3
+STACKED_PARTS_MAX = 4  # in later parts calls fail, or files are damaged: that is the same on any file system
 BEGIN, END = "<!-- results: written by python -m faults -->\n", "<!-- end of results -->\n"
 
 
@@ -55,6 +59,22 @@ def write_document() -> None:
     DOCUMENT.write_text(before + BEGIN + table(results) + END + after)
 
 
+def run_on(stack: str | None, module: ModuleType, seed: int, cases: int, place: Path) -> Outcome:
+    """Runs a part with its data in the directory `place`, or in `stack` mounted there. In part 3 that is on the disk which
+    loses power."""
+    if stack is None:
+        return cast(Outcome, module.run(seed, cases, place))
+    if module.NUMBER == POWER_CUT:
+        return cast(Outcome, module.run(seed, cases, place, file_systems=[f"ext4+{stack}"]))
+    if reason := what_lacks(stack, place):
+        return Outcome(seed, 0, not_run=reason)
+    below, point = place / "below", place / "mounted"
+    below.mkdir()
+    point.mkdir()
+    with stacked(stack, below, point):
+        return cast(Outcome, module.run(seed, cases, point))
+
+
 @click.command()
 @click.option(
     "--part", "number", type=click.IntRange(1, len(PARTS)), required=True, help="Which part, 1 to 7."
@@ -62,8 +82,13 @@ def write_document() -> None:
 @click.option("--seed", type=int, help="Repeat a run; by default one is drawn and printed.")
 @click.option("--cases", type=click.IntRange(min=1), help="How many, instead of the long run's number.")
 @click.option("--directory", type=click.Path(path_type=Path, file_okay=False), help="Where the data go.")
-def main(number: int, seed: int | None, cases: int | None, directory: Path | None) -> None:
+@click.option(
+    "--on", "stack", type=click.Choice(STACKS), help="With the data on such a file system: parts 1 to 4."
+)
+def main(number: int, seed: int | None, cases: int | None, directory: Path | None, stack: str | None) -> None:
     """Runs one part of the proof. Exits with 1 on a loss, and when the part could not run."""
+    if stack and number > STACKED_PARTS_MAX:
+        raise click.UsageError(f"--on is for parts 1 to {STACKED_PARTS_MAX}")
     module = part(number)
     long_run = cases is None
     seed = random.SystemRandom().randrange(1 << 31) if seed is None else seed
@@ -72,7 +97,7 @@ def main(number: int, seed: int | None, cases: int | None, directory: Path | Non
     progress.begin()
     with tempfile.TemporaryDirectory(dir=directory, prefix="ingest-faults-") as place:
         about = report.machine(Path(place), file_system(Path(place)))
-        outcome = module.run(seed, cases or module.CASES, Path(place))
+        outcome = run_on(stack, module, seed, cases or module.CASES, Path(place))
     seconds = time.monotonic() - began
     for loss in outcome.losses:
         click.echo(f"LOSS: {loss}")
@@ -85,10 +110,10 @@ def main(number: int, seed: int | None, cases: int | None, directory: Path | Non
     if long_run and not outcome.not_run:
         result = {
             "part": number,
-            "title": module.TITLE,
+            "title": module.TITLE + (f", on {stack}" if stack else ""),
             "date": time.strftime("%Y-%m-%d", time.gmtime()),
             "commit": report.commit(),
-            "command": f"make faults PART={number} SEED={seed}",
+            "command": f"make faults PART={number}{f' ON={stack}' if stack else ''} SEED={seed}",
             "machine": about,
             "seconds": round(seconds, 1),
             "seed": seed,
@@ -97,7 +122,7 @@ def main(number: int, seed: int | None, cases: int | None, directory: Path | Non
             "counts": outcome.counts,
             "not_run": outcome.not_run,
         }
-        report.write(RESULTS / f"part-{number}.json", result)
+        report.write(RESULTS / f"part-{number}{f'-{stack}' if stack else ''}.json", result)
         write_document()
     raise SystemExit(0 if outcome.passed else 1)
 

@@ -4,10 +4,11 @@ side by side; `faults.call_rules` judges what strace saw.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from node_rig import Connection, NodeRig, delete_frame, put_frames, read_exactly
@@ -17,6 +18,7 @@ from faults.call_rules import Checker, LoggedBatch, Session, read_segments
 from faults.outcome import Outcome
 from ingest import limits, sharding, ticket
 from ingest.limits import ACK_SIZE, PACK_SLOTS
+from ingest.runtime.file_system import file_system
 from ingest.status import Status
 from ingest.store.layouts.layout import LAYOUTS
 
@@ -82,17 +84,17 @@ class Client:
         return sum(len(names) for messages in talks for names, _ in messages)
 
 
-def run(seed: int, cases: int, directory: Path) -> Outcome:
+def run(seed: int, cases: int, directory: Path, *, layouts: Sequence[str] = LAYOUTS) -> Outcome:
     """`cases` acks and more, in equal shares on a server of each layout, from its start to its clean end."""
     if reason := strace.unusable():
         return Outcome(seed, cases, not_run=reason)
     chance = random.Random(seed)
     counts: Counter[str] = Counter()
     losses: list[str] = []
-    for layout in LAYOUTS:
+    for layout in layouts:
         home = directory / layout
         home.mkdir()
-        found, seen = one_server(layout, -(-cases // len(LAYOUTS)), chance, home)
+        found, seen = one_server(layout, -(-cases // len(layouts)), chance, home)
         losses += [f"layout {layout}: {loss}" for loss in found]
         counts.update(seen)
     return Outcome(seed, counts["acks"], losses[:20], dict(counts))
@@ -118,8 +120,14 @@ def one_server(
         code = rig.stop(120)
     finally:
         rig.close()
+    fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        each_file = file_system(fd).syncs_files
+    finally:
+        os.close(fd)
     with log.open() as lines:
-        checker = Checker(strace.calls(lines), client.sessions, batches, data.resolve())
+        found = strace.calls(lines)
+        checker = Checker(found, client.sessions, batches, data.resolve(), each_file=each_file)
     checker.check()
     losses = client.errors + checker.losses
     if code:

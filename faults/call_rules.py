@@ -10,7 +10,9 @@ The rules (docs/architecture.md, "Guarantees, and what they rest on"):
                 directory in which something was made on the way to the pack was synced
     header      a long run's first direct write into a pack begins after its header is on the disk: written with O_DIRECT, or
                 synced since. (A file system that refuses O_DIRECT is not held to it.)
-    recycle     the log says "synced to N" only after a syncfs that began when the packs had all of the batches up to N
+    recycle     the log says "synced to N" only after a syncfs that began when the packs had all of the batches up to N; and
+                where each file is synced by itself, after a sync of each file that these batches wrote to, and of each
+                directory in which something was made on the way to it
 
 What the log holds is read from its segments, what went through the sockets is known to the client.
 """
@@ -70,11 +72,19 @@ class Written:
 
 
 class Checker:
-    """Holds the calls of one server's life against the rules. `losses` are what broke them; `counts` what was looked at."""
+    """Holds the calls of one server's life against the rules. `losses` are what broke them; `counts` what was looked at.
+    `each_file`: on this file system a syncfs is not enough."""
 
     def __init__(
-        self, found: list[Call], sessions: list[Session], batches: dict[int, LoggedBatch], data: Path
+        self,
+        found: list[Call],
+        sessions: list[Session],
+        batches: dict[int, LoggedBatch],
+        data: Path,
+        *,
+        each_file: bool = False,
     ) -> None:
+        self.each_file = each_file
         self.calls = found
         self.sessions = sessions
         self.batches = batches
@@ -311,7 +321,8 @@ class Checker:
             ):
                 line = call.ended
                 if descriptor not in direct:
-                    line = min(self.synced_after(path, line) for path in (call.path, "syncfs"))
+                    enough = (call.path,) if self.each_file else (call.path, "syncfs")
+                    line = min(self.synced_after(path, line) for path in enough)
                 found[call.path] = min(line, found.get(call.path, FAR))
                 self.counts["direct_headers"] += descriptor in direct
         return found
@@ -359,6 +370,37 @@ class Checker:
                 self.lose(
                     line, f"the log says that the packs hold batch {synced_to} durably: no syncfs says so"
                 )
+            if self.each_file:
+                self.check_each_file(synced_to, line, [call for call in stores if call.ended <= needed])
+
+    def check_each_file(self, synced_to: int, line: int, stores: list[Call]) -> None:
+        """What the committer's own thread has written, which is last in each file, and the names on the way to it. (What a
+        bulk job writes meanwhile is not the log's matter before it is noted.)"""
+        threads = {written.thread for written in self.written.values()}
+        last = {call.path: call.ended for call in stores if call.thread in threads}
+        made = self.names_made
+        for path, ended in last.items():
+            self.counts["files"] += 1
+            missing = [path] if self.synced_after(path, ended) > line else []
+            while len(path) > len(self.data):
+                directory = path.rpartition("/")[0]
+                if path in made and self.synced_after(directory, made[path]) > line:
+                    missing.append(directory)
+                path = directory
+            for name in missing:
+                self.lose(
+                    line, f"the log says that the packs hold batch {synced_to} durably: {name} was not synced"
+                )
+
+    @cached_property
+    def names_made(self) -> dict[str, int]:
+        """By path of a file or directory: the line at which this server made it."""
+        made: dict[str, int] = {}
+        for call in self.calls:
+            new = call.name == "mkdirat" or (call.name == "openat2" and "O_CREAT" in call.arguments)
+            if new and call.result >= 0:
+                made.setdefault(f"{call.path}/{call.data.decode()}", call.ended)
+        return made
 
 
 def read_segments(directory: Path, batches: dict[int, LoggedBatch]) -> None:

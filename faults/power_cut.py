@@ -36,12 +36,12 @@ from faults.block_recorder import (
     entries_of,
     isolate,
     make_image,
-    mounted,
 )
 from faults.outcome import Outcome
 from faults.power_cut_load import FIRST, STEPS, Writer
 from faults.power_loss import FLUSH, Entry, Piece, durable_count, survivors
 from faults.recovered_server import RecoveredServer
+from faults.stacked import disk_of, laid
 from ingest import limits, ticket
 from ingest.status import Status
 from ingest.store.layouts.layout import LAYOUTS
@@ -134,8 +134,8 @@ def what_lacks(directory: Path, file_systems: Iterable[str]) -> str:
     except (OSError, AttributeError) as error:
         return f"{error} (Debian: apt-get install libfuse2, or libfuse3-3)"
     for name in file_systems:
-        if shutil.which(f"mkfs.{name}") is None:
-            return f"there is no mkfs.{name} (Debian: apt-get install e2fsprogs xfsprogs)"
+        if shutil.which(f"mkfs.{disk_of(name)}") is None:
+            return f"there is no mkfs.{disk_of(name)} (Debian: apt-get install e2fsprogs xfsprogs)"
     with _processes(1) as pool:
         for name in file_systems:
             reason = pool.submit(_try_to_mount, name, directory).result()
@@ -151,8 +151,8 @@ def _try_to_mount(file_system: str, directory: Path) -> str:
         point.mkdir()
         try:
             isolate()
-            make_image(base, file_system, IMAGE_SIZE)
-            with RecordedDisk(base, Path(place, "disk")) as disk, mounted(disk.file, point, file_system):
+            make_image(base, disk_of(file_system), IMAGE_SIZE)
+            with RecordedDisk(base, Path(place, "disk")) as disk, laid(disk.file, point, file_system):
                 pass
         except subprocess.CalledProcessError as error:
             return f"{' '.join(map(str, error.cmd))}: {str(error.stderr).strip()}"
@@ -183,7 +183,7 @@ class Replay:
         self.base = directory / "image"
         self.point = directory / "mount"
         self.point.mkdir()
-        make_image(self.base, plan.file_system, IMAGE_SIZE)
+        make_image(self.base, disk_of(plan.file_system), IMAGE_SIZE)
 
     def server(self, *flags: str) -> RecoveredServer:
         return RecoveredServer(
@@ -195,7 +195,7 @@ class Replay:
     def record(self) -> None:
         """A first start, load, and an end: a kill, or a clean stop."""
         with RecordedDisk(self.base, self.directory / "recorded") as disk:
-            with mounted(disk.file, self.point, self.plan.file_system):
+            with laid(disk.file, self.point, self.plan.file_system):
                 self.mounted_at = disk.count
                 with contextlib.closing(self.server("--workers=2", *self.plan.flags)) as server:
                     server.start()
@@ -301,7 +301,7 @@ class Replay:
         return sorted(moments)
 
     def _survivors(self, entries: Sequence[Entry], cut: int) -> list[Piece]:
-        return survivors(entries, cut, self.chance, SECTORS[self.plan.file_system])
+        return survivors(entries, cut, self.chance, SECTORS[disk_of(self.plan.file_system)])
 
     @staticmethod
     def _lay_down(disk: RecordedDisk, record: mmap.mmap, pieces: Sequence[Piece]) -> None:
@@ -347,7 +347,7 @@ class Replay:
         probes = History()
         try:
             with (
-                mounted(disk.file, self.point, self.plan.file_system),
+                laid(disk.file, self.point, self.plan.file_system),
                 contextlib.closing(self.server("--workers=1")) as server,
             ):
                 server.start()

@@ -71,6 +71,9 @@ BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
 )
 DIRTY_PACKS_MAX = 4096  # packs that the log covers: bounds the random writes of a recovery
+# Where each file is synced by itself, with its directories: a clean stop waits for two flushes, at about 5 ms a sync.
+UNSYNCED_PACKS_MAX = 1024
+UNSYNCED_FILES_MAX = 512
 DIRTY_FILES_MAX = 65_536  # of layout tree, the same: a recovery makes about 15,000 of them in a second
 BATCH_ERASED_FILES_MAX = (
     512  # of layout tree at once, about 30 ms: a delete of 65,536 tickets leaves others a turn

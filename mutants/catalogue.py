@@ -48,10 +48,43 @@ ORDER = "tests/test_faults_call_order.py::test_no_call_comes_before_what_it_need
 WIRE = "tests/test_faults_wire.py::"
 LOG = "ingest/store/log/log_writer.py"
 FILES = "ingest/runtime/durable_files.py"
+FILE_SYNCS = "tests/test_file_syncs.py::"
+OPEN_PACKS = "ingest/store/layouts/_open_packs.pyx"
+EACH_FILE = FILE_SYNCS + "test_the_log_counts_on_no_file_that_was_not_synced"
 COMMITTER = "ingest/engine/commit/committer.py"
 APPEND = "self.log.append(planned.buffer, puts, deletes, notes)"
 
 MUTANTS = (
+    Mutant(
+        "trust-syncfs-everywhere",
+        "on overlayfs and FUSE the log is used again after a syncfs that hears of no error",
+        (Edit("ingest/store/layouts/layout.py", "table.sync_each_file()", "pass"),),
+        (EACH_FILE,),
+    ),
+    Mutant(
+        "sync-files-and-not-their-names",
+        "where each file is synced, a new pack's directories are not",
+        (
+            Edit(
+                "ingest/store/layouts/_open_packs.pyx",
+                "unsynced_add(&self._syncing, p.id, p.fd, p.unnamed)",
+                "unsynced_add(&self._syncing, p.id, p.fd, 0)",
+            ),
+        ),
+        (EACH_FILE,),
+    ),
+    Mutant(
+        "close-unsynced-packs",
+        "a pack that was written to is closed before it was synced: nobody hears that its write failed",
+        (Edit("ingest/csrc/pack_table.h", " || e->pack->unsynced)", ")"),),
+        (FILE_SYNCS + "TestTables",),
+    ),
+    Mutant(
+        "forget-what-a-flush-overlaps",
+        "a pack that is written to while it is being synced counts as synced",
+        (Edit(OPEN_PACKS, "p.unsynced &= ~<int>PACK_SYNCING", "p.unsynced = 0"),),
+        (FILE_SYNCS + "TestTables",),
+    ),
     Mutant(
         "drop-the-fdatasync",
         "a batch of the log is written and not synced",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from put_rig import frame
 
 from ingest import limits, sharding
 from ingest.engine import _queue, metrics
-from ingest.engine.commit.committer import EX_CORRUPT, EX_SYNC_FAILED, syncfs
+from ingest.engine.commit.committer import EX_CORRUPT, EX_SYNC_FAILED
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.log.log_reader import LogReader
@@ -496,9 +495,3 @@ def test_a_new_committer_looks_for_space_itself(data):
         committer.start()
         assert committer.wait(committer.put(FIRST, 1)) == [{S}]
         assert not committer.queue.flags & _queue.NO_SPACE
-
-
-def test_syncfs_says_what_failed():
-    with pytest.raises(OSError) as caught:
-        syncfs(-1)
-    assert caught.value.errno == errno.EBADF

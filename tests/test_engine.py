@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import Any
 
 import independent_client
 import pytest
+from attached_strace import STRACE, attach_strace
 from node_rig import Connection, NodeRig, data_of, delete_frame, put_frames, read_exactly, running_node
 
 from ingest import ticket
@@ -29,7 +29,6 @@ from ingest.store.check.fsck import fsck
 from ingest.store.store_json import write_store_json
 
 FIRST = ticket.parse("ENGINE0")
-STRACE = shutil.which("strace")
 
 
 @pytest.fixture(scope="module")
@@ -310,21 +309,6 @@ def test_below_the_reserve_nothing_new_is_stored(tmp_path: Path, layout: str) ->
         assert code == 503 and b"space" in body
         assert "reserve" in rig.log()
         assert rig.stop() == 0
-
-
-def attach_strace(pid: int, *arguments: str) -> subprocess.Popen[bytes]:
-    """strace on a running process; returns when it is attached."""
-    assert STRACE
-    tracer = subprocess.Popen(
-        [STRACE, "-f", "-p", str(pid), "-o", "/dev/null", *arguments], stderr=subprocess.PIPE
-    )
-    assert tracer.stderr is not None
-    line = tracer.stderr.readline()
-    if b"attached" not in line:
-        tracer.kill()
-        tracer.wait()
-        pytest.skip(f"strace cannot attach here: {line.decode().strip()}")
-    return tracer
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")

@@ -106,10 +106,10 @@ def test_an_export_that_was_cut_off_is_no_store(store, tmp_path, monkeypatch):
     class Cut(Exception):
         pass
 
-    def cut(_: int) -> None:
+    def cut(*_: object) -> None:
         raise Cut
 
-    monkeypatch.setattr(export_module, "syncfs", cut)
+    monkeypatch.setattr(export_module, "sync_everything", cut)
     with pytest.raises(Cut):
         store.export(tmp_path / "new")
     with pytest.raises(ConfigError, match="cut off"):

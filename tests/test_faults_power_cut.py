@@ -39,6 +39,7 @@ from faults.power_loss import (
     parse_record,
     survivors,
 )
+from faults.stacked import STACKED
 from ingest.status import Status
 
 SAVED, MISSING, DELETED, CONFLICT = Status.SAVED, Status.MISSING, Status.DELETED, Status.CONFLICT
@@ -254,7 +255,7 @@ def needs(*file_systems: str) -> None:
         pytest.skip(reason)
 
 
-@pytest.mark.parametrize("file_system", power_cut.FILE_SYSTEMS)
+@pytest.mark.parametrize("file_system", (*power_cut.FILE_SYSTEMS, *STACKED))
 def test_nothing_that_was_acknowledged_is_lost(file_system: str, tmp_path: Path) -> None:
     needs(file_system)
     seed = random.randrange(1 << 30)

@@ -2,7 +2,7 @@
 #ifndef INGEST_BULK_WRITE_H
 #define INGEST_BULK_WRITE_H
 
-#include "beneath.h"
+#include "file_syncs.h"
 #include "pack_file.h"
 
 /* The slots of one pack and the header page before them, up to whole blocks. */
@@ -12,15 +12,6 @@ typedef struct {
     const uint8_t *frames;
     int count;
 } bulk_part;
-
-/* Calls `sync` until it was not interrupted; an errno or 0. One that failed is never called again. */
-static int synced(int (*sync)(int), int fd)
-{
-    while (sync(fd) < 0)
-        if (errno != EINTR)
-            return errno;
-    return 0;
-}
 
 /* Writes consecutive frames, given in parts, into the slots from `slot` on; or, with sync, syncs the pack (no parts).
  * Whole blocks go past the page cache; the first and last block, which other slots share, through it. `image` is a
@@ -61,32 +52,14 @@ static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *
     return error;
 }
 
-/* Syncs the directories of `pack`'s path, from DATA down, but for those that it shares with `previous` (-1: none). */
+/* Syncs the directories of `pack`'s path, from DATA down, except those that it shares with `previous` (-1: none). */
 static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
 {
     char path[32], other[32] = "";
-    int error;
     pack_path(pack, path);
     if (previous >= 0)
         pack_path(previous, other);
-    else if ((error = synced(fsync, data_fd)) != 0)
-        return error;
-    for (char *slash = strchr(path, '/'); slash; slash = strchr(slash + 1, '/')) {
-        size_t length = (size_t)(slash - path);
-        if (strncmp(path, other, length + 1) == 0)
-            continue;
-        char directory[32];
-        memcpy(directory, path, length);
-        directory[length] = 0;
-        int fd = open_beneath(data_fd, directory, O_RDONLY | O_DIRECTORY, 0);
-        if (fd < 0)
-            return errno;
-        error = synced(fsync, fd);
-        close(fd);
-        if (error)
-            return error;
-    }
-    return 0;
+    return sync_directories(data_fd, path, other);
 }
 
 #endif

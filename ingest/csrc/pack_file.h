@@ -33,6 +33,9 @@
  * the flush under way began; on the disk. */
 enum { HEADER_DURABLE, HEADER_CACHED, HEADER_FLUSHING };
 
+/* What a pack lacks where each file is synced by itself: written to since the flush began; in the flush under way. */
+enum { PACK_UNSYNCED = 1, PACK_SYNCING = 2 };
+
 typedef struct {
     int64_t id;
     int fd;
@@ -41,6 +44,8 @@ typedef struct {
     int touched;         /* header changed in this commit and not written yet */
     int fresh;           /* its file is empty: the header is not written before the log has what goes behind it */
     int header_cached;   /* HEADER_...: only behind a durable one may slots be written that the log does not have yet */
+    int unsynced;        /* PACK_...: until it is synced, the pack stays in the table */
+    int unnamed;         /* its directories may not be durable, for all that this process has synced */
     uint8_t header[PACK_SECTOR];
     uint8_t claimed[PACK_BITMAP];
     uint8_t known[PACK_BITMAP]; /* layout tree: slots whose files were looked at */

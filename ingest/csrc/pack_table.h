@@ -89,7 +89,7 @@ static int pack_table_evict(pack_table *t)
         uint32_t i = t->hand;
         t->hand = (t->hand + 1) & t->mask;
         pack_entry *e = &t->entries[i];
-        if (!e->pack || e->pack->claimed_count || e->pack->touched)
+        if (!e->pack || e->pack->claimed_count || e->pack->touched || e->pack->unsynced)
             continue;
         if (e->referenced) {
             e->referenced = 0;

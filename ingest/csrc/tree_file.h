@@ -7,7 +7,7 @@
 
 #include <sys/xattr.h>
 
-#include "beneath.h"
+#include "file_syncs.h"
 #include "pack_file.h"
 
 #define TREE_CHECKSUM "user.ingest.checksum" /* 8 bytes, those of the frame */
@@ -150,9 +150,36 @@ static int tree_make(int parent, const char *name, int flags)
     return open_beneath(parent, name, flags | O_CREAT | O_NOCTTY, 0600);
 }
 
+static void tree_file_path(int64_t index, char *path) { tree_path(index, path); }
+
+/* Where each file is synced by itself: what was written since the last flush began. */
+typedef struct {
+    int root;
+    unsynced_files *unsynced; /* NULL: the file system is synced as a whole */
+} tree_syncs;
+
+/* Ends the writing of a ticket's file. It is closed, kept open for the next flush, or synced now when that is full. */
+static int tree_written(tree_syncs syncs, int fd, int64_t index)
+{
+    int error = 0;
+    if (syncs.unsynced && syncs.unsynced->count < syncs.unsynced->max) {
+        unsynced_add(syncs.unsynced, index, fd, 1);
+        return 0;
+    }
+    if (syncs.unsynced) {
+        char path[TREE_PATH_SIZE];
+        tree_path(index, path);
+        error = synced(fsync, fd);
+        if (!error)
+            error = sync_directories(syncs.root, path, "");
+    }
+    close(fd);
+    return error;
+}
+
 /* Writes a frame's file: the data first, the attribute last. With `again` it may be there already, and readers may
  * have it open. An errno or 0. */
-static int tree_write_file(int parent, const char *name, const uint8_t *frame, int again)
+static int tree_write_file(int parent, const char *name, const uint8_t *frame, int again, tree_syncs syncs, int64_t index)
 {
     int fd = tree_make(parent, name, again ? O_RDWR : O_WRONLY | O_TRUNC);
     if (fd < 0)
@@ -162,12 +189,12 @@ static int tree_write_file(int parent, const char *name, const uint8_t *frame, i
         error = errno;
     if (!error && fsetxattr(fd, TREE_CHECKSUM, frame + 8, 8, 0) < 0)
         error = errno;
-    close(fd);
-    return error;
+    int unsynced = tree_written(syncs, fd, index);
+    return error ? error : unsynced;
 }
 
 /* Leaves a tombstone: the attribute first, so that whoever finds no data any more finds it. An errno or 0. */
-static int tree_erase_file(int parent, const char *name)
+static int tree_erase_file(int parent, const char *name, tree_syncs syncs, int64_t index)
 {
     int fd = tree_make(parent, name, O_WRONLY);
     if (fd < 0)
@@ -180,21 +207,22 @@ static int tree_erase_file(int parent, const char *name)
             error = errno;
     if (!error && fremovexattr(fd, TREE_CHECKSUM) < 0 && errno != ENODATA)
         error = errno;
-    close(fd);
-    return error;
+    int unsynced = tree_written(syncs, fd, index);
+    return error ? error : unsynced;
 }
 
 enum tree_work { TREE_KNOW, TREE_WRITE, TREE_WRITE_AGAIN, TREE_ERASE };
 
 /* One file of a pack's slot. */
-static int tree_do_file(pack_state *p, int slot, int parent, const char *name, enum tree_work work, const uint8_t *frame)
+static int tree_do_file(pack_state *p, int slot, int parent, const char *name, enum tree_work work, const uint8_t *frame,
+                        tree_syncs syncs)
 {
     uint8_t checksum[8];
     int state = SLOT_FREE, error = 0;
     if (work == TREE_WRITE || work == TREE_WRITE_AGAIN)
-        return tree_write_file(parent, name, frame, work == TREE_WRITE_AGAIN);
+        return tree_write_file(parent, name, frame, work == TREE_WRITE_AGAIN, syncs, slot_ticket(p->id, slot));
     if (work == TREE_ERASE)
-        return tree_erase_file(parent, name);
+        return tree_erase_file(parent, name, syncs, slot_ticket(p->id, slot));
     if (bit_get(p->known, slot))
         return 0;
     int fd = tree_open(parent, name);
@@ -214,9 +242,11 @@ static int tree_do_file(pack_state *p, int slot, int parent, const char *name, e
 }
 
 /* Does one thing with the files of `count` slots, whose parent directories are opened once for all siblings. `frames`
- * are what is to be written. An errno or 0. */
-static int tree_do(int root, pack_state *p, int slot, int count, enum tree_work work, const uint8_t *frames)
+ * are what is to be written; `unsynced` takes what must be synced by itself (NULL: nothing). An errno or 0. */
+static int tree_do(int root, pack_state *p, int slot, int count, enum tree_work work, const uint8_t *frames,
+                   unsynced_files *unsynced)
 {
+    tree_syncs syncs = {root, unsynced};
     char path[TREE_PATH_SIZE];
     int error = 0;
     for (int i = 0; i < count && !error;) {
@@ -232,7 +262,8 @@ static int tree_do(int root, pack_state *p, int slot, int count, enum tree_work 
             return errno;
         for (int n = 0; n < siblings && i < count && !error; n++, i++) {
             int name = tree_path(index + n, path);
-            error = tree_do_file(p, slot + i, parent, path + name, work, frames ? frames + (size_t)i * FRAME_SIZE : NULL);
+            error = tree_do_file(p, slot + i, parent, path + name, work, frames ? frames + (size_t)i * FRAME_SIZE : NULL,
+                                 syncs);
         }
         close(parent);
     }

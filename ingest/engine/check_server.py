@@ -11,14 +11,17 @@ from typing import Any
 
 from ingest.engine.announcement import running
 from ingest.engine.reload import read_certificates
+from ingest.engine.server import refuse_file_systems
 from ingest.engine.server_config import ServerConfig, resolve
 from ingest.errors import IngestError
 from ingest.mac import KeyRing
 from ingest.runtime import listeners
+from ingest.runtime.file_system import file_system
 from ingest.runtime.key_file import read_keys
 from ingest.runtime.listeners import Address, format_address
 from ingest.runtime.lock_file import holder, is_held
 from ingest.store.data_dir import DataDir
+from ingest.store.space import existing
 from ingest.store.store import Store, check_new
 
 ADDRESSES = {
@@ -76,7 +79,7 @@ def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | Non
     """
     config, sources = resolve(flags, environ, file)
     checked = CheckedConfig({name: (_text(config, name), source) for name, source in sources.items()})
-    for step in (_data_dir, _store, _keys, _certificates, _addresses):
+    for step in (_data_dir, _file_systems, _store, _keys, _certificates, _addresses):
         checked.attempt(step, config, checked)
     return checked
 
@@ -101,6 +104,15 @@ def _data_dir(config: ServerConfig, checked: CheckedConfig) -> None:
         checked.problems.append(Problem(f"{path} is no directory", 1))
     elif not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         checked.problems.append(Problem(f"{path} may not be written by this user", 1))
+
+
+def _file_systems(config: ServerConfig, checked: CheckedConfig) -> None:
+    refuse_file_systems(config)
+    fd = os.open(existing(config.data_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        checked.notes.append(f"{config.data_dir} is on {file_system(fd)}")
+    finally:
+        os.close(fd)
 
 
 def _store(config: ServerConfig, checked: CheckedConfig) -> None:

@@ -7,6 +7,7 @@ import os
 import resource
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from ingest import limits
 from ingest.engine import reload
@@ -18,8 +19,10 @@ from ingest.engine.server_config import ServerConfig
 from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.runtime import failpoints, listeners, logs
+from ingest.runtime.file_system import file_system, refuse_unsuitable
 from ingest.runtime.key_file import make_key_file, read_keys
 from ingest.store.data_dir import DataDir
+from ingest.store.space import existing
 from ingest.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,7 @@ def run_server(
     raise_open_files_limit()
     check_file_size_limit()
     certificates = reload.read_certificates(config)
+    refuse_file_systems(config)
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     keys = load_keys(config, store)
     node = Node(
@@ -60,6 +64,7 @@ def run_server(
         os.path.abspath(config.data_dir),
         os.getpid(),
     )
+    log.info("%s is on %s", os.path.abspath(config.data_dir), file_system(store.data_fd))
     announce(node, keys.accepted)
     return Pool(node, roles).run()
 
@@ -94,6 +99,15 @@ def bind_frame_sockets(node: Node) -> None:
         for end in pair:
             end.setblocking(False)
         node.passing.append(pair)
+
+
+def refuse_file_systems(config: ServerConfig) -> None:
+    """ConfigError where the packs or the log could not be made durable, though `config` says that they are to be."""
+    if config.sync != "disk":
+        return
+    for path in {config.data_dir, config.wal_dir or config.data_dir}:
+        with suppress(OSError):  # what can't be looked at is said by whoever opens it
+            refuse_unsuitable(existing(path))
 
 
 def check_file_size_limit() -> None:

@@ -1,7 +1,7 @@
 """The committer: one process that owns the log, the packs, the tombstones and the flusher. `docs/architecture.md`.
 
 `CommitLoop` is its loop. Everything that decides runs in its one thread; other threads do only what may block without
-anybody waiting for it: a bulk job's writes and syncs, the flusher's syncfs, making a log segment ahead of its need.
+anybody waiting for it: a bulk job's writes and syncs, the flusher's syncs, making a log segment ahead of its need.
 Each ends by ringing the doorbell.
 
     step            | what has happened when it is over
@@ -12,7 +12,7 @@ Each ends by ringing the doorbell.
     log synced      | pool starts another one through recovery
     apply           | slots written, then bits set: readers see them
     answer          | outcomes to the workers, who ack
-    flush           | syncfs: the packs hold everything up to a noted batch; the log behind it is free again
+    flush           | syncs: the packs hold everything up to a noted batch; the log behind it is free again
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from ingest.engine.commit._round import Round
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
 from ingest.runtime import _failpoints
-from ingest.runtime.durable_files import syncfs
 from ingest.store.layouts import layout
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.log.recovery import recover
@@ -373,7 +372,7 @@ class CommitLoop:
         self._flush_note = self._applied
         self._flush_began = time.monotonic_ns()
         self.packs.flush_begins()
-        self._flush = self._submit(lambda: syncfs(self.store.data_fd))
+        self._flush = self._submit(self.packs.sync)
 
     def _end_flush(self, wait: bool = False) -> None:
         if self._flush is None or not (wait or self._flush.done()):

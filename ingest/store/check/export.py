@@ -17,7 +17,8 @@ import numpy as np
 
 from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError
-from ingest.runtime.durable_files import make_directory, new_file, open_new, sync_directory, syncfs, write_all
+from ingest.runtime.durable_files import make_directory, new_file, open_new, sync_directory, write_all
+from ingest.runtime.file_system import sync_everything
 from ingest.store.check.chunk_file import write_chunk_file
 from ingest.store.check.contents import Contents, opened_at_rest
 from ingest.store.check.findings import Progress, no_progress
@@ -149,7 +150,7 @@ class _Target:
 
     def finish(self) -> None:
         """Makes it durable, then makes it a store."""
-        syncfs(self.fd)
+        sync_everything(self.path, self.fd)
         write_store_json(
             self.meta / "store.json",
             {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ingest import sharding, ticket
 from ingest.errors import DiskError
-from ingest.runtime.durable_files import syncfs
+from ingest.runtime.file_system import sync_everything
 from ingest.store.check.examination import Examination
 from ingest.store.check.findings import Problem
 from ingest.store.check.pack_check import Extra
@@ -79,7 +79,7 @@ class LogRepair:
             return
         # A pack that was found to be right was read from the page cache: its disk may not have it yet.
         try:
-            syncfs(self._exam.data_fd)
+            sync_everything(self._exam.data_dir, self._exam.data_fd)
         except OSError as error:
             raise DiskError(
                 f"{explain(error, self._exam.data_dir)}: what the packs hold could not be synced, so the damaged log stays "

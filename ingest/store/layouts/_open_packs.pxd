@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-from ingest.store.layouts._slot_table cimport SlotTable, pack_state
+from ingest.store.layouts._slot_table cimport SlotTable, pack_state, unsynced_files
 
 
 cdef extern from "csrc/slot_writer.h" nogil:
@@ -29,10 +29,15 @@ cdef class OpenPacks(SlotTable):
     cdef slot_write *_later                  # queued by `write_later`
     cdef int _later_count
     cdef slot_writer _writer
+    cdef unsynced_files _syncing             # of the flush under way, where each file is synced
 
     cdef void _advance_headers(self, int state, int following) noexcept nogil
     cdef int _create(self, pack_state *p) noexcept nogil
     cdef void _count_generation(self, pack_state *p) noexcept nogil
     cdef void _seal(self, pack_state *p) noexcept nogil
+    # Notes that the pack's file is being written to.
+    cdef void _written(self, pack_state *p) noexcept nogil
+    cdef void _collect_unsynced(self) noexcept nogil
+    cdef void _settle_synced(self) noexcept nogil
     # Writes the header if it changed: an errno or 0.
     cdef int _write_header(self, pack_state *p) noexcept nogil

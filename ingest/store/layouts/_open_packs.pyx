@@ -13,7 +13,9 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.unistd cimport close
 
 from ingest._hmac cimport hmac_digest504, hmac_digests504
-from ingest.store.layouts._slot_table cimport PACK_SECTOR, SlotTable, pack_state, pack_table
+from ingest.store.layouts._slot_table cimport (
+    PACK_SECTOR, SlotTable, pack_state, pack_table, unsynced_add, unsynced_clear, unsynced_init, unsynced_sync,
+)
 
 from ingest import limits
 
@@ -50,6 +52,11 @@ cdef extern from "csrc/pack_table.h" nogil:
     int O_RDWR
     int O_CREAT
     int ftruncate(int fd, int64_t length)
+    enum: PACK_UNSYNCED
+    enum: PACK_SYNCING
+
+cdef extern from "unistd.h" nogil:
+    int fdatasync(int fd)
 
 
 cdef int DIRTY_MAX = limits.DIRTY_PACKS_MAX // 2   # half, because as many may be in the flush that is under way
@@ -97,7 +104,7 @@ cdef class OpenPacks(SlotTable):
         self.store_id = store_id
         self.hides_slots = True
         self._later = <slot_write *>calloc(limits.BATCH_FRAMES_MAX, sizeof(slot_write))
-        if self._later == NULL:
+        if self._later == NULL or unsynced_init(&self._syncing, open_max) < 0:
             raise MemoryError
         self._dirty_last = -1
         self.dirty_max = DIRTY_MAX
@@ -108,6 +115,7 @@ cdef class OpenPacks(SlotTable):
     def __dealloc__(self):
         slot_writer_stop(&self._writer)
         free(self._later)
+        free(self._syncing.files)
 
     def close(self):
         slot_writer_end(&self._writer)      # of a batch that nobody waits for: its descriptors are in use until then
@@ -116,7 +124,7 @@ cdef class OpenPacks(SlotTable):
     # --- layout pack
 
     cdef bint _may_get_dirty(self, int64_t pack) noexcept:
-        return self.dirty_count < DIRTY_MAX or pack in self._dirty
+        return self.dirty_count < self.dirty_max or pack in self._dirty
 
     cdef int mark_dirty(self, pack_state *p, int count) except -1:
         if p.id != self._dirty_last:
@@ -125,14 +133,54 @@ cdef class OpenPacks(SlotTable):
             self.dirty_count = len(self._dirty)
         return 0
 
+    def sync_each_file(self):
+        """As `SlotTable` says. Packs stay open until they are synced, so fewer may be dirty."""
+        SlotTable.sync_each_file(self)
+        self.dirty_max = min(limits.UNSYNCED_PACKS_MAX // 2, self.table.max // 4)
+
     def flush_begins(self):
         SlotTable.flush_begins(self)
         self._dirty_last = -1
-        self._advance_headers(HEADER_CACHED, HEADER_FLUSHING)
+        if self.syncs_files:
+            self._collect_unsynced()
+        else:
+            self._advance_headers(HEADER_CACHED, HEADER_FLUSHING)
 
     def flush_done(self):
         SlotTable.flush_done(self)
         self._advance_headers(HEADER_FLUSHING, HEADER_DURABLE)
+        if self.syncs_files:
+            self._settle_synced()
+
+    cdef void _written(self, pack_state *p) noexcept nogil:
+        if self.syncs_files:
+            p.unsynced |= PACK_UNSYNCED
+
+    cdef void _collect_unsynced(self) noexcept nogil:
+        """The packs that the flush is to sync. They stay in the table meanwhile, and their descriptors open."""
+        cdef uint32_t i
+        cdef pack_state *p
+        unsynced_clear(&self._syncing, 0)
+        for i in range(self.table.mask + 1):
+            p = pack_table_at(&self.table, i).pack
+            if p == NULL or not p.unsynced:
+                continue
+            p.unsynced = PACK_SYNCING
+            if p.header_cached == HEADER_CACHED:
+                p.header_cached = HEADER_FLUSHING
+            unsynced_add(&self._syncing, p.id, p.fd, p.unnamed)
+
+    cdef void _settle_synced(self) noexcept nogil:
+        cdef uint32_t i
+        cdef pack_state *p
+        for i in range(self.table.mask + 1):
+            p = pack_table_at(&self.table, i).pack
+            if p != NULL and p.unsynced & PACK_SYNCING:
+                p.unsynced &= ~<int>PACK_SYNCING
+                p.unnamed = 0
+
+    cdef int _sync_files(self) noexcept nogil:
+        return unsynced_sync(&self._syncing, self.data_fd, &fdatasync, &pack_path)
 
     cdef void _advance_headers(self, int state, int following) noexcept nogil:
         cdef uint32_t i
@@ -143,7 +191,9 @@ cdef class OpenPacks(SlotTable):
                 p.header_cached = following
 
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
-        cdef int error = self._create(p) if p.fresh else 0
+        cdef int error
+        self._written(p)
+        error = self._create(p) if p.fresh else 0
         if error:
             return error
         return pwrite_all(p.fd, frames, <size_t>count * 1474, slot_offset(slot))
@@ -151,6 +201,7 @@ cdef class OpenPacks(SlotTable):
     cdef void write_later(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
         cdef slot_write *w = &self._later[self._later_count]
         self._later_count += 1
+        self._written(p)
         w.fd = p.fd
         w.frames = frames
         w.size = <size_t>count * 1474
@@ -186,6 +237,7 @@ cdef class OpenPacks(SlotTable):
                 p = packs[first + i]
                 memcpy(p.header + PACK_DIGEST, tags + 8 * i, 8)
                 p.touched = 0
+                self._written(p)
                 error = pwrite_all(p.fd, p.header, PACK_SECTOR, 0)     # not fresh: its slots are written
                 if error:
                     return error
@@ -193,6 +245,7 @@ cdef class OpenPacks(SlotTable):
         return 0
 
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
+        self._written(p)
         return pack_zero_slots(p, slot, count)
 
     cdef int64_t allocated(self, pack_state *p) noexcept nogil:
@@ -210,6 +263,7 @@ cdef class OpenPacks(SlotTable):
         cdef const uint8_t *store_id = <const uint8_t *>PyBytes_AS_STRING(self.store_id)
         cdef uint8_t zeros[PACK_SECTOR]
         p.fd = -1
+        p.unnamed = 1       # for all we know, too, whoever made it
         pack_path(p.id, path)
         with nogil:
             p.fd = open_beneath(self.data_fd, path, flags, 0o600)
@@ -263,6 +317,7 @@ cdef class OpenPacks(SlotTable):
         cdef uint8_t page[4096]
         cdef int error
         memset(page, 0, 4096)
+        self._written(p)
         self._seal(p)
         memcpy(page, p.header, PACK_SECTOR)
         error = pwrite_all(p.fd, page, 4096, 0)
@@ -288,5 +343,6 @@ cdef class OpenPacks(SlotTable):
         if not p.touched:
             return 0
         p.touched = 0
+        self._written(p)
         self._seal(p)
         return pwrite_all(p.fd, p.header, PACK_SECTOR, 0)

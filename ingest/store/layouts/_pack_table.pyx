@@ -74,6 +74,12 @@ cdef class PackTable(OpenPacks):
             self.write_headers()        # then they may be closed
             error = 0
             p = self.get(pack, &error)
+        if p == NULL and error == EAGAIN and self.syncs_files:
+            self.flush_begins()
+            self.sync()
+            self.flush_done()
+            error = 0
+            p = self.get(pack, &error)
         if p == NULL:
             pack_path(pack, path)
             if error == EBADMSG:
@@ -82,6 +88,7 @@ cdef class PackTable(OpenPacks):
                 raise CorruptionError(f"{path.decode()}: this is another store's pack, another pack, or of a format version "
                                       "that this program does not know; put it back where it belongs")
             raise OSError(error, os.strerror(error), path.decode())
+        self._written(p)        # or will be
         return p
 
     def replay_puts(self, const uint8_t[::1] frames):

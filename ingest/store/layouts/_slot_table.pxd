@@ -19,6 +19,8 @@ cdef extern from "csrc/pack_table.h" nogil:
         int touched
         int fresh
         int header_cached
+        int unsynced
+        int unnamed
         uint8_t *header
         uint8_t *claimed
         uint8_t *known
@@ -29,6 +31,16 @@ cdef extern from "csrc/pack_table.h" nogil:
     int slots_alike(const pack_state *p, int slot, int count, int *state)
     void bits_fill(uint8_t *bits, int start, int count, int value)
     int bit_get(const uint8_t *bits, int i)
+
+cdef extern from "csrc/file_syncs.h" nogil:
+    ctypedef struct unsynced_files:
+        void *files
+        int count
+        int max
+    int unsynced_init(unsynced_files *u, int max)
+    void unsynced_add(unsynced_files *u, int64_t id, int fd, int unnamed)
+    int unsynced_sync(unsynced_files *u, int root, int (*sync)(int), void (*write_path)(int64_t, char *))
+    void unsynced_clear(unsynced_files *u, int ours)
 
 
 cdef class SlotTable:
@@ -46,6 +58,7 @@ cdef class SlotTable:
     cdef readonly int inodes_reserve         # to be kept free, so that what is logged can be applied
     cdef public bint may_create              # else what would have to make a file is ENOSPC
     cdef public int64_t room                 # tombstones that may take a file of their own now
+    cdef readonly bint syncs_files           # each file must be synced by itself: syncing the file system is not enough
     cdef set _dirty
 
     # --- what a layout does, in the order in which a commit calls it
@@ -77,6 +90,9 @@ cdef class SlotTable:
     cdef int64_t allocated(self, pack_state *p) noexcept nogil
     # Reads stored frames: 0 or an errno. What is not there reads as zeros.
     cdef int read_slots(self, pack_state *p, int slot, int count, uint8_t *frames) noexcept nogil
+
+    # Syncs the files of the flush that has begun, and their directories: an errno or 0.
+    cdef int _sync_files(self) noexcept nogil
 
     # --- what all layouts share
 

@@ -9,7 +9,10 @@ from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc
 
+import os
+
 from ingest import limits
+from ingest.runtime.durable_files import syncfs
 
 
 cdef extern from "csrc/frame.h" nogil:
@@ -172,14 +175,34 @@ cdef class SlotTable:
         bits_fill(p.header + PACK_DELETED, slot, count, 1)
         p.touched = 1
 
+    # --- making what was written durable
+
+    def sync_each_file(self):
+        """From now on `sync` also syncs each file that was written to: before anything is written."""
+        self.syncs_files = True
+
     def flush_begins(self):
-        """A syncfs is about to start: what is dirty now is what it makes durable."""
+        """A `sync` is about to start: what is dirty now is what it makes durable."""
         self.flushing_count = self.dirty_count
         self._dirty = set()
         self.dirty_count = 0
 
+    def sync(self):
+        """Makes durable what was dirty when the flush began; in any thread, while the table is used. OSError: a write-back
+        failed, and only recovery can tell of which slots."""
+        cdef int error
+        syncfs(self.data_fd)        # where each file is synced too: writes all of them back at once, which is faster
+        if self.syncs_files:
+            with nogil:
+                error = self._sync_files()
+            if error:
+                raise OSError(error, os.strerror(error))
+
+    cdef int _sync_files(self) noexcept nogil:
+        return 0
+
     def flush_done(self):
-        """The syncfs that was started last returned 0."""
+        """The `sync` that was started last has returned."""
         self.flushing_count = 0
 
     @property

@@ -7,12 +7,14 @@ writer, so that stays true.
 
 from libc.errno cimport EBADMSG, EISDIR, ELOOP, ENOENT, ENOTDIR, ENXIO
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free
 
 from ingest.runtime._failpoints cimport (
     STEP_BITS_SET, STEP_SLOTS_WRITTEN, STEP_TOMBSTONE_WRITTEN, WAY_RECOVERY, failpoint_passed, failpoints_armed,
 )
 from ingest.store.layouts._slot_table cimport (
     PACK_DELETED, PACK_PRESENT, SLOT_DELETED, SlotTable, bit_get, pack_state, slots_alike,
+    unsynced_clear, unsynced_files, unsynced_init, unsynced_sync,
 )
 
 import os
@@ -34,9 +36,14 @@ cdef extern from "csrc/tree_file.h" nogil:
         TREE_WRITE
         TREE_WRITE_AGAIN
         TREE_ERASE
-    int tree_do(int root, pack_state *p, int slot, int count, tree_work work, const uint8_t *frames)
+    int tree_do(int root, pack_state *p, int slot, int count, tree_work work, const uint8_t *frames,
+                unsynced_files *unsynced)
+    void tree_file_path(int64_t index, char *path)
     int tree_knows(const pack_state *p, int slot, int count)
     int tree_read_frame(int root, int64_t index, uint8_t *frame)
+
+cdef extern from "unistd.h" nogil:
+    int fsync(int fd)
 
 cdef int DIRTY_MAX = limits.DIRTY_FILES_MAX // 2   # half, because as many may be in the flush that is under way
 
@@ -49,19 +56,55 @@ cdef bint _is_damage(int error) noexcept nogil:
 
 
 cdef class TreeTable(SlotTable):
-    """Tickets' files below ``data_fd`` (a descriptor of DATA); the states of at most ``open_max`` packs are kept."""
+    """Tickets' files below ``data_fd`` (a descriptor of DATA); the states of at most ``open_max`` packs are kept.
+
+    Where each file is synced, at most ``open_max`` of them are kept open for that."""
 
     def __cinit__(self, int data_fd, bytes store_id, int open_max):
+        if unsynced_init(&self._written, open_max // 2) < 0 or unsynced_init(&self._syncing, open_max // 2) < 0:
+            raise MemoryError
         self.dirty_max = DIRTY_MAX
         self.bulk_jobs = 0
         self.erase_max = limits.BATCH_ERASED_FILES_MAX
         self.inodes_reserve = limits.RESERVE_INODES_TREE
 
+    def __dealloc__(self):
+        self._close_written()
+        free(self._written.files)
+        free(self._syncing.files)
+
+    def close(self):
+        SlotTable.close(self)
+        self._close_written()
+
+    cdef void _close_written(self) noexcept:
+        unsynced_clear(&self._written, 1)
+        unsynced_clear(&self._syncing, 1)
+
+    def sync_each_file(self):
+        """As `SlotTable` says. Files stay open until they are synced, so fewer may be dirty: one more is synced at once."""
+        SlotTable.sync_each_file(self)
+        self.dirty_max = min(limits.UNSYNCED_FILES_MAX // 2, self._written.max)
+
+    def flush_begins(self):
+        SlotTable.flush_begins(self)
+        self._written, self._syncing = self._syncing, self._written
+
+    def flush_done(self):
+        SlotTable.flush_done(self)
+        unsynced_clear(&self._syncing, 1)
+
+    cdef int _sync_files(self) noexcept nogil:
+        return unsynced_sync(&self._syncing, self.data_fd, &fsync, &tree_file_path)
+
+    cdef unsynced_files *_unsynced(self) noexcept nogil:
+        return &self._written if self.syncs_files else NULL
+
     cdef int _know(self, pack_state *p, int slot, int count) noexcept nogil:
         if tree_knows(p, slot, count):
             return 0
         self.looked += count
-        return tree_do(self.data_fd, p, slot, count, TREE_KNOW, NULL)
+        return tree_do(self.data_fd, p, slot, count, TREE_KNOW, NULL, NULL)
 
     cdef int mark_dirty(self, pack_state *p, int count) except -1:
         self.dirty_count += count
@@ -74,14 +117,14 @@ cdef class TreeTable(SlotTable):
         return made
 
     cdef int write(self, pack_state *p, int slot, int count, const uint8_t *frames) noexcept nogil:
-        return tree_do(self.data_fd, p, slot, count, TREE_WRITE, frames)    # of known slots: who claimed them knew
+        return tree_do(self.data_fd, p, slot, count, TREE_WRITE, frames, self._unsynced())    # of known slots: who claimed them knew
 
     cdef int publish(self, pack_state *p) noexcept nogil:
         p.touched = 0
         return 0
 
     cdef int erase(self, pack_state *p, int slot, int count) noexcept nogil:
-        return tree_do(self.data_fd, p, slot, count, TREE_ERASE, NULL)
+        return tree_do(self.data_fd, p, slot, count, TREE_ERASE, NULL, self._unsynced())
 
     cdef int64_t allocated(self, pack_state *p) noexcept nogil:
         cdef int i, stored = 0
@@ -132,7 +175,8 @@ cdef class TreeTable(SlotTable):
                 while done < count and error == 0:
                     alike = slots_alike(p, slot + done, count - done, &state)
                     if state != SLOT_DELETED:
-                        error = tree_do(self.data_fd, p, slot + done, alike, TREE_WRITE_AGAIN, &frames[(i + done) * 1474])
+                        error = tree_do(self.data_fd, p, slot + done, alike, TREE_WRITE_AGAIN, &frames[(i + done) * 1474],
+                                        self._unsynced())
                         self.set_present(p, slot + done, alike)
                     done += alike
                 self.publish(p)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol, TypeAlias
 
 from ingest.mac import SubKeys
+from ingest.runtime.file_system import file_system
 from ingest.store.layouts._pack_reader import PackReader
 from ingest.store.layouts._pack_table import PackTable
 from ingest.store.layouts._slot_reader import SlotReader
@@ -37,7 +38,10 @@ class _Laid(Protocol):
 
 def make_table(store: _Laid, open_max: int) -> Table:
     """What the one process that writes `store` has of its slots, of at most ``open_max`` packs at a time."""
-    return _TABLES[store.layout](store.data_fd, store.store_id, open_max)
+    table = _TABLES[store.layout](store.data_fd, store.store_id, open_max)
+    if file_system(store.data_fd).syncs_files:
+        table.sync_each_file()
+    return table
 
 
 def make_reader(store: _Laid, keys: Iterable[SubKeys] = ()) -> SlotReader:

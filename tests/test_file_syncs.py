@@ -1,0 +1,312 @@
+"""A flush that really syncs and hears of errors, where a syncfs does not: each file by itself, and its directories."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from attached_strace import STRACE, attach_strace
+from node_rig import NodeRig, data_of, running_node
+from put_rig import frame
+
+from faults import call_order
+from faults.fault_server import sum_of
+from faults.stacked import STACKS, stacked, what_lacks
+from ingest import ticket
+from ingest.errors import ConfigError
+from ingest.limits import PACK_SLOTS
+from ingest.runtime.file_system import (
+    doubt_of,
+    file_system,
+    kernel_version,
+    refuse_unsuitable,
+    sync_everything,
+)
+from ingest.status import Status
+from ingest.store.layouts._pack_table import PackTable
+from ingest.store.layouts._tree_table import TreeTable
+
+FIRST = ticket.parse("FSYNC00")
+STORE_ID = bytes(range(16))
+
+
+@contextmanager
+def mount_of(stack: str, tmp_path: Path) -> Iterator[Path]:
+    """A file system that a syncfs does not do for."""
+    if reason := what_lacks(stack, tmp_path):
+        pytest.skip(reason)
+    below, point = tmp_path / "below", tmp_path / "mounted"
+    below.mkdir()
+    point.mkdir()
+    with stacked(stack, below, point):
+        yield point
+
+
+@pytest.fixture(params=STACKS)
+def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    with mount_of(request.param, tmp_path) as point:
+        yield point
+
+
+def answer_of(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return str(file_system(fd))
+    finally:
+        os.close(fd)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "ingest", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+
+
+class TestWhatIsDoubted:
+    @pytest.mark.parametrize(
+        ("name", "release", "doubted"),
+        [
+            ("ext4", "6.1.0-13-amd64", False),
+            ("xfs", "5.8.0", False),
+            ("xfs", "5.8-rc1", False),
+            ("btrfs", "10.0", False),
+            ("ext4", "5.7.19", True),
+            ("ext4", "4.19.0", True),
+            ("overlayfs", "6.1.0", True),
+            ("FUSE", "6.18.4", True),
+            ("NFS", "6.18.4", True),
+            ("a file system of type 0x1", "6.18.4", True),
+            ("ext4", "no number", True),
+        ],
+    )
+    def test_a_syncfs_is_enough_where_it_reports_errors(self, name: str, release: str, doubted: bool) -> None:
+        assert bool(doubt_of(name, release)) is doubted
+
+    def test_of_old_kernels_it_is_said_that_fsync_does_not_tell_all_either(self) -> None:
+        assert "nor does every fsync before Linux 4.16, this is 4.15" in doubt_of("overlayfs", "4.15.9")
+        assert "nor" not in doubt_of("overlayfs", "4.16.0")
+
+    def test_versions(self) -> None:
+        assert kernel_version("5.10.0-rc1+") == (5, 10)
+        assert kernel_version("") == (0, 0)
+
+    def test_a_stack_is_doubted_and_says_so(self, mounted: Path) -> None:
+        assert "each file is synced by itself" in answer_of(mounted)
+        with running_node(mounted / "data") as rig:
+            assert "each file is synced by itself" in rig.log()
+            assert rig.stop() == 0
+        checked = command("check-config", "server", f"--data-dir={mounted / 'data'}")
+        assert "each file is synced by itself" in checked.stdout + checked.stderr
+
+
+def test_an_overlay_that_ignores_syncs_is_refused(tmp_path: Path) -> None:
+    parts = {name: tmp_path / name for name in ("lower", "upper", "work", "merged")}
+    for part in parts.values():
+        part.mkdir()
+    options = ",".join(f"{name}dir={parts[name]}" for name in ("lower", "upper", "work")) + ",volatile"
+    mount = ["mount", "-t", "overlay", "overlay", "-o", options, str(parts["merged"])]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no volatile overlay can be mounted: {done.stderr.strip()}")
+    try:
+        with pytest.raises(ConfigError, match="mounted volatile"):
+            refuse_unsuitable(parts["merged"])
+        merged, good = parts["merged"], tmp_path / "good"
+        for where in (
+            [f"--data-dir={merged / 'data'}"],
+            [f"--data-dir={good}", f"--wal-dir={merged / 'wal'}"],
+        ):
+            for words in (["server"], ["check-config", "server"]):
+                done = command(*words, *where)
+                assert done.returncode == 78 and "mounted volatile" in done.stdout + done.stderr
+        with running_node(parts["merged"] / "data", "--sync=os") as rig:
+            assert rig.stop() == 0
+    finally:
+        subprocess.run(["umount", str(parts["merged"])], check=True)
+
+
+@pytest.mark.timeout(300)
+def test_the_log_counts_on_no_file_that_was_not_synced(mounted: Path) -> None:
+    """Layout tree makes a directory for each ticket: its long run is `make faults PART=4`."""
+    outcome = call_order.run(1, 500, mounted, layouts=["pack"])
+    if outcome.not_run:
+        pytest.skip(outcome.not_run)
+    assert outcome.passed, outcome
+    assert min(outcome.counts["files"], outcome.counts["recycled"]) > 0
+
+
+@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+def test_a_file_that_can_not_be_synced_keeps_the_log_that_covers_it(mounted: Path, layout: str) -> None:
+    path = mounted / "data" / (ticket.tree_path("FSYNC00") if layout == "tree" else "FS/YN/C/obj")
+    with running_node(mounted / "data", f"--layout={layout}") as rig, rig.connect() as connection:
+        assert connection.put([FIRST]) == {FIRST: Status.SAVED}
+        wait_for_flush(rig)
+        (committer,) = rig.children("ingest-committer")
+        tracer = attach_strace(committer, "-P", str(path), "-e", "inject=fsync,fdatasync:error=EIO")
+        try:
+            indices = range(FIRST, FIRST + 50)
+            if layout == "tree":  # a file is written to once more, when it is deleted
+                assert connection.delete(FIRST, 1) is Status.DELETED
+            assert set(connection.put(indices[1:]).values()) == {Status.SAVED}
+            deadline = time.monotonic() + 30
+            while rig.children("ingest-committer") in ([], [committer]):
+                assert time.monotonic() < deadline, rig.log()
+                time.sleep(0.01)
+        finally:
+            tracer.terminate()
+            tracer.wait()
+        assert "the log keeps them" in rig.log()
+        rig.kill_all()
+        rig.start()
+        shown = [data for _, data in rig.get(FIRST, 50)]
+        assert shown[1:] == [data_of(index) for index in indices[1:]]
+        assert rig.stop() == 0
+
+
+def wait_for_flush(rig: NodeRig) -> None:
+    deadline = time.monotonic() + 30
+    while sum_of(rig, "ingest_flushes") < 1:
+        assert time.monotonic() < deadline, rig.log()
+        time.sleep(0.01)
+
+
+class TestTables:
+    """What stays open until it is synced, however much that is."""
+
+    @pytest.fixture
+    def data_fd(self, tmp_path: Path) -> Iterator[int]:
+        fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        yield fd
+        os.close(fd)
+
+    def test_an_unsynced_pack_is_not_closed(self, data_fd: int) -> None:
+        table = PackTable(data_fd, STORE_ID, 64)
+        table.sync_each_file()
+        table.replay_puts(b"".join(frame(FIRST + PACK_SLOTS * i) for i in range(10)))
+        table.write_headers()
+        table.give_back(100)
+        assert len(table) == 10
+        table.flush_begins()
+        table.give_back(100)
+        assert len(table) == 10  # the flush has their descriptors
+        table.sync()
+        table.flush_done()
+        table.give_back(100)
+        assert len(table) == 0
+        table.close()
+
+    def test_what_is_written_during_a_flush_belongs_to_the_next(self, data_fd: int) -> None:
+        table = PackTable(data_fd, STORE_ID, 64)
+        table.sync_each_file()
+        table.replay_puts(frame(FIRST))
+        table.write_headers()
+        table.flush_begins()
+        table.replay_puts(frame(FIRST + 1))
+        table.write_headers()
+        table.sync()
+        table.flush_done()
+        table.give_back(1)
+        assert len(table) == 1
+        table.flush_begins()
+        table.sync()
+        table.flush_done()
+        table.give_back(1)
+        assert len(table) == 0
+        table.close()
+
+    def test_recovery_of_more_packs_than_may_be_open(self, data_fd: int, tmp_path: Path) -> None:
+        table = PackTable(data_fd, STORE_ID, 64)
+        table.sync_each_file()
+        table.replay_puts(b"".join(frame(FIRST + PACK_SLOTS * i) for i in range(300)))
+        table.write_headers()
+        assert len(table) <= 64
+        assert len(list(tmp_path.rglob("obj"))) == 300
+        table.close()
+
+    def test_a_tree_keeps_no_more_files_open_than_it_may(self, data_fd: int, tmp_path: Path) -> None:
+        table = TreeTable(data_fd, STORE_ID, 64)
+        table.sync_each_file()
+        before = len(os.listdir("/proc/self/fd"))
+        table.replay_puts(b"".join(frame(FIRST + i) for i in range(100)))
+        assert len(os.listdir("/proc/self/fd")) - before == 32  # the others were synced at once
+        table.flush_begins()
+        table.replay_puts(frame(FIRST + 100))
+        table.sync()
+        table.flush_done()
+        assert len(os.listdir("/proc/self/fd")) - before == 1
+        table.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(list(tmp_path.rglob("obj"))) == 101
+
+    @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+    def test_a_flush_of_a_tree_syncs_each_file_and_each_directory_above_it(self, tmp_path: Path) -> None:
+        log = tmp_path / "calls"
+        script = (
+            "import os, sys\n"
+            "from put_rig import frame\n"
+            "from ingest import ticket\n"
+            "from ingest.store.layouts._tree_table import TreeTable\n"
+            "table = TreeTable(os.open(sys.argv[1], os.O_RDONLY), bytes(16), 64)\n"
+            "table.sync_each_file()\n"
+            "for name in sys.argv[2:]: table.replay_puts(frame(ticket.parse(name)))\n"
+            "table.flush_begins()\n"
+            "table.sync()\n"
+        )
+        names = ("FSYNC00", "FSYNC01", "FSZZ", "0", *(f"GS{i:02}" for i in range(40)))
+        traced = [str(STRACE), "-y", "-e", "trace=fsync", "-o", str(log), sys.executable, "-c", script]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        subprocess.run([*traced, str(tmp_path), *names], check=True, env=environment)
+        text = log.read_text()
+        for name in names:
+            path = tmp_path.resolve() / ticket.tree_path(name)
+            for needed in (
+                path,
+                *(above for above in path.parents if above.is_relative_to(tmp_path.resolve())),
+            ):
+                assert f"<{needed}>)" in text, needed
+
+    def test_a_sync_that_fails_is_an_error(self, tmp_path: Path) -> None:
+        fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+        table = PackTable(fd, STORE_ID, 64)
+        os.close(fd)
+        table.flush_begins()
+        with pytest.raises(OSError) as caught:
+            table.sync()
+        assert caught.value.errno == errno.EBADF
+
+
+@pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+def test_all_of_a_directory_is_synced_file_by_file(mounted: Path, tmp_path: Path) -> None:
+    """What an export and a repair of the log rest on."""
+    (mounted / "A/B").mkdir(parents=True)
+    for name in ("A/one", "A/B/two"):
+        (mounted / name).write_bytes(b"x")
+    log = tmp_path / "calls"
+    script = ("import os, sys; from pathlib import Path; from ingest.runtime.file_system import sync_everything; "
+              "sync_everything(Path(sys.argv[1]), os.open(sys.argv[1], os.O_RDONLY))")  # fmt: skip
+    traced = [
+        str(STRACE),
+        "-y",
+        "-e",
+        "trace=fsync,syncfs",
+        "-o",
+        str(log),
+        sys.executable,
+        "-c",
+        script,
+        str(mounted),
+    ]
+    subprocess.run(traced, check=True)
+    text = log.read_text()
+    for name in ("A/one", "A/B/two", "A/B", "A", ""):
+        assert f"<{(mounted / name).resolve()}>" in text, name
+    assert text.count("syncfs(") == 1
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    sync_everything(tmp_path, fd)
+    os.close(fd)
