@@ -667,6 +667,31 @@ def test_downloads_that_nobody_takes_leave_all_memory_to_others(run, budget, mon
     run(work)
 
 
+@pytest.mark.parametrize("size", [SMALL_OBJECT_MAX, 12 * PIECE])
+def test_a_client_that_takes_a_little_now_and_then_is_no_quick_one(run, budget, monkeypatch, size):
+    """It is waited for once for each piece, not again for each of the bytes that it takes."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.05)
+    data = bytes_of(size, 1)
+
+    async def work(rig: Rig) -> None:
+        await rig.put("trickles", data)
+        download = await rig.store.open("test", "trickles")
+        pieces = download.read()
+        taken = []
+        while budget.lent or not taken:
+            piece = memoryview(await anext(pieces))
+            taken.append(bytes(piece[:10]))
+            del piece
+            download.took(10)
+            await asyncio.sleep(0.001)  # much sooner than the patience ends
+        taken += [bytes(piece) async for piece in pieces]
+        assert b"".join(taken) == data
+        await download.close()
+        assert (budget.lent, budget.transfers) == (0, 0)
+
+    run(work)
+
+
 def test_a_small_object_that_was_replaced_is_kept_for_who_takes_it_slowly(run, budget, monkeypatch):
     """Its chunks may be gone: they can't be read again."""
     monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.01)

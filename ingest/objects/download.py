@@ -55,16 +55,16 @@ class SmallDownload:
         """See `StoredDownload.read`."""
         stop = self.version.size if stop is None else min(stop, self.version.size)
         at = start
-        while at < stop and self._pinned is None:
-            self._taken = None
-            late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go)
-            try:
+        late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go)
+        try:
+            while at < stop and self._pinned is None:
+                self._taken = None
                 yield memoryview(self._data)[at:stop]  # type: ignore[misc]  # a view of bytes is as good
-            finally:
-                late.cancel()
-            at = stop if self._taken is None else at + self._taken
-            if self._pinning is not None:
-                self._pinned, self._pinning = await self._pinning, None
+                at = stop if self._taken is None else at + self._taken
+                if self._pinning is not None:
+                    self._pinned, self._pinning = await self._pinning, None
+        finally:
+            late.cancel()
         if at < stop:
             assert self._pinned is not None
             async with contextlib.aclosing(self._pinned.read(at, stop)) as pieces:
@@ -128,9 +128,9 @@ class PinnedDownload:
         self._ahead: deque[_Piece] = deque()
         self._piece: _Piece | None = None  # the one that the client takes
         self._data = memoryview(b"")  # its bytes
-        self._taken: int | None = (
-            None  # of what was given last; None: all of it, and somebody may still have a view
-        )
+        # Bytes of what was given last. None: all of it, and somebody may still have a view.
+        self._taken: int | None = None
+        self._late: asyncio.TimerHandle | None = None  # for the piece that the client takes, all of it
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         """See `StoredDownload.read`. One reader at a time."""
@@ -147,12 +147,8 @@ class PinnedDownload:
                 skipped, most = self._at - first * DATA_SIZE, stop - first * DATA_SIZE
                 size = min(len(self._data), most) - skipped
                 self._taken = None
-                late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go_of_late)
-                try:
-                    # Nothing here refers to the piece meanwhile: it may be let go of.
-                    yield self._data[skipped:most]  # type: ignore[misc]  # a view of bytes is as good
-                finally:
-                    late.cancel()
+                # No variable here refers to the piece meanwhile: it may be let go of.
+                yield self._data[skipped:most]  # type: ignore[misc]  # a view of bytes is as good
                 if self._taken is None:
                     self._at += size
                     before = self._let_go(before, self._piece)
@@ -181,11 +177,14 @@ class PinnedDownload:
         self._piece = piece
         self._data = memoryview(await piece.task)
         self._read_ahead()
+        self._late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go_of_late)
         self._pace = min(2 * self._pace, PIECE_CHUNKS)
         return piece.first
 
     def _forget_piece(self) -> None:
         self._piece, self._data = None, memoryview(b"")
+        if self._late is not None:
+            self._late.cancel()
 
     def _let_go_of_piece(self) -> None:
         """Nobody has a view of it."""
