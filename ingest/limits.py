@@ -91,6 +91,11 @@ TREE_FILE_SIZE = (
     8192  # bytes that a file and its directory take on most file systems: what a tombstone may need
 )
 OPEN_PACKS_MAX = 8192  # descriptors of the committer: the dirty packs of two flushes
+OPEN_PACKS_MIN = 16  # however few the process may have: the packs of all bulk jobs
+COMMITTER_DESCRIPTORS = (
+    8  # that packs give back when the committer lacks one: other threads of it take some as well
+)
+REPLAYED_PACKS_MAX = 1024  # packs that recovery keeps open until their headers are written
 BULK_PENDING_MIN = 2048  # frames waiting from which on the bulk path is taken: below, the log answers sooner
 BULK_JOB_FRAMES_MAX = 4 * PACK_SLOTS  # frames of one bulk job, 8 MB: about 8 ms of a fast disk
 BULK_JOBS = (

@@ -37,15 +37,25 @@ class MemoryDownload:
         self._store = store
         self._data = data
         self._open = True
+        self._taken = 0
+        self._piece = bytearray()
         store.open_downloads += 1
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
         assert self._open
         stop = self.version.size if stop is None else min(stop, self.version.size)
-        for at in range(start, stop, PIECE):
+        at = start
+        while at < stop:
             if self._store.broken_from is not None and at >= self._store.broken_from:
                 raise self._store.error
-            yield self._data[at : min(at + PIECE, stop)]
+            self._piece = bytearray(self._data[at : min(at + PIECE, stop)])
+            self._taken = len(self._piece)
+            yield memoryview(self._piece)  # type: ignore[misc]  # as a `PinnedDownload` does
+            at += self._taken
+
+    def took(self, count: int) -> None:
+        self._taken = count
+        self._piece.clear()  # BufferError when somebody has a view of it
 
     async def close(self) -> None:
         assert self._open

@@ -550,6 +550,19 @@ def test_a_client_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, asked: lis
         assert store.open_downloads == 0
 
 
+def test_a_client_that_takes_little_at_a_time_gets_all_of_it_in_order() -> None:
+    """What the system takes at once, and what waits for it, go two ways: they stay in order."""
+    with memory_gateway() as running:
+        running.request("PUT", "/objects/large", LARGE * 3)
+        running.request("PUT", "/objects/small", b"small")
+        with running.connect() as connection:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+            for path in ["/objects/large", "/objects/small"] * 2:
+                connection.send(connection.head("GET", path))
+            bodies = [connection.answer().body for _ in range(4)]
+        assert bodies == [LARGE * 3, b"small"] * 2
+
+
 def test_a_head_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HTTP_IDLE_TIMEOUT_S", 0.2)
     with memory_gateway() as running:

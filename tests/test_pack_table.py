@@ -155,6 +155,22 @@ class TestTable:
         for i in range(300):
             assert list(bits_of(PackHeader.parse(path_of(data, PACK + i).read_bytes()).present)) == [0]
 
+    def test_a_pack_that_was_closed_meanwhile_is_owed_nothing(self, data):
+        """A delete writes its pack's header. What is owed later are headers of open packs: none has to be opened for it."""
+        table = PackTable(data[1], STORE_ID, 16)
+        first = 36 + 65536 * PACK_SLOTS
+        table.replay_puts(frame(first))
+        table.replay_delete(65536, 0, 1)
+        table.replay_puts(b"".join(frame(first + 1296 * i) for i in range(1, 100)))
+        table.write_headers()
+        assert len(table) == 16
+        for i in range(100):
+            header = PackHeader.parse(path_of(data, 65536 + i).read_bytes())
+            assert (list(bits_of(header.present)), list(bits_of(header.deleted))) == (
+                ([0], []) if i else ([], [0])
+            )
+        table.close()
+
     def test_more_packs_than_the_bound_on_unwritten_headers(self, data):
         table = PackTable(data[1], STORE_ID, 4096)
         table.replay_puts(b"".join(frame(FIRST + 1296 * i) for i in range(1100)))

@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+import tracemalloc
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 import pytest
 from blake3 import blake3
@@ -33,6 +34,7 @@ from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
 from ingest.objects.collector import Collector
 from ingest.objects.local_store import LocalStore
 from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget
+from ingest.objects.object_store import StoredDownload
 from ingest.runtime.key_file import read_keys
 from ingest.status import Status
 
@@ -627,6 +629,87 @@ def test_a_download_that_nobody_takes_keeps_no_memory_but_its_piece(run, budget,
         assert b"".join(taken) == data
         await download.close()
         assert not budget.lent and budget.most <= budget.size
+
+    run(work)
+
+
+@pytest.mark.parametrize("size", [SMALL_OBJECT_MAX, 12 * PIECE])
+def test_downloads_that_nobody_takes_leave_all_memory_to_others(run, budget, monkeypatch, size):
+    """Else a hundred clients that read nothing have all of it, and every upload beside them goes by its allowance."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.05)
+    data = bytes_of(size, 1)
+
+    async def begin(rig: Rig) -> tuple[StoredDownload, AsyncGenerator[bytes, None], list[bytes]]:
+        download = await rig.store.open("test", "not taken")
+        pieces = download.read(1, size - 1)
+        piece = memoryview(await anext(pieces))
+        taken = [bytes(piece[:1000])]
+        del piece
+        download.took(1000)
+        return download, pieces, taken
+
+    async def work(rig: Rig) -> None:
+        await rig.put("not taken", data)
+        tracemalloc.start()
+        begun = [await begin(rig) for _ in range(30)]
+        while budget.lent or budget.borrowers:
+            await asyncio.sleep(0.01)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 30 * 2 * ALLOWANCE_SIZE
+        assert budget.enter().share == budget.size
+        for download, pieces, taken in begun:  # and all of them get what they asked for
+            taken += [bytes(piece) async for piece in pieces]
+            assert b"".join(taken) == data[1:-1]
+            await download.close()
+        assert not budget.lent
+
+    run(work)
+
+
+@pytest.mark.parametrize("size", [SMALL_OBJECT_MAX, 12 * PIECE])
+def test_a_client_that_takes_a_little_now_and_then_is_no_quick_one(run, budget, monkeypatch, size):
+    """It is waited for once for each piece, not again for each of the bytes that it takes."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.05)
+    data = bytes_of(size, 1)
+
+    async def work(rig: Rig) -> None:
+        await rig.put("trickles", data)
+        download = await rig.store.open("test", "trickles")
+        pieces = download.read()
+        taken = []
+        while budget.lent or not taken:
+            piece = memoryview(await anext(pieces))
+            taken.append(bytes(piece[:10]))
+            del piece
+            download.took(10)
+            await asyncio.sleep(0.001)  # much sooner than the patience ends
+        taken += [bytes(piece) async for piece in pieces]
+        assert b"".join(taken) == data
+        await download.close()
+        assert (budget.lent, budget.transfers) == (0, 0)
+
+    run(work)
+
+
+def test_a_small_object_that_was_replaced_is_kept_for_who_takes_it_slowly(run, budget, monkeypatch):
+    """Its chunks may be gone: they can't be read again."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.01)
+    data = bytes_of(SMALL_OBJECT_MAX, 1)
+
+    async def work(rig: Rig) -> None:
+        await rig.put("replaced", data)
+        download = await rig.store.open("test", "replaced")
+        await rig.put("replaced", b"by this")
+        taken = []
+        async for piece in download.read():
+            taken.append(bytes(piece[:100_000]))
+            del piece
+            download.took(len(taken[-1]))
+            await asyncio.sleep(0.05)  # longer than it is waited for
+        assert b"".join(taken) == data
+        await download.close()
+        assert (budget.lent, budget.transfers) == (0, 0)
 
     run(work)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
-from collections.abc import Iterator
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
 from ingest.store.layouts._pack_table import LostHeaderError
 from ingest.store.layouts.pack_file import PackHeader, bits_of
-from ingest.store.log import recovery
+from ingest.store.log import lost_headers, recovery
 from ingest.store.log.log_format import BLOCK_SIZE
 from ingest.store.log.recovery import recover
 
@@ -41,6 +43,12 @@ def damage(path: Path, offset: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(data)
+
+
+def process_io() -> tuple[int, int]:
+    """Bytes that this process has read and written so far, by system calls."""
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"]), int(fields["wchar"])
 
 
 def log_batch(rig: CommitterRig) -> None:
@@ -281,6 +289,29 @@ class TestOrder:
         assert [rig.stored(FIRST + i) for i in (999, 1000, 3999, 4000)] == [MISSING, D, D, MISSING]
 
 
+class Dying(recovery.PackTable):  # type: ignore[misc]
+    """Dies before the call number ``steps_left`` of those that change a pack whose header is lost."""
+
+    steps_left = 0
+
+    def step(self) -> None:
+        self.steps_left -= 1
+        if self.steps_left == 0:
+            raise KeyboardInterrupt
+
+    def write_slots(self, pack: int, slot: int, frames: memoryview) -> None:
+        self.step()
+        super().write_slots(pack, slot, frames)
+
+    def install_header(self, pack: int, bits: bytes) -> None:
+        self.step()
+        super().install_header(pack, bits)
+
+    def replay_delete(self, pack: int, slot: int, count: int) -> None:
+        self.step()
+        super().replay_delete(pack, slot, count)
+
+
 @pytest.mark.layout("pack")
 class TestLostHeaders:
     def lose(self, rig: CommitterRig, content: bytes = b"x" * 512) -> None:
@@ -386,6 +417,161 @@ class TestLostHeaders:
         os.close(packs.data_fd)
         packs.close()
         rig.open()
+
+    def test_many_cost_one_reading_of_each_and_none_of_the_log(self, tmp_path):
+        """Whatever is lost, the log is read once, and no batch is begun again. Counted in bytes by the kernel."""
+
+        def read_and_written(lost: int) -> tuple[int, int]:
+            root = tmp_path / str(lost)
+            root.mkdir()
+            with CommitterRig(root) as rig:
+                for i in range(100):
+                    rig.put(FIRST + 1296 * i)
+                rig.commit()
+                rig.close()
+                for i in range(lost):
+                    damage(path_of(rig, PACK + i), 0, bytes(4096))
+                before = process_io()
+                rig.open()
+                after = process_io()
+                assert all(
+                    rig.stored(FIRST + 1296 * i) == frame(FIRST + 1296 * i, b"data") for i in range(100)
+                )
+            return after[0] - before[0], after[1] - before[1]
+
+        clean, some, many = (read_and_written(lost) for lost in (0, 10, 90))
+        pack = 4096 + FRAME_SIZE
+        for lost, (read, written) in ((10, some), (90, many)):
+            assert read - clean[0] <= lost * (pack + 4 * 512)
+            assert written - clean[1] <= lost * (4096 + 2 * 512)
+
+    def test_a_recovery_that_dies_anywhere_is_done_again(self, tmp_path):
+        """What a slot without a valid frame means, only the slots and the log say: neither may be gone too early."""
+
+        def stored(rig: CommitterRig) -> list[object]:
+            return [rig.stored(FIRST + 1296 * i + slot) for i in range(3) for slot in range(8)]
+
+        seen = []
+        step = done = 0
+        while not done:
+            step += 1
+            root = tmp_path / str(step)
+            root.mkdir()
+            with CommitterRig(root, open_max=16) as rig:
+                for i in range(3):
+                    rig.put_run(FIRST + 1296 * i, 3)
+                rig.commit()
+                rig.flush()
+                rig.put(FIRST + 4, b"logged")
+                rig.put(FIRST + 1296 + 4, b"logged")
+                rig.put(FIRST + 2592 + 4, b"logged")
+                rig.commit()
+                rig.delete(FIRST + 1, 2)
+                rig.delete(FIRST + 1296, 3)
+                log_batch(rig)
+                rig.close()
+                for i in range(3):
+                    damage(path_of(rig, PACK + i), 0, bytes(4096) if i else b"x" * 512)
+                packs = Dying(os.open(rig.data, os.O_RDONLY), bytes(range(16)), 16)
+                packs.steps_left = step
+                try:
+                    recover(packs, rig.wal, LOG_ID, rig.put_keys, segment_size=SEGMENT_SIZE).writer.close()
+                    done = step
+                except KeyboardInterrupt:
+                    pass
+                os.close(packs.data_fd)
+                packs.close()
+                rig.open()
+                seen.append(stored(rig))
+                rig.crash()
+                assert stored(rig) == seen[-1]
+        assert done > 8
+        assert all(states == seen[-1] for states in seen)
+        first, second = frame(FIRST, b"data"), frame(FIRST + 1296 + 4, b"logged")
+        assert seen[-1][:8] == [first, D, D, D, frame(FIRST + 4, b"logged"), D, D, D]
+        assert seen[-1][8:16] == [D, D, D, D, second, D, D, D], "it held what the log has no put of"
+
+    def test_nothing_is_erased_before_the_new_header_is_durable(self, rig, monkeypatch):
+        """Until then the frames are all that says that the old header was not one that was never written."""
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        rig.flush()
+        rig.delete(FIRST, 3)
+        log_batch(rig)
+        self.lose(rig, bytes(4096))
+        slots = path_of(rig).read_bytes()[4096:]
+        rig.close()
+
+        def fails(fd: int) -> None:
+            raise OSError(errno.EIO, "the disk")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(lost_headers, "syncfs", fails)
+            with pytest.raises(OSError, match="the disk"):
+                rig.open()
+        assert path_of(rig).read_bytes()[4096:] == slots
+        damage(path_of(rig), 0, bytes(4096))  # the header that was not durable
+        rig.open()
+        assert [rig.stored(FIRST + i) for i in range(4)] == [D, D, D, D]
+
+    def test_a_note_of_frames_that_are_gone_is_no_frame(self, rig):
+        for i in range(2):
+            rig.put_run(FIRST + 1296 * i, 1296, b"bulk")
+        rig.plan()
+        rig.finish_jobs()
+        log_batch(rig)
+        damage(path_of(rig), sharding.slot_offset(7), bytes(FRAME_SIZE))
+        self.lose(rig)
+        rig.crash()
+        assert [rig.stored(FIRST + i) for i in (6, 7, 8)] == [
+            frame(FIRST + 6, b"bulk"), D, frame(FIRST + 8, b"bulk")
+        ]  # fmt: skip
+
+
+@pytest.mark.layout("pack")
+class TestFewDescriptors:
+    """Recovery makes do with what there is, and closes packs for it: whatever the log asks of how many packs."""
+
+    @pytest.fixture
+    def few(self) -> Iterator[Callable[[int], None]]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+        def leave(count: int) -> None:
+            used = sorted(int(name) for name in os.listdir("/proc/self/fd"))
+            free = (number for number in itertools.count() if number not in used)
+            last = next(itertools.islice(free, count - 1, None))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, hard))
+
+        yield leave
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    @pytest.mark.parametrize("lost", [False, True])
+    @pytest.mark.parametrize("descriptors", [12, 24, 400])
+    def test_more_packs_than_there_are_descriptors(self, tmp_path, few, descriptors, lost):
+        with CommitterRig(tmp_path, open_max=300) as rig:
+            packs = [FIRST + 1296 * i for i in range(120)]
+            for first in packs:
+                rig.put_run(first, 2)
+            rig.commit()
+            for first in packs:
+                rig.delete(first, 1)  # its header is written with it, so it may be closed long before the end
+            rig.commit()
+            for first in packs[::2]:
+                rig.put(first + 2)
+            rig.commit()
+            if not lost:
+                remove_packs(rig)
+            rig.close()
+            for i in range(0, 120, 3) if lost else ():
+                damage(path_of(rig, PACK + i), 0, b"x" * 512)
+            few(descriptors)
+            rig.open_max = 16 if descriptors == 400 else 300
+            rig.open()
+            for i, first in enumerate(packs):
+                assert rig.stored(first) is D
+                assert rig.stored(first + 1) == frame(first + 1, b"data")
+                never_used = D if lost and i % 3 == 0 else MISSING
+                assert rig.stored(first + 2) == (never_used if i % 2 else frame(first + 2, b"data"))
 
 
 class TestLog:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 
 from ingest import ticket
@@ -31,24 +31,79 @@ LOOKS_MAX = 100  # at a name that changes: each time somebody has replaced it be
 
 
 class SmallDownload:
-    """A version that was read whole: ``data``. ``transfer``: of what was borrowed for it."""
+    """A version that was read whole: ``data``. ``transfer``: of what was borrowed for it.
 
-    def __init__(self, version: Version, data: bytearray, transfer: Transfer) -> None:
+    ``pin``: makes a `PinnedDownload` of it, for a client that does not take it: NotFoundError when it was replaced.
+    """
+
+    def __init__(
+        self,
+        version: Version,
+        data: bytearray,
+        transfer: Transfer,
+        pin: Callable[[Version], Awaitable[PinnedDownload]],
+    ) -> None:
         self.version = version
         self._data = data
         self._transfer = transfer
+        self._pin = pin
+        self._taken: int | None = None  # of what was given last
+        self._pinning: asyncio.Task[PinnedDownload | None] | None = None
+        self._pinned: PinnedDownload | None = None
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        yield memoryview(self._data)[start:stop]  # type: ignore[misc]  # a view of bytes is as good
+        """See `StoredDownload.read`."""
+        stop = self.version.size if stop is None else min(stop, self.version.size)
+        at = start
+        late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go)
+        try:
+            while at < stop and self._pinned is None:
+                self._taken = None
+                yield memoryview(self._data)[at:stop]  # type: ignore[misc]  # a view of bytes is as good
+                at = stop if self._taken is None else at + self._taken
+                if self._pinning is not None:
+                    self._pinned, self._pinning = await self._pinning, None
+        finally:
+            late.cancel()
+        if at < stop:
+            assert self._pinned is not None
+            async with contextlib.aclosing(self._pinned.read(at, stop)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    def took(self, count: int) -> None:
+        """See `StoredDownload.took`."""
+        if self._pinned is not None:
+            self._pinned.took(count)
+        self._taken = count
+
+    def _let_go(self) -> None:
+        """The client takes its time: what it has not taken is read again when it has come so far."""
+        if self._taken is not None and self._transfer.borrowed:
+            self._pinning = asyncio.create_task(self._read_again())
+
+    async def _read_again(self) -> PinnedDownload | None:
+        try:
+            pinned = await self._pin(self.version)
+        except IngestError:
+            return None  # replaced, so it can't be read again, or nobody can tell
+        self._data = bytearray()
+        self._transfer.give_back(self._transfer.borrowed)
+        return pinned
 
     async def close(self) -> None:
+        if self._pinning is not None:
+            self._pinned = await self._pinning
+        if self._pinned is not None:
+            await self._pinned.close()
         self._transfer.leave()
 
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Chunks of a download that are read or being read. ``borrowed``: bytes of the budget."""
+    """Chunks of a download that are read or being read, from ``first`` on. ``borrowed``: bytes of the budget."""
 
+    first: int
     count: int
     borrowed: int
     task: asyncio.Task[bytearray]
@@ -65,41 +120,83 @@ class PinnedDownload:
         self._catalog = catalog
         self._owner: int | None = owner
         self._transfer = transfer
+        self._at = 0  # byte that is given next
         self._next = 0  # chunk that is read next
         self._end = 0  # chunk that is not read any more
         self._pace = PIECE_CHUNKS // 4  # chunks that the client takes while we are patient
         self._allowance_is_free = True
         self._ahead: deque[_Piece] = deque()
+        self._piece: _Piece | None = None  # the one that the client takes
+        self._data = memoryview(b"")  # its bytes
+        # Bytes of what was given last. None: all of it, and somebody may still have a view.
+        self._taken: int | None = None
+        self._late: asyncio.TimerHandle | None = None  # for the piece that the client takes, all of it
 
     async def read(self, start: int = 0, stop: int | None = None) -> AsyncGenerator[bytes, None]:
-        """See `Download.read`. One reader at a time."""
+        """See `StoredDownload.read`. One reader at a time."""
         stop = self.version.size if stop is None else min(stop, self.version.size)
         if start >= stop:
             return
+        self._at = start
         self._next, self._end = start // DATA_SIZE, chunks_needed(stop)
-        skipped = self._next * DATA_SIZE  # bytes of the object before what is read next
         before: _Piece | None = None  # a part of it may still be on its way to the client
         try:
             self._read_ahead()
-            while self._ahead:
-                piece = self._ahead.popleft()
-                data = memoryview(await piece.task)
+            while True:
+                first = self._piece.first if self._piece else await self._next_piece()
+                skipped, most = self._at - first * DATA_SIZE, stop - first * DATA_SIZE
+                size = min(len(self._data), most) - skipped
+                self._taken = None
+                # No variable here refers to the piece meanwhile: it may be let go of.
+                yield self._data[skipped:most]  # type: ignore[misc]  # a view of bytes is as good
+                if self._taken is None:
+                    self._at += size
+                    before = self._let_go(before, self._piece)
+                    self._forget_piece()
+                elif self._taken == size:
+                    self._let_go_of_piece()
+                if self._at >= stop:
+                    break
                 self._read_ahead()
-                late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._forget_ahead)
-                self._pace = min(2 * self._pace, PIECE_CHUNKS)
-                try:
-                    yield data[max(0, start - skipped) : stop - skipped]  # type: ignore[misc]  # a view of bytes is as good
-                finally:
-                    late.cancel()
-                    before = self._let_go(before, piece)
-                skipped += len(data)
-                self._read_ahead()
-                if not self._ahead:
+                if not self._ahead and self._piece is None:
                     before = self._let_go(before)
                     self._read_ahead()
         finally:
             await self._drop_ahead()
+            self._let_go_of_piece()
             self._let_go(before)
+
+    def took(self, count: int) -> None:
+        """See `StoredDownload.took`."""
+        self._taken = count
+        self._at += count
+
+    async def _next_piece(self) -> int:
+        """Makes it the one that the client takes. Returns its first chunk."""
+        piece = self._ahead.popleft()
+        self._piece = piece
+        self._data = memoryview(await piece.task)
+        self._read_ahead()
+        self._late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go_of_late)
+        self._pace = min(2 * self._pace, PIECE_CHUNKS)
+        return piece.first
+
+    def _forget_piece(self) -> None:
+        self._piece, self._data = None, memoryview(b"")
+        if self._late is not None:
+            self._late.cancel()
+
+    def _let_go_of_piece(self) -> None:
+        """Nobody has a view of it."""
+        self._let_go(self._piece)
+        self._forget_piece()
+
+    def _let_go_of_late(self) -> None:
+        """The client takes its time: what it has not taken is read again when it has come so far."""
+        self._forget_ahead()
+        if self._taken is not None and self._piece is not None:
+            self._let_go_of_piece()
+            self._next = self._at // DATA_SIZE
 
     def _read_ahead(self) -> None:
         """Asks for the next pieces, as many as there is memory for. The allowance is good for one of them."""
@@ -119,7 +216,9 @@ class PinnedDownload:
                 self._allowance_is_free = False
             count = borrowed // DATA_SIZE or min(left, TRANSFER_ALLOWANCE_CHUNKS)
             places = list(part(self.version.extents, self._next, count))
-            self._ahead.append(_Piece(count, borrowed, asyncio.create_task(_read(self._client, places))))
+            self._ahead.append(
+                _Piece(self._next, count, borrowed, asyncio.create_task(_read(self._client, places)))
+            )
             self._next += count
 
     def _let_go(self, piece: _Piece | None, now: _Piece | None = None) -> _Piece | None:
@@ -131,7 +230,6 @@ class PinnedDownload:
         return now
 
     def _forget_ahead(self) -> None:
-        """The client takes its time: what is there already is read again when it has come so far."""
         self._pace = TRANSFER_ALLOWANCE_CHUNKS
         while self._ahead:
             piece = self._ahead.pop()
@@ -177,19 +275,22 @@ async def _open(
     membership: Membership,
     transfer: Transfer,
 ) -> SmallDownload | PinnedDownload:
+    async def pin(version: Version) -> PinnedDownload:
+        owner = membership.owner
+        await catalog.pin(owner, version.number)
+        return PinnedDownload(version, client, catalog, owner, transfer)
+
     for _ in range(LOOKS_MAX):
         version = look()
         if not _fits(version.size, transfer):
-            owner = membership.owner
             try:
-                await catalog.pin(owner, version.number)
+                return await pin(version)
             except NotFoundError:
                 continue  # replaced since the look, or deleted: then the next look says so
-            return PinnedDownload(version, client, catalog, owner, transfer)
         try:
             data = await _read(client, list(part(version.extents, 0, chunks_needed(version.size))))
             del data[version.size :]
-            return SmallDownload(version, data, transfer)
+            return SmallDownload(version, data, transfer, pin)
         except RefusedError as error:
             if error.status not in GONE:
                 raise

@@ -3,7 +3,7 @@
 Each may hold ``TRANSFER_ALLOWANCE_CHUNKS`` whatever the others do: so each can always go on, and none waits for another.
 To be quicker it borrows, at most its fair share of what there is, for a piece of its bytes at a time. Who has borrowed
 nothing has no share: a thousand idle clients slow down nobody. What its client does not fill within ``PIECE_PATIENCE_S`` is
-stored as far as it came; what it does not take in that time is read again later.
+stored as far as it came; what it does not take in that time is let go, all of it, and read again later.
 """
 
 from __future__ import annotations

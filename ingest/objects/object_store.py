@@ -25,6 +25,17 @@ class Download(Protocol):
         """Nobody reads it any more: it may be collected if it is not live."""
 
 
+class StoredDownload(Download, Protocol):
+    """One whose reader may say how far it came: what it has not taken needs no memory while it waits."""
+
+    def took(self, count: int) -> None:
+        """Of the piece that came last only ``count`` bytes are taken, and nobody has a view of it any more.
+
+        The rest comes again, as one piece or several. It may have been read anew: a client that takes nothing for a while
+        keeps no memory that others could use.
+        """
+
+
 class ObjectStore(Protocol):
     """Objects by namespace and name. Errors: `ingest.errors`, the branches PeerError, DiskError and ObjectError."""
 
@@ -52,10 +63,10 @@ class ObjectStore(Protocol):
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         """Raises what the condition would raise now: before a client is asked for its bytes."""
 
-    async def open(self, namespace: str, name: str) -> Download:
+    async def open(self, namespace: str, name: str) -> StoredDownload:
         """NotFoundError."""
 
-    async def open_object(self, object_id: str) -> Download:
+    async def open_object(self, object_id: str) -> StoredDownload:
         """By ObjectID. NotFoundError, TicketError."""
 
     async def stat(self, namespace: str, name: str) -> Version:

@@ -48,9 +48,6 @@ EX_CORRUPT = 65  # durable bytes are not what they were: a new committer would f
 EX_SYNC_FAILED = 74  # the disk failed us: the pool starts a new committer, through recovery
 
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
-LOG_DESCRIPTORS = (
-    8  # that packs give back when the log can't get one: it takes one, other threads of ours some more
-)
 BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZE + 1024 * NOTE_SIZE
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
@@ -73,7 +70,8 @@ class CommitLoop:
         self.queue = node.queue
         self.sync = node.config.sync == "disk"
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.packs = layout.make_table(node.store, max(64, min(limits.OPEN_PACKS_MAX, descriptors // 2)))
+        open_max = max(limits.OPEN_PACKS_MIN, min(limits.OPEN_PACKS_MAX, descriptors // 2))
+        self.packs = layout.make_table(node.store, open_max)
         self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
         self.counters = CommitCounters(node.queue)
@@ -330,7 +328,7 @@ class CommitLoop:
             delay = limits.LOG_GROW_RETRY_S if self.log.segments else limits.LOG_START_RETRY_S
             if code in OUT_OF_DESCRIPTORS:
                 delay = limits.LOG_DESCRIPTOR_RETRY_S
-                self.packs.give_back(LOG_DESCRIPTORS)
+                self.packs.give_back(limits.COMMITTER_DESCRIPTORS)
             self._grow_again_at = time.monotonic() + delay
             if code != self._growth_errno:
                 has = "it goes on with what it has" if self.log.segments else "and has no segment yet"

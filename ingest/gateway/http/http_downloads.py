@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from email.utils import formatdate
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -20,9 +21,10 @@ from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.http_uploads import KEPT
 from ingest.gateway.http.preconditions import check_read, format_etag, is_conditional, range_date, range_holds
 from ingest.gateway.http.ranges import parse_range
+from ingest.gateway.http.wire import Connection
 from ingest.limits import HTTP_TLS_WRITE_SIZE
 from ingest.objects.memory_budget import ALLOWANCE_SIZE
-from ingest.objects.object_store import Download
+from ingest.objects.object_store import StoredDownload
 
 # An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.
 FENCE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
@@ -49,7 +51,7 @@ async def send_version(exchange: Exchange, object_id: str) -> web.StreamResponse
 async def _answer(
     exchange: Exchange,
     stat: Callable[[], Awaitable[Version]],
-    open_: Callable[[], Awaitable[Download]],
+    open_: Callable[[], Awaitable[StoredDownload]],
     extra: dict[str, str] | None,
 ) -> web.StreamResponse:
     asked = exchange.headers
@@ -66,7 +68,9 @@ async def _answer(
         await download.close()
 
 
-async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | None) -> web.StreamResponse:
+async def _send(
+    exchange: Exchange, download: StoredDownload, extra: dict[str, str] | None
+) -> web.StreamResponse:
     version = download.version
     asked = exchange.headers
     if check_read(asked, version):
@@ -85,9 +89,8 @@ async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | 
             assert len(body) == stop - start, f"{len(body)} of {stop - start} bytes"
             return web.Response(status=status, body=body, headers=headers)
         # What takes memory of others is open until the client has it.
-        return await _stream(
-            exchange, web.StreamResponse(status=status, headers=headers), pieces, stop - start
-        )
+        response = web.StreamResponse(status=status, headers=headers)
+        return await _stream(exchange, response, download, pieces, stop - start)
 
 
 async def _range_holds(exchange: Exchange, version: Version) -> bool:
@@ -101,20 +104,27 @@ async def _range_holds(exchange: Exchange, version: Version) -> bool:
 
 
 async def _stream(
-    exchange: Exchange, response: web.StreamResponse, pieces: AsyncIterator[bytes], size: int
+    exchange: Exchange,
+    response: web.StreamResponse,
+    download: StoredDownload,
+    pieces: AsyncIterator[bytes],
+    size: int,
 ) -> web.StreamResponse:
-    piece = await anext(pieces)  # what fails here has an answer
+    piece = memoryview(await anext(pieces))  # what fails here has an answer
     response.headers.update(exchange.marks)
     sent = 0
     try:
         await response.prepare(exchange.request)
         while True:
-            size_max = HTTP_TLS_WRITE_SIZE if exchange.request.secure else len(piece)
-            for at in range(0, len(piece), size_max):
-                await response.write(piece[at : at + size_max])
-            sent += len(piece)
+            part = _send_some(exchange, piece, begun=sent > 0)
+            del piece  # a client that takes nothing keeps no more than the copy
+            download.took(part.size)
+            sent += part.size
+            if part.rest:
+                await response.write(part.rest)
+                await exchange.request.writer.drain()
             try:
-                piece = await anext(pieces)
+                piece = memoryview(await anext(pieces))
             except StopAsyncIteration:
                 break
         assert sent == size, f"{sent} of {size} bytes"
@@ -122,6 +132,25 @@ async def _stream(
     except ConnectionError as error:
         raise ClientGoneError(f"the client went away after {sent} of {size} bytes: {error}") from None
     return response
+
+
+class _Part(NamedTuple):
+    """``size`` bytes of a piece, of which the last ones, ``rest``, still have to be written."""
+
+    size: int
+    rest: bytes
+
+
+def _send_some(exchange: Exchange, piece: memoryview, begun: bool) -> _Part:
+    """What the system takes at once goes by aiohttp, which keeps what it is given until the last byte is gone. It gets
+    a copy of the next few bytes, and says when those are gone. ``begun``: the headers are written."""
+    connection = exchange.request.protocol
+    assert isinstance(connection, Connection) and connection.wire is not None
+    now = connection.wire.send_now(piece) if begun else 0
+    exchange.request.writer.output_size += now
+    most = HTTP_TLS_WRITE_SIZE if exchange.request.secure else ALLOWANCE_SIZE
+    rest = bytes(piece[now : now + most])
+    return _Part(now + len(rest), rest)
 
 
 def _validators(version: Version) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
+import os
 import socket
 import struct
 import sys
@@ -108,6 +109,7 @@ class Wire(asyncio.BufferedProtocol):
         self._handler = handler
         handler.wire = self
         self._transport: asyncio.Transport | None = None
+        self._is_tls = False
         self._body: Incoming | None = None  # since it does not go through aiohttp
         self._acked = 0  # bytes that the client's machine had acknowledged at the last look
         self._acked_at: float | None = None  # when that was first seen, while there was more for it
@@ -125,6 +127,19 @@ class Wire(asyncio.BufferedProtocol):
             return False
         self._body.discard(content.feed_eof)
         return True
+
+    def send_now(self, data: memoryview) -> int:
+        """How many bytes of ``data`` the system took at once: none while what was written before waits here, none with TLS.
+
+        An error of the connection is left to the next write to find.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size() or self._is_tls:
+            return 0
+        try:
+            return os.write(transport.get_extra_info("socket").fileno(), data)
+        except OSError:
+            return 0
 
     def check(self, now: float) -> None:
         """Ends the connection if the client took nothing for too long."""
@@ -150,8 +165,8 @@ class Wire(asyncio.BufferedProtocol):
         self._transport = transport
         # Who may write on then knows that nothing is left here: uvloop keeps all of what was written until its last byte is
         # gone. TLS pauses at its limit, the others beyond it.
-        is_tls = transport.get_extra_info("ssl_object") is not None
-        transport.set_write_buffer_limits(1 if is_tls else 0)
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(1 if self._is_tls else 0)
         self._wires.open.add(self)
         self._wires.count()
         self._handler.connection_made(transport)

@@ -123,12 +123,14 @@ cdef class SlotTable:
         p.fd = -1
         p.slots = ROOT_PACK_SLOTS if pack == 0 else PACK_SLOTS
         error[0] = self._open(p)
-        if error[0] == EMFILE or error[0] == ENFILE:
-            # Others used up the descriptors that we counted on: make do with fewer.
-            if pack_table_evict(&self.table) == 0:
-                error[0] = self._open(p)
-            elif self.table.count:
-                error[0] = EAGAIN
+        while error[0] == EMFILE or error[0] == ENFILE:
+            # Others used up the descriptors that we counted on: make do with fewer. One may not be enough: to make a
+            # directory takes two.
+            if pack_table_evict(&self.table) < 0:
+                if self.table.count:
+                    error[0] = EAGAIN
+                break
+            error[0] = self._open(p)
         if error[0] != 0:
             pack_close(p)
             return NULL
