@@ -150,6 +150,9 @@ NAMESPACE_SIZE_MAX = 64  # bytes of UTF-8
 OWNER_DEADLINE_S = (
     30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
 )
+OWNER_LIFE_MAX_S = (
+    120.0  # a deadline further away is of a clock that has begun anew since: the machine was restarted
+)
 OWNER_RENEW_S = 8.0  # between renewals: three may be lost
 OWNER_ENTER_RETRY_S = 1.0  # between tries of a process that the catalog could not take, because of the disk
 CATALOG_BUSY_S = (

@@ -150,7 +150,8 @@ class Allocator(CatalogReader):
         self._require(self._db.value("SELECT deadline FROM owners WHERE id = ?", owner))
 
     def _require(self, deadline: float | None) -> None:
-        if deadline is None or deadline <= self.clock():
+        now, last = self.life()
+        if deadline is None or not now < deadline <= last:
             raise UploadLostError(
                 "the upload took too long to give a sign of life: its owner's deadline has passed"
             )

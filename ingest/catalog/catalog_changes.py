@@ -20,10 +20,11 @@ import msgspec
 
 from ingest.catalog import extent
 from ingest.catalog.allocator import Allocator, atomic
+from ingest.catalog.catalog_reader import ALIVE
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import ANY, Condition, Version, VersionState, check_name, check_namespace
 from ingest.errors import BusyError, NotFoundError, UploadLostError, UsageError
-from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S
+from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S, OWNER_LIFE_MAX_S
 
 DIGEST_SIZE = 32  # bytes: BLAKE3
 
@@ -36,14 +37,15 @@ class Catalog(Allocator):
 
     @atomic
     def enter(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
-        """A new owner, alive for ``lasting`` seconds from now. ``what`` names the process to people."""
-        self._db.run("INSERT INTO owners(what, deadline) VALUES (?, ?)", what, self.clock() + lasting)
+        """A new owner, alive for ``lasting`` seconds from now, OWNER_LIFE_MAX_S at most. ``what`` names its process to
+        people."""
+        self._db.run("INSERT INTO owners(what, deadline) VALUES (?, ?)", what, self._deadline(lasting))
         return self._db.last_id()
 
     @atomic
     def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
         """Like ``enter``. BusyError while another owner of that kind is alive."""
-        if self._db.value("SELECT 1 FROM owners WHERE what = ? AND deadline > ?", what, self.clock()):
+        if self._db.value(f"SELECT 1 FROM owners WHERE what = ? AND {ALIVE}", what, *self.life()):
             raise BusyError(f"another {what} is at work")
         return self.enter(what, lasting)
 
@@ -51,7 +53,7 @@ class Catalog(Allocator):
     def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
         """UploadLostError when its deadline has passed: its uploads may be given up already."""
         self._check_alive(owner)
-        self._db.run("UPDATE owners SET deadline = ? WHERE id = ?", self.clock() + lasting, owner)
+        self._db.run("UPDATE owners SET deadline = ? WHERE id = ?", self._deadline(lasting), owner)
 
     @atomic
     def leave(self, owner: int) -> None:
@@ -61,10 +63,13 @@ class Catalog(Allocator):
     @atomic
     def expire(self) -> int:
         """Ends all owners whose deadline has passed. Returns how many."""
-        late = self._db.all("SELECT id FROM owners WHERE deadline <= ?", self.clock())
+        late = self._db.all(f"SELECT id FROM owners WHERE NOT ({ALIVE})", *self.life())
         for (owner,) in late:
             self._end_owner(owner, "its process died")
         return len(late)
+
+    def _deadline(self, lasting: float) -> float:
+        return self.uptime() + min(lasting, OWNER_LIFE_MAX_S)
 
     def _end_owner(self, owner: int, reason: str) -> None:
         for number, raw in self._db.all(
