@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import apsw
 
 from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.schema import APPLICATION_ID, FORMAT, TABLES
-from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError
+from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError, ReadOnlyError
 from ingest.limits import (
     CATALOG_BUSY_S,
     CATALOG_CACHE_SIZE,
@@ -26,7 +27,14 @@ from ingest.store.space import OUT_OF_SPACE, explain
 from ingest.store.store_json import read_store_json
 
 T = TypeVar("T")
-SPOILING = (apsw.ReadOnlyError, apsw.IOError, apsw.CantOpenError, apsw.PermissionsError)
+SPOILING = (
+    apsw.ReadOnlyError,
+    apsw.PermissionsError,
+    apsw.CantOpenError,
+    apsw.IOError,
+    apsw.NotADBError,
+    apsw.CorruptError,  # a disk may read wrongly once
+)
 REBUILD = "`ingest catalog rebuild` makes one from the packs"
 
 
@@ -137,6 +145,8 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is done within it is durable at its end, or not done."""
+        if not self._closed and self.connection.readonly("main"):
+            self._spoilt = True  # opened on a disk that could not be written; it would begin, and fail later
         self.run("BEGIN IMMEDIATE")
         try:
             yield
@@ -179,6 +189,8 @@ def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | Bus
         or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
     ):
         return NoSpaceError(f"{path}: the disk is full ({error})")
+    if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError)) or number == errno.EROFS:
+        return ReadOnlyError(f"{path}: it may only be read for now ({error})")
     return DiskError(f"{path}: {error}")
 
 

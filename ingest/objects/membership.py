@@ -45,6 +45,7 @@ class Membership:
         self._what = what
         self._lease_tickets = lease_tickets
         self.owner = NOBODY
+        self._refusal: DiskError | None = None  # of the last sign of life
         self._lease: _Lease | None = None
         self._numbers = range(0)
         self._lock = asyncio.Lock()
@@ -60,7 +61,7 @@ class Membership:
         try:
             self.owner = await catalog.enter(what)
         except DiskError as error:
-            log.warning("nothing can be stored or deleted for now: %s", error)
+            self._refused(error)
         self._renewing = asyncio.create_task(self._renew())
         return self
 
@@ -84,7 +85,7 @@ class Membership:
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(OWNER_RENEW_S if self.owner != NOBODY else OWNER_ENTER_RETRY_S)
+            await asyncio.sleep(OWNER_RENEW_S if self._refusal is None else OWNER_ENTER_RETRY_S)
             await self.entered_again(self.owner)
 
     async def entered_again(self, lost: int) -> bool:
@@ -96,20 +97,37 @@ class Membership:
         if self.owner != lost:
             return True  # somebody else was here first
         try:
-            with contextlib.suppress(UploadLostError):
-                await self._catalog.renew(lost)
-                return False
-            self.owner = await self._catalog.enter(self._what)
+            entered = not await self._is_alive(lost)
+            if entered:
+                self.owner, self._lease = await self._catalog.enter(self._what), None
         except IngestError as error:  # the next renewal finds the same, and comes here again
-            if lost != NOBODY:
-                log.warning("the catalog did not take a sign of life: %s", error)
+            self._refused(error)
             return False
-        if lost == NOBODY:
-            log.info("objects are stored and deleted again")
-        else:
+        if self._refusal is not None:
+            log.info("the catalog can be changed again")
+            self._refusal = None
+        if entered and lost != NOBODY:
             log.warning("no sign of life reached the catalog in time: uploads of this process have failed")
-        self._lease = None
+        return entered
+
+    async def _is_alive(self, owner: int) -> bool:
+        try:
+            await self._catalog.renew(owner)
+        except UploadLostError:
+            return False
         return True
+
+    def _refused(self, error: IngestError) -> None:
+        if self._refusal is None:
+            log.warning("the catalog did not take a sign of life of this process: %s", error)
+        if isinstance(error, DiskError):
+            self._refusal = error
+
+    def check(self) -> None:
+        """Raises what the disk last kept the catalog from taking a sign of life with: nothing can be stored now. Without
+        that an upload would wait in vain for an engine on the same disk."""
+        if self._refusal is not None:
+            raise type(self._refusal)(str(self._refusal))
 
     @contextlib.asynccontextmanager
     async def tickets(self, count: int) -> AsyncIterator[tuple[int, Extent]]:
