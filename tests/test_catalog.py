@@ -377,6 +377,16 @@ class TestOwner:
         rig("leave", two)
         rig("enter_alone", "collector")
 
+    def test_that_is_to_be_alone_and_asks_again_is_the_same(self, rig):
+        one = rig("enter_alone", "collector", 30.0, "a")
+        assert rig("enter_alone", "collector", 30.0, "a") == one
+        for token in ("", "b"):
+            with pytest.raises(BusyError):
+                rig("enter_alone", "collector", 30.0, token)
+        rig("enter_alone", "another", 30.0, "a")
+        rig("leave", one)
+        assert rig("enter_alone", "collector", 30.0, "a") != one
+
 
 class TestClock:
     """Whoever sets the machine's clock changes nothing for owners; the machine that starts anew ends all of them."""
@@ -455,6 +465,22 @@ class TestPin:
         rig("pin", owner, version.number)
         rig("delete", "store", "a")
         rig.clock.now += 30
+        assert rig.garbage() == indices(*version.extents)
+
+    @pytest.mark.parametrize("change", ["delete", "replace"])
+    def test_that_is_asked_for_again_answers_as_the_first_time(self, rig, owner, change):
+        """Its answer was lost, and the version is not the name's any more."""
+        version = rig.small(owner, "a")
+        rig("pin", owner, version.number, 7)
+        if change == "delete":
+            rig("delete", "store", "a")
+        else:
+            rig.small(owner, "a", NEW)
+        rig("pin", owner, version.number, 7)
+        assert rig.garbage() == []
+        with pytest.raises(NotFoundError):
+            rig("pin", owner, version.number, 8)
+        rig("unpin", owner, version.number, 7)
         assert rig.garbage() == indices(*version.extents)
 
     def test_of_what_is_gone_is_refused(self, rig, owner):

@@ -8,8 +8,8 @@ Every ticket that was ever given is in exactly one place: in a lease, in one ver
 garbage; or in none, when the collector has deleted it, it answered CONFLICT, or it was forgone.
 
 Calls may be made again when their answer was lost. Those that would do harm the second time (`begin`, `store`, `commit`,
-`fail`, `discard`, `conflicted`, `give_back`, `pin`, `unpin`, `leave`, `collected`) find that they were made and change
-nothing; what `extend`, `lease`, `reserve` and `enter` give twice is garbage sooner or later. `delete` can't know.
+`fail`, `discard`, `conflicted`, `give_back`, `enter_alone`, `pin`, `unpin`, `leave`, `collected`) find that they were made
+and change nothing; what `extend`, `lease`, `reserve` and `enter` give twice is garbage sooner or later. `delete` can't know.
 """
 
 from __future__ import annotations
@@ -43,11 +43,16 @@ class Catalog(Allocator):
         return self._db.last_id()
 
     @atomic
-    def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
-        """Like ``enter``. BusyError while another owner of that kind is alive."""
-        if self._db.value(f"SELECT 1 FROM owners WHERE what = ? AND {ALIVE}", what, *self.life()):
-            raise BusyError(f"another {what} is at work")
-        return self.enter(what, lasting)
+    def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S, token: str = "") -> int:
+        """Like ``enter``. BusyError while another owner of that kind is alive; the one that entered with the same ``token``
+        is the same."""
+        kind, mine = f"{what}/", f"{what}/{token}"
+        for owner, other in self._db.all(f"SELECT id, what FROM owners WHERE {ALIVE}", *self.life()):
+            if token and other == mine:
+                return int(owner)
+            if other == what or other.startswith(kind):
+                raise BusyError(f"another {what} is at work")
+        return self.enter(mine if token else what, lasting)
 
     @atomic
     def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
@@ -366,11 +371,15 @@ class Catalog(Allocator):
     @atomic
     def pin(self, owner: int, version: int, reader: int = 0) -> None:
         """Keeps the chunks of a version while ``owner`` is alive, until each ``reader`` (a number that the owner gives
-        its downloads) was unpinned. NotFoundError when it is not the name's any more, UploadLostError."""
+        its downloads) was unpinned. NotFoundError when it is not the name's any more, UploadLostError. Once more, it
+        answers as the first time, whatever became of the version since."""
         self._check_alive(owner)
+        pin = (version, owner, reader)
+        if self._db.row("SELECT 1 FROM pins WHERE version = ? AND owner = ? AND reader = ?", *pin):
+            return
         if self._state(version) != VersionState.OK:
             raise NotFoundError(f"version {version} has been replaced or deleted")
-        self._db.run("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", version, owner, reader)
+        self._db.run("INSERT INTO pins VALUES (?, ?, ?)", *pin)
 
     @atomic
     def unpin(self, owner: int, version: int, reader: int = 0) -> None:
