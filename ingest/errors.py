@@ -19,6 +19,7 @@
         CorruptionError       bytes that were durable and valid are not any more
         CatalogError          the catalog of objects, or a manifest, is not what it should be
         NoSpaceError          the disk is full
+        ReadOnlyError         the disk may only be read, for now
       ObjectError           an object can't be stored, read or deleted as asked
         NotFoundError         there is none of that name or id
         NameTakenError        there is one already
@@ -113,6 +114,10 @@ class CatalogError(DiskError):
 
 
 class NoSpaceError(DiskError):
+    pass
+
+
+class ReadOnlyError(DiskError):
     pass
 
 

@@ -158,7 +158,11 @@ NAMESPACE_SIZE_MAX = 64  # bytes of UTF-8
 OWNER_DEADLINE_S = (
     30.0  # an upload whose process has not renewed for so long has failed; a download's pin ends
 )
+OWNER_LIFE_MAX_S = (
+    120.0  # a deadline further away is of a clock that has begun anew since: the machine was restarted
+)
 OWNER_RENEW_S = 8.0  # between renewals: three may be lost
+OWNER_ENTER_RETRY_S = 1.0  # between tries of a process that the catalog could not take, because of the disk
 CATALOG_BUSY_S = (
     30.0  # wait for another process's transaction: one takes milliseconds, a busy disk may make it seconds
 )
@@ -170,6 +174,11 @@ CATALOG_CACHE_SIZE = (
 )  # bytes of the catalog in memory, of each connection: the upper levels of its trees
 CATALOG_CHECKPOINT_PAGES = 8192  # 32 MiB of SQLite's WAL before it goes into the file: two syncs for each
 CATALOG_WAL_KEPT_SIZE = 64 << 20  # bytes of SQLite's WAL that stay behind when a long reader made it longer
+CATALOG_RESERVE_SIZE = 8 << 20  # bytes taken in advance: the deletes of some 20,000 objects on a full disk
+CATALOG_RESERVE_STEP = (
+    256 << 10  # bytes given back at a time, so that whoever fills the disk gets no more of it than that
+)
+CATALOG_RESERVE_RETRY_S = 1.0  # between tries to make it whole again
 CATALOG_BATCH_MAX = 1024  # calls of one commit: bounds how long the first of them waits
 CATALOG_MESSAGE_MAX = 16 << 20  # bytes of one call: a commit with a million extents
 CATALOG_UNREAD_MAX = 4 << 20  # bytes of answers that a process leaves unread before its calls wait

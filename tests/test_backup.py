@@ -73,7 +73,7 @@ def test_what_was_under_way_is_no_garbage_when_the_copy_is_put_back(source, tmp_
         reader = catalog.enter("z")
         catalog.pin(reader, catalog.find("store", "000001").number)
     backup(source, tmp_path / "copy")
-    with Catalog(tmp_path / "copy", clock=lambda: 1e12) as copy:
+    with Catalog(tmp_path / "copy", uptime=lambda: 1e12) as copy:
         with copy.change():
             assert copy.expire() == 0
         assert copy.garbage(10) == []

@@ -42,7 +42,7 @@ class Rig:
 
     def __init__(self, path: Path) -> None:
         self.clock = Clock()
-        self.catalog = Catalog(path, self.clock)
+        self.catalog = Catalog(path, self.clock, self.clock)
 
     def __call__(self, call: str, *arguments, **more):
         with self.catalog.change():
@@ -377,6 +377,74 @@ class TestOwner:
         rig("leave", two)
         rig("enter_alone", "collector")
 
+    def test_that_is_to_be_alone_and_asks_again_is_the_same(self, rig):
+        one = rig("enter_alone", "collector", 30.0, "a")
+        assert rig("enter_alone", "collector", 30.0, "a") == one
+        for token in ("", "b"):
+            with pytest.raises(BusyError):
+                rig("enter_alone", "collector", 30.0, token)
+        rig("enter_alone", "another", 30.0, "a")
+        rig("leave", one)
+        assert rig("enter_alone", "collector", 30.0, "a") != one
+
+
+class TestClock:
+    """Whoever sets the machine's clock changes nothing for owners; the machine that starts anew ends all of them."""
+
+    @pytest.fixture
+    def wall(self, rig) -> Clock:
+        rig.catalog.clock = Clock()
+        return rig.catalog.clock
+
+    @pytest.mark.parametrize("step", [31, 3600.0, 1e9, -31, -6 * 3600.0, -1e6])
+    def test_that_is_set(self, rig, wall, owner, step):
+        version = rig.small(owner, "a")
+        number = rig("begin", owner, "store", "b")
+        lease = rig("lease", owner, 2)
+        rig("pin", owner, version.number)
+        rig("delete", "store", "a")
+        wall.now += step
+        assert rig("expire") == 0
+        rig("renew", owner)
+        held = rig("extend", owner, number, 2)
+        rig("commit", owner, number, 1, OLD, [held])
+        rig("store", owner, "store", "c", 1, OLD, [lease])
+        assert rig.garbage() == [], "it is pinned"
+        rig.clock.now += 30
+        assert rig("expire") == 1, "the process died"
+        assert rig.garbage() == indices(*version.extents)
+
+    @pytest.mark.parametrize("step", [-6 * 3600.0, -1e9])
+    def test_that_is_set_back_does_not_keep_the_collector_that_died(self, rig, wall, step):
+        rig("enter_alone", "collector")
+        wall.now += step
+        rig.clock.now += 30
+        rig("enter_alone", "collector")
+
+    @pytest.mark.parametrize("uptime", [0.0, 5.0, 1_000_000.0 - 91])
+    def test_of_a_machine_that_started_anew(self, rig, owner, uptime):
+        version = rig.small(owner, "a")
+        number = rig("begin", owner, "store", "b")
+        rig("extend", owner, number, 2)
+        rig("enter_alone", "collector")
+        rig("pin", owner, version.number)
+        rig("delete", "store", "a")
+        rig.clock.now = uptime
+        assert rig.garbage() == indices(*version.extents)
+        rig("enter_alone", "collector")
+        with pytest.raises(UploadLostError):
+            rig("renew", owner)
+        assert rig("expire") == 2
+        assert rig.catalog.version(number).state is VersionState.FAILED
+
+    def test_of_a_catalog_that_an_earlier_version_wrote(self, rig, owner):
+        """Its deadlines were seconds since 1970."""
+        number = rig("begin", owner, "store", "b")
+        with rig.catalog.change():
+            rig.catalog._db.run("UPDATE owners SET deadline = 1.8e9")
+        assert rig("expire") == 1
+        assert rig.catalog.version(number).state is VersionState.FAILED
+
 
 class TestPin:
     def test_keeps_the_chunks_while_anybody_reads(self, rig, owner):
@@ -397,6 +465,22 @@ class TestPin:
         rig("pin", owner, version.number)
         rig("delete", "store", "a")
         rig.clock.now += 30
+        assert rig.garbage() == indices(*version.extents)
+
+    @pytest.mark.parametrize("change", ["delete", "replace"])
+    def test_that_is_asked_for_again_answers_as_the_first_time(self, rig, owner, change):
+        """Its answer was lost, and the version is not the name's any more."""
+        version = rig.small(owner, "a")
+        rig("pin", owner, version.number, 7)
+        if change == "delete":
+            rig("delete", "store", "a")
+        else:
+            rig.small(owner, "a", NEW)
+        rig("pin", owner, version.number, 7)
+        assert rig.garbage() == []
+        with pytest.raises(NotFoundError):
+            rig("pin", owner, version.number, 8)
+        rig("unpin", owner, version.number, 7)
         assert rig.garbage() == indices(*version.extents)
 
     def test_of_what_is_gone_is_refused(self, rig, owner):

@@ -48,7 +48,7 @@ class CatalogMachine(RuleBasedStateMachine):
         self.next = FIRST
 
     def open(self) -> Catalog:
-        return Catalog(self.directory / "catalog.db", lambda: self.now)
+        return Catalog(self.directory / "catalog.db", lambda: self.now, lambda: self.now)
 
     def teardown(self):
         if hasattr(self, "catalog"):

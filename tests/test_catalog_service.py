@@ -319,6 +319,32 @@ class TestDeath:
 
         asyncio.run(main())
 
+    def test_after_which_a_pin_may_be_there_or_not_keeps_nothing(self, service):
+        """Who asked was told that the catalog is away: nobody else would ever unpin it."""
+
+        async def main():
+            client = await CatalogClient.connect(service.data_dir, retry_for=0)
+            owner = await client.enter("test")
+            lease = await client.lease(owner, 2)
+            (number,) = await client.reserve(1)
+            await store(client, owner, lease, "a", number)
+            await client.pin(owner, number)
+            service.kill()
+            with pytest.raises(ConnectionLostError):
+                await client.unpin(owner, number)
+            with pytest.raises(ConnectionLostError):
+                await client.pin(owner, number)
+            service.start()
+            with Catalog(catalog_path(service.data_dir)) as catalog, catalog.change():
+                catalog.pin(owner, number, client._last_reader)  # it was made after all
+            await client.delete("n", "a")
+            await client.renew(owner)
+            await client.close()
+
+        asyncio.run(main())
+        with reader(service.data_dir) as catalog:
+            assert catalog.garbage_size() == (1, 2)
+
     def test_of_the_service_while_no_descriptor_is_to_be_had(self, service, monkeypatch):
         """It is tried again until there is one."""
 

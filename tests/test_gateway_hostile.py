@@ -22,6 +22,7 @@ from ingest.errors import (
     DiskError,
     IngestError,
     NoSpaceError,
+    ReadOnlyError,
     RefusedError,
 )
 from ingest.limits import SMALL_OBJECT_MAX
@@ -337,6 +338,7 @@ FAILURES = [
     (ConnectionLostError("gone"), 503, "engine_unreachable"),
     (CorruptFrameError("bad"), 502, "corrupt"),
     (NoSpaceError("full"), 507, "no_space"),
+    (ReadOnlyError("catalog"), 503, "disk_read_only"),
     (DiskError("catalog"), 500, "catalog_failed"),
     (BusyError("catalog"), 503, "busy"),
     (IngestError("other"), 500, "failed"),

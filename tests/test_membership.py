@@ -8,9 +8,10 @@ import pytest
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.extent import FIRST, Extent
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.errors import UploadLostError
+from ingest.errors import UsageError
 from ingest.limits import VERSIONS_RESERVED
 from ingest.objects.membership import Membership
+from ingest.ticket import COUNT
 
 
 async def take(membership: Membership, count: int) -> Extent:
@@ -37,15 +38,31 @@ def run(path: Path, work) -> None:
 
 
 def test_a_lease_that_could_not_be_replaced_is_not_taken_from(tmp_path):
+    async def work(membership: Membership) -> None:
+        assert await take(membership, 4) == Extent(FIRST, 4)
+        with pytest.raises(UsageError):
+            await take(membership, COUNT)
+        assert await take(membership, 1) == Extent(FIRST + 5, 1)  # its last ticket was forgone
+
+    run(tmp_path / "catalog.db", work)
+
+
+def test_a_process_that_was_given_up_enters_again_at_once(tmp_path):
+    """It stood still for too long: what begins afterwards is not to suffer for it."""
     path = tmp_path / "catalog.db"
 
     async def work(membership: Membership) -> None:
+        first = membership.owner
+        assert not await membership.entered_again(first), "it is alive"
         assert await take(membership, 4) == Extent(FIRST, 4)
-        set_deadline(path, membership.owner, 0)
-        with pytest.raises(UploadLostError):
-            await take(membership, 2)
-        set_deadline(path, membership.owner, 1e12)
-        assert await take(membership, 1) == Extent(FIRST + 5, 1)  # its last ticket was forgone
+        set_deadline(path, first, 0)
+        assert await take(membership, 2) == Extent(FIRST + 5, 2)
+        second = membership.owner
+        assert second > first
+        set_deadline(path, second, 0)
+        again = await asyncio.gather(*(membership.entered_again(second) for _ in range(3)))
+        assert again == [True] * 3
+        assert membership.owner == second + 1, "once for all of them"
 
     run(path, work)
 

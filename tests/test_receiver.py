@@ -357,6 +357,30 @@ def test_a_process_of_many_small_objects_takes_one_lease_after_the_other(run):
     run(work)
 
 
+@pytest.mark.parametrize("size", [1000, 2 * SMALL_OBJECT_MAX])
+def test_a_process_that_was_given_up_goes_on_with_its_next_request(run, size):
+    """It stood still for longer than its deadline."""
+    data = bytes_of(size)
+
+    async def given_up(rig: Rig) -> None:
+        await rig.catalog.leave(rig.store._membership.owner)  # as the collector's `expire` does it
+
+    async def work(rig: Rig) -> None:
+        await rig.put("before", data)
+        await given_up(rig)
+        version = await rig.put("after", data)
+        await given_up(rig)
+        download = await rig.store.open("test", "after")
+        await rig.store.delete("test", "after")
+        if size > SMALL_OBJECT_MAX:
+            garbage = rig.reader.garbage(100)
+            assert all(item.version != version.number for item in garbage), "it is pinned"
+        assert b"".join([bytes(part) async for part in download.read()]) == data
+        await download.close()
+
+    run(work)
+
+
 def test_a_reader_sees_one_version_while_it_is_replaced(run):
     async def work(rig: Rig) -> None:
         await rig.put("read", bytes_of(LARGE, 1))

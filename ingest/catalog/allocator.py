@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ingest import ticket
 from ingest.catalog.catalog_reader import CatalogReader, Garbage
+from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.extent import Extent
 from ingest.errors import UploadLostError, UsageError
 
@@ -55,6 +56,23 @@ class Allocator(CatalogReader):
     @property
     def in_transaction(self) -> bool:
         return self._db.in_transaction
+
+    # --- the disk
+
+    @property
+    def room(self) -> CatalogReserve:
+        """What it has taken of the disk in advance."""
+        return self._db.reserve
+
+    def fold(self) -> None:
+        """SQLite's log begins anew, if no reader needs what is in it. Nothing fails."""
+        self._db.fold()
+
+    def close_whole(self) -> None:
+        """Closes it with its reserve whole, if there is room: the next start may come on a full disk."""
+        self._db.fold()
+        self.close()
+        self.room.fill()
 
     # --- leases
 
@@ -132,7 +150,8 @@ class Allocator(CatalogReader):
         self._require(self._db.value("SELECT deadline FROM owners WHERE id = ?", owner))
 
     def _require(self, deadline: float | None) -> None:
-        if deadline is None or deadline <= self.clock():
+        now, last = self.life()
+        if deadline is None or not now < deadline <= last:
             raise UploadLostError(
                 "the upload took too long to give a sign of life: its owner's deadline has passed"
             )

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import Garbage
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import ANY, Condition, Version
-from ingest.errors import IngestError
+from ingest.errors import ConnectionLostError, IngestError
 from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S, VERSIONS_RESERVED
 
 T = TypeVar("T")
+Pin: TypeAlias = tuple[int, int, int]  # owner, version, reader
 
 
 class CatalogCaller(CatalogAccess, ABC):
@@ -26,6 +29,9 @@ class CatalogCaller(CatalogAccess, ABC):
         self._refill = asyncio.Lock()
         self._readers: defaultdict[tuple[int, int], list[int]] = defaultdict(list)  # numbers of pins
         self._last_reader = 0
+        self._unsure: list[
+            Pin
+        ] = []  # to be unpinned: made or not, its caller was told that the catalog is away
         self._undoing: set[asyncio.Task[None]] = set()
 
     @abstractmethod
@@ -36,10 +42,14 @@ class CatalogCaller(CatalogAccess, ABC):
         return int(await self._ask(int, "enter", what, lasting))
 
     async def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
-        return int(await self._ask(int, "enter_alone", what, lasting))
+        # Asked once more, it finds its own owner by the token.
+        return int(await self._ask(int, "enter_alone", what, lasting, secrets.token_hex(8)))
 
     async def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
         await self._ask(None, "renew", owner, lasting)
+        with contextlib.suppress(IngestError):  # the next sign of life is the next try
+            while self._unsure:
+                await self._unpin(self._unsure.pop())
 
     async def leave(self, owner: int) -> None:
         await self._ask(None, "leave", owner)
@@ -132,13 +142,17 @@ class CatalogCaller(CatalogAccess, ABC):
 
     async def pin(self, owner: int, version: int) -> None:
         self._last_reader += 1
-        reader = self._last_reader
+        pin = (owner, version, self._last_reader)
 
         async def undo(_: None) -> None:
-            await self._ask(None, "unpin", owner, version, reader)
+            await self._unpin(pin)
 
-        await self._ask_or_undo(undo, None, "pin", owner, version, reader)
-        self._readers[owner, version].append(reader)
+        try:
+            await self._ask_or_undo(undo, None, "pin", *pin)
+        except ConnectionLostError:
+            self._unsure.append(pin)
+            raise
+        self._readers[owner, version].append(pin[2])
 
     async def unpin(self, owner: int, version: int) -> None:
         readers = self._readers[owner, version]
@@ -146,7 +160,14 @@ class CatalogCaller(CatalogAccess, ABC):
         reader = readers.pop()
         if not readers:
             del self._readers[owner, version]
-        await self._ask(None, "unpin", owner, version, reader)
+        await self._unpin((owner, version, reader))
+
+    async def _unpin(self, pin: Pin) -> None:
+        try:
+            await self._ask(None, "unpin", *pin)
+        except IngestError:
+            self._unsure.append(pin)
+            raise
 
     async def collected(self, garbage: Sequence[Garbage]) -> None:
         await self._ask(None, "collected", garbage)

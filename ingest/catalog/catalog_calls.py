@@ -21,7 +21,7 @@ import msgspec
 
 from ingest import errors
 from ingest.catalog.catalog_changes import Catalog
-from ingest.errors import CatalogError, DiskError, IngestError, ProtocolError
+from ingest.errors import CatalogError, DiskError, IngestError, NoSpaceError, ProtocolError
 from ingest.limits import CATALOG_MESSAGE_MAX
 
 T = TypeVar("T")
@@ -33,6 +33,11 @@ CALLS = (
     "reserve", "begin", "extend",
     "commit", "store", "fail", "delete", "pin", "unpin", "collected", "forget",
 )  # fmt: skip
+# What gives room back, or must not wait for it: also when the disk is full. What stores something new is refused then.
+ON_A_FULL_DISK = frozenset({
+    "enter", "enter_alone", "renew", "leave", "expire", "discard", "forgo", "conflicted", "give_back", "fail", "delete",
+    "pin", "unpin", "collected", "forget",
+})  # fmt: skip
 NOT_AGAIN = frozenset({"delete"})  # whose second time would not answer as the first: not sent again by itself
 
 _LENGTH = struct.Struct(">I")
@@ -147,16 +152,45 @@ def unframed(buffer: bytearray) -> Iterator[bytes]:
 def run_together(catalog: Catalog, calls: Sequence[Call]) -> list[Any]:
     """Makes calls in one transaction, in their order. Returns what each returned, or its IngestError.
 
-    When the transaction fails, because of the disk, each has that error as its outcome and none has happened.
+    When the transaction fails, because of the disk, each has that error as its outcome and none has happened. On a full
+    disk those that are ``ON_A_FULL_DISK`` are made with what the catalog has in reserve.
     """
     try:
-        with catalog.change():
-            return [_run(catalog, call, arguments) for call, arguments in calls]
+        new = any(call not in ON_A_FULL_DISK for call, _ in calls)
+        if new and catalog.room.refuses():
+            return _from_reserve(catalog, calls, NoSpaceError(f"{catalog.path}: the disk is full"))
+        try:
+            return _in_transaction(catalog, calls)
+        except NoSpaceError as error:
+            return _from_reserve(catalog, calls, error)
     except IngestError as error:
         return [type(error)(str(error)) for _ in calls]
     except Exception as error:
         log.exception("a transaction of the catalog failed")
         return [CatalogError(f"{catalog.path}: {type(error).__name__}: {error}") for _ in calls]
+
+
+def _in_transaction(catalog: Catalog, calls: Sequence[Call]) -> list[Any]:
+    with catalog.change():
+        return [_run(catalog, call, arguments) for call, arguments in calls]
+
+
+def _from_reserve(catalog: Catalog, calls: Sequence[Call], error: NoSpaceError) -> list[Any]:
+    allowed = [call for call in calls if call[0] in ON_A_FULL_DISK]
+    if not allowed:
+        raise error
+    folded = False
+    while True:
+        try:
+            outcomes = iter(_in_transaction(catalog, allowed))
+            break
+        except NoSpaceError:
+            if folded and not catalog.room.give():
+                raise
+            if not folded:  # what is in SQLite's log makes way: often that is all the room that is needed
+                catalog.fold()
+                folded = True
+    return [next(outcomes) if call in ON_A_FULL_DISK else NoSpaceError(str(error)) for call, _ in calls]
 
 
 def _run(catalog: Catalog, call: str, arguments: Sequence[Any]) -> Any:

@@ -8,8 +8,8 @@ Every ticket that was ever given is in exactly one place: in a lease, in one ver
 garbage; or in none, when the collector has deleted it, it answered CONFLICT, or it was forgone.
 
 Calls may be made again when their answer was lost. Those that would do harm the second time (`begin`, `store`, `commit`,
-`fail`, `discard`, `conflicted`, `give_back`, `pin`, `unpin`, `leave`, `collected`) find that they were made and change
-nothing; what `extend`, `lease`, `reserve` and `enter` give twice is garbage sooner or later. `delete` can't know.
+`fail`, `discard`, `conflicted`, `give_back`, `enter_alone`, `pin`, `unpin`, `leave`, `collected`) find that they were made
+and change nothing; what `extend`, `lease`, `reserve` and `enter` give twice is garbage sooner or later. `delete` can't know.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import msgspec
 
 from ingest.catalog import extent
 from ingest.catalog.allocator import Allocator, atomic
+from ingest.catalog.catalog_reader import ALIVE
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import ANY, Condition, Version, VersionState, check_name, check_namespace
 from ingest.errors import BusyError, NotFoundError, UploadLostError, UsageError
-from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S
+from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S, OWNER_LIFE_MAX_S
 
 DIGEST_SIZE = 32  # bytes: BLAKE3
 
@@ -36,22 +37,28 @@ class Catalog(Allocator):
 
     @atomic
     def enter(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
-        """A new owner, alive for ``lasting`` seconds from now. ``what`` names the process to people."""
-        self._db.run("INSERT INTO owners(what, deadline) VALUES (?, ?)", what, self.clock() + lasting)
+        """A new owner, alive for ``lasting`` seconds from now, OWNER_LIFE_MAX_S at most. ``what`` names its process to
+        people."""
+        self._db.run("INSERT INTO owners(what, deadline) VALUES (?, ?)", what, self._deadline(lasting))
         return self._db.last_id()
 
     @atomic
-    def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
-        """Like ``enter``. BusyError while another owner of that kind is alive."""
-        if self._db.value("SELECT 1 FROM owners WHERE what = ? AND deadline > ?", what, self.clock()):
-            raise BusyError(f"another {what} is at work")
-        return self.enter(what, lasting)
+    def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S, token: str = "") -> int:
+        """Like ``enter``. BusyError while another owner of that kind is alive; the one that entered with the same ``token``
+        is the same."""
+        kind, mine = f"{what}/", f"{what}/{token}"
+        for owner, other in self._db.all(f"SELECT id, what FROM owners WHERE {ALIVE}", *self.life()):
+            if token and other == mine:
+                return int(owner)
+            if other == what or other.startswith(kind):
+                raise BusyError(f"another {what} is at work")
+        return self.enter(mine if token else what, lasting)
 
     @atomic
     def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None:
         """UploadLostError when its deadline has passed: its uploads may be given up already."""
         self._check_alive(owner)
-        self._db.run("UPDATE owners SET deadline = ? WHERE id = ?", self.clock() + lasting, owner)
+        self._db.run("UPDATE owners SET deadline = ? WHERE id = ?", self._deadline(lasting), owner)
 
     @atomic
     def leave(self, owner: int) -> None:
@@ -61,10 +68,13 @@ class Catalog(Allocator):
     @atomic
     def expire(self) -> int:
         """Ends all owners whose deadline has passed. Returns how many."""
-        late = self._db.all("SELECT id FROM owners WHERE deadline <= ?", self.clock())
+        late = self._db.all(f"SELECT id FROM owners WHERE NOT ({ALIVE})", *self.life())
         for (owner,) in late:
             self._end_owner(owner, "its process died")
         return len(late)
+
+    def _deadline(self, lasting: float) -> float:
+        return self.uptime() + min(lasting, OWNER_LIFE_MAX_S)
 
     def _end_owner(self, owner: int, reason: str) -> None:
         for number, raw in self._db.all(
@@ -361,11 +371,15 @@ class Catalog(Allocator):
     @atomic
     def pin(self, owner: int, version: int, reader: int = 0) -> None:
         """Keeps the chunks of a version while ``owner`` is alive, until each ``reader`` (a number that the owner gives
-        its downloads) was unpinned. NotFoundError when it is not the name's any more, UploadLostError."""
+        its downloads) was unpinned. NotFoundError when it is not the name's any more, UploadLostError. Once more, it
+        answers as the first time, whatever became of the version since."""
         self._check_alive(owner)
+        pin = (version, owner, reader)
+        if self._db.row("SELECT 1 FROM pins WHERE version = ? AND owner = ? AND reader = ?", *pin):
+            return
         if self._state(version) != VersionState.OK:
             raise NotFoundError(f"version {version} has been replaced or deleted")
-        self._db.run("INSERT OR IGNORE INTO pins VALUES (?, ?, ?)", version, owner, reader)
+        self._db.run("INSERT INTO pins VALUES (?, ?, ?)", *pin)
 
     @atomic
     def unpin(self, owner: int, version: int, reader: int = 0) -> None:

@@ -16,12 +16,15 @@ from ingest.catalog.database import Database
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text
 from ingest.errors import NotFoundError, UsageError
-from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX
+from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX, OWNER_LIFE_MAX_S
 
+# Of an owner; `CatalogReader.life` says what to bind. A deadline that is far away was written before the machine started
+# anew, when its clock was further on: whoever wrote it is gone.
+ALIVE = "deadline > ? AND deadline <= ?"
 # Of garbage: no live process has a pin on its version.
 _UNREAD = (
     "(version IS NULL OR NOT EXISTS"
-    " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?))"
+    f" (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND {ALIVE}))"
 )
 COLUMNS = (
     "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved FROM versions "
@@ -60,13 +63,19 @@ class Lease:
 class CatalogReader:
     """A connection to the catalog at ``path``, made if there never was one. Opened after a fork, used by one thread.
 
-    ``clock``: seconds since 1970; the processes of one machine share it. Every method may raise CatalogError and
-    DiskError.
+    ``clock``: seconds since 1970, for what people are told. ``uptime``: seconds of a clock that nobody sets, for the
+    deadlines of owners; the processes of one machine share it. Every method may raise CatalogError and DiskError.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Callable[[], float] = time.time,
+        uptime: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.path = path
         self.clock = clock
+        self.uptime = uptime
         self._db = Database(path)
         self._namespaces: dict[str, int] = {}
         self._namespace_names: dict[int, str] = {}
@@ -186,14 +195,14 @@ class CatalogReader:
         """What may be deleted now: nobody reads it. The oldest first, of those with numbers above ``after``."""
         rows = self._db.all(
             f"SELECT id, version, first, count FROM garbage g WHERE id > ? AND {_UNREAD} ORDER BY id LIMIT ?",
-            *(after, self.clock(), limit),
+            *(after, *self.life(), limit),
         )
         return [Garbage(id_, version, Extent(first, count)) for id_, version, first, count in rows]
 
     def garbage_size(self) -> tuple[int, int]:
         """How many entries `garbage` has in all, and how many tickets they are."""
         row = self._db.row(
-            f"SELECT count(*), coalesce(sum(count), 0) FROM garbage g WHERE {_UNREAD}", self.clock()
+            f"SELECT count(*), coalesce(sum(count), 0) FROM garbage g WHERE {_UNREAD}", *self.life()
         )
         assert row is not None
         return row[0], row[1]
@@ -203,6 +212,11 @@ class CatalogReader:
         return int(self._db.value("SELECT ticket FROM counters"))
 
     # ---
+
+    def life(self) -> tuple[float, float]:
+        """Between which deadlines an owner is alive now."""
+        now = self.uptime()
+        return now, now + OWNER_LIFE_MAX_S
 
     def _one(self, where: str, *bindings: Any) -> Version | None:
         row = self._db.row(COLUMNS + where, *bindings)

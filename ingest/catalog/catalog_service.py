@@ -25,7 +25,13 @@ from ingest.catalog.catalog_calls import Call, framed, parse_call, run_together,
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path, listen, service_lock
 from ingest.errors import ProtocolError
-from ingest.limits import ACCEPT_PAUSE_S, CATALOG_BATCH_MAX, CATALOG_UNREAD_MAX, LINGER_S
+from ingest.limits import (
+    ACCEPT_PAUSE_S,
+    CATALOG_BATCH_MAX,
+    CATALOG_RESERVE_RETRY_S,
+    CATALOG_UNREAD_MAX,
+    LINGER_S,
+)
 
 RECEIVE_SIZE = 256 << 10
 log = logging.getLogger("ingest.catalog")
@@ -52,6 +58,8 @@ class CatalogService:
         self._peers: set[Peer] = set()
         self._wake, self._waker = socket.socketpair()
         self._stopping = False
+        self._whole = True  # the catalog's reserve, as far as we know
+        self._fill_at = 0.0  # seconds of the machine's monotonic clock
         self._waker.setblocking(False)
         listener.setblocking(False)
         self._selector.register(listener, selectors.EVENT_READ)
@@ -66,7 +74,8 @@ class CatalogService:
     def run(self) -> None:
         try:
             while not self._stopping:
-                self._turn(None)
+                self._keep_reserve()
+                self._turn(None if self._whole else CATALOG_RESERVE_RETRY_S)
             self._selector.unregister(self._wake)
             self._selector.unregister(self._listener)
             self._drain()
@@ -76,7 +85,21 @@ class CatalogService:
             for end in (self._listener, self._wake, self._waker):
                 end.close()
             self._selector.close()
-            self._catalog.close()
+            self._catalog.close_whole()
+
+    def _keep_reserve(self) -> None:
+        """Makes the reserve whole again, where something was given of it and there is room."""
+        if time.monotonic() < self._fill_at:
+            return
+        whole, self._whole = self._whole, self._catalog.room.fill()
+        self._fill_at = time.monotonic() + CATALOG_RESERVE_RETRY_S
+        if whole and not self._whole:
+            log.warning(
+                "the disk does not let the catalog's reserve grow (%s): deletes go on as long as there is some of it",
+                self._catalog.room.path,
+            )
+        elif self._whole and not whole:
+            log.info("the catalog's reserve is whole again")
 
     def _turn(self, timeout: float | None) -> bool:
         """One look at the sockets, and all that came of it. False when nothing happened for ``timeout`` seconds."""

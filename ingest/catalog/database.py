@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
+from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.schema import APPLICATION_ID, FORMAT, TABLES
-from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError
+from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError, ReadOnlyError
 from ingest.limits import (
     CATALOG_BUSY_S,
     CATALOG_CACHE_SIZE,
@@ -21,9 +23,18 @@ from ingest.limits import (
 )
 from ingest.runtime.durable_files import open_new, sync_directory
 from ingest.store.data_dir import META
-from ingest.store.space import explain
+from ingest.store.space import OUT_OF_SPACE, explain
 from ingest.store.store_json import read_store_json
 
+T = TypeVar("T")
+SPOILING = (
+    apsw.ReadOnlyError,
+    apsw.PermissionsError,
+    apsw.CantOpenError,
+    apsw.IOError,
+    apsw.NotADBError,
+    apsw.CorruptError,  # a disk may read wrongly once
+)
 REBUILD = "`ingest catalog rebuild` makes one from the packs"
 
 
@@ -31,21 +42,41 @@ class Database:
     """A connection to a catalog's file, for one thread, opened after a fork.
 
     All of its methods raise CatalogError for a file that is not what it should be, BusyError when another process
-    would not let go of it, DiskError for the rest of what a disk can do.
+    would not let go of it, NoSpaceError and DiskError for the rest of what a disk can do.
+
+    A connection that met a disk which could not be read or written stays as it then was: SQLite never looks again whether
+    the file may be written. So the next statement outside of a transaction gets a connection of its own.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reserve = CatalogReserve(path.with_suffix(".reserve"))
+        self._spoilt = False  # the connection, by an error of the disk
+        self._closed = True
         if not path.exists():
             _make(path)
+        self._open()
+
+    def _open(self) -> None:
+        while True:
+            try:
+                self._connect()
+                return
+            except NoSpaceError:  # for the files that SQLite has beside it while it is open
+                if not self.reserve.give():
+                    raise
+
+    def _connect(self) -> None:
         with self.explained():
-            self.connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+            self.connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        self._closed = False
         try:
             with self.explained():
                 self._prepare()
         except BaseException:
-            self.connection.close()
+            self.close()
             raise
+        self._spoilt = False
 
     def _prepare(self) -> None:
         db = self.connection
@@ -64,24 +95,19 @@ class Database:
         db.pragma("cache_size", -(CATALOG_CACHE_SIZE >> 10))
 
     def close(self) -> None:
+        self._closed = True
         self.connection.close()
 
     @property
     def in_transaction(self) -> bool:
-        return self.connection.in_transaction
+        return not self._closed and self.connection.in_transaction
 
     def run(self, sql: str, *bindings: Any) -> None:
-        try:
-            self.connection.execute(sql, bindings)
-        except apsw.Error as error:
-            raise explained(error, self.path) from error
+        self._asked(sql, bindings, lambda cursor: None)
 
     def row(self, sql: str, *bindings: Any) -> tuple[Any, ...] | None:
         """The first row, None when there is none."""
-        try:
-            return self.connection.execute(sql, bindings).fetchone()
-        except apsw.Error as error:
-            raise explained(error, self.path) from error
+        return self._asked(sql, bindings, lambda cursor: cursor.fetchone())
 
     def value(self, sql: str, *bindings: Any) -> Any:
         """The first column of the first row, None when there is none."""
@@ -89,10 +115,28 @@ class Database:
         return None if row is None else row[0]
 
     def all(self, sql: str, *bindings: Any) -> list[tuple[Any, ...]]:
-        try:
-            return self.connection.execute(sql, bindings).fetchall()
-        except apsw.Error as error:
-            raise explained(error, self.path) from error
+        return self._asked(sql, bindings, lambda cursor: cursor.fetchall())
+
+    def _asked(self, sql: str, bindings: tuple[Any, ...], take: Callable[[apsw.Cursor], T]) -> T:
+        for last in (False, True):
+            if self._spoilt and not self.in_transaction:
+                self.close()
+                self._open()
+            within = self.in_transaction
+            try:
+                return take(self.connection.execute(sql, bindings))
+            except apsw.Error as error:
+                found = self._explained(error)
+                # What begins or stands alone here changes nothing, so it may be asked again: BEGIN, and what reads.
+                if last or within or not self._spoilt:
+                    raise found from error
+        raise AssertionError
+
+    def _explained(self, error: apsw.Error) -> DiskError | BusyError:
+        found = explained(error, self.path, 0 if self._closed else self.connection.system_errno)
+        if isinstance(error, SPOILING) and not isinstance(found, NoSpaceError):
+            self._spoilt = True
+        return found
 
     def last_id(self) -> int:
         """Of the row that was inserted last."""
@@ -101,31 +145,52 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All that is done within it is durable at its end, or not done."""
+        if not self._closed and self.connection.readonly("main"):
+            self._spoilt = True  # opened on a disk that could not be written; it would begin, and fail later
         self.run("BEGIN IMMEDIATE")
         try:
             yield
             self.run("COMMIT")
         except BaseException:
-            if self.connection.in_transaction:  # a full disk makes SQLite roll back by itself
+            if self.in_transaction:  # a full disk makes SQLite roll back by itself
                 self.run("ROLLBACK")
             raise
+
+    def fold(self) -> None:
+        """Takes what is in SQLite's log into the file, as far as no reader needs it: the log begins anew then, and needs no
+        more room. On a full disk the file gets its room from the reserve, and without any the log keeps all of it."""
+        while True:
+            try:
+                self.connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                return
+            except apsw.Error as error:
+                if not (isinstance(self._explained(error), NoSpaceError) and self.reserve.give()):
+                    return
 
     @contextmanager
     def explained(self) -> Iterator[None]:
         try:
             yield
         except apsw.Error as error:
-            raise explained(error, self.path) from error
+            raise self._explained(error) from error
 
 
-def explained(error: apsw.Error, path: Path) -> DiskError | BusyError:
-    """What SQLite says, as one of our errors."""
+def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | BusyError:
+    """What SQLite says, as one of our errors. ``number``: the errno of the call of the system that failed last."""
     if isinstance(error, apsw.BusyError):
         return BusyError(f"{path}: another process has been changing it for {CATALOG_BUSY_S:g} s")
     if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
         return CatalogError(f"{path}: this file is no whole catalog ({error}); {REBUILD}")
-    if isinstance(error, apsw.FullError):
-        return NoSpaceError(f"{path}: {error}")
+    # A file beside it that finds no room is an error like any other to SQLite, and so is a quota.
+    no_room = isinstance(error, (apsw.IOError, apsw.CantOpenError)) and number in OUT_OF_SPACE
+    if (
+        isinstance(error, apsw.FullError)
+        or no_room
+        or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
+    ):
+        return NoSpaceError(f"{path}: the disk is full ({error})")
+    if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError)) or number == errno.EROFS:
+        return ReadOnlyError(f"{path}: it may only be read for now ({error})")
     return DiskError(f"{path}: {error}")
 
 

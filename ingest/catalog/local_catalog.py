@@ -44,7 +44,7 @@ class LocalCatalog(CatalogCaller):
         self._closed = True
         if self._running is not None:
             await self._running
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._catalog.close)
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._catalog.close_whole)
         self._thread.shutdown()
 
     async def _ask(self, kind: Any, call: str, *arguments: Any) -> Any:

@@ -94,12 +94,16 @@ class Collector:
 
     async def run_for_ever(self, interval: float = COLLECT_INTERVAL_S) -> None:
         """Every ``interval`` seconds, until cancelled. Trouble is logged, and tried again the next time."""
+        alone = True
         while True:
             try:
                 done = await self.run(retry_for=0)  # the next run is the next try
             except IngestError as error:
                 log.warning("not everything was collected: %s", error)
             else:
+                if alone and done is None:
+                    log.info("nothing is collected here as long as another collector is at work")
+                alone = done is not None
                 if done is not None and (done.entries or done.owners):
                     log.info(
                         "collected %d tickets of %d extents; %d processes had died",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent, chunks_needed, part
 from ingest.catalog.version import Version
 from ingest.client.chunk_store import ChunkStore
-from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
+from ingest.errors import (
+    CorruptFrameError,
+    DiskError,
+    IngestError,
+    NotFoundError,
+    RefusedError,
+    UploadLostError,
+)
 from ingest.limits import (
     DATA_SIZE,
     PIECE_CHUNKS,
@@ -25,6 +33,8 @@ from ingest.limits import (
 from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget, Transfer
 from ingest.status import Status
+
+log = logging.getLogger(__name__)
 
 GONE = (Status.MISSING, Status.DELETED)
 LOOKS_MAX = 100  # at a name that changes: each time somebody has replaced it between the look and the read
@@ -110,15 +120,25 @@ class _Piece:
 
 
 class PinnedDownload:
-    """A version that the collector leaves alone until ``close``."""
+    """A version that the collector leaves alone until ``close``.
+
+    ``owner`` None: the catalog could not be changed, and took no pin. Then a delete meanwhile ends the download with an
+    error: its chunks are gone, and their tickets are never given to others.
+    """
 
     def __init__(
-        self, version: Version, client: ChunkStore, catalog: CatalogAccess, owner: int, transfer: Transfer
+        self,
+        version: Version,
+        client: ChunkStore,
+        catalog: CatalogAccess,
+        owner: int | None,
+        transfer: Transfer,
     ) -> None:
         self.version = version
         self._client = client
         self._catalog = catalog
-        self._owner: int | None = owner
+        self._owner = owner
+        self._closed = False
         self._transfer = transfer
         self._at = 0  # byte that is given next
         self._next = 0  # chunk that is read next
@@ -245,11 +265,13 @@ class PinnedDownload:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        owner, self._owner = self._owner, None
-        if owner is not None:
-            self._transfer.leave()
+        if self._closed:
+            return
+        self._closed = True
+        self._transfer.leave()
+        if self._owner is not None:
             with contextlib.suppress(IngestError):  # then the pin ends with its owner
-                await self._catalog.unpin(owner, self.version.number)
+                await self._catalog.unpin(self._owner, self.version.number)
 
 
 async def open_version(
@@ -276,8 +298,7 @@ async def _open(
     transfer: Transfer,
 ) -> SmallDownload | PinnedDownload:
     async def pin(version: Version) -> PinnedDownload:
-        owner = membership.owner
-        await catalog.pin(owner, version.number)
+        owner = await _pinned(version, catalog, membership)
         return PinnedDownload(version, client, catalog, owner, transfer)
 
     for _ in range(LOOKS_MAX):
@@ -300,6 +321,23 @@ async def _open(
                     "is stored"
                 ) from None
     raise NotFoundError("the object was replaced again and again while it was read")
+
+
+async def _pinned(version: Version, catalog: CatalogAccess, membership: Membership) -> int | None:
+    """The owner of a pin on it; None when the disk takes no change: what it holds can be read all the same.
+    NotFoundError, and what the catalog raises."""
+    for last in (False, True):
+        owner = membership.owner
+        try:
+            await catalog.pin(owner, version.number)
+            return owner
+        except DiskError as error:
+            log.debug("object %r is read without a pin: %s", version.name, error)
+            return None
+        except UploadLostError:  # of this process nothing was heard for too long
+            if last or not await membership.entered_again(owner):
+                return None
+    raise AssertionError
 
 
 def _fits(size: int, transfer: Transfer) -> bool:

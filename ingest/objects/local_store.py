@@ -68,6 +68,7 @@ class LocalStore:
         headers: Mapping[str, str] | None = None,
         condition: Condition = ANY,
     ) -> Version:
+        self._membership.check()
         if isinstance(name, str):
             await self.check(namespace, name, condition)
         return await self._receiver.receive(
@@ -78,6 +79,7 @@ class LocalStore:
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         check_namespace(namespace)
         check_name(name)
+        self._membership.check()
         if condition != ANY:
             condition.check(name, self._reader.lookup(namespace, name))
 

@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator
 
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent
-from ingest.errors import IngestError, UploadLostError
-from ingest.limits import LEASE_TICKETS, OWNER_RENEW_S, VERSIONS_RESERVED
+from ingest.errors import DiskError, IngestError, UploadLostError
+from ingest.limits import LEASE_TICKETS, OWNER_ENTER_RETRY_S, OWNER_RENEW_S, VERSIONS_RESERVED
 
+NOBODY = 0  # no owner has this number
 log = logging.getLogger(__name__)
 
 
@@ -35,14 +36,16 @@ class _Lease:
 class Membership:
     """Made by ``await Membership.enter(...)``, ended by ``await leave()``: what it had in advance goes back then.
 
-    ``owner`` changes when its deadline passed unnoticed (a machine that slept): uploads of the old one have failed.
+    ``owner`` changes when its deadline passed unnoticed (a process that was stopped): uploads of the old one have failed.
+    It is 0, which nobody is, as long as the disk does not let the catalog take this process: then others are read.
     """
 
     def __init__(self, catalog: CatalogAccess, what: str, lease_tickets: int = LEASE_TICKETS) -> None:
         self._catalog = catalog
         self._what = what
         self._lease_tickets = lease_tickets
-        self.owner = 0
+        self.owner = NOBODY
+        self._refusal: DiskError | None = None  # of the last sign of life
         self._lease: _Lease | None = None
         self._numbers = range(0)
         self._lock = asyncio.Lock()
@@ -50,9 +53,15 @@ class Membership:
 
     @classmethod
     async def enter(cls, catalog: CatalogAccess, what: str, lease_tickets: int = LEASE_TICKETS) -> Membership:
-        """``what`` names the process to people, as in "gateway 1234". ``lease_tickets``: that it takes in advance."""
+        """``what`` names the process to people, as in "gateway 1234". ``lease_tickets``: that it takes in advance.
+
+        A disk that takes no change keeps nobody from reading: the process enters when it can. What else the catalog raises.
+        """
         self = cls(catalog, what, lease_tickets)
-        self.owner = await catalog.enter(what)
+        try:
+            self.owner = await catalog.enter(what)
+        except DiskError as error:
+            self._refused(error)
         self._renewing = asyncio.create_task(self._renew())
         return self
 
@@ -67,28 +76,58 @@ class Membership:
         async with self._lock:
             with contextlib.suppress(IngestError):  # then all of it is garbage, which costs deletes
                 await self._close_lease()
-        await self._catalog.leave(self.owner)
+        if self.owner == NOBODY:
+            return
+        try:
+            await self._catalog.leave(self.owner)
+        except IngestError as error:  # its deadline ends it as well
+            log.warning("the catalog did not take leave of this process: %s", error)
 
     async def _renew(self) -> None:
         while True:
-            await asyncio.sleep(OWNER_RENEW_S)
-            try:
-                await self._catalog.renew(self.owner)
-            except UploadLostError:
-                log.warning(
-                    "no sign of life reached the catalog in time: uploads of this process have failed"
-                )
-                await self._enter_again()
-            except IngestError as error:
-                log.warning("the catalog did not take a sign of life: %s", error)
+            await asyncio.sleep(OWNER_RENEW_S if self._refusal is None else OWNER_ENTER_RETRY_S)
+            await self.entered_again(self.owner)
 
-    async def _enter_again(self) -> None:
+    async def entered_again(self, lost: int) -> bool:
+        """Whether this process has another owner than ``lost``: a new one, if the catalog has given that one up."""
         async with self._lock:
-            self._lease, self._numbers = None, range(0)
-            try:
-                self.owner = await self._catalog.enter(self._what)
-            except IngestError as error:  # the next renewal finds the same, and comes here again
-                log.warning("the catalog did not take this process back: %s", error)
+            return await self._enter_again(lost)
+
+    async def _enter_again(self, lost: int) -> bool:
+        if self.owner != lost:
+            return True  # somebody else was here first
+        try:
+            entered = not await self._is_alive(lost)
+            if entered:
+                self.owner, self._lease = await self._catalog.enter(self._what), None
+        except IngestError as error:  # the next renewal finds the same, and comes here again
+            self._refused(error)
+            return False
+        if self._refusal is not None:
+            log.info("the catalog can be changed again")
+            self._refusal = None
+        if entered and lost != NOBODY:
+            log.warning("no sign of life reached the catalog in time: uploads of this process have failed")
+        return entered
+
+    async def _is_alive(self, owner: int) -> bool:
+        try:
+            await self._catalog.renew(owner)
+        except UploadLostError:
+            return False
+        return True
+
+    def _refused(self, error: IngestError) -> None:
+        if self._refusal is None:
+            log.warning("the catalog did not take a sign of life of this process: %s", error)
+        if isinstance(error, DiskError):
+            self._refusal = error
+
+    def check(self) -> None:
+        """Raises what the disk last kept the catalog from taking a sign of life with: nothing can be stored now. Without
+        that an upload would wait in vain for an engine on the same disk."""
+        if self._refusal is not None:
+            raise type(self._refusal)(str(self._refusal))
 
     @contextlib.asynccontextmanager
     async def tickets(self, count: int) -> AsyncIterator[tuple[int, Extent]]:
@@ -113,9 +152,19 @@ class Membership:
             if lease is None or lease.left.count < count:
                 await self._close_lease()
                 wanted = max(count, self._lease_tickets)
-                extent = await self._catalog.lease(self.owner, wanted, self._what)
-                lease = self._lease = _Lease(self.owner, extent)
+                lease = self._lease = await self._next_lease(wanted)
             return lease, lease.take(count)
+
+    async def _next_lease(self, wanted: int) -> _Lease:
+        owner = self.owner
+        try:
+            extent = await self._catalog.lease(owner, wanted, self._what)
+        except UploadLostError:
+            if not await self._enter_again(owner):
+                raise
+            owner = self.owner
+            extent = await self._catalog.lease(owner, wanted, self._what)
+        return _Lease(owner, extent)
 
     async def _close_lease(self) -> None:
         """Nothing more is taken from the lease. Its tickets that were never given out stay unused: they are no garbage."""

@@ -117,8 +117,10 @@ class Receiver:
                             owner, upload.namespace, name, about.size, digest, [place],
                             upload.headers, upload.condition, number=number,
                         )  # fmt: skip
-                except BaseException:
+                except BaseException as error:
                     await self.writer.end(self._discard(lease.pop_all(), owner, place, refused))
+                    if isinstance(error, UploadLostError) and await self._membership.entered_again(owner):
+                        continue  # its deadline passed while this process stood still
                     raise
                 await self._catalog.discard(owner, ours([place], refused))
                 raise_unless_foreign(refused)

@@ -103,6 +103,7 @@ class StreamedUpload:
         self._upload = upload
         self._body = body
         self._transfer = transfer
+        self._membership = shared.membership
         self._owner = shared.membership.owner
         self._key = shared.key
         self._version = 0
@@ -119,13 +120,13 @@ class StreamedUpload:
         """``start``: what came already, and was borrowed for as much as it is beyond the allowance."""
         upload = self._upload
         known = isinstance(upload.name, str)
-        self._version = await self._catalog.begin(
-            self._owner,
-            upload.namespace,
-            upload.final_name() if known else NAMELESS,
-            upload.headers,
-            upload.condition if known else ANY,
-        )
+        try:
+            await self._begin(known)
+        except UploadLostError:
+            if not await self._membership.entered_again(self._owner):
+                raise
+            self._owner = self._membership.owner
+            await self._begin(known)
         try:
             await self._put_all(start)
             check_size(upload.size, self._size)
@@ -144,6 +145,16 @@ class StreamedUpload:
         except BaseException as error:
             await self._writer.end(self._fail(error))
             raise
+
+    async def _begin(self, known: bool) -> None:
+        upload = self._upload
+        self._version = await self._catalog.begin(
+            self._owner,
+            upload.namespace,
+            upload.final_name() if known else NAMELESS,
+            upload.headers,
+            upload.condition if known else ANY,
+        )
 
     async def _fail(self, error: BaseException) -> None:
         tasks = [piece.task for piece in self._in_flight if piece.task is not None]

@@ -54,6 +54,11 @@ class DataDir:
         return self.meta / "catalog.db"
 
     @property
+    def catalog_reserve(self) -> Path:
+        """Room that the catalog has in reserve for a full disk."""
+        return self.catalog.with_suffix(".reserve")
+
+    @property
     def catalog_lock(self) -> Path:
         """Of the one process that changes the catalog."""
         return self.meta / "catalog.lock"

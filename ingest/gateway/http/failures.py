@@ -21,6 +21,7 @@ from ingest.errors import (
     NotFoundError,
     PeerError,
     PreconditionError,
+    ReadOnlyError,
     RefusedError,
     UploadLostError,
     UsageError,
@@ -75,6 +76,7 @@ ERRORS: tuple[tuple[type[BaseException], int, str], ...] = (
     (PeerError, 502, "engine_failed"),
     (CorruptionError, 500, "corrupt"),
     (NoSpaceError, 507, "no_space"),
+    (ReadOnlyError, 503, "disk_read_only"),
     (DiskError, 500, "catalog_failed"),
     (IngestError, 500, "failed"),
 )

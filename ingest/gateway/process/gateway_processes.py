@@ -13,6 +13,7 @@ from functools import partial
 
 from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.catalog_service import serve_catalog
 from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.engine.reload import use_log_level
@@ -27,6 +28,7 @@ from ingest.runtime.durable_files import replacing, write_all
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
 from ingest.store.data_dir import DataDir
+from ingest.store.space import OUT_OF_SPACE
 
 log = logging.getLogger(__name__)
 
@@ -130,11 +132,16 @@ def announce(config: GatewayConfig, sockets: Sockets) -> None:
     log.info("%s, pid %d", ", ".join(f"{name} {address}" for name, address in found.items()), os.getpid())
     path = DataDir(config.data_dir).gateway_json
     content = json.dumps({"pid": os.getpid(), **found}).encode() + b"\n"
-    try:
-        with replacing(path, sync=False) as fd:  # of a process that is gone after a power cut
-            write_all(fd, memoryview(content), 0)
-    except OSError as error:
-        log.error("%s does not say where this gateway listens: %s", path, error.strerror)
+    reserve = CatalogReserve(DataDir(config.data_dir).catalog_reserve)
+    while True:
+        try:
+            with replacing(path, sync=False) as fd:  # of a process that is gone after a power cut
+                write_all(fd, memoryview(content), 0)
+            return
+        except OSError as error:
+            if error.errno not in OUT_OF_SPACE or not reserve.give():
+                log.error("%s does not say where this gateway listens: %s", path, error.strerror)
+                return
 
 
 # --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it
