@@ -15,6 +15,7 @@
         ConnectionLostError   it went away, or could not be reached
         RefusedError          it answered a status other than SAVED (see ``status``)
         CorruptFrameError     it sent a frame that fails its checksum, twice
+        RecordError           the chunk that it sent holds no record
       DiskError             the disk's fault, or what lies on it
         CorruptionError       bytes that were durable and valid are not any more
         CatalogError          the catalog of objects, or a manifest, is not what it should be
@@ -97,6 +98,10 @@ class RefusedError(PeerError):
 
 
 class CorruptFrameError(PeerError):
+    pass
+
+
+class RecordError(PeerError):
     pass
 
 

@@ -5,6 +5,8 @@
 TICKET_SIZE = 8  # bytes, wire: a ticket as it travels, NUL-padded
 CHECKSUM_SIZE = 8  # bytes, wire: a truncated keyed BLAKE3
 DATA_SIZE = 1458  # bytes, wire: what one frame carries
+RECORD_LENGTH_SIZE = 2  # bytes, wire: of a record's length, which stands last in its chunk's data
+RECORD_SIZE_MAX = DATA_SIZE - RECORD_LENGTH_SIZE  # 1456 bytes, wire: what a client may store with its length
 FRAME_SIZE = TICKET_SIZE + CHECKSUM_SIZE + DATA_SIZE  # 1474 bytes, wire
 ACK_SIZE = 9  # bytes, wire: ticket and status
 REQUEST_SIZE = 24  # bytes, wire: a get or inventory request

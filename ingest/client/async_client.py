@@ -29,7 +29,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
-from ingest import _hmac, frame, limits, mac, ticket
+from ingest import _hmac, frame, limits, mac, record, ticket
 from ingest.client._seal import seal
 from ingest.client.get_channel import GetChannel
 from ingest.client.key import Key, shared_keys
@@ -48,7 +48,7 @@ Address: TypeAlias = str | tuple[str, int]  # "host:port", "[v6]:port" or (host,
 Item: TypeAlias = "tuple[str, Buffer]"  # ticket, data of at most 1458 bytes
 Chunk: TypeAlias = tuple[
     str, Status, bytes
-]  # ticket, what is stored under it, its 1458 bytes (none unless SAVED)
+]  # ticket, what is stored under it, its 1458 bytes, or its record (none unless SAVED)
 
 WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB
 RANGE_WINDOW_DEFAULT = (
@@ -175,6 +175,19 @@ class AsyncClient:
                 await self.add(batch, pack)
         return await self.finish(batch)
 
+    async def put_record(self, name: str, data: Buffer) -> None:
+        """Stores 0 to 1456 bytes under a ticket, with their length; back when they are SAVED. Raises like ``put``."""
+        await self.put(name, record.serialize(data))
+
+    async def put_records(
+        self, first: str, records: Iterable[Buffer], window: int = WINDOW_DEFAULT
+    ) -> dict[str, Status]:
+        """Stores each as ``put_record`` does, under consecutive tickets from ``first`` on.
+
+        Returns and raises what ``put_many`` does.
+        """
+        return await self.put_many(record_chunks(first, records), window)
+
     async def put_range(
         self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
     ) -> dict[str, Status]:
@@ -265,6 +278,18 @@ class AsyncClient:
         _raise_not_saved(await self._source.read(range(index, index + 1), memoryview(data)))
         return bytes(data)
 
+    async def get_record(self, name: str) -> bytes:
+        """What ``put_record`` stored under a ticket. RecordError for a chunk that holds no record; raises like ``get``."""
+        return record.parse(await self.get(name), name)
+
+    async def get_records(self, first: str, count: int) -> AsyncIterator[Chunk]:
+        """What ``get_range`` gives, with the record (0 to 1456 bytes) of each ticket that is SAVED in place of its data.
+
+        RecordError ends the iteration at the first chunk that holds none.
+        """
+        async for name, status, data in self.get_range(first, count):
+            yield name, status, record.parse(data, name) if status is Status.SAVED else data
+
     async def get_range(self, first: str, count: int) -> AsyncIterator[Chunk]:
         """All of ``count`` tickets from ``first`` on, in order: (ticket, status, data).
 
@@ -347,6 +372,12 @@ def _address(address: Address) -> tuple[str, int]:
         return listeners.parse_address(address)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def record_chunks(first: str, records: Iterable[Buffer]) -> Iterator[Item]:
+    """What ``put_many`` takes, for one record after the other under tickets from ``first`` on. TicketError, UsageError."""
+    for index, data in enumerate(records, ticket.parse(first)):
+        yield ticket.format(index), record.serialize(data)
 
 
 def _signed(put_key: bytes, items: list[Item]) -> bytearray:
