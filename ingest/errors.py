@@ -3,6 +3,7 @@
     IngestError
       UsageError            the caller's fault: a wrong argument
         TicketError           not a ticket, or past the last one
+        ForkedError           a client is used in a process that was forked from the one that made it
       ConfigError           what the operator set up does not fit (exit 78)
         KeyFileError          the key file is missing, malformed or readable by others
         AccessError           a gateway wants another token, or does not serve this name
@@ -45,6 +46,10 @@ class UsageError(IngestError, ValueError):
 
 
 class TicketError(UsageError):
+    pass
+
+
+class ForkedError(UsageError):
     pass
 
 

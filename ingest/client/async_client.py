@@ -7,7 +7,8 @@
 It keeps one connection to each port, opens it again when it breaks, and sends again what was not answered. A call
 fails with ConnectionLostError when nothing was answered for ``retry_for`` seconds; the outcome of what it put is then
 unknown, and putting the same again is safe. ERROR and BUSY are tried again with back-off for as long; other statuses
-are answers. A client belongs to the event loop that made it; its calls may overlap.
+are answers. A client belongs to the event loop that made it, and to its process: after a fork all calls raise ForkedError.
+Its calls may overlap.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from ingest.client.put_channel import Batch, PutChannel
 from ingest.client.range_reader import RangeSource, StoredRun
 from ingest.errors import RefusedError, UsageError
 from ingest.runtime import listeners
+from ingest.runtime.fork_guard import ForkGuard
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -83,6 +85,7 @@ class AsyncClient:
             raise UsageError("a client needs the address of the put port, of the get port, or both")
         if timeout <= 0 or retry_for < 0:
             raise UsageError(f"time-outs of {timeout:g} and {retry_for:g} s: more is needed")
+        self._guard = ForkGuard("this client")
         self._retry_for = retry_for
         self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
@@ -127,7 +130,10 @@ class AsyncClient:
         return [channel for channel in (self._puts, self._gets) if channel is not None]
 
     async def close(self) -> None:
-        """What still waits for an answer fails with ConnectionLostError."""
+        """What still waits for an answer fails with ConnectionLostError. Does nothing after a fork: the loop of the other
+        process watches the sockets."""
+        if self._guard.forked:
+            return
         for channel in self._channels:
             await channel.close()
 
@@ -243,6 +249,7 @@ class AsyncClient:
 
     async def finish(self, batch: Batch) -> dict[str, Status]:
         """Waits for all that was added. Returns what ``put_many`` returns."""
+        self._guard.check()
         await batch.wait()
         return batch.refused
 
@@ -261,6 +268,7 @@ class AsyncClient:
 
     @property
     def _put_channel(self) -> PutChannel:
+        self._guard.check()
         if self._puts is None:
             raise UsageError("this client was made without the address of the put port")
         return self._puts
@@ -348,6 +356,7 @@ class AsyncClient:
 
     @property
     def _source(self) -> RangeSource:
+        self._guard.check()
         if self._ranges is None:
             raise UsageError("this client was made without the address of the get port")
         return self._ranges

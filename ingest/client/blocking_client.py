@@ -4,8 +4,8 @@
         client.put("AB12", b"...")
         client.get("AB12")
 
-What its calls promise is said where they are done: `async_client`. A ``Client`` belongs to the process that made it; its
-calls may overlap.
+What its calls promise is said where they are done: `async_client`. A ``Client`` belongs to the process that made it: in one
+that was forked from that its calls raise ForkedError. They may overlap.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ T = TypeVar("T")
 class Client:
     """``AsyncClient`` for code without an event loop: the same calls, each of which blocks until it is done.
 
-    Runs an event loop in a thread of its own. May be used from several threads, not after a fork.
+    Runs an event loop in a thread of its own. May be used from several threads, not after a fork (ForkedError).
     """
 
     def __init__(self, client: AsyncClient, loop: LoopThread) -> None:
@@ -71,7 +71,8 @@ class Client:
         return cls(client, loop)
 
     def close(self) -> None:
-        """What still waits for an answer, in other threads, fails with ConnectionLostError. May be called twice."""
+        """What still waits for an answer, in other threads, fails with ConnectionLostError. May be called twice, and
+        does nothing after a fork."""
         self._loop.stop(self._client.close())
 
     def __enter__(self) -> Self:
