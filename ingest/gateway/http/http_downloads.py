@@ -15,6 +15,7 @@ from aiohttp import web
 
 from ingest.catalog.version import Version
 from ingest.gateway.http.body_digests import REPR_DIGEST
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.http_uploads import KEPT
@@ -24,8 +25,8 @@ from ingest.limits import HTTP_TLS_WRITE_SIZE
 from ingest.objects.memory_budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import Download
 
-# An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.
-FENCE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+# An object is somebody's bytes: in a browser it runs no scripts here.
+SANDBOX = {"Content-Security-Policy": "sandbox"}
 
 
 async def send_object(
@@ -56,7 +57,7 @@ async def _answer(
     if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
         version = await stat()
         if check_read(asked, version):
-            return web.Response(status=304, headers=_validators(version))
+            return web.Response(status=304, headers=_validators(version, extra))
         if exchange.is_head:
             return web.Response(headers=_headers(version, extra) | {"Content-Length": str(version.size)})
     download = await open_()
@@ -70,7 +71,7 @@ async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | 
     version = download.version
     asked = exchange.headers
     if check_read(asked, version):
-        return web.Response(status=304, headers=_validators(version))
+        return web.Response(status=304, headers=_validators(version, extra))
     headers = _headers(version, extra)
     whole = "Range" not in asked or not await _range_holds(exchange, version)
     part = None if whole else parse_range(asked.get("Range"), version.size)
@@ -104,7 +105,7 @@ async def _stream(
     exchange: Exchange, response: web.StreamResponse, pieces: AsyncIterator[bytes], size: int
 ) -> web.StreamResponse:
     piece = await anext(pieces)  # what fails here has an answer
-    response.headers.update(exchange.marks)
+    exchange.mark(response.headers)
     sent = 0
     try:
         await response.prepare(exchange.request)
@@ -124,8 +125,13 @@ async def _stream(
     return response
 
 
-def _validators(version: Version) -> dict[str, str]:
-    return {"ETag": format_etag(version), "Last-Modified": _http_date(version.modified)}
+def _validators(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
+    """What a 304 says as well: what is kept of the answer, and how long, is renewed."""
+    return {
+        "ETag": format_etag(version),
+        "Last-Modified": _http_date(version.modified),
+        CACHE_CONTROL: (extra or {}).get(CACHE_CONTROL) or version.headers.get(CACHE_CONTROL, REVALIDATE),
+    }
 
 
 @lru_cache(1024)  # many objects are of one second, and the calendar is slow
@@ -139,7 +145,7 @@ def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
         "Content-Type": "application/octet-stream",
         **kept,
         **(extra or {}),
-        **_validators(version),
+        **_validators(version, extra),
         "Accept-Ranges": "bytes",
-        **FENCE,
+        **SANDBOX,
     }

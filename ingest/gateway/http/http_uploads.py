@@ -8,6 +8,7 @@ from typing import Any
 
 from ingest.catalog.version import ANY, Condition, Version
 from ingest.gateway.http.body_digests import REPR_DIGEST, CheckedBody, digests_of, repr_digest
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, of_an_answer
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.preconditions import condition_of
@@ -15,7 +16,7 @@ from ingest.limits import KEPT_HEADERS_SIZE_MAX
 from ingest.objects.body import Body
 
 # What a client says of its bytes: it comes back with them.
-KEPT = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition")
+KEPT = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition", CACHE_CONTROL)
 
 
 async def store_body(
@@ -48,7 +49,8 @@ async def store_body(
 
 def kept_headers(exchange: Exchange) -> dict[str, str]:
     given = exchange.headers
-    return {name: given[name] for name in KEPT if name in given}
+    kept = {name: given[name] for name in KEPT if name in given}
+    return kept | of_an_answer(kept.pop(CACHE_CONTROL, ""))
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:
