@@ -98,7 +98,7 @@ async def _download(exchange: Exchange) -> web.StreamResponse:
         "Content-Disposition": f"attachment; filename*=UTF-8''{leaf}",
         CACHE_CONTROL: NO_STORE,  # a link has its time, whoever keeps what it led to
     }
-    return await send_object(exchange, namespace, name, headers)
+    return await send_object(exchange, namespace, name, lambda _: headers)
 
 
 def _asked(exchange: Exchange) -> tuple[str, str]:

@@ -28,11 +28,17 @@ from ingest.objects.object_store import Download
 # An object is somebody's bytes: in a browser it runs no scripts here.
 SANDBOX = {"Content-Security-Policy": "sandbox"}
 
+Extra = Callable[[Version], dict[str, str]]
+
+
+def nothing_more(_: Version) -> dict[str, str]:
+    return {}
+
 
 async def send_object(
-    exchange: Exchange, namespace: str, name: str, extra: dict[str, str] | None = None
+    exchange: Exchange, namespace: str, name: str, extra: Extra = nothing_more
 ) -> web.StreamResponse:
-    """Answers GET and HEAD. ``extra``: headers of the API. NotFoundError, Failure 412, 416."""
+    """Answers GET and HEAD. ``extra``: headers of the API for a version. NotFoundError, Failure 412, 416."""
     store = exchange.store
     return await _answer(
         exchange, partial(store.stat, namespace, name), partial(store.open, namespace, name), extra
@@ -43,7 +49,7 @@ async def send_version(exchange: Exchange, object_id: str) -> web.StreamResponse
     """The same, of a version by its ObjectID. TicketError too."""
     store = exchange.store
     return await _answer(
-        exchange, partial(store.stat_object, object_id), partial(store.open_object, object_id), None
+        exchange, partial(store.stat_object, object_id), partial(store.open_object, object_id), nothing_more
     )
 
 
@@ -51,7 +57,7 @@ async def _answer(
     exchange: Exchange,
     stat: Callable[[], Awaitable[Version]],
     open_: Callable[[], Awaitable[Download]],
-    extra: dict[str, str] | None,
+    extra: Extra,
 ) -> web.StreamResponse:
     asked = exchange.headers
     if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
@@ -67,7 +73,7 @@ async def _answer(
         await download.close()
 
 
-async def _send(exchange: Exchange, download: Download, extra: dict[str, str] | None) -> web.StreamResponse:
+async def _send(exchange: Exchange, download: Download, extra: Extra) -> web.StreamResponse:
     version = download.version
     asked = exchange.headers
     if check_read(asked, version):
@@ -125,12 +131,12 @@ async def _stream(
     return response
 
 
-def _validators(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
+def _validators(version: Version, extra: Extra) -> dict[str, str]:
     """What a 304 says as well: what is kept of the answer, and how long, is renewed."""
     return {
         "ETag": format_etag(version),
         "Last-Modified": _http_date(version.modified),
-        CACHE_CONTROL: (extra or {}).get(CACHE_CONTROL) or version.headers.get(CACHE_CONTROL, REVALIDATE),
+        CACHE_CONTROL: extra(version).get(CACHE_CONTROL) or version.headers.get(CACHE_CONTROL, REVALIDATE),
     }
 
 
@@ -139,12 +145,12 @@ def _http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
 
 
-def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
+def _headers(version: Version, extra: Extra) -> dict[str, str]:
     kept = {name: version.headers[name] for name in (*KEPT, REPR_DIGEST) if name in version.headers}
     return {
         "Content-Type": "application/octet-stream",
         **kept,
-        **(extra or {}),
+        **extra(version),
         **_validators(version, extra),
         "Accept-Ranges": "bytes",
         **SANDBOX,
