@@ -12,7 +12,7 @@ from ingest.gateway.apis.own_headers import own_headers, told_headers
 from ingest.gateway.http.exchange import Exchange, json_response, text_response
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.http_downloads import send_object
-from ingest.gateway.http.http_uploads import kept_headers, store_body
+from ingest.gateway.http.http_uploads import store_body
 from ingest.gateway.http.listing import stream_names
 from ingest.gateway.http.request_target import decode
 from ingest.gateway.http.routes import Route
@@ -27,7 +27,7 @@ def routes() -> list[Route]:
         Route("/alive", {"GET": _alive}, public=True),
         Route("/blob", {"GET": _names}),
         Route("/blobs", {"GET": _names}),
-        Route("/blob/*", {"GET": _get, "POST": _post}),
+        Route("/blob/*", {"GET": _get, "POST": _post}, forms=True),
     ]
 
 
@@ -47,8 +47,8 @@ async def _get(exchange: Exchange) -> web.StreamResponse:
 
 
 async def _post(exchange: Exchange) -> web.StreamResponse:
-    headers = kept_headers(exchange) | own_headers(exchange.headers)
-    version = await store_body(exchange, NAMESPACE, _id(exchange), SAME, headers=headers)
+    more = own_headers(exchange.headers)
+    version = await store_body(exchange, NAMESPACE, _id(exchange), SAME, more=more)
     return json_response({"id": version.name, "size": version.size, "status": "OK"})
 
 

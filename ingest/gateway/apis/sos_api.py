@@ -17,7 +17,7 @@ from ingest.gateway.apis.own_headers import own_headers, told_headers
 from ingest.gateway.http.exchange import Exchange, json_response
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.http_downloads import send_object
-from ingest.gateway.http.http_uploads import kept_headers, store_body
+from ingest.gateway.http.http_uploads import store_body
 from ingest.gateway.http.request_target import decode
 from ingest.gateway.http.routes import Route
 from ingest.objects.body import Body
@@ -27,7 +27,7 @@ _ID = re.compile(r"([a-z0-9]+)(\.[^/]*)?")
 
 
 def upload_routes() -> list[Route]:
-    return [Route("/upload", {"POST": _upload})]
+    return [Route("/upload", {"POST": _upload}, forms=True)]
 
 
 def fetch_routes() -> list[Route]:
@@ -36,9 +36,12 @@ def fetch_routes() -> list[Route]:
 
 async def _upload(exchange: Exchange) -> web.StreamResponse:
     digest = hashlib.sha1(usedforsecurity=False)
-    body = _Hashed(exchange.body(), digest.update)
-    headers = kept_headers(exchange) | own_headers(exchange.headers)
-    version = await store_body(exchange, NAMESPACE, digest.hexdigest, SAME, body=body, headers=headers)
+
+    def wrap(body: Body) -> Body:
+        return _Hashed(body, digest.update)
+
+    more = own_headers(exchange.headers)
+    version = await store_body(exchange, NAMESPACE, digest.hexdigest, SAME, wrap=wrap, more=more)
     return json_response({"id": version.name, "size": version.size, "status": "OK"})
 
 

@@ -120,6 +120,7 @@ class Gate:
             raise
         exchange.guarded = self._guards and not route.public
         self._check(exchange, public=route.public)
+        route.check_form(exchange.request.method, exchange.headers.get("Content-Type"))
         handler = route.handler(exchange.request.method)
         route.check_query(exchange.request.method, exchange.query)
         if exchange.request.method in CHANGING and "Content-Range" in exchange.headers:
