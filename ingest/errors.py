@@ -3,6 +3,7 @@
     IngestError
       UsageError            the caller's fault: a wrong argument
         TicketError           not a ticket, or past the last one
+        ForkedError           a client is used in a process that was forked from the one that made it
       ConfigError           what the operator set up does not fit (exit 78)
         KeyFileError          the key file is missing, malformed or readable by others
         AccessError           a gateway wants another token, or does not serve this name
@@ -15,6 +16,7 @@
         ConnectionLostError   it went away, or could not be reached
         RefusedError          it answered a status other than SAVED (see ``status``)
         CorruptFrameError     it sent a frame that fails its checksum, twice
+        RecordError           the chunk that it sent holds no record
       DiskError             the disk's fault, or what lies on it
         CorruptionError       bytes that were durable and valid are not any more
         CatalogError          the catalog of objects, or a manifest, is not what it should be
@@ -45,6 +47,10 @@ class UsageError(IngestError, ValueError):
 
 
 class TicketError(UsageError):
+    pass
+
+
+class ForkedError(UsageError):
     pass
 
 
@@ -98,6 +104,10 @@ class RefusedError(PeerError):
 
 
 class CorruptFrameError(PeerError):
+    pass
+
+
+class RecordError(PeerError):
     pass
 
 

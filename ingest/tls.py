@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ingest import limits
 from ingest.errors import ConfigError
+from ingest.secret_text import shown
 
 # What became of a connection, as the servers report it.
 HANDSHAKE = "TLS handshake failed"
@@ -39,7 +40,7 @@ def _read(path: Path) -> bytes:
         with open(path, "rb") as file:
             content = file.read(limits.CERTIFICATE_FILE_SIZE_MAX + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
+        raise ConfigError(f"{shown(path)}: {error.strerror}") from None
     if len(content) > limits.CERTIFICATE_FILE_SIZE_MAX:
         raise ConfigError(
             f"{path}: more than {limits.CERTIFICATE_FILE_SIZE_MAX} bytes, this is no certificate file"
@@ -53,13 +54,13 @@ def client_context(
     """A context of Python's ssl for ``Client`` and ``AsyncClient``: it checks the server against ``ca`` (PEM; None: what the
     system trusts) and shows ``cert`` (PEM, with its chain) to a server that asks, whose key is in ``key``. ConfigError."""
     if key is not None and cert is None:
-        raise ConfigError(f"{key}: a key needs its certificate")
+        raise ConfigError(f"{shown(key)}: a key needs its certificate")
     try:
         context = ssl.create_default_context(cafile=ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         if cert is not None:
             context.load_cert_chain(cert, key, password=lambda: b"")
     except OSError as error:  # ssl.SSLError is one
-        names = ", ".join(str(name) for name in (ca, cert, key) if name is not None)
+        names = ", ".join(shown(name) for name in (ca, cert, key) if name is not None)
         raise ConfigError(f"TLS with {names}: {error.strerror or error}") from None
     return context

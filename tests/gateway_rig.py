@@ -36,6 +36,7 @@ from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.http.wire import Wires
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import API_NAMES
+from ingest.objects.shared_namespace import SharedNamespace
 from ingest.runtime.listeners import Address
 
 TIMEOUT_S = 60.0
@@ -351,7 +352,9 @@ def memory_gateway(
     async def serve() -> None:
         async with NodeFigures(lambda: admin) as figures:
             links = DownloadLinks(secrets.token_bytes(32), clock)
-            await _answer(Services(store, store.read_chunk, figures, links), access, tls, listening)
+            await _answer(
+                Services(SharedNamespace(store), store.read_chunk, figures, links), access, tls, listening
+            )
 
     def listening(**found: Any) -> None:
         result.update(found)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from ingest import limits, mac, sharding, ticket
+from ingest import limits, mac, record, sharding, ticket
 from ingest.engine import exposition, metrics
 from ingest.engine._queue import Queue
 from ingest.errors import CorruptionError
@@ -148,6 +148,13 @@ def test_frame_examples(contract):
     assert mac.frame_ok(keys.delete, gone)
 
 
+def test_record_example():
+    data = example(PROTOCOL, "data of the record hello and a zero")
+    assert len(data) == limits.DATA_SIZE
+    assert record.serialize(b"hello\0") == data
+    assert record.parse(data, "ABC") == b"hello\0"
+
+
 def test_ack_example():
     assert example(PROTOCOL, "ack") == ticket.to_wire("ABC") + bytes([Status.SAVED])
 
@@ -169,6 +176,7 @@ def test_no_example_goes_unchecked():
     assert {title for title in blocks(PROTOCOL) if not title.startswith("shared key ")} == {
         "put frame",
         "delete frame",
+        "data of the record hello and a zero",
         "ack",
         "get request for the ticket 0",
         "inventory request for AABBCC00 to AABBCCZZ",

@@ -17,7 +17,7 @@ from blake3 import blake3
 from gateway_rig import Answer, Gateway, running_gateway
 
 from ingest import ticket
-from ingest.gateway.apis.sos_api import NOT_KEPT
+from ingest.gateway.apis.own_headers import NOT_KEPT
 from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
 
 _numbers = itertools.count(1)

@@ -20,6 +20,7 @@ from ingest.catalog.catalog_calls import (
 from ingest.catalog.catalog_socket import connect
 from ingest.errors import ConnectionLostError, IngestError, ProtocolError, UsageError
 from ingest.limits import CATALOG_MESSAGE_MAX, CATALOG_RETRY_S, RETRY_DELAY_MAX_S, RETRY_DELAY_MIN_S
+from ingest.runtime.fork_guard import ForkGuard
 
 
 @dataclass(slots=True)
@@ -74,10 +75,12 @@ class CatalogClient(CatalogCaller):
 
     When the connection breaks, it is opened again, and what was not answered is asked once more: a service that is
     replaced within ``retry_for`` seconds is not noticed. After that, and for `delete` at once, ConnectionLostError.
+    ForkedError in a process that was forked from its own.
     """
 
     def __init__(self, data_dir: Path, retry_for: float = CATALOG_RETRY_S) -> None:
         super().__init__()
+        self._guard = ForkGuard("the connection to a catalog")
         self._data_dir = data_dir
         self._retry_for = retry_for
         self._link: _Link | None = None
@@ -96,6 +99,9 @@ class CatalogClient(CatalogCaller):
         return client
 
     async def close(self) -> None:
+        """Does nothing after a fork."""
+        if self._guard.forked:
+            return
         self._closed = True
         if self._reconnecting is not None:
             self._reconnecting.cancel()
@@ -104,6 +110,7 @@ class CatalogClient(CatalogCaller):
         self._give_up(ConnectionLostError("the connection to the catalog was closed"))
 
     async def _ask(self, kind: Any, call: str, *arguments: Any) -> Any:
+        self._guard.check()
         if self._closed:
             raise ConnectionLostError("the connection to the catalog is closed")
         self._last_id += 1

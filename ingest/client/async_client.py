@@ -7,7 +7,8 @@
 It keeps one connection to each port, opens it again when it breaks, and sends again what was not answered. A call
 fails with ConnectionLostError when nothing was answered for ``retry_for`` seconds; the outcome of what it put is then
 unknown, and putting the same again is safe. ERROR and BUSY are tried again with back-off for as long; other statuses
-are answers. A client belongs to the event loop that made it; its calls may overlap.
+are answers. A client belongs to the event loop that made it, and to its process: after a fork all calls raise ForkedError.
+Its calls may overlap.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
 
-from ingest import _hmac, frame, limits, mac, ticket
+from ingest import _hmac, frame, limits, mac, record, ticket
 from ingest.client._seal import seal
 from ingest.client.get_channel import GetChannel
 from ingest.client.key import Key, shared_keys
@@ -37,6 +38,7 @@ from ingest.client.put_channel import Batch, PutChannel
 from ingest.client.range_reader import RangeSource, StoredRun
 from ingest.errors import RefusedError, UsageError
 from ingest.runtime import listeners
+from ingest.runtime.fork_guard import ForkGuard
 from ingest.status import Status
 from ingest.ticket import TicketRange
 
@@ -48,7 +50,7 @@ Address: TypeAlias = str | tuple[str, int]  # "host:port", "[v6]:port" or (host,
 Item: TypeAlias = "tuple[str, Buffer]"  # ticket, data of at most 1458 bytes
 Chunk: TypeAlias = tuple[
     str, Status, bytes
-]  # ticket, what is stored under it, its 1458 bytes (none unless SAVED)
+]  # ticket, what is stored under it, its 1458 bytes, or its record (none unless SAVED)
 
 WINDOW_DEFAULT = 4096  # frames in flight of one call: 6 MB
 RANGE_WINDOW_DEFAULT = (
@@ -83,6 +85,7 @@ class AsyncClient:
             raise UsageError("a client needs the address of the put port, of the get port, or both")
         if timeout <= 0 or retry_for < 0:
             raise UsageError(f"time-outs of {timeout:g} and {retry_for:g} s: more is needed")
+        self._guard = ForkGuard("this client")
         self._retry_for = retry_for
         self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
@@ -127,7 +130,10 @@ class AsyncClient:
         return [channel for channel in (self._puts, self._gets) if channel is not None]
 
     async def close(self) -> None:
-        """What still waits for an answer fails with ConnectionLostError."""
+        """What still waits for an answer fails with ConnectionLostError. Does nothing after a fork: the loop of the other
+        process watches the sockets."""
+        if self._guard.forked:
+            return
         for channel in self._channels:
             await channel.close()
 
@@ -174,6 +180,19 @@ class AsyncClient:
             while pack := list(islice(source, SIGN_FRAMES)):
                 await self.add(batch, pack)
         return await self.finish(batch)
+
+    async def put_record(self, name: str, data: Buffer) -> None:
+        """Stores 0 to 1456 bytes under a ticket, with their length; back when they are SAVED. Raises like ``put``."""
+        await self.put(name, record.serialize(data))
+
+    async def put_records(
+        self, first: str, records: Iterable[Buffer], window: int = WINDOW_DEFAULT
+    ) -> dict[str, Status]:
+        """Stores each as ``put_record`` does, under consecutive tickets from ``first`` on.
+
+        Returns and raises what ``put_many`` does.
+        """
+        return await self.put_many(record_chunks(first, records), window)
 
     async def put_range(
         self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
@@ -230,6 +249,7 @@ class AsyncClient:
 
     async def finish(self, batch: Batch) -> dict[str, Status]:
         """Waits for all that was added. Returns what ``put_many`` returns."""
+        self._guard.check()
         await batch.wait()
         return batch.refused
 
@@ -248,6 +268,7 @@ class AsyncClient:
 
     @property
     def _put_channel(self) -> PutChannel:
+        self._guard.check()
         if self._puts is None:
             raise UsageError("this client was made without the address of the put port")
         return self._puts
@@ -264,6 +285,18 @@ class AsyncClient:
         data = bytearray(limits.DATA_SIZE)
         _raise_not_saved(await self._source.read(range(index, index + 1), memoryview(data)))
         return bytes(data)
+
+    async def get_record(self, name: str) -> bytes:
+        """What ``put_record`` stored under a ticket. RecordError for a chunk that holds no record; raises like ``get``."""
+        return record.parse(await self.get(name), name)
+
+    async def get_records(self, first: str, count: int) -> AsyncIterator[Chunk]:
+        """What ``get_range`` gives, with the record (0 to 1456 bytes) of each ticket that is SAVED in place of its data.
+
+        RecordError ends the iteration at the first chunk that holds none.
+        """
+        async for name, status, data in self.get_range(first, count):
+            yield name, status, record.parse(data, name) if status is Status.SAVED else data
 
     async def get_range(self, first: str, count: int) -> AsyncIterator[Chunk]:
         """All of ``count`` tickets from ``first`` on, in order: (ticket, status, data).
@@ -323,6 +356,7 @@ class AsyncClient:
 
     @property
     def _source(self) -> RangeSource:
+        self._guard.check()
         if self._ranges is None:
             raise UsageError("this client was made without the address of the get port")
         return self._ranges
@@ -347,6 +381,12 @@ def _address(address: Address) -> tuple[str, int]:
         return listeners.parse_address(address)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def record_chunks(first: str, records: Iterable[Buffer]) -> Iterator[Item]:
+    """What ``put_many`` takes, for one record after the other under tickets from ``first`` on. TicketError, UsageError."""
+    for index, data in enumerate(records, ticket.parse(first)):
+        yield ticket.format(index), record.serialize(data)
 
 
 def _signed(put_key: bytes, items: list[Item]) -> bytearray:

@@ -4,8 +4,8 @@
         client.put("AB12", b"...")
         client.get("AB12")
 
-What its calls promise is said where they are done: `async_client`. A ``Client`` belongs to the process that made it; its
-calls may overlap.
+What its calls promise is said where they are done: `async_client`. A ``Client`` belongs to the process that made it: in one
+that was forked from that its calls raise ForkedError. They may overlap.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from ingest import limits
+from ingest import limits, record
 from ingest.client.async_client import (
     RANGE_WINDOW_DEFAULT,
     SIGN_FRAMES,
@@ -26,6 +26,7 @@ from ingest.client.async_client import (
     Chunk,
     Item,
     Run,
+    record_chunks,
 )
 from ingest.client.key import Key
 from ingest.client.loop_thread import LoopThread
@@ -40,7 +41,7 @@ T = TypeVar("T")
 class Client:
     """``AsyncClient`` for code without an event loop: the same calls, each of which blocks until it is done.
 
-    Runs an event loop in a thread of its own. May be used from several threads, not after a fork.
+    Runs an event loop in a thread of its own. May be used from several threads, not after a fork (ForkedError).
     """
 
     def __init__(self, client: AsyncClient, loop: LoopThread) -> None:
@@ -70,7 +71,8 @@ class Client:
         return cls(client, loop)
 
     def close(self) -> None:
-        """What still waits for an answer, in other threads, fails with ConnectionLostError. May be called twice."""
+        """What still waits for an answer, in other threads, fails with ConnectionLostError. May be called twice, and
+        does nothing after a fork."""
         self._loop.stop(self._client.close())
 
     def __enter__(self) -> Self:
@@ -93,6 +95,16 @@ class Client:
             self._loop.run(self._client.add(batch, pack))
         return self._loop.run(self._client.finish(batch))
 
+    def put_record(self, name: str, data: Buffer) -> None:
+        """See ``AsyncClient.put_record``."""
+        self._loop.run(self._client.put_record(name, data))
+
+    def put_records(
+        self, first: str, records: Iterable[Buffer], window: int = WINDOW_DEFAULT
+    ) -> dict[str, Status]:
+        """See ``AsyncClient.put_records``. ``records`` is iterated in the calling thread, so it may use this client."""
+        return self.put_many(record_chunks(first, records), window)
+
     def put_range(self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT) -> dict[str, Status]:
         """See ``AsyncClient.put_range``."""
         return self._loop.run(self._client.put_range(first, data, window))
@@ -104,6 +116,15 @@ class Client:
     def get(self, name: str) -> bytes:
         """See ``AsyncClient.get``."""
         return self._loop.run(self._client.get(name))
+
+    def get_record(self, name: str) -> bytes:
+        """See ``AsyncClient.get_record``."""
+        return self._loop.run(self._client.get_record(name))
+
+    def get_records(self, first: str, count: int) -> Iterator[Chunk]:
+        """See ``AsyncClient.get_records``."""
+        for name, status, data in self.get_range(first, count):
+            yield name, status, record.parse(data, name) if status is Status.SAVED else data
 
     def get_range(self, first: str, count: int) -> Iterator[Chunk]:
         """See ``AsyncClient.get_range``."""

@@ -8,15 +8,17 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
 
-from ingest.errors import ConnectionLostError
+from ingest.errors import ConnectionLostError, ForkedError
+from ingest.runtime.fork_guard import ForkGuard
 
 T = TypeVar("T")
 
 
 class LoopThread:
-    """An event loop that runs in a daemon thread."""
+    """An event loop that runs in a daemon thread, of the process that made it."""
 
     def __init__(self) -> None:
+        self._guard = ForkGuard("this client")
         self._loop = asyncio.new_event_loop()
         self._lock = threading.Lock()  # nothing is given to the loop once it was told to stop
         self._stopped = False
@@ -25,10 +27,15 @@ class LoopThread:
 
     @property
     def running(self) -> bool:
-        return not self._stopped
+        return not self._stopped and not self._guard.forked
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What ``work`` returns. An interrupt of the caller cancels it."""
+        """What ``work`` returns. An interrupt of the caller cancels it. ForkedError, ConnectionLostError once it ended."""
+        try:
+            self._guard.check()  # before the lock: a thread that is not here may have held it
+        except ForkedError:
+            work.close()
+            raise
         with self._lock:
             if self._stopped:
                 work.close()
@@ -42,7 +49,12 @@ class LoopThread:
             future.cancel()
 
     def stop(self, last: Coroutine[Any, Any, None] | None = None) -> None:
-        """Runs ``last``, cancels what is left, ends the thread. Does nothing the second time."""
+        """Runs ``last``, cancels what is left, ends the thread. Does nothing the second time, and nothing after a fork: the
+        loop is the other process's."""
+        if self._guard.forked:
+            if last is not None:
+                last.close()
+            return
         with self._lock:
             if self._stopped:
                 if last is not None:

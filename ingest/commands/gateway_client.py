@@ -31,6 +31,7 @@ from ingest.errors import (
     UploadLostError,
     UsageError,
 )
+from ingest.runtime.fork_guard import ForkGuard
 from ingest.tls import client_context
 
 T = TypeVar("T")
@@ -134,9 +135,10 @@ class UploadBody:
 
 class GatewayClient:
     """An asynchronous context. Its methods raise what `_ERRORS` has, ConnectionLostError, and ProtocolError for what is no
-    gateway. ``path`` is percent-encoded."""
+    gateway; ForkedError after a fork. ``path`` is percent-encoded."""
 
     def __init__(self, address: GatewayAddress) -> None:
+        self._guard = ForkGuard("this client of a gateway")
         self._address = address
         self._base = address.url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
@@ -159,7 +161,7 @@ class GatewayClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
+        if self._session is not None and not self._guard.forked:
             await self._session.close()
 
     async def ask(
@@ -224,6 +226,7 @@ class GatewayClient:
         **more: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer that is a success."""
+        self._guard.check()
         assert self._session is not None
         # Encoded already, and not to be tidied up: `..` may be the name of an object.
         url = URL(f"{self._base}{path}" + (f"?{urlencode(query)}" if query else ""), encoded=True)

@@ -35,7 +35,14 @@ log = logging.getLogger(__name__)
 
 # The frame (1474 bytes) of a ticket, by index, and SAVED; or nothing and why. DiskError when it cannot be read.
 ReadChunk = Callable[[int], tuple[Status, bytes]]
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
+
+# Of every answer: what stands here now says nothing of later, and is no part of another site's page.
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 class Admin:
@@ -57,35 +64,47 @@ class Admin:
         self._disk = ThreadPoolExecutor(1, "disk")
         # statvfs may wait too: the metrics have a thread of their own, beside chunks and health checks.
         self._scraping = ThreadPoolExecutor(1, "metrics")
+        self._paths: dict[str, _Handler] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._metrics,
+            "/version": self._version,
+        }
 
     def set_keys(self, read_chunk: ReadChunk, key_names: tuple[str, ...]) -> None:
         """From now on chunks are read so, and counters of keys have these names."""
         self._read_chunk, self._exposition.key_names = read_chunk, key_names
 
-    def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/version", self._version)
-        app.router.add_get("/{path:.*}", self._chunk)
-        return app
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        response = await self._answer(request)
+        response.headers.update(_HEADERS)
+        return response
 
-    async def _healthz(self, _: web.Request) -> web.Response:
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        host = request.headers.get("Host")
+        if self._local and host is not None and not _is_local_name(host):
+            return _json(403, {"error": "this port serves only its own machine, under its own names"})
+        if request.method not in ("GET", "HEAD"):
+            refusal = _json(405, {"error": "nothing can be changed here"})
+            refusal.headers["Allow"] = "GET, HEAD"
+            return refusal
+        return await self._paths.get(request.rel_url.raw_path, self._chunk)(request)
+
+    async def _healthz(self, _: web.BaseRequest) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _readyz(self, _: web.Request) -> web.Response:
+    async def _readyz(self, _: web.BaseRequest) -> web.Response:
         reasons = metrics.ready_reasons(self._queue)
         return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def _metrics(self, _: web.BaseRequest) -> web.Response:
         body = await asyncio.get_running_loop().run_in_executor(self._scraping, self._exposition.text)
         return web.Response(body=body, headers={"Content-Type": exposition.CONTENT_TYPE})
 
-    async def _version(self, _: web.Request) -> web.Response:
+    async def _version(self, _: web.BaseRequest) -> web.Response:
         return _json(200, {"version": __version__, "python": platform.python_version()})
 
-    async def _chunk(self, request: web.Request) -> web.Response:
+    async def _chunk(self, request: web.BaseRequest) -> web.Response:
         # The path as it was sent: one path for each ticket, none of its other spellings.
         path = request.raw_path.partition("?")[0].removeprefix("/")
         try:
@@ -105,18 +124,28 @@ class Admin:
         if status is Status.SAVED:
             assert len(frame) == limits.FRAME_SIZE, len(frame)
             return web.Response(
-                body=frame[-limits.DATA_SIZE :],
-                headers={"Content-Type": "application/octet-stream", "X-Content-Type-Options": "nosniff"},
+                body=frame[-limits.DATA_SIZE :], headers={"Content-Type": "application/octet-stream"}
             )
         code = {Status.MISSING: 404, Status.DELETED: 410}.get(status, 500)
         return _json(code, {"error": status.name, "ticket": name})
 
-    @web.middleware
-    async def _refuse_foreign_hosts(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        host = request.headers.get("Host")
-        if self._local and host is not None and not _is_local_name(host):
-            return _json(403, {"error": "this port serves only its own machine, under its own names"})
-        return await handler(request)
+
+class _Port(web.Server):
+    """aiohttp's server, whose own answers have our headers too."""
+
+    def __call__(self) -> web.RequestHandler:
+        settings: dict[str, Any] = {"access_log": None}
+        return _Connection(self, loop=asyncio.get_running_loop(), **settings)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(self, *args: Any, **kwargs: Any) -> web.StreamResponse:
+        """Called for what is no HTTP, and for defects of ours."""
+        response = super().handle_error(*args, **kwargs)
+        response.headers.update(_HEADERS)
+        return response
 
 
 def _is_local_name(host: str) -> bool:
@@ -153,9 +182,7 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     if node.control is not None:
         loop.add_reader(node.control.fileno(), take_settings, node, admin, reader)
-    runner = web.AppRunner(
-        admin.application(), access_log=None, shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S
-    )
+    runner = web.ServerRunner(_Port(admin.answer), shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
     try:
         await web.SockSite(runner, node.admin_socket).start()

@@ -20,6 +20,7 @@ from ingest.runtime.file_system import file_system
 from ingest.runtime.key_file import read_keys
 from ingest.runtime.listeners import Address, format_address
 from ingest.runtime.lock_file import holder, is_held
+from ingest.secret_text import shown
 from ingest.store.data_dir import DataDir
 from ingest.store.space import existing
 from ingest.store.store import Store, check_new
@@ -91,6 +92,8 @@ def _text(config: ServerConfig, name: str) -> str:
         return str({"key_file": inside.key, "wal_dir": inside.wal}.get(name, "-"))
     if name in ("wal_size", "reserve") and value % (1 << 20) == 0:
         return f"{value >> 20}MiB"
+    if name.endswith(("_file", "_key")):
+        return shown(value)
     return format_address(value) if isinstance(value, tuple) else str(value)
 
 

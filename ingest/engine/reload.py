@@ -51,7 +51,7 @@ RELOADABLE = frozenset(("key_file", "tls_cert", "tls_key", "tls_client_ca", "log
 class Settings:
     """What the processes take over."""
 
-    shared_keys: tuple[bytes, ...]
+    shared_keys: tuple[bytes, ...] = dataclasses.field(repr=False)
     key_names: tuple[str, ...]
     certificates: Certificates | None
     log_level: str

@@ -73,7 +73,7 @@ class Shared:
     catalog: CatalogAccess
     membership: Membership
     writer: ChunkWriter
-    key: bytes
+    key: bytes = field(repr=False)
     buffers: Buffers = field(default_factory=Buffers)
 
 

@@ -1,6 +1,6 @@
 """The key file on disk: who may read it, and how it comes into being. What stands in it: `mac.parse_keys`.
 
-Messages name files and lines, never what stands there.
+Messages name files and lines, never what stands there, nor what was given as a file's name and could be a key.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from ingest import mac
 from ingest.errors import KeyFileError
 from ingest.limits import KEY_FILE_SIZE_MAX
+from ingest.secret_text import shown
 
 
 def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
@@ -27,7 +28,7 @@ def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
     try:
         fd = _open(path, data_dir)
     except OSError as error:
-        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+        raise KeyFileError(f"key file {shown(path)}: {_reason(error)}") from None
     try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -38,7 +39,7 @@ def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
             )
         content = _read(fd)
     except OSError as error:
-        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+        raise KeyFileError(f"key file {shown(path)}: {_reason(error)}") from None
     finally:
         os.close(fd)
     if len(content) > KEY_FILE_SIZE_MAX:
@@ -61,7 +62,7 @@ def make_key_file(path: Path) -> bytes:
     except FileExistsError:
         raise KeyFileError(f"key file {path}: exists already and is never overwritten") from None
     except OSError as error:
-        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+        raise KeyFileError(f"key file {shown(path)}: {_reason(error)}") from None
     return key
 
 
@@ -82,7 +83,7 @@ def rotate_key_file(path: Path) -> list[bytes]:
     try:
         _replace(path, content)
     except OSError as error:
-        raise KeyFileError(f"key file {path}: {_reason(error)}") from error
+        raise KeyFileError(f"key file {shown(path)}: {_reason(error)}") from None
     return keys
 
 

@@ -8,6 +8,7 @@ from aiohttp import web
 
 from ingest.catalog.version import SAME
 from ingest.errors import NotFoundError
+from ingest.gateway.apis.own_headers import own_headers, told_headers
 from ingest.gateway.http.exchange import Exchange, json_response, text_response
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.http_downloads import send_object
@@ -26,7 +27,7 @@ def routes() -> list[Route]:
         Route("/alive", {"GET": _alive}, public=True),
         Route("/blob", {"GET": _names}),
         Route("/blobs", {"GET": _names}),
-        Route("/blob/*", {"GET": _get, "POST": _post}),
+        Route("/blob/*", {"GET": _get, "POST": _post}, forms=True),
     ]
 
 
@@ -40,13 +41,14 @@ async def _names(exchange: Exchange) -> web.StreamResponse:
 
 async def _get(exchange: Exchange) -> web.StreamResponse:
     try:
-        return await send_object(exchange, NAMESPACE, _id(exchange))
+        return await send_object(exchange, NAMESPACE, _id(exchange), told_headers)
     except NotFoundError as error:
         raise Failure(404, "not_found", str(error), text="404 page not found") from None
 
 
 async def _post(exchange: Exchange) -> web.StreamResponse:
-    version = await store_body(exchange, NAMESPACE, _id(exchange), SAME)
+    more = own_headers(exchange.headers)
+    version = await store_body(exchange, NAMESPACE, _id(exchange), SAME, more=more)
     return json_response({"id": version.name, "size": version.size, "status": "OK"})
 
 

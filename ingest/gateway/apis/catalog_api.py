@@ -15,6 +15,7 @@ from ingest import ticket
 from ingest.catalog.version import ANY, check_name, check_namespace
 from ingest.errors import UsageError
 from ingest.gateway.apis import objects_api, store_api
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, NO_STORE
 from ingest.gateway.http.download_links import PARAMETERS as LINK_QUERY
 from ingest.gateway.http.download_links import PATH as DOWNLOAD
 from ingest.gateway.http.exchange import Exchange, json_response
@@ -87,14 +88,17 @@ async def _link(exchange: Exchange) -> web.StreamResponse:
     namespace, name = _asked(exchange)
     await exchange.store.stat(namespace, name)
     url = exchange.services.links.make(namespace, name)
-    return json_response({"url": url}, headers={"Cache-Control": "no-store"})
+    return json_response({"url": url})
 
 
 async def _download(exchange: Exchange) -> web.StreamResponse:
     namespace, name = exchange.services.links.check(exchange.query)
     leaf = quote(name.rstrip("/").rpartition("/")[2] or "object", safe="")
-    disposition = {"Content-Disposition": f"attachment; filename*=UTF-8''{leaf}"}
-    return await send_object(exchange, namespace, name, disposition)
+    headers = {
+        "Content-Disposition": f"attachment; filename*=UTF-8''{leaf}",
+        CACHE_CONTROL: NO_STORE,  # a link has its time, whoever keeps what it led to
+    }
+    return await send_object(exchange, namespace, name, lambda _: headers)
 
 
 def _asked(exchange: Exchange) -> tuple[str, str]:

@@ -6,9 +6,10 @@ from aiohttp import web
 
 from ingest import ticket
 from ingest.errors import TicketError
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange, no_route
 from ingest.gateway.http.failures import Failure
-from ingest.gateway.http.http_downloads import FENCE
+from ingest.gateway.http.http_downloads import SANDBOX
 from ingest.gateway.http.preconditions import parse_etags
 from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.routes import Route
@@ -24,8 +25,8 @@ async def _get(exchange: Exchange) -> web.StreamResponse:
     except TicketError:
         raise no_route() from None
     chunk = await exchange.services.read_chunk(name)
-    etag = f'"{name}"'  # a ticket never gets other bytes
-    headers = {"ETag": etag, "Accept-Ranges": "bytes", **FENCE}
+    etag = f'"{name}"'  # a ticket never gets other bytes, but it may be deleted
+    headers = {"ETag": etag, "Accept-Ranges": "bytes", CACHE_CONTROL: REVALIDATE, **SANDBOX}
     asked = exchange.headers
     if "If-Match" in asked and not any(
         tag in ("*", name) for weak, tag in parse_etags(asked["If-Match"]) if not weak

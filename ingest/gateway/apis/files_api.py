@@ -16,7 +16,7 @@ NAMESPACE = "files"
 
 def routes(root: str) -> list[Route]:
     """``root``: `/` on a port of its own, `/files/` on the shared one."""
-    return [Route(f"{root}*", {"POST": _post, "GET": _get})]
+    return [Route(f"{root}*", {"POST": _post, "GET": _get}, forms=True)]
 
 
 async def _post(exchange: Exchange) -> web.StreamResponse:

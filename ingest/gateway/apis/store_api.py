@@ -21,6 +21,7 @@ def routes() -> list[Route]:
             "/store/*",
             {"POST": _post, "PUT": _put, "GET": _get, "DELETE": _delete},
             query={"GET": frozenset(("history",))},
+            forms=True,
         ),
         Route("/healthz", {"GET": _healthz}, public=True),
     ]

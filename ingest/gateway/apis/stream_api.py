@@ -20,6 +20,7 @@ from typing import Any
 from ingest import ticket
 from ingest.catalog.version import ABSENT
 from ingest.errors import BusyError, ConnectionLostError, IngestError, RefusedError
+from ingest.gateway.http.cache_policy import MARK_LINES
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.incoming import Incoming
 from ingest.gateway.http.request_id import RequestIds
@@ -43,8 +44,8 @@ _REFUSED = (
     b"this port takes raw bytes, and these begin as an HTTP request does: nothing was stored; use HTTP\n"
 )
 _FORBIDDEN = (
-    b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
-    % (len(_REFUSED), _REFUSED)
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n"
+    b"%bConnection: close\r\n\r\n%b" % (len(_REFUSED), MARK_LINES.encode(), _REFUSED)
 )
 
 

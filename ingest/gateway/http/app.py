@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ingest import limits
 from ingest.gateway.http.access import Access
-from ingest.gateway.http.exchange import Exchange, Services, marks
+from ingest.gateway.http.exchange import Exchange, Services, mark
 from ingest.gateway.http.failures import ClientGoneError, Failure, failure_of
 from ingest.gateway.http.fields import Fields
 from ingest.gateway.http.request_id import RequestIds
@@ -60,6 +60,11 @@ class Gate:
         self._quiet.set()
         self._draining = False
 
+    @property
+    def _guards(self) -> bool:
+        """Tokens decide about all that is not public."""
+        return self.access.tokens is not None
+
     async def drain(self, timeout: float) -> None:
         """Waits, ``timeout`` seconds at most, for the requests that are under way. Each is the last of its connection."""
         self._draining = True
@@ -91,14 +96,14 @@ class Gate:
         exchange: Exchange | None = None
         try:
             target = parse_target(request.raw_path)
-            exchange = Exchange(request, headers, id_, target, "", self._services)
+            exchange = Exchange(request, headers, id_, target, "", self._services, guarded=self._guards)
             response = await self._handle(exchange)
         except (asyncio.CancelledError, ClientGoneError):
             raise
         except Exception as error:
             response = self._fail(request, id_, error)
         if not response.prepared:
-            response.headers.update(marks(id_))
+            mark(response.headers, id_, self._guards if exchange is None else exchange.guarded)
         if "Expect" in headers and not (exchange and exchange.continued):
             response.force_close()  # the client will not send the body: what it sends next cannot be told from one
         if log.isEnabledFor(logging.DEBUG):
@@ -113,7 +118,9 @@ class Gate:
         except Failure:
             self._check(exchange, public=False)  # strangers do not learn what is not there
             raise
+        exchange.guarded = self._guards and not route.public
         self._check(exchange, public=route.public)
+        route.check_form(exchange.request.method, exchange.headers.get("Content-Type"))
         handler = route.handler(exchange.request.method)
         route.check_query(exchange.request.method, exchange.query)
         if exchange.request.method in CHANGING and "Content-Range" in exchange.headers:
@@ -199,6 +206,6 @@ class _Connection(Connection):
         else:
             failure = Failure(400, "bad_http", " ".join((message or "this is no HTTP").split())[:200])
         response = failure.response(id_)
-        response.headers.update(marks(id_))
+        mark(response.headers, id_, False)
         response.force_close()
         return response

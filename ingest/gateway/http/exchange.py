@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from ingest import __version__
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.failures import ClientGoneError, Failure
 from ingest.gateway.http.fields import Fields
@@ -37,7 +38,8 @@ class Services:
 
 @dataclass(slots=True)
 class Exchange:
-    """``tail``: what the route leaves of the path, undecoded. ``continued``: 100 Continue was sent."""
+    """``tail``: what the route leaves of the path, undecoded. ``continued``: 100 Continue was sent. ``guarded``: a token
+    decides about the answer."""
 
     request: web.BaseRequest
     headers: Fields
@@ -46,6 +48,7 @@ class Exchange:
     tail: str
     services: Services
     continued: bool = False
+    guarded: bool = False
 
     @property
     def store(self) -> ObjectStore:
@@ -66,9 +69,9 @@ class Exchange:
     def query(self) -> dict[str, str]:
         return parse_query(self.target.query)
 
-    @property
-    def marks(self) -> dict[str, str]:
-        return marks(self.id)
+    def mark(self, headers: MutableMapping[str, str]) -> None:
+        """To be called with the headers of an answer by who prepares it himself."""
+        mark(headers, self.id, self.guarded)
 
     def accepts_html(self) -> bool:
         return "text/html" in self.headers.get("Accept", "").lower()
@@ -116,9 +119,15 @@ class Exchange:
         writer.output_size = 0  # the answer itself has not begun
 
 
-def marks(id_: str) -> dict[str, str]:
-    """Headers of every answer. Who prepares an answer himself puts them in; all others get them on the way out."""
-    return {"X-Request-Id": id_, "Server": f"ingest/{__version__}", "X-Content-Type-Options": "nosniff"}
+def mark(headers: MutableMapping[str, str], id_: str, guarded: bool) -> None:
+    """Completes the headers of an answer: what every answer has, and who may keep it when it does not say so itself.
+    ``guarded``: a token decides about it. Who prepares an answer himself calls this; all others get it on the way out."""
+    headers["X-Request-Id"] = id_
+    headers["Server"] = f"ingest/{__version__}"
+    headers.update(FENCE)
+    headers.setdefault(CACHE_CONTROL, NO_STORE)
+    if guarded:
+        headers["Vary"] = f"{headers['Vary']}, Authorization" if "Vary" in headers else "Authorization"
 
 
 def no_route() -> Failure:

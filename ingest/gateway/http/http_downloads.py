@@ -16,6 +16,7 @@ from aiohttp import web
 
 from ingest.catalog.version import Version
 from ingest.gateway.http.body_digests import REPR_DIGEST
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.http_uploads import KEPT
@@ -26,14 +27,20 @@ from ingest.limits import HTTP_TLS_WRITE_SIZE
 from ingest.objects.memory_budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import StoredDownload
 
-# An object is somebody's bytes: in a browser it runs no scripts here, and is taken for what its uploader said it is.
-FENCE = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+# An object is somebody's bytes: in a browser it runs no scripts here.
+SANDBOX = {"Content-Security-Policy": "sandbox"}
+
+Extra = Callable[[Version], dict[str, str]]
+
+
+def nothing_more(_: Version) -> dict[str, str]:
+    return {}
 
 
 async def send_object(
-    exchange: Exchange, namespace: str, name: str, extra: dict[str, str] | None = None
+    exchange: Exchange, namespace: str, name: str, extra: Extra = nothing_more
 ) -> web.StreamResponse:
-    """Answers GET and HEAD. ``extra``: headers of the API. NotFoundError, Failure 412, 416."""
+    """Answers GET and HEAD. ``extra``: headers of the API for a version. NotFoundError, Failure 412, 416."""
     store = exchange.store
     return await _answer(
         exchange, partial(store.stat, namespace, name), partial(store.open, namespace, name), extra
@@ -44,7 +51,7 @@ async def send_version(exchange: Exchange, object_id: str) -> web.StreamResponse
     """The same, of a version by its ObjectID. TicketError too."""
     store = exchange.store
     return await _answer(
-        exchange, partial(store.stat_object, object_id), partial(store.open_object, object_id), None
+        exchange, partial(store.stat_object, object_id), partial(store.open_object, object_id), nothing_more
     )
 
 
@@ -52,13 +59,13 @@ async def _answer(
     exchange: Exchange,
     stat: Callable[[], Awaitable[Version]],
     open_: Callable[[], Awaitable[StoredDownload]],
-    extra: dict[str, str] | None,
+    extra: Extra,
 ) -> web.StreamResponse:
     asked = exchange.headers
     if exchange.is_head or is_conditional(asked):  # what needs no bytes reads none
         version = await stat()
         if check_read(asked, version):
-            return web.Response(status=304, headers=_validators(version))
+            return web.Response(status=304, headers=_validators(version, extra))
         if exchange.is_head:
             return web.Response(headers=_headers(version, extra) | {"Content-Length": str(version.size)})
     download = await open_()
@@ -68,13 +75,11 @@ async def _answer(
         await download.close()
 
 
-async def _send(
-    exchange: Exchange, download: StoredDownload, extra: dict[str, str] | None
-) -> web.StreamResponse:
+async def _send(exchange: Exchange, download: StoredDownload, extra: Extra) -> web.StreamResponse:
     version = download.version
     asked = exchange.headers
     if check_read(asked, version):
-        return web.Response(status=304, headers=_validators(version))
+        return web.Response(status=304, headers=_validators(version, extra))
     headers = _headers(version, extra)
     whole = "Range" not in asked or not await _range_holds(exchange, version)
     part = None if whole else parse_range(asked.get("Range"), version.size)
@@ -111,7 +116,7 @@ async def _stream(
     size: int,
 ) -> web.StreamResponse:
     piece = memoryview(await anext(pieces))  # what fails here has an answer
-    response.headers.update(exchange.marks)
+    exchange.mark(response.headers)
     sent = 0
     try:
         await response.prepare(exchange.request)
@@ -153,8 +158,13 @@ def _send_some(exchange: Exchange, piece: memoryview, begun: bool) -> _Part:
     return _Part(now + len(rest), rest)
 
 
-def _validators(version: Version) -> dict[str, str]:
-    return {"ETag": format_etag(version), "Last-Modified": _http_date(version.modified)}
+def _validators(version: Version, extra: Extra) -> dict[str, str]:
+    """What a 304 says as well: what is kept of the answer, and how long, is renewed."""
+    return {
+        "ETag": format_etag(version),
+        "Last-Modified": _http_date(version.modified),
+        CACHE_CONTROL: extra(version).get(CACHE_CONTROL) or version.headers.get(CACHE_CONTROL, REVALIDATE),
+    }
 
 
 @lru_cache(1024)  # many objects are of one second, and the calendar is slow
@@ -162,13 +172,13 @@ def _http_date(seconds: int) -> str:
     return formatdate(seconds, usegmt=True)
 
 
-def _headers(version: Version, extra: dict[str, str] | None) -> dict[str, str]:
+def _headers(version: Version, extra: Extra) -> dict[str, str]:
     kept = {name: version.headers[name] for name in (*KEPT, REPR_DIGEST) if name in version.headers}
     return {
         "Content-Type": "application/octet-stream",
         **kept,
-        **(extra or {}),
-        **_validators(version),
+        **extra(version),
+        **_validators(version, extra),
         "Accept-Ranges": "bytes",
-        **FENCE,
+        **SANDBOX,
     }

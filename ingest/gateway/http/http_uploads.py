@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from ingest.catalog.version import ANY, Condition, Version
 from ingest.gateway.http.body_digests import REPR_DIGEST, CheckedBody, digests_of, repr_digest
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, of_an_answer
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import Failure
+from ingest.gateway.http.form_file import FormFile
+from ingest.gateway.http.form_part import boundary_of, is_form
 from ingest.gateway.http.preconditions import condition_of
 from ingest.limits import KEPT_HEADERS_SIZE_MAX
 from ingest.objects.body import Body
 
 # What a client says of its bytes: it comes back with them.
-KEPT = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition")
+KEPT = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition", CACHE_CONTROL)
 
 
 async def store_body(
@@ -24,31 +27,62 @@ async def store_body(
     name: str | Callable[[], str],
     base: Condition = ANY,
     *,
-    body: Body | None = None,
-    headers: dict[str, str] | None = None,
+    wrap: Callable[[Body], Body] | None = None,
+    more: Mapping[str, str] | None = None,
 ) -> Version:
-    """Stores the body of a request. ``base``: what the API asks of the name; what the client asks comes on top of it.
-    ``body`` and ``headers``: other ones than the request's own."""
-    digests = digests_of(exchange.headers)
-    kept = kept_headers(exchange) if headers is None else headers
-    body = exchange.body() if body is None else body
-    if digests:
-        body = CheckedBody(body, digests)
-        sound = repr_digest(digests)
-        kept |= {} if sound is None else {REPR_DIGEST: sound}
+    """Stores the body of a request, or the file of the form that it is. ``base``: what the API asks of the name; what the
+    client asks comes on top of it. ``wrap``: what the API makes of the body. ``more``: headers that it keeps, too.
+    Failure 400, 415."""
+    condition = condition_of(exchange.headers, base)
+    content_type = exchange.headers.get("Content-Type")
+    if content_type is not None and is_form(content_type):
+        if isinstance(name, str):
+            await exchange.store.check(namespace, name, condition)  # before the client is asked for the form
+        body, kept = await _form_file(exchange, boundary_of(content_type))
+        size = None
+    else:
+        kept, size = kept_headers(exchange), exchange.size
+        body = _checked(exchange.body(), digests_of(exchange.headers), kept)
     return await exchange.store.put(
         namespace,
         name,
-        body,
-        size=exchange.size,
-        headers=check_headers(kept),
-        condition=condition_of(exchange.headers, base),
+        body if wrap is None else wrap(body),
+        size=size,
+        headers=check_headers(kept | dict(more or {})),
+        condition=condition,
     )
+
+
+async def _form_file(exchange: Exchange, boundary: bytes) -> tuple[Body, dict[str, str]]:
+    """The file of a form, and what is kept with it. What the request says of its bytes is true of the form, what the
+    file's head says is true of the file (RFC 9110, 8.1; RFC 9530; RFC 1864)."""
+    asked = exchange.headers
+    if "Content-Encoding" in asked:
+        raise Failure(
+            415, "form", "a form that is encoded as a whole is not read: send it without Content-Encoding"
+        )
+    form = FormFile(_checked(exchange.body(), digests_of(asked), {}), boundary)
+    part = await form.begin()
+    kept = part.kept_headers() | {
+        name: text for name, text in kept_headers(exchange).items() if name != "Content-Type"
+    }
+    return _checked(form, digests_of(part.headers), kept), kept
+
+
+def _checked(body: Body, digests: list[tuple[str, bytes]], kept: dict[str, str]) -> Body:
+    """``body``, if it has no other digests. Of those that are sound, ``kept`` says so."""
+    if not digests:
+        return body
+    sound = repr_digest(digests)
+    if sound is not None:
+        kept[REPR_DIGEST] = sound
+    return CheckedBody(body, digests)
 
 
 def kept_headers(exchange: Exchange) -> dict[str, str]:
     given = exchange.headers
-    return {name: given[name] for name in KEPT if name in given}
+    kept = {name: given[name] for name in KEPT if name in given}
+    return kept | of_an_answer(kept.pop(CACHE_CONTROL, ""))
 
 
 def check_headers(headers: dict[str, str]) -> dict[str, str]:

@@ -64,7 +64,8 @@ async def stream_names(exchange: Exchange, namespace: str) -> web.StreamResponse
     page = await exchange.store.page(namespace)
     if len(page) < LIST_PAGE_MAX or exchange.is_head:
         return json_response([entry.name for entry in page])
-    response = web.StreamResponse(headers={"Content-Type": "application/json", **exchange.marks})
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    exchange.mark(response.headers)
     try:
         await response.prepare(exchange.request)
         separator = b"["

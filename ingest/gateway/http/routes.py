@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ingest.gateway.http.exchange import Handler, no_route
 from ingest.gateway.http.failures import Failure
+from ingest.gateway.http.form_part import is_form
 
 CHANGING = frozenset(("PUT", "POST", "DELETE", "PATCH"))
 
@@ -14,12 +15,13 @@ CHANGING = frozenset(("PUT", "POST", "DELETE", "PATCH"))
 @dataclass(frozen=True)
 class Route:
     """``path`` is exact, or ends in `/*`: whatever follows is the tail. GET answers HEAD too. ``public``: needs no token.
-    ``query``: the parameters that each method knows."""
+    ``query``: the parameters that each method knows. ``forms``: POST makes an object, of the file of a form too."""
 
     path: str
     handlers: Mapping[str, Handler]
     public: bool = False
     query: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    forms: bool = False
 
     def handler(self, method: str) -> Handler:
         """Failure 405."""
@@ -33,6 +35,15 @@ class Route:
                 {"Allow": ", ".join(allowed)},
             )
         return found
+
+    def check_form(self, method: str, content_type: str | None) -> None:
+        """A form where no object is made of its file would be stored with all that is around that. Failure 415."""
+        if method not in CHANGING or (self.forms and method == "POST") or not is_form(content_type):
+            return
+        message = (
+            "a form (curl -F) is not taken here: send the file itself, with -T FILE or --data-binary @FILE"
+        )
+        raise Failure(415, "form", message)
 
     def check_query(self, method: str, query: Mapping[str, str]) -> None:
         """A parameter that nobody reads may be what a request is about: in other APIs `?acl` is no upload. Failure 400."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ingest.errors import KeyFileError
 from ingest.limits import TOKEN_FILE_SIZE_MAX, TOKEN_LENGTH_MAX, TOKEN_LENGTH_MIN
+from ingest.secret_text import shown
 
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{1,{TOKEN_LENGTH_MAX}}}=*")
 _RIGHTS = {"read-only": False, "read-write": True}
@@ -76,7 +77,7 @@ def _read(path: Path) -> bytes:
                 raise KeyFileError(f"token file {path}: mode {mode:04o} opens it to others: chmod 600 {path}")
             content = file.read(TOKEN_FILE_SIZE_MAX + 1)
     except OSError as error:
-        raise KeyFileError(f"token file {path}: {error.strerror}") from error
+        raise KeyFileError(f"token file {shown(path)}: {error.strerror}") from None
     if len(content) > TOKEN_FILE_SIZE_MAX:
         raise KeyFileError(f"token file {path}: more than {TOKEN_FILE_SIZE_MAX} bytes")
     return content

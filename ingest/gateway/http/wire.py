@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from ingest.gateway.http.cache_policy import MARK_LINES
 from ingest.gateway.http.incoming import Incoming
 from ingest.limits import (
     HTTP_CONNECTIONS_MAX,
@@ -224,7 +225,7 @@ class Refusal(asyncio.BufferedProtocol):
         body = msgspec.json.encode({"code": "busy", "message": message, "request_id": self._id})
         head = (
             f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: {RETRY_AFTER_S}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\nX-Request-Id: {self._id}\r\nConnection: close\r\n\r\n"
+            f"Content-Length: {len(body)}\r\nX-Request-Id: {self._id}\r\n{MARK_LINES}Connection: close\r\n\r\n"
         )
         return head.encode() + body
 

@@ -13,6 +13,7 @@ from aiohttp import web
 from blake3 import blake3
 
 from ingest.gateway.apis.objects_api import send_status
+from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange, json_response, no_route
 from ingest.gateway.http.preconditions import parse_etags
 from ingest.gateway.http.routes import Route
@@ -41,10 +42,9 @@ _POLICY = "; ".join(
     )
 )
 _HEADERS = {
-    "Cache-Control": "no-cache",  # kept, and asked for again each time: an upgrade is seen at once
+    CACHE_CONTROL: REVALIDATE,  # an upgrade is seen at once
     "Content-Security-Policy": _POLICY,
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
 }
 
@@ -91,7 +91,7 @@ async def _file(exchange: Exchange) -> web.StreamResponse:
 
 async def _node(exchange: Exchange) -> web.StreamResponse:
     """The figures that the page draws."""
-    return json_response(await exchange.services.figures.read(), headers={"Cache-Control": "no-store"})
+    return json_response(await exchange.services.figures.read())
 
 
 def _send(exchange: Exchange, name: str) -> web.StreamResponse:

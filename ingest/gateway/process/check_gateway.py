@@ -18,6 +18,7 @@ from ingest.gateway.process.serve import beside
 from ingest.gateway.process.signing_keys import read_keys
 from ingest.runtime.listeners import format_address
 from ingest.runtime.lock_file import is_held
+from ingest.secret_text import shown
 from ingest.store.data_dir import DataDir
 
 Flags = Mapping[str, Any]
@@ -61,6 +62,8 @@ def _text(config: GatewayConfig, name: str) -> str:
         return ", ".join(value) or "-"
     if isinstance(value, bool):
         return str(value).lower()
+    if name.endswith(("_file", "_key")):
+        return shown(value)
     return format_address(value) if isinstance(value, tuple) else str(value)
 
 

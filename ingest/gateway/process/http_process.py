@@ -39,6 +39,7 @@ from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
 from ingest.gateway.process.upstream import connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
+from ingest.objects.shared_namespace import SharedNamespace
 from ingest.runtime import listeners
 from ingest.runtime.child import take_reloads
 
@@ -153,7 +154,9 @@ async def _serve(
             take_reloads()
             try:
                 collect = _collect_once(client, catalog, reader)
-                await server.serve(Services(store, client.get, figures, DownloadLinks(link_key), collect))
+                await server.serve(
+                    Services(SharedNamespace(store), client.get, figures, DownloadLinks(link_key), collect)
+                )
             finally:
                 await store.leave()
 

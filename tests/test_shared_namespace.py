@@ -1,0 +1,229 @@
+"""Blobs and content are one namespace, whose objects lie in two (`ingest.objects.shared_namespace`)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from gateway_rig import Gateway, memory_gateway, node_gateway
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_store import MemoryStore
+from test_cli import run
+
+from ingest.catalog.version import ABSENT, ANY, PRESENT, SAME, Condition
+from ingest.errors import NameTakenError, NotFoundError, PreconditionError
+from ingest.objects.body import IteratedBody
+from ingest.objects.shared_namespace import SharedNamespace
+
+T = TypeVar("T")
+OWN = {"X-Mime-Type": "image/png", "X-Author": "Jürgen", "X-Forwarded-For": "10.0.0.1"}
+
+
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(work)
+
+
+def body(data: bytes) -> IteratedBody:
+    async def pieces() -> Any:
+        yield data
+
+    return IteratedBody(pieces())
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    with memory_gateway() as running:
+        yield running
+
+
+def sha1(data: bytes) -> str:
+    return hashlib.sha1(data).hexdigest()
+
+
+def old(gateway: Gateway, data: bytes, headers: dict[str, str] | None = None, name: str | None = None) -> str:
+    """Content as an earlier version stored it."""
+    name = name or sha1(data)
+    assert gateway.store is not None
+    wait(gateway.store.put("sos", name, body(data), headers=headers or {}))
+    return name
+
+
+@pytest.mark.parametrize("path", ["/blob/%s", "/fetch/%s", "/fetch/%s.png"])
+def test_headers_come_back_from_wherever_it_was_stored(gateway: Gateway, path: str) -> None:
+    ids = [gateway.request("POST", "/upload", b"content", OWN).json["id"]]
+    ids += [gateway.request("POST", "/blob/chosen", b"blob", OWN).json["id"]]
+    ids += [old(gateway, b"old", {"X-Mime-Type": "image/png", "X-Author": "Jürgen"})]
+    for id_ in ids:
+        for method in ("GET", "HEAD"):
+            answer = gateway.request(method, path % id_)
+            assert answer.status == 200
+            assert answer.headers["content-type"] == "image/png"
+            assert (answer.headers["x-author"], answer.headers["x-mime-type"]) == ("Jürgen", "image/png")
+            assert "x-forwarded-for" not in answer.headers
+
+
+def test_what_is_listed_can_be_copied(gateway: Gateway) -> None:
+    """What the replicating scripts of the field do: each name of /blobs, with its headers, to another server."""
+    gateway.request("POST", "/upload", b"content", OWN)
+    gateway.request("POST", "/blob/chosen", b"blob", OWN)
+    old(gateway, b"old", {"X-Author": "me"})
+    names = gateway.request("GET", "/blobs").json
+    assert names == sorted([sha1(b"content"), "chosen", sha1(b"old")])
+    with memory_gateway() as mirror:
+        for name in names:
+            found = gateway.request("GET", f"/blob/{name}")
+            own = {key: value for key, value in found.headers.items() if key.startswith("x-a")}
+            assert mirror.request("POST", f"/blob/{name}", found.body, own).status == 200
+            assert mirror.request("GET", f"/fetch/{name}").headers.get("x-author") == own.get("x-author")
+        assert mirror.request("GET", "/blobs").json == names
+
+
+def test_new_objects_lie_in_one_place(gateway: Gateway) -> None:
+    gateway.request("POST", "/upload", b"content")
+    assert gateway.request("GET", "/catalog/namespaces").json == {"namespaces": ["blob"]}
+
+
+@pytest.mark.parametrize("path", ["/upload", f"/blob/{sha1(b'content')}"])
+def test_old_content_again(gateway: Gateway, path: str) -> None:
+    id_ = old(gateway, b"content", {"X-Author": "the first"})
+    answer = gateway.request("POST", path, b"content", {"X-Author": "the second"})
+    assert (answer.status, answer.json) == (200, {"id": id_, "size": 7, "status": "OK"})
+    assert gateway.request("GET", f"/fetch/{id_}").headers["x-author"] == "the first"
+    assert gateway.request("GET", "/blobs").json == [id_]
+    assert gateway.store is not None
+    assert list(gateway.store.live) == [("sos", id_)]
+
+
+@pytest.mark.parametrize("data", [b"", b"other bytes", bytes(300_000)])
+def test_other_bytes_under_an_old_name(gateway: Gateway, data: bytes) -> None:
+    for path, name in ((f"/blob/{sha1(b'old')}", sha1(b"old")), ("/upload", sha1(data))):
+        old(gateway, b"old", name=name)  # the second: of a collision
+        refused = gateway.request("POST", path, data)
+        assert (refused.status, refused.code) == (409, "name_taken")
+        assert gateway.request("GET", f"/blob/{name}").body == b"old"
+
+
+def test_of_two_the_new_one_counts(gateway: Gateway) -> None:
+    gateway.request("POST", "/blob/both", b"new")
+    old(gateway, b"old", name="both")
+    for path in ("/blob/both", "/fetch/both", "/catalog/object?namespace=sos&name=both"):
+        assert gateway.request("GET", path).body == b"new"
+    assert gateway.request("GET", "/blobs").json == ["both"]
+    for namespace in ("blob", "sos"):
+        (entry,) = gateway.request("GET", f"/catalog/objects?namespace={namespace}").json["objects"]
+        assert entry["size"] == 3
+    assert gateway.request("POST", "/blob/both", b"new").status == 200
+    assert gateway.request("POST", "/blob/both", b"old").status == 409
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    new=st.sets(st.text("abc1", min_size=1, max_size=3)),
+    earlier=st.sets(st.text("abc1", min_size=1, max_size=3)),
+    limit=st.integers(1, 5),
+    prefix=st.sampled_from(["", "a", "b1"]),
+)
+def test_pages_have_each_name_once_in_order(
+    new: set[str], earlier: set[str], limit: int, prefix: str
+) -> None:
+    async def pages() -> list[str]:
+        inner = MemoryStore()
+        for namespace, names in (("blob", new), ("sos", earlier)):
+            for name in names:
+                await inner.put(namespace, name, body(namespace.encode()))
+        store = SharedNamespace(inner)
+        found: list[str] = []
+        while page := await store.page("sos", prefix, found[-1] if found else "", limit):
+            assert len(page) <= limit
+            for entry in page:
+                where = "blob" if entry.name in new else "sos"
+                assert entry.etag == (await store.stat("blob", entry.name)).etag
+                assert entry.etag == (await inner.stat(where, entry.name)).etag
+            found += [entry.name for entry in page]
+        return found
+
+    assert wait(pages()) == sorted(name for name in new | earlier if name.startswith(prefix))
+
+
+@pytest.mark.parametrize("namespace", ["blob", "sos"])
+@pytest.mark.parametrize(
+    ("condition", "error"),
+    [
+        (SAME, None),
+        (ANY, None),
+        (PRESENT, None),
+        (ABSENT, NameTakenError),
+        (Condition(none_of=frozenset("*")), PreconditionError),
+        (Condition(etags=frozenset(["other"])), PreconditionError),
+        (Condition(etags=frozenset("*"), same=True), None),
+    ],
+)
+def test_conditions_are_about_what_is_found(
+    namespace: str, condition: Condition, error: type[Exception] | None
+) -> None:
+    async def put() -> None:
+        inner = MemoryStore()
+        await inner.put("sos", "name", body(b"bytes"))
+        store = SharedNamespace(inner)
+        if error is not None:
+            with pytest.raises(error):
+                await store.check(namespace, "name", condition)
+            with pytest.raises(error):
+                await store.put(namespace, "name", body(b"bytes"), condition=condition)
+        else:
+            await store.check(namespace, "name", condition)
+            version = await store.put(namespace, "name", body(b"bytes"), condition=condition)
+            assert version.etag == (await store.stat(namespace, "name")).etag
+            assert version.namespace == ("sos" if condition.same else "blob")
+
+    wait(put())
+
+
+@pytest.mark.parametrize("namespace", ["blob", "sos"])
+def test_a_delete_leaves_nothing_behind(namespace: str) -> None:
+    async def delete() -> None:
+        inner = MemoryStore()
+        store = SharedNamespace(inner)
+        for where in (("sos",), ("blob",), ("sos", "blob")):
+            for one in where:
+                await inner.put(one, "name", body(one.encode()))
+            with pytest.raises(PreconditionError):
+                await store.delete(namespace, "name", Condition(etags=frozenset(["other"])))
+            assert (await store.stat(namespace, "name")).namespace == where[-1]
+            await store.delete(namespace, "name")
+            with pytest.raises(NotFoundError):
+                await store.open(namespace, "name")
+            assert not inner.live
+        steps = await store.history(namespace, "name")
+        assert len(steps) == 12
+        assert [step.time for step in steps] == sorted((step.time for step in steps), reverse=True)
+
+    wait(delete())
+
+
+def test_on_a_node(tmp_path: Path) -> None:
+    """Old content is found and listed, and is not stored again: with a real catalog, small and large."""
+    with node_gateway(tmp_path / "data") as node:
+        for size in (10, 1_000_000):
+            data = bytes(range(251)) * (size // 251) + bytes(size % 251)
+            file = tmp_path / f"file{size}"
+            file.write_bytes(data)
+            flags = ["--data-dir", str(tmp_path / "data"), "--namespace", "sos", "--name", sha1(data)]
+            stored = run("put", str(file), *flags)
+            assert stored.returncode == 0, stored.stderr
+            for path in ("/upload", f"/blob/{sha1(data)}"):
+                assert node.gateway.request("POST", path, data).json["id"] == sha1(data)
+                for found in (f"/blob/{sha1(data)}", f"/fetch/{sha1(data)}.bin"):
+                    assert node.gateway.request("GET", found).body == data
+            assert node.gateway.request("POST", f"/blob/{sha1(data)}", data[:-1]).status == 409
+            assert sha1(data) in node.gateway.request("GET", "/blobs").json
+        new = node.gateway.request("POST", "/upload", b"new").json["id"]
+        assert node.gateway.request("GET", "/catalog/namespaces").json["namespaces"] == ["blob", "sos"]
+        assert len(node.gateway.request("GET", "/blobs").json) == 3
+        assert node.gateway.request("GET", f"/fetch/{new}").body == b"new"
+        assert node.stop() == 0, node.log()
