@@ -20,7 +20,7 @@ from ingest.commands.options import server_options
 from ingest.commands.store_commands import export, fsck, inspect
 from ingest.engine import server_config
 from ingest.errors import IngestError
-from ingest.runtime.child import hold_reloads
+from ingest.runtime import signals
 from ingest.runtime.listeners import Address, parse_address
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -35,7 +35,7 @@ def cli() -> None:
 @cli.command()
 @server_options
 def server(file: Path | None, **flags: str | None) -> None:
-    """Runs a server until TERM or INT, which drain it; a second one ends it at once.
+    """Runs a server until TERM, INT or QUIT, which drain it; a second one ends it at once.
 
     HUP reloads keys, certificates and the log level.
 
@@ -49,7 +49,7 @@ def server(file: Path | None, **flags: str | None) -> None:
     def read_config() -> server_config.ServerConfig:
         return server_config.load_config(flags, os.environ, file)
 
-    hold_reloads()
+    signals.begin_server()
     settings = read_config()
     # Not before it is needed: the other commands start without it.
     from ingest import workers
@@ -220,9 +220,11 @@ def _complain(text: str, code: int) -> int:
 
 def main() -> NoReturn:
     """The command `ingest`."""
+    signals.begin()
     sys.exit(run(cli, "ingest"))
 
 
 def server_main() -> NoReturn:
     """The command `ingest-server`, which is `ingest server`."""
+    signals.begin()
     sys.exit(run(server, "ingest-server"))

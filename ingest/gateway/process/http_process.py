@@ -40,7 +40,7 @@ from ingest.gateway.process.upstream import connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.runtime import listeners
-from ingest.runtime.child import take_reloads
+from ingest.runtime.signals import take_reloads
 
 log = logging.getLogger(__name__)
 
