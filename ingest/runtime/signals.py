@@ -1,6 +1,6 @@
 """What signals do to a process of ours: set when it starts, and not left to who starts it.
 
-What is ignored, and the mask, pass through fork and exec. A shell ignores INT for what it runs in the background, `nohup`
+What is ignored, and the mask, pass through fork and exec. A shell ignores INT for what it runs in the background, nohup
 ignores HUP. A daemon may ignore CHLD, which hides the end of children. A thread that starts programs may block everything.
 
 signal                                 a server                          its children           a command
