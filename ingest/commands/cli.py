@@ -20,7 +20,8 @@ from ingest.commands.options import server_options
 from ingest.commands.store_commands import export, fsck, inspect
 from ingest.engine import server_config
 from ingest.errors import IngestError
-from ingest.runtime import signals
+from ingest.runtime import logs, signals
+from ingest.runtime.child import hold_standard_descriptors
 from ingest.runtime.listeners import Address, parse_address
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -220,11 +221,18 @@ def _complain(text: str, code: int) -> int:
 
 def main() -> NoReturn:
     """The command `ingest`."""
-    signals.begin()
-    sys.exit(run(cli, "ingest"))
+    _play(cli, "ingest")
 
 
 def server_main() -> NoReturn:
     """The command `ingest-server`, which is `ingest server`."""
+    _play(server, "ingest-server")
+
+
+def _play(command: click.Command, name: str) -> NoReturn:
+    """The whole life of a process of ours that is started by others."""
+    hold_standard_descriptors()
     signals.begin()
-    sys.exit(run(server, "ingest-server"))
+    code = run(command, name)
+    logs.flush()
+    sys.exit(code)

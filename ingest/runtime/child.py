@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 from collections.abc import Container
 
 EX_CORRUPT = 65  # it found corruption: another one would find it too
@@ -15,6 +16,20 @@ EX_CONFIG = 78
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_GET_CHILD_SUBREAPER = 37
+
+
+def hold_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr are closed, /dev/null takes their places: else the next file that is opened does, and
+    what is said there goes into that."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+            if fd == 1:
+                sys.stdout = os.fdopen(fd, "w", closefd=False)
+            elif fd == 2:
+                sys.stderr = os.fdopen(fd, "w", closefd=False)
 
 
 def die_with(parent: int, name: str) -> None:

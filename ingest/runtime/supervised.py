@@ -147,4 +147,7 @@ class Child:
         except BaseException:
             log.critical("unexpected", exc_info=True)
         finally:
-            os._exit(code)
+            try:
+                logs.flush()
+            finally:
+                os._exit(code)
