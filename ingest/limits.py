@@ -132,6 +132,11 @@ SUPERVISION_INTERVAL_S = (
 )
 
 # --- the operator's side -------------------------------------------------------------------------
+STDERR_QUEUE_SIZE = 256 << 10  # bytes of lines of one process that nobody has taken yet, some 2,000
+STDERR_FLUSH_TIMEOUT_S = 0.5  # that the end of a process waits for who reads its stderr
+STDERR_RETRY_INTERVAL_S = (
+    10.0  # between tries to say what was lost, where nothing else is said: a disk may have room again
+)
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
 SETTINGS_SIZE_MAX = 4 << 20  # bytes that a reload hands over: a key file and three of certificates
 KEYS_COUNTED = 15  # keys with counters of their own; of all others together there is one more

@@ -192,9 +192,12 @@ class Gateway:
 class NodeGateway:
     """`ingest serve` (or another command) on free ports, with every API on a port of its own."""
 
-    def __init__(self, data_dir: Path, *flags: str, command: str = "serve") -> None:
+    def __init__(
+        self, data_dir: Path, *flags: str, command: str = "serve", wrapper: Iterable[str] = ()
+    ) -> None:
         self.data_dir = data_dir
         self.command = command
+        self.wrapper = list(wrapper)  # a program that runs what follows it
         self.flags = flags
         self.log_path = data_dir.parent / f"{data_dir.name}.{command}.log"
         self.announcement = data_dir / ".ingest" / "gateway.json"
@@ -211,7 +214,7 @@ class NodeGateway:
         clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, *ports, *self.flags], stdout=log, stderr=log, env=clean
+                [*self.wrapper, *command, *ports, *self.flags], stdout=log, stderr=log, env=clean
             )
         if wait:
             self.wait_until_ready()

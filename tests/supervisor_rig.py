@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ingest.runtime.child import hold_reloads, take_reloads
+from ingest.runtime import signals
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
 
@@ -30,7 +30,7 @@ class Family:
     def leaf(self, name: str) -> int:
         self.start_slowly(name)
         signal.signal(signal.SIGHUP, lambda *_: say(f"{name} reloads"))
-        take_reloads()
+        signals.take_reloads()
         say(f"{name} runs")
         while True:
             signal.pause()
@@ -54,7 +54,7 @@ class Family:
         return Supervisor([children], 10.0, reload=reload).run()
 
     def run(self) -> int:
-        hold_reloads()
+        signals.begin_server()
         self.start_slowly("root")
         return self.supervise(
             "root",

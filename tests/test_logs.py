@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 
 import pytest
 
@@ -15,30 +16,36 @@ def own_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(root, "level", root.level)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
     monkeypatch.setattr(logs, "_process", "server")
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
 
 
-def test_a_line_has_time_process_level_and_text(capsys: pytest.CaptureFixture[str]) -> None:
+def written(capfd: pytest.CaptureFixture[str]) -> str:
+    logs.flush()
+    return capfd.readouterr().err
+
+
+def test_a_line_has_time_process_level_and_text(capfd: pytest.CaptureFixture[str]) -> None:
     logs.start("info")
     logs.name_process("worker-3")
     logging.getLogger("ingest.x").warning("%d frames", 7)
     logging.getLogger("ingest.x").debug("not this")
-    line = capsys.readouterr().err
+    line = written(capfd)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z worker-3 warning 7 frames\n", line)
 
 
-def test_what_a_peer_sent_cannot_begin_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_peer_sent_cannot_begin_a_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.start("debug")
     logging.getLogger("ingest.x").info("peer said %s", "a\n2026 server error b\x1b[2J\u2028é")
-    assert capsys.readouterr().err.endswith(" info peer said a\\n2026 server error b\\x1b[2J\\u2028é\n")
+    assert written(capfd).endswith(" info peer said a\\n2026 server error b\\x1b[2J\\u2028é\n")
 
 
-def test_a_traceback_follows_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traceback_follows_its_line(capfd: pytest.CaptureFixture[str]) -> None:
     logs.start("info")
     try:
         raise RuntimeError("why")
     except RuntimeError:
         logging.getLogger("ingest.x").critical("unexpected", exc_info=True)
-    first, second, *_, last = capsys.readouterr().err.splitlines()
+    first, second, *_, last = written(capfd).splitlines()
     assert first.endswith(" critical unexpected")
     assert second.startswith("Traceback")
     assert last == "RuntimeError: why"

@@ -29,6 +29,7 @@ from ingest.engine.pool import Roles
 from ingest.engine.server import run_server, worker_count
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError, IngestError, KeyFileError, PortTakenError, StoreLockedError
+from ingest.runtime import logs
 from ingest.runtime.key_file import make_key_file, read_keys
 from ingest.status import Status
 from ingest.store.store_json import write_store_json
@@ -67,6 +68,7 @@ class Server:
                 print(f"ingest: {error}", file=sys.stderr)
                 code = error.exit_code
             finally:
+                logs.flush()
                 os._exit(code)
         os.close(write)
 

@@ -197,13 +197,12 @@ class CatalogService:
 
 
 def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
-    """The whole process: calls ``ready`` when it can be reached, returns when TERM or INT came and all is answered.
+    """The whole process: calls ``ready`` when it can be reached, returns when TERM came and all is answered.
 
     StoreLockedError when there is such a process already, CatalogError, DiskError.
     """
     with service_lock(data_dir):
         service = CatalogService(Catalog(catalog_path(data_dir)), listen(data_dir))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: service.stop())
+        signal.signal(signal.SIGTERM, lambda *_: service.stop())
         ready()
         service.run()

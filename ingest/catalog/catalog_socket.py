@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ingest.errors import ConnectionLostError, DiskError, StoreLockedError
+from ingest.errors import ConfigError, ConnectionLostError, DiskError, StoreLockedError
 from ingest.limits import LISTEN_BACKLOG
 from ingest.runtime.lock_file import open_lock, take
 from ingest.store.data_dir import DataDir
+
+_ADDRESS_SIZE = 108  # bytes of sun_path, with a NUL at its end: unix(7)
+_DESCRIPTORS = "/proc/self/fd"
 
 
 def catalog_path(data_dir: Path) -> Path:
@@ -38,12 +41,16 @@ def service_lock(data_dir: Path) -> Iterator[None]:
 
 
 def listen(data_dir: Path) -> socket.socket:
-    """A listening socket in the place of one that a dead service left. By who holds `service_lock`. DiskError."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    """A listening socket in the place of one that a dead service left. By who holds `service_lock`.
+
+    DiskError; ConfigError when no socket there can be named.
+    """
+    check_place(data_dir)
     name = DataDir(data_dir).catalog_socket.name
-    temporary = f"{name}.new"
+    temporary = _temporary(data_dir).name
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_path(DataDir(data_dir).meta) as short:
+        with _short_path(data_dir) as short:
             try:
                 os.unlink(f"{short}/{temporary}")
             except FileNotFoundError:
@@ -59,11 +66,12 @@ def listen(data_dir: Path) -> socket.socket:
 
 
 def connect(data_dir: Path) -> socket.socket:
-    """A connection to the service, which does not block. ConnectionLostError when there is none."""
+    """A connection to the service, which does not block. ConnectionLostError when there is none, ConfigError."""
+    check_place(data_dir)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
-        with _short_path(DataDir(data_dir).meta) as short:
+        with _short_path(data_dir) as short:
             sock.connect(f"{short}/{DataDir(data_dir).catalog_socket.name}")
     except OSError as error:
         sock.close()
@@ -74,11 +82,38 @@ def connect(data_dir: Path) -> socket.socket:
     return sock
 
 
+def check_place(data_dir: Path) -> None:
+    """That a socket in this data directory can be named. ConfigError."""
+    if not _fits(data_dir) and not os.path.isdir(_DESCRIPTORS):
+        raise ConfigError(
+            f"/proc is not mounted: without it {_temporary(data_dir)} is too long for the address of a socket. "
+            f"Mount /proc, or choose a data directory with a name of {_longest()} bytes at most"
+        )
+
+
+def _temporary(data_dir: Path) -> Path:
+    path = DataDir(data_dir).catalog_socket
+    return path.with_name(f"{path.name}.new")
+
+
+def _fits(data_dir: Path) -> bool:
+    return len(os.fsencode(_temporary(data_dir))) < _ADDRESS_SIZE
+
+
+def _longest() -> int:
+    """Bytes of the longest name of a data directory whose sockets have short ones."""
+    return _ADDRESS_SIZE - 1 - len(os.fsencode(_temporary(Path("/d")))) + len("/d")
+
+
 @contextmanager
-def _short_path(directory: Path) -> Iterator[str]:
-    """A name of a directory that fits into an address of 108 bytes, however long its own is."""
+def _short_path(data_dir: Path) -> Iterator[str]:
+    """A name of the sockets' directory that fits into an address, however long its own is."""
+    directory = DataDir(data_dir).meta
+    if _fits(data_dir):
+        yield str(directory)
+        return
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}"
+        yield f"{_DESCRIPTORS}/{fd}"
     finally:
         os.close(fd)

@@ -20,7 +20,8 @@ from ingest.commands.options import server_options
 from ingest.commands.store_commands import export, fsck, inspect
 from ingest.engine import server_config
 from ingest.errors import IngestError
-from ingest.runtime.child import hold_reloads
+from ingest.runtime import logs, signals
+from ingest.runtime.child import hold_standard_descriptors
 from ingest.runtime.listeners import Address, parse_address
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -35,7 +36,7 @@ def cli() -> None:
 @cli.command()
 @server_options
 def server(file: Path | None, **flags: str | None) -> None:
-    """Runs a server until TERM or INT, which drain it; a second one ends it at once.
+    """Runs a server until TERM, INT or QUIT, which drain it; a second one ends it at once.
 
     HUP reloads keys, certificates and the log level.
 
@@ -49,7 +50,7 @@ def server(file: Path | None, **flags: str | None) -> None:
     def read_config() -> server_config.ServerConfig:
         return server_config.load_config(flags, os.environ, file)
 
-    hold_reloads()
+    signals.begin_server()
     settings = read_config()
     # Not before it is needed: the other commands start without it.
     from ingest import workers
@@ -220,9 +221,18 @@ def _complain(text: str, code: int) -> int:
 
 def main() -> NoReturn:
     """The command `ingest`."""
-    sys.exit(run(cli, "ingest"))
+    _play(cli, "ingest")
 
 
 def server_main() -> NoReturn:
     """The command `ingest-server`, which is `ingest server`."""
-    sys.exit(run(server, "ingest-server"))
+    _play(server, "ingest-server")
+
+
+def _play(command: click.Command, name: str) -> NoReturn:
+    """The whole life of a process of ours that is started by others."""
+    hold_standard_descriptors()
+    signals.begin()
+    code = run(command, name)
+    logs.flush()
+    sys.exit(code)

@@ -12,7 +12,7 @@ import click
 
 from ingest.commands.options import COMMON, CONNECT, GATEWAY, SERVER, add_options, file_option, open_option
 from ingest.engine import server_config
-from ingest.runtime.child import hold_reloads
+from ingest.runtime import signals
 
 if TYPE_CHECKING:
     from ingest.gateway.process.gateway_config import GatewayConfig
@@ -37,7 +37,7 @@ def gateway(file: Path | None, **flags: Any) -> None:
     def read_config() -> GatewayConfig:
         return _gateway_config(flags, file)
 
-    hold_reloads()
+    signals.begin_server()
     sys.exit(run_gateway(read_config(), read_config))
 
 
@@ -56,7 +56,7 @@ def serve(file: Path | None, **flags: Any) -> None:
     """
     from ingest.gateway.process.serve import run_both
 
-    hold_reloads()
+    signals.begin_server()
     server_flags = {name: flags[name] for name in server_config.PARSERS}
     sys.exit(
         run_both(

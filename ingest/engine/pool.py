@@ -96,7 +96,7 @@ class Pool(Supervisor):
         }
 
     def run(self) -> int:
-        """Serves until TERM or INT; returns the exit code: 0 when everything received was answered and flushed.
+        """Serves until it is told to drain; returns the exit code: 0 when everything received was answered and flushed.
 
         CorruptionError or ConfigError when the committer says that it is no use to start another one.
         """

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
+from collections.abc import Container
 
 EX_CORRUPT = 65  # it found corruption: another one would find it too
 EX_SOFTWARE = 70  # it ended by an exception that nobody expected
@@ -13,6 +15,21 @@ EX_CONFIG = 78
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_PR_GET_CHILD_SUBREAPER = 37
+
+
+def hold_standard_descriptors() -> None:
+    """Where stdin, stdout or stderr are closed, /dev/null takes their places: else the next file that is opened does, and
+    what is said there goes into that."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+            if fd == 1:
+                sys.stdout = os.fdopen(fd, "w", closefd=False)
+            elif fd == 2:
+                sys.stderr = os.fdopen(fd, "w", closefd=False)
 
 
 def die_with(parent: int, name: str) -> None:
@@ -25,16 +42,27 @@ def die_with(parent: int, name: str) -> None:
     libc.prctl(_PR_SET_NAME, f"ingest-{name}".encode()[:15], 0, 0, 0)
 
 
-def hold_reloads() -> None:
-    """SIGHUP waits until `take_reloads`: what comes before there is a handler would end the process, or be lost although
-    files were read before. A process that is forked meanwhile inherits that; it must not set SIGHUP to be ignored, which
-    would drop one that waits."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+def adopts_orphans() -> bool:
+    """Whether processes whose parent has ended become children of this one: it is process 1 of a container, or whoever
+    started it has made it a subreaper."""
+    adopts = ctypes.c_int(0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    return os.getpid() == 1 or (
+        libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(adopts), 0, 0, 0) == 0 and adopts.value != 0
+    )
 
 
-def take_reloads() -> None:
-    """There is a handler: it is called now for the SIGHUP that has been waiting, and for the next ones."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+def reap_orphans(own: Container[int]) -> None:
+    """Of children that have ended, takes those that this process did not start: nobody else will. It stops at the first
+    one of its ``own`` process ids, which is left to who waits for it: call this once more when that is done."""
+    while True:
+        try:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if found is None or found.si_pid in own:
+            return
+        os.waitpid(found.si_pid, 0)
 
 
 def describe_exit(code: int) -> str:

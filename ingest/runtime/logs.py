@@ -1,26 +1,40 @@
-"""The log: one text line an event on stderr, `2026-11-21T12:00:00.123Z worker-0 info connection from …`."""
+"""The log: one text line an event on stderr, `2026-11-21T12:00:00.123Z worker-0 info connection from …`.
+
+A line never blocks who has something to say, and never fails: `stderr` writes it.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
+from ingest.runtime.stderr import LineStream, LineWriter
+
 LEVELS = ("debug", "info", "warning", "error")
+_STDERR = 2
 
 _process = "server"
 
 
 def start(level: str) -> None:
-    """Sends the log of this process and of those it forks to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Sends the log of this process and of those it forks to stderr, and all else that Python says there the same way."""
+    with suppress(OSError, ValueError, AttributeError):  # what has no descriptor stands for the process's own
+        _writer.fd = sys.stderr.fileno()
+    sys.stderr = LineStream(_writer, sys.stderr)
+    handler = _Handler()
     handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # A server outlives whoever read its stderr.
-    logging.raiseExceptions = False
+    logging.raiseExceptions = False  # a message that cannot be formatted is no reason for more of them
+
+
+def flush() -> None:
+    """Before a process ends without the interpreter's help: what was said is written, unless nobody takes it for a while."""
+    _writer.flush()
 
 
 def name_process(name: str) -> None:
@@ -70,14 +84,35 @@ class LineBudget:
         return over
 
 
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _writer.put(self.format(record))
+
+    def flush(self) -> None:
+        """`logging` calls it at the end of the interpreter."""
+        flush()
+
+
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         text = record.getMessage()
         # What a peer sent may end up in a message: it must not be able to begin a line of its own.
         if not text.isprintable():
             text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-        line = f"{seconds}.{int(record.msecs):03d}Z {_process} {record.levelname.lower()} {text}"
+        line = _line(record.created, record.levelname, text)
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return line
+
+
+def _line(moment: float, level: str, text: str) -> str:
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment))
+    return f"{seconds}.{int(moment % 1 * 1000):03d}Z {_process} {level.lower()} {text}"
+
+
+def _tell_of_lost(count: int, reason: str) -> str:
+    lines = "1 line" if count == 1 else f"{count} lines"
+    return _line(time.time(), "WARNING", f"{lines} of this log could not be written: {reason}")
+
+
+_writer = LineWriter(_STDERR, _tell_of_lost)

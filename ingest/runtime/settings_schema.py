@@ -17,11 +17,12 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from ingest.errors import ConfigError, UsageError
+from ingest.runtime.service_links import is_service_link
 
 PREFIX = "INGEST_"
 CONFIG_VARIABLE = "INGEST_CONFIG"  # the file, when no --config names it
 
-# Variables that other parts of ingest read; every other INGEST_ name is a mistake.
+# Variables that other parts of ingest read; every other INGEST_ name is a mistake, or `service_links` knows whose it is.
 OTHER_VARIABLES = (
     CONFIG_VARIABLE,
     "INGEST_GATEWAY",  # object commands: the URL of a gateway …
@@ -137,7 +138,7 @@ class Schema(Generic[C]):
         others = (*OTHER_VARIABLES, *(PREFIX + name.upper() for name in self.other_names))
         found = {}
         for variable in sorted(environ):
-            if not variable.startswith(PREFIX) or variable in others:
+            if not variable.startswith(PREFIX) or variable in others or is_service_link(variable, environ):
                 continue
             if variable not in names:
                 raise ConfigError(f"unknown variable {variable}{_nearest(variable, [*names, *others])}")

@@ -23,12 +23,10 @@ from typing import NoReturn
 
 from ingest import limits
 from ingest.errors import CatalogError, CorruptionError, IngestError
-from ingest.runtime import listeners, logs
+from ingest.runtime import listeners, logs, signals
 from ingest.runtime.child import EX_CORRUPT, EX_SOFTWARE, die_with
 
 log = logging.getLogger(__name__)
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # what a parent decides about
 
 
 class State(enum.Enum):
@@ -44,7 +42,7 @@ class Child:
     """One process, and the ones that replace it. ``main`` runs in the process and returns its exit code.
 
     ``stays``: its end is the end of all, it is not started again. ``reloads``: it gets SIGHUP when the parent does; one
-    waits until it has a handler and calls `child.take_reloads`. ``has_line``: a socket pair joins it and the parent.
+    waits until it has a handler and calls `signals.take_reloads`. ``has_line``: a socket pair joins it and the parent.
     """
 
     name: str
@@ -102,7 +100,7 @@ class Child:
         self.started = time.monotonic()
         ends: tuple[socket.socket, ...] = ()
         # Blocked until the child has its own handlers: a signal to it must not be taken for one to the parent.
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals.HANDLED)
         try:
             if self.has_line:
                 ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -119,7 +117,7 @@ class Child:
             self.back_off(self.started)
             return
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals.HANDLED)
         if ends:
             self.line = ends[0]
             ends[1].close()
@@ -132,7 +130,7 @@ class Child:
         try:
             die_with(parent, self.name)
             logs.name_process(self.name)
-            self._take_over_signals()
+            signals.begin_child(self.reloads)
             leave()
             if ends:
                 ends[0].close()
@@ -149,15 +147,7 @@ class Child:
         except BaseException:
             log.critical("unexpected", exc_info=True)
         finally:
-            os._exit(code)
-
-    def _take_over_signals(self) -> None:
-        """From the parent, whose handlers the process has inherited."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        # A Ctrl-C goes to the whole group: it is the parent who decides what it means.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        held = {signal.SIGHUP} if self.reloads else set()
-        if not self.reloads:  # else one may be waiting by now, and to ignore it would drop it
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*SIGNALS} - held)
+            try:
+                logs.flush()
+            finally:
+                os._exit(code)

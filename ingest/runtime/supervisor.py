@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from ingest.errors import BusyError, ConfigError, CorruptionError, IngestError
-from ingest.runtime.child import EX_BUSY, EX_CONFIG, EX_CORRUPT, describe_exit, take_reloads
-from ingest.runtime.supervised import SIGNALS, Child, State
+from ingest.runtime import signals
+from ingest.runtime.child import EX_BUSY, EX_CONFIG, EX_CORRUPT, adopts_orphans, describe_exit, reap_orphans
+from ingest.runtime.supervised import Child, State
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,11 @@ class Supervisor:
         self._signals_read = self._signals_write = -1
 
     def run(self) -> int:
-        """Until TERM or INT: 0 when all children ended as they should. Raises what none of them can live with."""
+        """Until TERM, INT or QUIT: 0 when all children ended as they should. Raises what none of them can live with."""
         gc.collect()
         gc.freeze()  # what is there by now is never freed: collections in the children do not copy its pages
         handlers = self._catch_signals()
+        adopts = adopts_orphans()
         try:
             self._begin()
             while any(child.state is not State.DONE for child in self._children):
@@ -68,6 +70,8 @@ class Supervisor:
                     self._clean = False
                     break
                 self._step(time.monotonic())
+                if adopts:
+                    reap_orphans({child.pid for child in self._children if child.state is State.RUNNING})
         finally:
             self._kill_all()
             self._release_signals(handlers)
@@ -119,7 +123,7 @@ class Supervisor:
             self._reload(self._signal_reload)
 
     def _drain(self) -> None:
-        """The first TERM or INT came, or an end that is the end of all."""
+        """The first signal to drain came, or an end that is the end of all."""
         self._draining = True
         self._deadline = time.monotonic() + self._drain_timeout
         self._release()
@@ -171,6 +175,8 @@ class Supervisor:
             name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 self._hang_up()
+            elif number == signal.SIGCHLD:
+                pass  # it has ended the sleep, the pidfds say the rest
             elif self._draining:
                 log.warning("%s again: ending at once", name)
                 return False
@@ -215,12 +221,12 @@ class Supervisor:
         self._signals_read, self._signals_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # The C handler writes the number into the pipe; nothing is left to do in Python.
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
-        handlers: list[object] = [signal.signal(number, lambda *_: None) for number in SIGNALS]
-        take_reloads()
+        handlers: list[object] = [signal.signal(number, lambda *_: None) for number in signals.HANDLED]
+        signals.take_reloads()
         return handlers
 
     def _release_signals(self, handlers: Iterable[object]) -> None:
-        for number, handler in zip(SIGNALS, handlers, strict=True):
+        for number, handler in zip(signals.HANDLED, handlers, strict=True):
             signal.signal(number, handler)  # type: ignore[arg-type]
         signal.set_wakeup_fd(-1)
         os.close(self._signals_read)

@@ -15,7 +15,7 @@ from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.catalog_service import serve_catalog
-from ingest.catalog.catalog_socket import catalog_path, service_lock
+from ingest.catalog.catalog_socket import catalog_path, check_place, service_lock
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
 from ingest.errors import ConfigError, IngestError
@@ -100,6 +100,7 @@ def check(config: GatewayConfig) -> None:
 
 def check_before(config: GatewayConfig) -> None:
     """The part of it that needs no server to have been there."""
+    check_place(config.data_dir)
     credentials.read_access(config)
     credentials.http_context(config)
     credentials.engine_context(config)

@@ -41,7 +41,7 @@ from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.objects.shared_namespace import SharedNamespace
 from ingest.runtime import listeners
-from ingest.runtime.child import take_reloads
+from ingest.runtime.signals import take_reloads
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ ReadGateway = Callable[[], GatewayConfig]
 
 
 def run_both(read_server: ReadServer, read_gateway: ReadGateway) -> int:
-    """Until TERM or INT. Returns the exit code; raises IngestError when one of them cannot serve."""
+    """Until it is told to drain. Returns the exit code; raises IngestError when one of them cannot serve."""
     server_config, gateway_config = read_server(), beside(read_server(), read_gateway())
     logs.start(server_config.log_level)
     logs.name_process("serve")
