@@ -182,7 +182,7 @@ MUTANTS = (
                 "pack.fresh",
             ),
         ),
-        (SLOTS + "test_no_slot_comes_before_what_it_needs",),
+        (SLOTS + "test_a_batch_s_slots_are_written_beside_the_log_only_behind_a_durable_header[cached]",),
     ),
     Mutant(
         "long-run-behind-a-header-being-flushed",
