@@ -13,7 +13,7 @@ MUTANTS = (
         "resubmitted-without-comparing-owners",
         "frames of two connections become one run for a new committer: one of them never gets its acks",
         (Edit(SUBMITTED, "self.arena.owner[end] == owner and", "self.arena.owner[end] != 0 and"),),
-        (LEFT + "test_what_is_submitted_again_is_answered_to_whom_it_belongs",),
+        (LEFT + "test_what_is_submitted_again_is_answered_to_whom_it_belongs[1-another connection]",),
     ),
     Mutant(
         "resubmitted-without-comparing-kinds",
