@@ -6,7 +6,7 @@ What is searched for must be in the source exactly once, so that a mutant cannot
 
 from __future__ import annotations
 
-from mutants import comparisons, durability, leftovers, pairs
+from mutants import comparisons, durability, leftovers, pairs, signatures
 from mutants.mutant import Edit, Mutant
 
 ORDER = "tests/test_faults_call_order.py::test_no_call_comes_before_what_it_needs"
@@ -173,6 +173,7 @@ MUTANTS = (
     *comparisons.MUTANTS,
     *leftovers.MUTANTS,
     *pairs.MUTANTS,
+    *signatures.MUTANTS,
 )
 
 # It changes nothing: that it survives shows that the tests fail for the faults, and not by themselves.
