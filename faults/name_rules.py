@@ -8,7 +8,7 @@ after it was made, given or taken away; a syncfs does both. Then
                 names that were there before: who made them may have died
     end         a program that ends well leaves nothing behind that is not durable
     seals       a name that says "all of this is whole" is given when all of it is durable; one that says "not all of it is"
-                is taken away then
+                is taken away then, and behind a syncfs: what others wrote before may be in the page cache
     copies      what a repair keeps of a file is durable, with its name, before anything outside of the copies changes
 
 The rules know nothing of what the files are for: `losable` says which of them a power cut may take, `late` which get
@@ -166,6 +166,8 @@ class NameRules:
             self._judge_bytes(step)
             if self.seals(step.target) or self.seals(step.path):
                 self._judge_rest(step, f"{step.path} becomes {step.target}", step.path)
+            if self.seals(step.path) and not self._all_synced:
+                self.lose(step, f"{step.path} becomes {step.target} before a syncfs")
         if step.kind in (WRITE, RENAME, LINK, REMOVE):
             self._judge_copies(step)
         if step.kind == USE:

@@ -8,6 +8,7 @@ LOG = "ingest/store/log/log_writer.py"
 OPEN_PACKS = "ingest/store/layouts/_open_packs.pyx"
 SLOTS = "tests/test_faults_slot_order.py::"
 FILES = "ingest/runtime/durable_files.py"
+STARTS = "tests/test_faults_name_order.py::test_a_start_makes_the_names_of_the_segments_durable_that_it_finds"
 NAMES = "tests/test_faults_name_order.py::test_nothing_is_built_on_what_a_power_cut_may_take"
 
 MUTANTS = (
@@ -16,6 +17,12 @@ MUTANTS = (
         "batches are acknowledged in a segment whose name a power cut takes away",
         (Edit(LOG, "            os.fsync(self._directory_fd)\n", "            pass\n"),),
         (NAMES + "[make_segments]",),
+    ),
+    Mutant(
+        "names-of-segments-that-were-found-not-synced",
+        "batches are acknowledged in a segment whose maker died before its name was durable",
+        (Edit("ingest/store/log/recovery.py", "        sync_directory(wal_dir)  #", "        pass  #"),),
+        (STARTS,),
     ),
     Mutant(
         "rename-not-synced",
@@ -66,10 +73,10 @@ MUTANTS = (
         (NAMES + "[make_key]", NAMES + "[rotate_key]"),
     ),
     Mutant(
-        "copy-of-the-catalog-not-synced",
-        "a copy of the catalog replaces a good one before it is on the disk",
-        (Edit("ingest/catalog/backup.py", "            os.fsync(fd)\n", "            pass\n"),),
-        (NAMES + "[copy_catalog]",),
+        "rebuilt-catalog-not-synced",
+        "a rebuilt catalog takes the place of the old one before it is on the disk",
+        (Edit("ingest/objects/rebuild.py", "    sync_file(new)\n", ""),),
+        (NAMES + "[rebuild_catalog]",),
     ),
     Mutant(
         "new-catalog-s-name-not-synced",

@@ -105,6 +105,18 @@ MUTANTS = (
         (PAIRS + "test_a_parent_that_sees_a_death_and_its_line_at_once",),
     ),
     Mutant(
+        "reload-told-to-the-dead",
+        "a gateway ends when it is told to reload while one of its processes is being replaced",
+        (
+            Edit(
+                "ingest/runtime/supervisor.py",
+                "if child.reloads and child.state is State.RUNNING:",
+                "if child.reloads:",
+            ),
+        ),
+        (PAIRS + "test_a_reload_while_a_process_rests_between_two_lives",),
+    ),
+    Mutant(
         "death-is-no-answer",
         "a reload waits for ever for a process that died, and every later one with it",
         (

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from faults.damaged_store import SMALL_SEGMENT
+from faults.damaged_store import SMALL_SEGMENT, started
 from faults.name_rules import MARK
 from ingest.catalog.backup import backup
 from ingest.catalog.catalog_changes import Catalog
@@ -84,6 +84,12 @@ def repair(home: Path) -> None:
     assert any(problem.repaired for problem in report.problems), report
 
 
+def start(home: Path) -> None:
+    with started(home / "store", SMALL_SEGMENT):
+        pass
+    os.sync()
+
+
 def keep_copies(home: Path) -> None:
     quarantine = Quarantine(home / "store")
     one = home / "store" / ".ingest" / "store.json"
@@ -110,7 +116,7 @@ COMMANDS: dict[str, Callable[[Path], None]] = {
     command.__name__: command
     for command in (
         make_key, rotate_key, make_store, make_store_with_a_log_elsewhere, describe_store, make_segments, make_catalog,
-        copy_catalog, rebuild_catalog, export_store, repair, keep_copies, write_an_object,
+        copy_catalog, rebuild_catalog, export_store, repair, keep_copies, write_an_object, start,
     )
 }  # fmt: skip
 

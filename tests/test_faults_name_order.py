@@ -100,7 +100,8 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 
 @pytest.mark.parametrize(
-    "name", [*(name for name in COMMANDS if name != "repair"), *(f"repair {k}" for k in DAMAGED)]
+    "name",
+    [*(name for name in COMMANDS if name not in ("repair", "start")), *(f"repair {k}" for k in DAMAGED)],
 )
 def test_nothing_is_built_on_what_a_power_cut_may_take(trace: Trace, name: str) -> None:
     root, found = trace
@@ -116,6 +117,14 @@ def test_nothing_is_built_on_what_a_power_cut_may_take(trace: Trace, name: str) 
     assert rules.counts.get(SYNC, 0) and sum(rules.counts.get(kind, 0) for kind in (MAKE, RENAME, LINK)), (
         found[start:end]
     )
+
+
+def test_a_start_makes_the_names_of_the_segments_durable_that_it_finds(trace: Trace) -> None:
+    """Who made them may have died before he did."""
+    root, found = trace
+    wal = f"{root}/start/store/.ingest/wal"
+    assert any(step.kind == WRITE and step.path.startswith(wal) for step in found), "it found no batch"
+    assert any(step.kind == SYNC and step.path == wal for step in found)
 
 
 # --- the rules
@@ -150,6 +159,11 @@ GOOD: dict[str, list[tuple[str, ...]]] = {
         (END, "it"),
     ],
     "taken": [(MAKE, "copies"), (SYNC, ""), (RENAME, "stray", "copies/1"), (SYNC, "copies"), (SYNC, ""), (END, "it")],
+    "sealed": [
+        (MAKE, "x"), (WRITE, "x"), (SYNC, "x"), (SYNC, ""), (MAKE, "new"), (WRITE, "new"), (SYNC, "new"),
+        (RENAME, "new", "seal"), (SYNC, ""), (END, "it"),
+    ],
+    "unsealed": [(SYNC_ALL, ""), (RENAME, "seal", "aside"), (SYNC, ""), (END, "it")],
     "thrown away": [(REMOVE, "file"), (SYNC, ""), (END, "it")],
     "never there": [(MAKE, "file"), (WRITE, "file"), (REMOVE, "file"), (END, "it")],
 }  # fmt: skip
@@ -157,7 +171,11 @@ GOOD: dict[str, list[tuple[str, ...]]] = {
 
 def losses(changes: list[tuple[str, ...]]) -> list[str]:
     return NameRules(
-        sequence(*changes), "/root", lambda path: path.endswith("lock"), lambda path: "/copies/" in f"{path}/"
+        sequence(*changes),
+        "/root",
+        losable=lambda path: path.endswith("lock"),
+        copies=lambda path: "/copies/" in f"{path}/",
+        seals=lambda path: path.endswith("seal"),
     ).losses
 
 
@@ -184,6 +202,9 @@ def test_no_sync_is_there_in_vain(name: str, at: int) -> None:
     ("changes", "loss"),
     [
         ([(MAKE, "d"), (SYNC, ""), (WRITE, "d/f"), (RENAME, "d", "e")], "/root/d becomes /root/e while its bytes"),
+        ([(WRITE, "f"), (RENAME, "x", "seal")], "/root/x becomes /root/seal, and the bytes of /root/f are not durable"),
+        ([(MAKE, "f"), (RENAME, "x", "seal")], "/root/x becomes /root/seal, and the name /root/f is not durable"),
+        ([(SYNC, ""), (RENAME, "seal", "x")], "/root/seal becomes /root/x before a syncfs"),
         ([(WRITE, "f"), (LINK, "f", "g")], "/root/f becomes /root/g while its bytes"),
         ([(MAKE, "f"), (USE, "f")], "/root/f is built on while the name /root/f is not durable"),
         ([(USE, "a/f")], "/root/a/f is built on, and nobody synced /root/a"),

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 from blake3 import blake3
 from gateway_rig import Gateway, memory_gateway
 from node_rig import Connection, running_node
 from test_reload import Log, hup, write_keys
+from test_supervisor import Rig as SupervisorRig
 
 from ingest import mac, ticket
 from ingest.catalog.catalog_reader import CatalogReader
@@ -353,6 +355,38 @@ def test_a_parent_that_sees_a_death_and_its_line_at_once(tmp_path: Path) -> None
         with Connection(rig.put_address, first) as client:
             assert client.put([1]) == {1: Status.SAVED}
         assert rig.stop() == 0
+
+
+def test_a_reload_while_a_process_rests_between_two_lives(tmp_path: Path) -> None:
+    """Of any supervisor: it dies before it is told, or is dead and not started again when the others are told."""
+    family = SupervisorRig(tmp_path)
+    try:
+        family.go_on("root")
+        family.until("leaf starts", "branch starts")
+        for together in (True, False) * 3:
+            family.lines.clear()
+            (leaf,) = (
+                child
+                for child in psutil.Process(family.process.pid).children()
+                if child.name() == "ingest-leaf"
+            )
+            if together:  # its end and the signal come in one look
+                family.process.send_signal(signal.SIGSTOP)
+                leaf.send_signal(signal.SIGKILL)
+                family.hup()
+                family.process.send_signal(signal.SIGCONT)
+            else:
+                leaf.send_signal(signal.SIGKILL)
+                wait_for(lambda leaf=leaf: not leaf.is_running())  # type: ignore[misc]
+                family.hup()
+            family.until("root passes it on", "leaf starts")
+        family.go_on("leaf")
+        family.until("leaf runs")
+        family.lines.clear()
+        family.hup()
+        family.until("leaf reloads")
+    finally:
+        family.close()
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
