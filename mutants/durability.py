@@ -9,6 +9,7 @@ OPEN_PACKS = "ingest/store/layouts/_open_packs.pyx"
 SLOTS = "tests/test_faults_slot_order.py::"
 FILES = "ingest/runtime/durable_files.py"
 STARTS = "tests/test_faults_name_order.py::test_a_start_makes_the_names_of_the_segments_durable_that_it_finds"
+CHANGES = "tests/test_faults_name_order.py::test_a_change_of_the_catalog_is_durable_when_it_is_through"
 NAMES = "tests/test_faults_name_order.py::test_nothing_is_built_on_what_a_power_cut_may_take"
 
 MUTANTS = (
@@ -77,6 +78,12 @@ MUTANTS = (
         "a rebuilt catalog takes the place of the old one before it is on the disk",
         (Edit("ingest/objects/rebuild.py", "    sync_file(new)\n", ""),),
         (NAMES + "[rebuild_catalog]",),
+    ),
+    Mutant(
+        "commits-of-the-catalog-not-synced",
+        "an object that was stored is gone after a power cut, and its chunks become garbage",
+        (Edit("ingest/catalog/database.py", 'db.pragma("synchronous", 2)', 'db.pragma("synchronous", 1)'),),
+        (CHANGES,),
     ),
     Mutant(
         "new-catalog-s-name-not-synced",

@@ -94,6 +94,18 @@ MUTANTS = (
         (LEFT + "test_a_client_that_is_owed_nothing_is_not_late",),
     ),
     Mutant(
+        "connections-that-are-gone-count",
+        "a gateway refuses everybody after so many connections as it takes at a time",
+        (Edit("ingest/gateway/http/wire.py", "        self._wires.open.discard(self)\n", ""),),
+        (LEFT + "test_connections_that_are_gone_take_nobody_s_place[close]",),
+    ),
+    Mutant(
+        "refused-connections-that-are-gone-count",
+        "a gateway tells nobody any more that it has too many connections",
+        (Edit("ingest/gateway/http/wire.py", "        self._wires.refused.discard(self)\n", ""),),
+        (LEFT + "test_connections_that_are_gone_take_nobody_s_place[close]",),
+    ),
+    Mutant(
         "memory-of-a-transfer-that-ended-stays-lent",
         "a gateway refuses uploads after some that broke",
         (

@@ -28,6 +28,8 @@ from ingest.store.log.log_writer import LogWriter
 from ingest.store.store import Store
 from ingest.store.store_json import read_store_json, write_store_json
 
+OPEN: list[Catalog] = []
+
 
 def make_key(home: Path) -> None:
     make_key_file(home / "key")
@@ -60,6 +62,17 @@ def make_segments(home: Path) -> None:
 
 def make_catalog(home: Path) -> None:
     Catalog(catalog_path(home / "store")).close()
+
+
+def change_catalog(home: Path) -> None:
+    """It stays open: what SQLite does when it closes comes after all that was promised."""
+    catalog = Catalog(catalog_path(home / "store"))
+    OPEN.append(catalog)
+    with catalog.change():
+        owner = catalog.enter("test", 1e6)
+    os.sync()
+    with catalog.change():
+        catalog.store(owner, "n", "name", 1, bytes(32), [catalog.lease(owner, 2)], {})
 
 
 def copy_catalog(home: Path) -> None:
@@ -116,6 +129,7 @@ COMMANDS: dict[str, Callable[[Path], None]] = {
     command.__name__: command
     for command in (
         make_key, rotate_key, make_store, make_store_with_a_log_elsewhere, describe_store, make_segments, make_catalog,
+        change_catalog,
         copy_catalog, rebuild_catalog, export_store, repair, keep_copies, write_an_object, start,
     )
 }  # fmt: skip

@@ -101,7 +101,10 @@ def trace(tmp_path_factory: pytest.TempPathFactory) -> Trace:
 
 @pytest.mark.parametrize(
     "name",
-    [*(name for name in COMMANDS if name not in ("repair", "start")), *(f"repair {k}" for k in DAMAGED)],
+    [
+        *(name for name in COMMANDS if name not in ("repair", "start", "change_catalog")),
+        *(f"repair {k}" for k in DAMAGED),
+    ],
 )
 def test_nothing_is_built_on_what_a_power_cut_may_take(trace: Trace, name: str) -> None:
     root, found = trace
@@ -117,6 +120,19 @@ def test_nothing_is_built_on_what_a_power_cut_may_take(trace: Trace, name: str) 
     assert rules.counts.get(SYNC, 0) and sum(rules.counts.get(kind, 0) for kind in (MAKE, RENAME, LINK)), (
         found[start:end]
     )
+
+
+def test_a_change_of_the_catalog_is_durable_when_it_is_through(trace: Trace) -> None:
+    """Before anybody is told that it is. Its log counts, the memory that its readers share does not."""
+    root, found = trace
+    ends = [at for at, step in enumerate(found) if step.kind == END]
+    (end,) = (at for at in ends if found[at].path == "change_catalog")
+    start = max((at + 1 for at in ends if at < end), default=0)
+    rules = NameRules(
+        found[start : end + 1], f"{root}/change_catalog", lambda path: path.endswith(("-shm", "lock"))
+    )
+    assert rules.losses == []
+    assert any(step.kind == WRITE and step.path.endswith("-wal") for step in found[start:end])
 
 
 def test_a_start_makes_the_names_of_the_segments_durable_that_it_finds(trace: Trace) -> None:

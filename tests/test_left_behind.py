@@ -10,15 +10,16 @@ import fcntl
 import socket
 import sys
 import termios
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import get_rig
 import pytest
 from packs import A0
-from put_rig import KEYS, Rig, ack, acks, delete_frame, frame, frames
+from put_rig import KEYS, PATIENCE_S, Rig, ack, acks, delete_frame, frame, frames
 from test_put_server import reset, send_until_stuck, split_acks
 from test_wire import Writer, connected
 
@@ -26,6 +27,8 @@ from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import IngestError, UploadLostError
+from ingest.gateway.http import wire as wire_module
+from ingest.gateway.http.wire import Wires
 from ingest.limits import ACK_SIZE, FRAME_SIZE
 from ingest.objects import membership as membership_module
 from ingest.objects.membership import Membership
@@ -367,6 +370,62 @@ def unacknowledged(transport: asyncio.Transport) -> int:
     sock = transport.get_extra_info("socket")
     in_kernel = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return transport.get_write_buffer_size() + in_kernel
+
+
+async def comes(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("end", ["close", "reset", "half close", "aborted here"])
+def test_connections_that_are_gone_take_nobody_s_place(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """One is served, one is told that there are too many, the third gets nothing: again and again."""
+    monkeypatch.setattr(wire_module, "HTTP_CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(wire_module, "HTTP_REFUSED_MAX", 1)
+    monkeypatch.setattr(wire_module, "HTTP_LINGER_S", 0.01)
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        wires, writers = Wires(), []
+
+        def accept() -> asyncio.BaseProtocol:
+            writers.append(Writer())
+            return wires.connect(writers[-1], lambda: "id")  # type: ignore[arg-type]
+
+        server = await loop.create_server(accept, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        for _ in range(3):
+            clients = []
+            for number in (1, 2, 3):
+                clients.append(socket.create_connection(address))
+                await comes(lambda number=number: len(writers) >= number)  # type: ignore[misc]
+            served = writers[0]
+            async with asyncio.timeout(20):
+                await served.opened.wait()
+            assert (len(wires.open), len(wires.refused) <= 1) == (1, True)
+            for client in clients:
+                client.setblocking(False)
+                if end == "reset":
+                    reset(client)
+                elif end == "half close":
+                    with suppress(OSError):  # the third one was reset
+                        client.shutdown(socket.SHUT_WR)
+                elif end == "close":
+                    client.close()
+            if end in ("aborted here", "half close"):
+                served.transport.abort()
+            await comes(lambda: not wires.open and not wires.refused)
+            assert (wires.others, wires.full, wires.refuses, wires.has_room) == (0, False, True, True)
+            assert len(wires.scratch) == limits.HTTP_RECEIVE_SIZE
+            for client in clients:
+                client.close()
+            writers.clear()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(run())
 
 
 # --- memory
