@@ -1,5 +1,5 @@
 """Part 4: the order of system calls. A server runs under strace while singles, windows, deletes and long runs come at it
-side by side; `faults.call_rules` judges what strace saw.
+side by side; `faults.call_rules` and `faults.slot_rules` judge what strace saw.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from node_rig import Connection, NodeRig, delete_frame, put_frames, read_exactly
 
-from faults import progress, strace
+from faults import progress, slot_rules, strace
 from faults.call_rules import Checker, LoggedBatch, Session, read_segments
 from faults.outcome import Outcome
 from ingest import limits, sharding, ticket
@@ -129,11 +129,14 @@ def one_server(
         found = strace.calls(lines)
         checker = Checker(found, client.sessions, batches, data.resolve(), each_file=each_file)
     checker.check()
+    slot_rules.check(checker)
     losses = client.errors + checker.losses
     if code:
         losses.append(f"a clean stop ended with {code}")
     if checker.counts["acks"] != acks:
         losses.append(f"{acks} acks came, the strace log accounts for {checker.counts['acks']}")
+    if not checker.counts["erased"]:
+        losses.append("not a case: nothing was erased")
     if not checker.counts["recycled"] or (layout == "pack" and not checker.counts["notes"]):
         losses.append("not a case: no long run or no recycling was seen")
     return losses, dict(checker.counts)

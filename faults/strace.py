@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 STRING_MAX = 512  # bytes: the whole sector of a pack's header
-NAMES = "recvfrom,sendto,pwrite64,fdatasync,fsync,syncfs,mkdirat,openat2,fcntl,fsetxattr,setxattr,renameat2,linkat"
+NAMES = (
+    "recvfrom,sendto,pwrite64,fdatasync,fsync,syncfs,mkdirat,openat2,fcntl,fsetxattr,setxattr,renameat2,linkat,fallocate,"
+    "ftruncate"
+)
 
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+)(?:<.*>| .*)?")
 _UNFINISHED = re.compile(r"(\d+) +(\w+)\((.*) <unfinished \.\.\.>")
@@ -28,10 +31,10 @@ _STRING = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 _SIZE_AND_OFFSET = re.compile(r", (\d+), (\d+)$")
 
 
-def command(log: Path) -> list[str]:
+def command(log: Path, names: str = NAMES) -> list[str]:
     """To be put before the command that is traced. Its filter has the kernel stop only for the calls that are asked for."""
     return ["strace", "-f", "--seccomp-bpf", "-qq", "-y", "-xx", "-s", str(STRING_MAX), "-e", "signal=none",
-            "-e", f"trace={NAMES}", "-o", str(log)]  # fmt: skip
+            "-e", f"trace={names}", "-o", str(log)]  # fmt: skip
 
 
 def unusable() -> str:

@@ -14,7 +14,8 @@ import click
 
 from bench import report
 from bench.scratch import file_system
-from mutants.catalogue import CONTROL, MUTANTS, Mutant
+from mutants.catalogue import CONTROL, MUTANTS
+from mutants.mutant import Mutant
 from mutants.scratch import ROOT, Scratch, ScratchError
 
 DOCUMENT = ROOT / "docs" / "faults.md"

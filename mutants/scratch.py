@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mutants.catalogue import Mutant
+from mutants.mutant import Mutant
 
 ROOT = Path(__file__).parent.parent
 # `build` is: setuptools compares with what lies there, and without it would compile everything.

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mutants.catalogue import CONTROL, MUTANTS, Edit, Mutant
+from mutants.catalogue import CONTROL, MUTANTS
+from mutants.mutant import Edit, Mutant
 from mutants.scratch import ROOT, read_report
 
 DEMANDED = 12  # and the control
