@@ -94,7 +94,13 @@ MUTANTS = (
     Mutant(
         "export-sealed-before-it-is-durable",
         "an export counts as a store while a power cut may take its chunks",
-        (Edit("ingest/store/check/export.py", "        syncfs(self.fd)\n", "        pass\n"),),
+        (
+            Edit(
+                "ingest/store/check/export.py",
+                "        sync_everything(self.path, self.fd)\n",
+                "        pass\n",
+            ),
+        ),
         (NAMES + "[export_store]",),
     ),
     Mutant(
@@ -115,7 +121,7 @@ MUTANTS = (
         (
             Edit(
                 "ingest/store/check/log_repair.py",
-                "            syncfs(self._exam.data_fd)\n",
+                "            sync_everything(self._exam.data_dir, self._exam.data_fd)\n",
                 "            pass\n",
             ),
         ),
@@ -221,9 +227,9 @@ MUTANTS = (
         "the same, of the topmost directory alone",
         (
             Edit(
-                "ingest/csrc/bulk_write.h",
-                "((error = synced(fsync, data_fd)) != 0)",
-                "((error = synced(fsync, data_fd)) < 0)",
+                "ingest/csrc/file_syncs.h",
+                "int error = *previous ? 0 : synced(fsync, root);",
+                "int error = *previous ? 0 : synced(fsync, root) * 0;",
             ),
         ),
         (SLOTS + "test_a_long_run_is_saved_only_when_every_sync_of_it_has_succeeded",),

@@ -75,8 +75,8 @@ MUTANTS = (
         (
             Edit(
                 "ingest/objects/membership.py",
-                "self._lease, self._numbers = None, range(0)",
-                "self._numbers = range(0)",
+                "self.owner, self._lease = await self._catalog.enter(self._what), None",
+                "self.owner = await self._catalog.enter(self._what)",
             ),
         ),
         (LEFT + "test_nothing_of_a_given_up_owner_is_given_to_an_upload",),

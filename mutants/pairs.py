@@ -134,7 +134,8 @@ MUTANTS = (
         (
             Edit(
                 "ingest/gateway/http/http_downloads.py",
-                "    if check_read(asked, version):\n        return web.Response(status=304, headers=_validators(version))\n"
+                "    if check_read(asked, version):\n"
+                "        return web.Response(status=304, headers=_validators(version, extra))\n"
                 "    headers = _headers",
                 "    headers = _headers",
             ),

@@ -17,9 +17,10 @@ from ingest import sharding
 from ingest.errors import CorruptionError
 from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
+from ingest.store.layouts import _slot_table
 from ingest.store.layouts._pack_table import LostHeaderError
 from ingest.store.layouts.pack_file import PackHeader, bits_of
-from ingest.store.log import lost_headers, recovery
+from ingest.store.log import recovery
 from ingest.store.log.log_format import BLOCK_SIZE
 from ingest.store.log.recovery import recover
 
@@ -506,7 +507,7 @@ class TestLostHeaders:
             raise OSError(errno.EIO, "the disk")
 
         with monkeypatch.context() as patch:
-            patch.setattr(lost_headers, "syncfs", fails)
+            patch.setattr(_slot_table, "syncfs", fails)
             with pytest.raises(OSError, match="the disk"):
                 rig.open()
         assert path_of(rig).read_bytes()[4096:] == slots

@@ -16,7 +16,7 @@ from ingest.catalog.version import ANY, SAME, Condition, Transition, Version
 from ingest.errors import NotFoundError
 from ingest.limits import LIST_PAGE_MAX
 from ingest.objects.body import Body, as_body
-from ingest.objects.object_store import Download, ObjectStore
+from ingest.objects.object_store import ObjectStore, StoredDownload
 
 NEW = "blob"
 OLD = "sos"
@@ -72,7 +72,7 @@ class SharedNamespace:
                 return
         await self._store.check(namespace, name, condition)
 
-    async def open(self, namespace: str, name: str) -> Download:
+    async def open(self, namespace: str, name: str) -> StoredDownload:
         if namespace not in _NAMES:
             return await self._store.open(namespace, name)
         try:
@@ -80,7 +80,7 @@ class SharedNamespace:
         except NotFoundError:
             return await self._store.open(OLD, name)
 
-    async def open_object(self, object_id: str) -> Download:
+    async def open_object(self, object_id: str) -> StoredDownload:
         return await self._store.open_object(object_id)
 
     async def stat(self, namespace: str, name: str) -> Version:

@@ -134,7 +134,7 @@ def _raise(error: OSError) -> None:
 
 
 def _magic(fd: int) -> int:
-    """`f_type` of statfs(2), its first field."""
+    """The type of its file system: the first field of what statfs(2) answers."""
     answer = ctypes.create_string_buffer(512)
     if _libc.fstatfs(fd, answer) != 0:
         code = ctypes.get_errno()

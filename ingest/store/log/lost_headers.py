@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from ingest import _frame, limits, sharding
 from ingest._hmac import verify
 from ingest.runtime import _failpoints
-from ingest.runtime.durable_files import syncfs
 from ingest.store.layouts._pack_table import PackTable
 from ingest.store.layouts.pack_file import BITMAP_SIZE, SECTOR_SIZE
 
@@ -81,7 +80,9 @@ class LostHeaders:
             self.packs.rewrite_header(pack)
             _failpoints.passed(_failpoints.BITS_SET, _failpoints.RECOVERY)
         if sync and any(lost.erased for lost in self._lost.values()):
-            syncfs(self.packs.data_fd)
+            self.packs.flush_begins()
+            self.packs.sync()
+            self.packs.flush_done()
         for pack, lost in self._lost.items():
             for slot, count in runs(lost.erased):
                 self.packs.replay_delete(pack, slot, count)
