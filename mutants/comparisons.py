@@ -23,7 +23,7 @@ MUTANTS = (
         "deleted-overlooked-in-a-step-of-eight",
         "a long run of puts is acked over a slot that is deleted",
         (Edit("ingest/csrc/pack_file.h", " | p->header[PACK_DELETED + (s >> 3)] |", " |"),),
-        (WHOLE + "test_one_taken_slot_is_seen_in_a_run_long_enough_to_pass_the_log",),
+        (WHOLE + "test_one_taken_slot_is_seen_in_a_run_long_enough_to_pass_the_log[pack-deleted]",),
     ),
     Mutant(
         "claim-overlooked-in-a-step-of-eight",

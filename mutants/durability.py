@@ -74,12 +74,6 @@ MUTANTS = (
         (NAMES + "[make_key]", NAMES + "[rotate_key]"),
     ),
     Mutant(
-        "rebuilt-catalog-not-synced",
-        "a rebuilt catalog takes the place of the old one before it is on the disk",
-        (Edit("ingest/objects/rebuild.py", "    sync_file(new)\n", ""),),
-        (NAMES + "[rebuild_catalog]",),
-    ),
-    Mutant(
         "commits-of-the-catalog-not-synced",
         "an object that was stored is gone after a power cut, and its chunks become garbage",
         (Edit("ingest/catalog/database.py", 'db.pragma("synchronous", 2)', 'db.pragma("synchronous", 1)'),),

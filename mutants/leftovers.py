@@ -37,7 +37,7 @@ MUTANTS = (
         "unread-acks-of-a-connection-that-is-gone-count",
         "clients that went with acks unread take from the others, until nobody may leave anything unread",
         (Edit(ACKED, "self.unread_acks_total -= acks_unsent(&self.work[c.slot], c)", "pass"),),
-        (LEFT + "test_a_put_connection_leaves_nothing_to_the_next",),
+        (LEFT + "test_a_put_connection_leaves_nothing_to_the_next[unread acks-close]",),
     ),
     Mutant(
         "acks-that-were-read-count",
@@ -55,7 +55,7 @@ MUTANTS = (
                 "    uint32_t bad = w->bad_frames;\n    memset(w, 0, sizeof *w);\n    w->bad_frames = bad;\n",
             ),
         ),
-        (LEFT + "test_a_put_connection_leaves_nothing_to_the_next",),
+        (LEFT + "test_a_put_connection_leaves_nothing_to_the_next[nothing-send_bad_frames]",),
     ),
     Mutant(
         "requests-of-whoever-had-the-slot-before",
