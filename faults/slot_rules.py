@@ -61,7 +61,8 @@ def check_erasing(checker: Checker) -> None:
     buried: set[str] = set()  # files of layout tree with a tombstone
     for call in checker.calls:
         path = call.path
-        if call.result < 0 or not path.startswith(checker.data) or not path.endswith("/obj"):
+        # A file system without holes refuses fallocate, and zeros are written then: the order is the same.
+        if (call.result < 0 and call.name != "fallocate") or not path.startswith(checker.data) or not path.endswith("/obj"):
             continue
         if call.name == "pwrite64" and call.offset == 0 and call.data.startswith(b"INGPACK1"):
             present[path] = set(bits_of(PackHeader.parse(call.data).present))
