@@ -212,6 +212,9 @@ HTTP_LINE_SIZE_MAX = (
 )  # bytes of a request line: a name of 1024 bytes takes 3072 when all of it is percent-encoded
 HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
 HTTP_FIELDS_MAX = 100  # headers of one request
+HTTP_HEAD_SIZE_MAX = 32 << 10  # bytes of a request's line and headers: browsers with many cookies send 16 kB
+HTTP_HEAD_SIZE_OWN = 4 << 10  # bytes of a head that each connection may have; what is beyond it counts in …
+HTTP_HEADS_SIZE_MAX = 8 << 20  # … bytes, of all heads of a process: parsed, each takes up to five
 HTTP_CONNECTIONS_MAX = (
     1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
 )

@@ -33,10 +33,10 @@ from ingest.gateway.http.exchange import Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
-from ingest.gateway.http.wire import Wires
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import API_NAMES
 from ingest.runtime.listeners import Address
+from ingest.runtime.wire import Wires
 
 TIMEOUT_S = 60.0
 

@@ -347,8 +347,8 @@ def tls_contexts(tmp_path: Path) -> tuple[ssl.SSLContext | None, ssl.SSLContext]
 
 
 def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 2)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
         with gateway.connect() as first, gateway.connect() as second, ExitStack() as others:

@@ -403,8 +403,8 @@ def test_a_download_that_fails_in_the_middle_is_seen_to_be_broken(failing: Gatew
 
 
 def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 1)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 1)
     with memory_gateway() as running:
         with running.connect() as first, running.connect() as second:
             for connection in (first, second):
@@ -424,10 +424,10 @@ def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 2)
-    for module in ("http.wire", "apis.stream_api"):
-        monkeypatch.setattr(f"ingest.gateway.{module}.HTTP_LINGER_S", 60.0)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 2)
+    for module in ("runtime.wire", "gateway.apis.stream_api"):
+        monkeypatch.setattr(f"ingest.{module}.HTTP_LINGER_S", 60.0)
     with memory_gateway() as running:
         with running.connect("stream") as first, running.connect("stream") as second:
             for connection in (first, second):
@@ -530,7 +530,7 @@ def test_a_slow_body_arrives(failing: Gateway) -> None:
 )
 def test_a_client_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
     """Whatever it asked for: a large object, or small answers, more than its machine and ours take."""
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_UNREAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_UNREAD_TIMEOUT_S", 0.2)
     with memory_gateway() as running:
         store = running.store
         assert store is not None

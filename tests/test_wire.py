@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from ingest.gateway.http.wire import Wire, Wires
+from ingest.runtime.wire import Wire, Wires
 
 
 class Writer(asyncio.Protocol):

@@ -11,18 +11,21 @@ import asyncio
 import json
 import logging
 import platform
+import secrets
 import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import LineTooLong
 
 from ingest import __version__, limits, ticket
 from ingest.engine import exposition, metrics, reload
 from ingest.errors import DiskError, TicketError
 from ingest.runtime import listeners
+from ingest.runtime.wire import Connection, Wires
 from ingest.status import Status
 from ingest.store.layouts.layout import make_reader
 
@@ -63,7 +66,9 @@ class Admin:
         self._read_chunk, self._exposition.key_names = read_chunk, key_names
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._refuse_foreign_hosts], client_max_size=0)
+        app = web.Application(
+            middlewares=[_refuse_old_chunked, self._refuse_foreign_hosts], client_max_size=0
+        )
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/metrics", self._metrics)
@@ -119,6 +124,35 @@ class Admin:
         return await handler(request)
 
 
+@web.middleware
+async def _refuse_old_chunked(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """HTTP/1.0 knows no chunks: whoever stands between may see another end of this request (RFC 9112, 6.1)."""
+    if request.version < HttpVersion11 and "Transfer-Encoding" in request.headers:
+        response = _json(400, {"error": "HTTP/1.0 has no Transfer-Encoding"})
+        response.force_close()
+        return response
+    return await handler(request)
+
+
+class _Connection(Connection):
+    """What is no HTTP is the client's trouble, and nothing for the log."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != 400:
+            return super().handle_error(request, status, exc, message)
+        too_long = isinstance(exc, LineTooLong)
+        error = "the request line, or a header, is too long" if too_long else "this is no HTTP"
+        response = _json(431 if too_long else 400, {"error": error})
+        response.force_close()
+        return response
+
+
 def _is_local_name(host: str) -> bool:
     """Whether a Host header (`NAME`, `NAME:PORT`, `[V6]:PORT`) names this machine itself."""
     name = host if host.endswith("]") else host.rpartition(":")[0] or host
@@ -157,11 +191,31 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
         admin.application(), access_log=None, shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S
     )
     await runner.setup()
+    wires = Wires()
+
+    def connect() -> asyncio.BaseProtocol:
+        assert runner.server is not None
+        connection = _Connection(
+            runner.server,
+            loop=loop,
+            access_log=None,
+            max_line_size=limits.HTTP_LINE_SIZE_MAX,
+            max_field_size=limits.HTTP_FIELD_SIZE_MAX,
+            max_headers=limits.HTTP_FIELDS_MAX,
+            keepalive_timeout=limits.HTTP_IDLE_TIMEOUT_S,
+            lingering_time=limits.HTTP_LINGER_S,
+            read_bufsize=min(limits.HTTP_READ_SIZE, len(wires.scratch)),
+        )
+        return wires.connect(connection, lambda: secrets.token_hex(8))
+
+    watching = asyncio.create_task(wires.watch())
+    server = await loop.create_server(connect, sock=node.admin_socket)
     try:
-        await web.SockSite(runner, node.admin_socket).start()
         await ended.wait()
     finally:
+        server.close()
         await runner.cleanup()
+        watching.cancel()
 
 
 def admin_main(node: Node) -> int:

@@ -23,7 +23,6 @@ from ingest.errors import BusyError, ConnectionLostError, IngestError, RefusedEr
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.incoming import Incoming
 from ingest.gateway.http.request_id import RequestIds
-from ingest.gateway.http.wire import Wires
 from ingest.limits import (
     HTTP_LINGER_S,
     HTTP_RECEIVE_SIZE,
@@ -31,6 +30,7 @@ from ingest.limits import (
     TICKET_SIZE,
 )
 from ingest.objects.object_store import ObjectStore
+from ingest.runtime.wire import Wires
 from ingest.status import Status
 
 NAMESPACE = "stream"

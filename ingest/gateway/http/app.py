@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest import limits
@@ -24,7 +24,7 @@ from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
 from ingest.gateway.http.s3_refusal import refuse_s3
-from ingest.gateway.http.wire import Connection, Wires
+from ingest.runtime.wire import Connection, Wires
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,11 @@ class Gate:
         headers = Fields(request.headers)
         id_ = self.ids.of(headers.get("X-Request-Id"))
         exchange: Exchange | None = None
+        # HTTP/1.0 knows no chunks: whoever stands between may see another end of this request (RFC 9112, 6.1).
+        misframed = request.version < HttpVersion11 and "Transfer-Encoding" in headers
         try:
+            if misframed:
+                raise Failure(400, "bad_http", "HTTP/1.0 has no Transfer-Encoding")
             target = parse_target(request.raw_path)
             exchange = Exchange(request, headers, id_, target, "", self._services)
             response = await self._handle(exchange)
@@ -99,7 +103,7 @@ class Gate:
             response = self._fail(request, id_, error)
         if not response.prepared:
             response.headers.update(marks(id_))
-        if "Expect" in headers and not (exchange and exchange.continued):
+        if misframed or ("Expect" in headers and not (exchange and exchange.continued)):
             response.force_close()  # the client will not send the body: what it sends next cannot be told from one
         if log.isEnabledFor(logging.DEBUG):
             path = without_query(request.raw_path)

@@ -13,8 +13,8 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from ingest.gateway.http.wire import Wires
 from ingest.limits import ACCEPT_PAUSE_S, TLS_HANDSHAKE_TIMEOUT_S
+from ingest.runtime.wire import Wires
 
 log = logging.getLogger(__name__)
 
