@@ -218,6 +218,10 @@ HTTP_HEADS_SIZE_MAX = 8 << 20  # … bytes, of all heads of a process: parsed, e
 HTTP_CONNECTIONS_MAX = (
     1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
 )
+HTTP_SHARE_MAX = 768  # of them, of one address: a proxy has enough, and others have a quarter
+HTTP_HEAD_TIMEOUT_S = (
+    15.0  # for a head, from its first byte; for the first one, from the beginning of its connection
+)
 HTTP_RECEIVE_SIZE = 64 << 10  # bytes of one receive, but for large bodies: they go where they are signed from
 HTTP_RECEIVE_SIZE_MIN = 4 << 10  # … when there are many connections
 HTTP_RECEIVED_MAX = 4 << 20  # bytes of one receive of each connection, together

@@ -351,12 +351,21 @@ def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 2)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
-        with gateway.connect() as first, gateway.connect() as second, ExitStack() as others:
-            for silent in (first, second):
-                silent.send(b"\x16")
+        with ExitStack() as stack:
+            silent = [stack.enter_context(gateway.connect()) for _ in range(5)]
+            for connection in silent[:3]:
+                assert connection.ended()  # they gave way
+            busy = [stack.enter_context(Connection(gateway.address, client)) for _ in range(2)]
+            for connection in busy:
+                connection.send(
+                    connection.head("PUT", "/objects/a", {"Content-Length": "1", "Expect": "100-continue"})
+                )
+                assert connection.answer_head()[0] == 100
+            for connection in silent:
+                assert connection.ended()
             with Connection(gateway.address, client) as third:
                 assert third.request("GET", "/alive").status == 503
-            last = [others.enter_context(gateway.connect()) for _ in range(3)]
+            last = [stack.enter_context(gateway.connect()) for _ in range(3)]
             assert last[-1].ended()
         for _ in range(3000):  # until the end of one of them is noticed
             try:

@@ -7,8 +7,9 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -402,20 +403,29 @@ def test_a_download_that_fails_in_the_middle_is_seen_to_be_broken(failing: Gatew
 # --- too many
 
 
+def begin_upload(connection: Connection) -> None:
+    """It has a request under way when this returns."""
+    connection.send(
+        connection.head("PUT", "/objects/begun", {"Content-Length": "1", "Expect": "100-continue"})
+    )
+    assert connection.answer_head()[0] == 100
+
+
 def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
     monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 1)
     with memory_gateway() as running:
         with running.connect() as first, running.connect() as second:
-            for connection in (first, second):
-                assert connection.request("GET", "/alive").body == b"alive"
+            begin_upload(first)
+            begin_upload(second)
             with running.connect("store") as third:  # whatever the port
                 answer = third.request("PUT", "/store/a", LARGE)
                 assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "busy", "1")
                 assert answer.headers["x-request-id"] == answer.json["request_id"]
                 with running.connect() as fourth:
                     assert fourth.ended()
-            assert first.request("GET", "/alive").body == b"alive"
+            first.send(b"x")
+            assert first.answer().status == 200
         for _ in range(3000):  # until the end of one of them is noticed
             answer = running.request("GET", "/alive")
             if answer.status == 200:
@@ -448,6 +458,67 @@ def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> No
             except (Broken, ConnectionError):
                 pass
         assert running.request("GET", "/alive").body == b"alive"
+
+
+def silent(connection: Connection) -> None:
+    pass
+
+
+def unfinished(connection: Connection) -> None:
+    connection.send(b"GET / HTTP/1.1\r\n")
+
+
+def answered(connection: Connection) -> None:
+    assert connection.request("GET", "/alive").status == 200
+
+
+@pytest.mark.parametrize(
+    ("api", "begin"), [(None, silent), (None, unfinished), (None, answered), ("stream", silent)]
+)
+def test_connections_without_a_request_give_way(
+    api: str | None, begin: Callable[[Connection], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 3)
+    with memory_gateway() as running, ExitStack() as stack:
+        busy, *idle = (stack.enter_context(running.connect(api if i else None)) for i in range(3))
+        begin_upload(busy)
+        for connection in idle:
+            begin(connection)
+        for _ in range(10):
+            assert running.request("GET", "/alive").status == 200
+        assert idle[0].ended()
+        busy.send(b"x")
+        assert busy.answer().status == 200
+
+
+def test_an_address_has_a_share_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_SHARE_MAX", 2)
+    with memory_gateway() as running, running.connect() as first, running.connect() as second:
+        begin_upload(first)
+        begin_upload(second)
+        assert running.request("GET", "/alive").status == 503
+        with socket.socket() as other:
+            other.bind(("127.0.0.2", 0))
+            other.settimeout(60)
+            other.connect(running.address)
+            other.sendall(b"GET /alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert other.recv(12) == b"HTTP/1.1 200"
+        first.send(b"x")
+        assert first.answer().status == 200
+        assert running.request("GET", "/alive").status == 200
+        assert first.ended()  # it had no request any more, and gave way
+
+
+def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_HEAD_TIMEOUT_S", 0.1)
+    with memory_gateway() as running:
+        with running.connect() as silent:
+            assert silent.ended()
+        with running.connect() as slow:
+            slow.send(b"GET /alive HTTP/1.1\r\n")
+            answer = slow.answer()
+            assert (answer.status, answer.code) == (408, "head_stalled")
+            assert slow.ended()
 
 
 # --- HTTP to the raw stream

@@ -28,15 +28,18 @@ from ingest.limits import (
     HTTP_CONNECTIONS_MAX,
     HTTP_HEAD_SIZE_MAX,
     HTTP_HEAD_SIZE_OWN,
+    HTTP_HEAD_TIMEOUT_S,
     HTTP_HEADS_SIZE_MAX,
     HTTP_LINGER_S,
     HTTP_RECEIVE_SIZE,
     HTTP_RECEIVE_SIZE_MIN,
     HTTP_RECEIVED_MAX,
     HTTP_REFUSED_MAX,
+    HTTP_SHARE_MAX,
     HTTP_UNREAD_TIMEOUT_S,
     RETRY_AFTER_S,
 )
+from ingest.runtime.admission import Admission, Guest
 from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
 
 log = logging.getLogger(__name__)
@@ -60,12 +63,12 @@ Body = TypeVar("Body", bound=DirectBody)
 
 
 class Wires:
-    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``others``: how
-    many there are beside ``open``, in their handshake, or raw streams."""
+    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``guests``: them,
+    those in their handshake, and raw streams."""
 
     def __init__(self) -> None:
         self.open: set[Wire] = set()
-        self.others = 0
+        self.guests = Admission(HTTP_CONNECTIONS_MAX, HTTP_SHARE_MAX)
         self.refused: set[object] = set()  # who is told that there are too many
         self.heads = 0  # bytes of heads beyond what each connection may have
         self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
@@ -77,25 +80,20 @@ class Wires:
         fair = HTTP_RECEIVED_MAX // max(1, len(self.open))
         self.scratch = self._memory[: max(HTTP_RECEIVE_SIZE_MIN, min(fair, HTTP_RECEIVE_SIZE))]
 
-    @property
-    def full(self) -> bool:
-        """One more is too many."""
-        return len(self.open) + self.others >= HTTP_CONNECTIONS_MAX
+    def may_refuse(self, guest: object) -> bool:
+        """One for which there is no place is told so, unless many are. It is `dismissed` in the end."""
+        if len(self.refused) < HTTP_REFUSED_MAX:
+            self.refused.add(guest)
+        return guest in self.refused
 
-    @property
-    def refuses(self) -> bool:
-        """One more that is too many is told so."""
-        return len(self.refused) < HTTP_REFUSED_MAX
+    def dismissed(self, guest: Guest) -> None:
+        """It has ended, however it was received."""
+        self.guests.leave(guest)
+        self.refused.discard(guest)
 
-    @property
-    def has_room(self) -> bool:
-        """For one more, if only to be told that there are too many."""
-        here = len(self.open) + self.others + len(self.refused)
-        return here < HTTP_CONNECTIONS_MAX + HTTP_REFUSED_MAX
-
-    def connect(self, handler: Connection, next_id: Callable[[], str]) -> asyncio.BaseProtocol:
-        """What a new connection speaks with: ``handler``, unless there are too many of them."""
-        return Refusal(self, next_id()) if self.full else Wire(self, handler, next_id)
+    def connect(self, handler: Connection, next_id: Callable[[], str]) -> Wire:
+        """What a new connection speaks with."""
+        return Wire(self, handler, next_id)
 
     async def watch(self) -> None:
         """Ends the connections of clients that took not one byte for too long: what they were sent would stay in memory, and
@@ -182,6 +180,8 @@ class Wire(asyncio.BufferedProtocol):
         self._end: SizedEnd | ChunkedEnd | None = None  # of its body, while that comes
         self._rest = b""  # what came behind it
         self._last = False  # no other request is taken
+        self._late: asyncio.TimerHandle | None = None  # when the head takes too long
+        self.opening: asyncio.Task[None] | None = None  # a handshake
         self._over = False
         self._eof = False  # the client sends no more, and may wait for answers
         self._lingering: asyncio.TimerHandle | None = None
@@ -229,12 +229,18 @@ class Wire(asyncio.BufferedProtocol):
             self._refuse(503, "busy", "the headers of all requests here are too large: try again")
         elif (message := self._handler.parse(data[:size])) is not None:
             self._begin(message)
+        elif self._late is None:
+            self._expect_head()
         return data[size:]
 
     def _begin(self, message: object) -> None:
         """A head is whole, or what came is none."""
         self._busy = True
+        self._wires.guests.busy(self)
         self._head = HeadEnd()
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
         if not isinstance(message, RawRequestMessage):
             self._over = True
         elif message.chunked:
@@ -268,6 +274,7 @@ class Wire(asyncio.BufferedProtocol):
 
     def _next(self) -> None:
         """All of a request has come and is answered."""
+        self._wires.guests.idle(self)
         self._let_go()
         if self._last:
             self._over = True
@@ -294,6 +301,18 @@ class Wire(asyncio.BufferedProtocol):
         self._wires.heads += more
         self._head_borrowed += more
         return True
+
+    def _expect_head(self) -> None:
+        self._late = asyncio.get_running_loop().call_later(HTTP_HEAD_TIMEOUT_S, self._end_late)
+
+    def _end_late(self) -> None:
+        if self._over or self._busy or self._transport is None:
+            return
+        if self._head.size:
+            why = f"the request line and the headers did not come within {HTTP_HEAD_TIMEOUT_S:g} s"
+            self._refuse(408, "head_stalled", why)
+        else:
+            self._transport.close()
 
     def _refuse(self, status: int, code: str, message: str) -> None:
         """Answers what is no whole request: all before it are answered. What still comes goes nowhere."""
@@ -330,26 +349,55 @@ class Wire(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        guests = self._wires.guests
         # Who may write on then knows that nothing is left here: uvloop keeps all of what was written until its last byte is
         # gone. TLS pauses at its limit, the others beyond it.
         is_tls = transport.get_extra_info("ssl_object") is not None
         transport.set_write_buffer_limits(1 if is_tls else 0)
+        if self not in guests and not guests.admit(self, self._peer()):
+            self._turn_away()
+            return
         self._wires.open.add(self)
         self._wires.count()
+        self._expect_head()
         self._handler.connection_made(transport)
 
+    def _turn_away(self) -> None:
+        assert self._transport is not None
+        self._over = True
+        if self._wires.may_refuse(self):
+            self._refuse(503, "busy", f"{len(self._wires.guests)} connections are open here: try again")
+        else:
+            self._transport.abort()
+
     def connection_lost(self, error: Exception | None) -> None:
+        self.dismiss()
+        self._transport = None
+        for timer in (self._late, self._lingering):
+            if timer is not None:
+                timer.cancel()
+        if self not in self._wires.open:  # it was turned away
+            return
         self._wires.open.discard(self)
         self._wires.count()
-        self._let_go()
-        self._transport = None
-        self._over = True
-        self._rest = b""
-        if self._lingering is not None:
-            self._lingering.cancel()
         if self._body is not None:
             self._body.finish(str(error or "the connection ended"))
         self._handler.connection_lost(error)
+
+    def dismiss(self) -> None:
+        """The connection has ended."""
+        self._wires.dismissed(self)
+        self._let_go()
+        self._over = True
+        self._rest = b""
+
+    def evict(self) -> None:
+        """Nothing waits for the client: aiohttp has waited until all was sent."""
+        self._over = True
+        if self._transport is not None:
+            self._transport.abort()
+        elif self.opening is not None:
+            self.opening.cancel()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._wires.scratch if self._body is None else self._body.buffer()
@@ -372,34 +420,6 @@ class Wire(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._handler.resume_writing()
-
-
-class Refusal(asyncio.BufferedProtocol):
-    """A connection beyond the limit: it is told so, and what it sends goes nowhere."""
-
-    def __init__(self, wires: Wires, request_id: str) -> None:
-        self._wires = wires
-        self._id = request_id
-        self._end: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        if not self._wires.refuses:
-            transport.abort()
-            return
-        self._wires.refused.add(self)
-        message = f"{HTTP_CONNECTIONS_MAX} connections are open here: try again"
-        self._end = last_answer(transport, 503, "busy", message, self._id)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._wires.refused.discard(self)
-        if self._end is not None:
-            self._end.cancel()
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._wires.scratch
-
-    def buffer_updated(self, nbytes: int) -> None:
-        pass
 
 
 def last_answer(

@@ -63,33 +63,30 @@ class StreamServer:
         """The protocol of one connection: what `loop.create_server` calls."""
         return _Connection(self._serve, self._waste)
 
-    async def _serve(self, transport: asyncio.Transport, incoming: Incoming) -> None:
+    async def _serve(self, guest: _Connection, transport: asyncio.Transport, incoming: Incoming) -> None:
         try:
-            if not self._wires.full:
-                with self._counted():
-                    await _answer(transport, incoming, await self._receive(incoming))
-            elif self._wires.refuses:
-                self._wires.refused.add(incoming)
+            if self._wires.guests.admit(guest, transport.get_extra_info("peername")):
+                with self._noted():
+                    await _answer(transport, incoming, await self._receive(guest, incoming))
+            elif self._wires.may_refuse(guest):
                 await _answer(transport, incoming, _reply("", Status.BUSY))
             else:
                 transport.abort()
         except (ConnectionError, ClientGoneError) as error:
             log.debug("stream: %s", error)
         finally:
-            self._wires.refused.discard(incoming)
+            self._wires.dismissed(guest)
             transport.close()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _noted(self) -> Iterator[None]:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        self._wires.others += 1
         try:
             yield
         finally:
             self._connections.discard(task)
-            self._wires.others -= 1
 
     async def drain(self, timeout: float) -> None:
         """Waits for the connections that are there; who is not done then is cut off, and its upload fails."""
@@ -99,12 +96,14 @@ class StreamServer:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _receive(self, incoming: Incoming) -> bytes:
+    async def _receive(self, guest: _Connection, incoming: Incoming) -> bytes:
         """The reply."""
         id_ = self._ids.next()
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         body = _Body(incoming)
         try:
+            await body.begin()
+            self._wires.guests.busy(guest)
             if await body.begins_as_http():
                 log.warning("%s: stream: an HTTP request was refused", id_)
                 return _FORBIDDEN
@@ -134,10 +133,16 @@ class _Body:
     def ended(self) -> bool:
         return self._incoming.ended and not self._head
 
+    async def begin(self) -> None:
+        """Waits for the first byte."""
+        buffer = memoryview(bytearray(1))
+        self._head = bytes(buffer[: await self._incoming.fill(buffer)])
+
     async def begins_as_http(self) -> bool:
         """Waits for as many bytes as it takes to say. Words that are longer than any request line are one."""
         buffer = memoryview(bytearray(STREAM_HEAD_MAX))
-        size = 0
+        size = len(self._head)
+        buffer[:size] = self._head
         while size < len(buffer) and not self._incoming.ended:
             size += await self._incoming.fill(buffer[size:], some=True)
             if not _BEGINNING.fullmatch(buffer[:size]):
@@ -161,6 +166,7 @@ class _Connection(asyncio.BufferedProtocol):
     """``serve``: what becomes of it."""
 
     _incoming: Incoming
+    _transport: asyncio.Transport
 
     def __init__(self, serve: Any, waste: memoryview) -> None:
         self._serve = serve
@@ -169,7 +175,11 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._incoming = Incoming(transport, None, self._waste)
-        self._task = asyncio.create_task(self._serve(transport, self._incoming))
+        self._transport = transport
+        self._task = asyncio.create_task(self._serve(self, transport, self._incoming))
+
+    def evict(self) -> None:
+        self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._incoming.buffer()

@@ -7,14 +7,13 @@ are accepted here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 import ssl
 from collections.abc import Callable
 
 from ingest.limits import ACCEPT_PAUSE_S, TLS_HANDSHAKE_TIMEOUT_S
-from ingest.runtime.wire import Wires
+from ingest.runtime.wire import Wire, Wires
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ class TlsPort:
         self,
         sock: socket.socket,
         context: ssl.SSLContext,
-        connect: Callable[[], asyncio.BaseProtocol],
+        connect: Callable[[], Wire],
         wires: Wires,
     ) -> None:
         self._sock = sock
@@ -50,28 +49,29 @@ class TlsPort:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                sock, _ = await loop.sock_accept(self._sock)
+                sock, peer = await loop.sock_accept(self._sock)
             except ConnectionError:  # the client has left already
                 continue
             except OSError as error:  # ENFILE, EMFILE, ENOBUFS, ENOMEM: until there is room
                 log.warning("no connection can be accepted: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if not self._wires.has_room:
+            wire = self._connect()
+            if not self._wires.guests.admit(wire, peer) and not self._wires.may_refuse(wire):
                 sock.close()
                 continue
-            task = asyncio.create_task(self._open(sock, self._connect()))
+            wire.opening = task = asyncio.create_task(self._open(sock, wire))
             self._opening.add(task)
-            self._wires.others += 1
-            task.add_done_callback(self._opened)
+            task.add_done_callback(self._opening.discard)
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
-        self._opening.discard(task)
-        self._wires.others -= 1
-
-    async def _open(self, sock: socket.socket, protocol: asyncio.BaseProtocol) -> None:
+    async def _open(self, sock: socket.socket, wire: Wire) -> None:
         loop = asyncio.get_running_loop()
-        with contextlib.suppress(OSError):  # of the network, ssl.SSLError, or it took too long
+        try:
             await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._context, ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S
+                lambda: wire, sock, ssl=self._context, ssl_handshake_timeout=TLS_HANDSHAKE_TIMEOUT_S
             )
+        except OSError:  # of the network, ssl.SSLError, or it took too long
+            wire.dismiss()
+        except asyncio.CancelledError:
+            wire.dismiss()
+            raise
