@@ -25,6 +25,7 @@ from ingest.engine.ports.bad_peers import BadPeers
 from ingest.engine.ports.frame_port import FrameServer, Port, configure, peer_name
 from ingest.engine.ports.peer_log import PeerLog
 from ingest.engine.ports.sibling_handover import Siblings
+from ingest.runtime import listeners
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -179,6 +180,10 @@ class Worker:
             self._place(port, connection, address)
 
     def _pause_accepting(self, port: Port, error: OSError) -> None:
+        # This process has as many as it may: silent ones keep nobody out. EMFILE comes when nobody waits, too.
+        if error.errno == errno.EMFILE and listeners.has_waiting(port.listener):
+            fullest = max(self._ports.values(), key=lambda port: port.server.connections)
+            self._peer_log.report(fullest, fullest.server.close_idle(limits.ACCEPTS_PER_TURN))
         if not port.out_of_descriptors:
             log.error("accepting nothing for the moment: %s", error.strerror)
         port.out_of_descriptors = True
@@ -221,6 +226,7 @@ class Worker:
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._peer_log.report(port, port.server.make_room())
             if not port.server.adopt(connection.detach(), peer_name(address)) and not self._draining:
                 self._peer_log.line(
                     "refused over the limit",

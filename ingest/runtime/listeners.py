@@ -6,6 +6,7 @@ import contextlib
 import errno
 import ipaddress
 import os
+import select
 import socket
 from collections.abc import Iterable
 
@@ -107,6 +108,13 @@ def listen(sock: socket.socket, backlog: int) -> None:
         raise
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     unpace(sock, bound_address(sock)[0])
+
+
+def has_waiting(sock: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def close_all(sockets: Iterable[socket.socket]) -> None:
