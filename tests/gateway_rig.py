@@ -36,7 +36,7 @@ from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import API_NAMES
 from ingest.runtime.listeners import Address
-from ingest.runtime.wire import Wires
+from ingest.runtime.wires import Wires
 
 TIMEOUT_S = 60.0
 

@@ -347,8 +347,8 @@ def tls_contexts(tmp_path: Path) -> tuple[ssl.SSLContext | None, ssl.SSLContext]
 
 
 def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 2)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
         with ExitStack() as stack:
@@ -374,6 +374,19 @@ def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.Mon
                         break
             except (Broken, OSError):
                 pass
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("GET", "/alive").body == b"alive"
+
+
+def test_plain_http_to_a_port_with_tls_is_told_so(tmp_path: Path) -> None:
+    context, client = tls_contexts(tmp_path)
+    with memory_gateway(tls=context) as gateway:
+        for method in ("GET", "PUT", "DELETE"):
+            answer = gateway.request(method, "/objects/a", b"x" * 100_000)
+            assert answer.status == 400 and b"https://" in answer.body
+        with gateway.connect() as other:
+            other.send(b"\x00\x01\x02")
+            assert other.ended()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/alive").body == b"alive"
 
@@ -425,10 +438,6 @@ def test_tls(tmp_path: Path) -> None:
             assert connection.ended()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/objects/b").body == large
-        with gateway.connect() as plain:
-            plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            with pytest.raises((Broken, ConnectionError)):
-                plain.answer()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/alive").body == b"alive"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -76,7 +77,6 @@ def ends_as_failed(gateway: Gateway, name: str) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a TLS client
         b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1x\r\n\r\n",
         b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
@@ -412,8 +412,8 @@ def begin_upload(connection: Connection) -> None:
 
 
 def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 1)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 1)
     with memory_gateway() as running:
         with running.connect() as first, running.connect() as second:
             begin_upload(first)
@@ -434,8 +434,8 @@ def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_REFUSED_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 2)
     for module in ("runtime.wire", "gateway.apis.stream_api"):
         monkeypatch.setattr(f"ingest.{module}.HTTP_LINGER_S", 60.0)
     with memory_gateway() as running:
@@ -478,7 +478,7 @@ def answered(connection: Connection) -> None:
 def test_connections_without_a_request_give_way(
     api: str | None, begin: Callable[[Connection], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_CONNECTIONS_MAX", 3)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 3)
     with memory_gateway() as running, ExitStack() as stack:
         busy, *idle = (stack.enter_context(running.connect(api if i else None)) for i in range(3))
         begin_upload(busy)
@@ -492,7 +492,7 @@ def test_connections_without_a_request_give_way(
 
 
 def test_an_address_has_a_share_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_SHARE_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_SHARE_MAX", 2)
     with memory_gateway() as running, running.connect() as first, running.connect() as second:
         begin_upload(first)
         begin_upload(second)
@@ -521,6 +521,52 @@ def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
             assert slow.ended()
 
 
+# --- other protocols
+
+ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # of TLS: fatal, handshake_failure
+STUN = bytes.fromhex("000100002112a442") + bytes(12)
+
+
+def client_hello() -> bytes:
+    sent = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="chosen.example").do_handshake()
+    return sent.read()
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_tls_to_a_plain_port_gets_an_alert(gateway: Gateway, step: int) -> None:
+    """And stores nothing where bytes are stored as they come: its name is for a web page to choose."""
+    stored = gateway.request("GET", "/catalog/objects?namespace=stream").json["objects"]
+    for api in (None, "store", "stream"):
+        with gateway.connect(api) as connection:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            hello = client_hello()
+            for at in range(0, min(len(hello), 20) if step == 1 else len(hello), step):
+                try:
+                    connection.send(hello[at : at + step])
+                except ConnectionError:
+                    break
+            assert connection.file.read(len(ALERT)) == ALERT
+            assert connection.ended()
+    with gateway.connect("stream") as connection:
+        for at in range(0, len(STUN), step):
+            connection.send(STUN[at : at + step])
+        assert connection.ended()
+    assert gateway.request("GET", "/catalog/objects?namespace=stream").json["objects"] == stored
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x16", b"\x16\x03\x01\x02\x00\x02\x00data", b"\x00", b"\x00\x01data", b"\r\n\r\n", bytes(100)]
+)
+def test_bytes_that_only_begin_alike_are_stored(gateway: Gateway, raw: bytes) -> None:
+    with gateway.connect("stream") as connection:
+        connection.send(raw)
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.file.read()[8] == Status.SAVED
+
+
 # --- HTTP to the raw stream
 
 
@@ -537,6 +583,7 @@ def in_steps(connection: Connection, raw: bytes, step: int) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /x?y HTTP/1.1\r\nOrigin: http://evil.example\r\nContent-Length: 5\r\n\r\nbytes",
         b"OPTIONS * HTTP/1.0\n\n",
+        b"\r\n\nGET / HTTP/1.1\r\n\r\n",
         b"POST /" + b"x" * (limits.STREAM_HEAD_MAX + 1) + b" HTTP/1.1\r\n\r\n",
     ],
 )
@@ -558,7 +605,6 @@ def test_a_browser_cannot_store_through_the_raw_stream(gateway: Gateway, raw: by
         b"GET / HTTP/1.1",  # no line: nothing that a browser would send
         b"GET / HTTP/2.0\r\n",
         b"GET a b HTTP/1.1\r\n",
-        b"\nGET / HTTP/1.1\r\n",
         b"word " * 10_000,
         b"x" * 100_000,
     ],
@@ -601,7 +647,8 @@ def test_a_slow_body_arrives(failing: Gateway) -> None:
 )
 def test_a_client_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
     """Whatever it asked for: a large object, or small answers, more than its machine and ours take."""
-    monkeypatch.setattr("ingest.runtime.wire.HTTP_UNREAD_TIMEOUT_S", 0.2)
+    for module in ("wire", "wires"):
+        monkeypatch.setattr(f"ingest.runtime.{module}.HTTP_UNREAD_TIMEOUT_S", 0.2)
     with memory_gateway() as running:
         store = running.store
         assert store is not None

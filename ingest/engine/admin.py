@@ -25,7 +25,8 @@ from ingest import __version__, limits, ticket
 from ingest.engine import exposition, metrics, reload
 from ingest.errors import DiskError, TicketError
 from ingest.runtime import listeners
-from ingest.runtime.wire import Connection, Wires
+from ingest.runtime.wire import Connection, Wire
+from ingest.runtime.wires import Wires
 from ingest.status import Status
 from ingest.store.layouts.layout import make_reader
 
@@ -206,7 +207,7 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
             lingering_time=limits.HTTP_LINGER_S,
             read_bufsize=min(limits.HTTP_READ_SIZE, len(wires.scratch)),
         )
-        return wires.connect(connection, lambda: secrets.token_hex(8))
+        return Wire(wires, connection, lambda: secrets.token_hex(8))
 
     watching = asyncio.create_task(wires.watch())
     server = await loop.create_server(connect, sock=node.admin_socket)

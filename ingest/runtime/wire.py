@@ -25,25 +25,20 @@ from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from ingest.limits import (
-    HTTP_CONNECTIONS_MAX,
     HTTP_HEAD_SIZE_MAX,
     HTTP_HEAD_SIZE_OWN,
     HTTP_HEAD_TIMEOUT_S,
     HTTP_HEADS_SIZE_MAX,
     HTTP_LINGER_S,
-    HTTP_RECEIVE_SIZE,
-    HTTP_RECEIVE_SIZE_MIN,
-    HTTP_RECEIVED_MAX,
-    HTTP_REFUSED_MAX,
-    HTTP_SHARE_MAX,
     HTTP_UNREAD_TIMEOUT_S,
     RETRY_AFTER_S,
 )
-from ingest.runtime.admission import Admission, Guest
 from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
+from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal, handshake_failure: RFC 8446, 6
 TCP_INFO_SIZE = 128  # bytes of linux/tcp.h's struct tcp_info that are asked for
 BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
 
@@ -60,53 +55,6 @@ class DirectBody(Protocol):
 
 
 Body = TypeVar("Body", bound=DirectBody)
-
-
-class Wires:
-    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``guests``: them,
-    those in their handshake, and raw streams."""
-
-    def __init__(self) -> None:
-        self.open: set[Wire] = set()
-        self.guests = Admission(HTTP_CONNECTIONS_MAX, HTTP_SHARE_MAX)
-        self.refused: set[object] = set()  # who is told that there are too many
-        self.heads = 0  # bytes of heads beyond what each connection may have
-        self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
-        # For one receive, which is copied out of it at once: the more connections there are, the less each may have waiting.
-        self.scratch = self._memory
-
-    def count(self) -> None:
-        """To be called when there are more connections, or fewer."""
-        fair = HTTP_RECEIVED_MAX // max(1, len(self.open))
-        self.scratch = self._memory[: max(HTTP_RECEIVE_SIZE_MIN, min(fair, HTTP_RECEIVE_SIZE))]
-
-    def may_refuse(self, guest: object) -> bool:
-        """One for which there is no place is told so, unless many are. It is `dismissed` in the end."""
-        if len(self.refused) < HTTP_REFUSED_MAX:
-            self.refused.add(guest)
-        return guest in self.refused
-
-    def dismissed(self, guest: Guest) -> None:
-        """It has ended, however it was received."""
-        self.guests.leave(guest)
-        self.refused.discard(guest)
-
-    def connect(self, handler: Connection, next_id: Callable[[], str]) -> Wire:
-        """What a new connection speaks with."""
-        return Wire(self, handler, next_id)
-
-    async def watch(self) -> None:
-        """Ends the connections of clients that took not one byte for too long: what they were sent would stay in memory, and
-        the version that they download pinned, for ever.
-
-        What counts is what the client's machine has acknowledged. The kernel takes megabytes more, and lets us write again
-        only when a third of them are gone, which takes a slow client longer than any patience.
-        """
-        while True:
-            await asyncio.sleep(HTTP_UNREAD_TIMEOUT_S / 4)
-            now = asyncio.get_running_loop().time()
-            for wire in list(self.open):
-                wire.check(now)
 
 
 class Connection(web.RequestHandler):
@@ -174,6 +122,7 @@ class Wire(asyncio.BufferedProtocol):
         self._next_id = next_id
         handler.wire = self
         self._transport: asyncio.Transport | None = None
+        self._is_tls = False
         self._head = HeadEnd()
         self._head_borrowed = 0  # bytes of `Wires.heads`
         self._busy = False  # a request is not answered
@@ -221,6 +170,9 @@ class Wire(asyncio.BufferedProtocol):
     def _take_of_head(self, data: bytes) -> bytes:
         if not self._head.size:
             data = data.lstrip(b"\r\n")
+            if data.startswith(b"\x16") and not self._is_tls:
+                self._refuse_tls()
+                return b""
         size = self._head.take(data)
         if self._head.size > HTTP_HEAD_SIZE_MAX:
             why = f"the request line and the headers have more than {HTTP_HEAD_SIZE_MAX} bytes"
@@ -302,6 +254,14 @@ class Wire(asyncio.BufferedProtocol):
         self._head_borrowed += more
         return True
 
+    def _refuse_tls(self) -> None:
+        """A hello of TLS on a port without."""
+        assert self._transport is not None
+        self._wires.tell_of_tls(self._peer())
+        self._over = True
+        self._transport.write(TLS_ALERT)
+        self._transport.close()
+
     def _expect_head(self) -> None:
         self._late = asyncio.get_running_loop().call_later(HTTP_HEAD_TIMEOUT_S, self._end_late)
 
@@ -352,8 +312,8 @@ class Wire(asyncio.BufferedProtocol):
         guests = self._wires.guests
         # Who may write on then knows that nothing is left here: uvloop keeps all of what was written until its last byte is
         # gone. TLS pauses at its limit, the others beyond it.
-        is_tls = transport.get_extra_info("ssl_object") is not None
-        transport.set_write_buffer_limits(1 if is_tls else 0)
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(1 if self._is_tls else 0)
         if self not in guests and not guests.admit(self, self._peer()):
             self._turn_away()
             return

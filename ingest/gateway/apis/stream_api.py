@@ -3,8 +3,8 @@
 Here nobody can tell a connection that was cut politely (a FIN) from the end of what was sent: what came is stored. Who can't
 live with that takes HTTP, which says how much there is to come.
 
-Any web page can make a browser send it HTTP requests. So what begins with the request line of one is no object, but answered
-as HTTP, with 403.
+Any web page can make a browser connect to it, and choose much of what is sent: HTTP requests, TLS hellos, and STUN, by which
+WebRTC finds its way. So what begins like one of these is no object. HTTP is answered 403, TLS with an alert.
 """
 
 from __future__ import annotations
@@ -30,15 +30,22 @@ from ingest.limits import (
     TICKET_SIZE,
 )
 from ingest.objects.object_store import ObjectStore
-from ingest.runtime.wire import Wires
+from ingest.runtime.wire import TLS_ALERT
+from ingest.runtime.wires import Wires
 from ingest.status import Status
 
 NAMESPACE = "stream"
 log = logging.getLogger(__name__)
 
 _METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
-_REQUEST_LINE = re.compile(_METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n")
-_BEGINNING = re.compile(_METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?")
+_REQUEST_LINE = re.compile(rb"[\r\n]*" + _METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n")
+_BEGINNING = re.compile(
+    rb"[\r\n]*|[\r\n]*" + _METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?"
+)
+# A record of TLS with a ClientHello (RFC 8446, 4 and 5.1), and a request of STUN (RFC 8489, 5).
+_CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x40].\x01\x00", re.S)
+_STUN = re.compile(rb"\x00[\x01-\x09]..\x21\x12\xa4\x42", re.S)
+_BINARY_SIZE = 8  # bytes: both are known by then
 _REFUSED = (
     b"this port takes raw bytes, and these begin as an HTTP request does: nothing was stored; use HTTP\n"
 )
@@ -104,9 +111,9 @@ class StreamServer:
         try:
             await body.begin()
             self._wires.guests.busy(guest)
-            if await body.begins_as_http():
-                log.warning("%s: stream: an HTTP request was refused", id_)
-                return _FORBIDDEN
+            if (answer := await body.refusal()) is not None:
+                log.warning("%s: stream: an HTTP request, TLS or STUN was refused", id_)
+                return answer
             version = await self._store.put(NAMESPACE, f"{moment} {id_}", body, condition=ABSENT)
         except RefusedError as error:
             log.warning("%s: stream: %s", id_, error)
@@ -138,19 +145,22 @@ class _Body:
         buffer = memoryview(bytearray(1))
         self._head = bytes(buffer[: await self._incoming.fill(buffer)])
 
-    async def begins_as_http(self) -> bool:
-        """Waits for as many bytes as it takes to say. Words that are longer than any request line are one."""
+    async def refusal(self) -> bytes | None:
+        """What a browser that was made to connect here is answered, None for others. Waits for as many bytes as it takes to
+        say. Words that are longer than any request line are one."""
         buffer = memoryview(bytearray(STREAM_HEAD_MAX))
         size = len(self._head)
         buffer[:size] = self._head
-        while size < len(buffer) and not self._incoming.ended:
+        while size < len(buffer) and not self._incoming.ended and _undecided(buffer[:size]):
             size += await self._incoming.fill(buffer[size:], some=True)
-            if not _BEGINNING.fullmatch(buffer[:size]):
-                break
         self._head = bytes(buffer[:size])
+        if _CLIENT_HELLO.match(self._head) is not None:
+            return TLS_ALERT
+        if _STUN.match(self._head) is not None:
+            return b""
         if _REQUEST_LINE.match(self._head) is not None:
-            return True
-        return size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None
+            return _FORBIDDEN
+        return _FORBIDDEN if size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None else None
 
     async def fill(self, buffer: memoryview, patience: float | None = None) -> int:
         here = min(len(self._head), len(buffer))
@@ -160,6 +170,13 @@ class _Body:
 
     async def close(self) -> None:
         pass
+
+
+def _undecided(head: memoryview) -> bool:
+    """More bytes may make it something that is refused."""
+    if len(head) < _BINARY_SIZE and head.tobytes()[:1] in (b"\x16", b"\x00"):
+        return True
+    return _BEGINNING.fullmatch(head) is not None
 
 
 class _Connection(asyncio.BufferedProtocol):

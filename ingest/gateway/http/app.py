@@ -24,7 +24,8 @@ from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
 from ingest.gateway.http.s3_refusal import refuse_s3
-from ingest.runtime.wire import Connection, Wire, Wires
+from ingest.runtime.wire import Connection, Wire
+from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class App(web.Server):
     def __call__(self) -> Wire:  # type: ignore[override]  # what asyncio connects, not what aiohttp does
         read_size = min(limits.HTTP_READ_SIZE, len(self._wires.scratch))
         handler = _Connection(self, loop=asyncio.get_running_loop(), read_bufsize=read_size, **self._settings)
-        return self._wires.connect(handler, self.gate.ids.next)
+        return Wire(self._wires, handler, self.gate.ids.next)
 
 
 class _Connection(Connection):

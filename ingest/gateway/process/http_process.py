@@ -40,7 +40,7 @@ from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.runtime import listeners
 from ingest.runtime.child import take_reloads
-from ingest.runtime.wire import Wires
+from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 
