@@ -112,6 +112,9 @@ GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one 
 
 # --- processes -----------------------------------------------------------------------------------
 WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets
+PORT_TRIES = (
+    20  # of ports that the system chooses on one address of a host, until one is free on the others too
+)
 LISTEN_BACKLOG = 4096  # connections of one socket that wait while its worker is replaced
 DRAIN_TIMEOUT_S = 10.0  # default of --drain-timeout
 RESTART_DELAY_MIN_S = 0.05  # back-off of a process that died: first …

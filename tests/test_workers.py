@@ -113,7 +113,7 @@ def make_node(workers: int, **config: Any) -> Node:
         store=cast(Any, None),
         keys=KeyRing([SHARED_KEY]),
         queue=Queue(workers, 4 * BLOCK),
-        admin_socket=cast(Any, None),
+        admin_sockets=[],
         put_sockets=listeners(workers),
         get_sockets=listeners(workers),
     )

@@ -13,7 +13,7 @@ import logging
 import platform
 import secrets
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -43,19 +43,19 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Admin:
-    """What the port answers. ``host`` is the address that it is bound to."""
+    """What the port answers. ``hosts`` are the addresses that it is bound to."""
 
     def __init__(
         self,
         queue: Queue,
         disk: exposition.DiskUse,
-        host: str,
+        hosts: Sequence[str],
         read_chunk: ReadChunk,
         key_names: tuple[str, ...] = (),
     ) -> None:
         self._queue = queue
         self._exposition = exposition.Exposition(queue, disk, key_names)
-        self._local = listeners.is_loopback(host)
+        self._local = all(listeners.is_loopback(host) for host in hosts)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
         self._disk = ThreadPoolExecutor(1, "disk")
@@ -176,13 +176,13 @@ def take_settings(node: Node, admin: Admin, reader: Callable[[KeyRing], ReadChun
 
 
 async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
-    """Answers on ``node.admin_socket``, which listens, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
+    """Answers on ``node.admin_sockets``, which listen, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
     may have signed them."""
-    host, _ = listeners.bound_address(node.admin_socket)
+    hosts = [listeners.bound_address(sock)[0] for sock in node.admin_sockets]
     disk = exposition.DiskUse(
         node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
     )
-    admin = Admin(node.queue, disk, host, reader(node.verifying_keys), node.key_names)
+    admin = Admin(node.queue, disk, hosts, reader(node.verifying_keys), node.key_names)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
@@ -210,11 +210,12 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
         return Wire(wires, connection, lambda: secrets.token_hex(8))
 
     watching = asyncio.create_task(wires.watch())
-    server = await loop.create_server(connect, sock=node.admin_socket)
+    servers = [await loop.create_server(connect, sock=sock) for sock in node.admin_sockets]
     try:
         await ended.wait()
     finally:
-        server.close()
+        for server in servers:
+            server.close()
         await runner.cleanup()
         watching.cancel()
 

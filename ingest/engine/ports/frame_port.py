@@ -42,7 +42,7 @@ class Port:
     """One of the two frame ports of this worker."""
 
     kind: bytes  # of its messages: b"P" or b"G"
-    listener: socket.socket
+    listeners: list[socket.socket]  # for each address of its host
     server: FrameServer
     out_of_descriptors: bool = False
     drift: int = 0  # connections that were served and not counted, at the last look
