@@ -62,7 +62,11 @@ def check_erasing(checker: Checker) -> None:
     for call in checker.calls:
         path = call.path
         # A file system without holes refuses fallocate, and zeros are written then: the order is the same.
-        if (call.result < 0 and call.name != "fallocate") or not path.startswith(checker.data) or not path.endswith("/obj"):
+        if (
+            (call.result < 0 and call.name != "fallocate")
+            or not path.startswith(checker.data)
+            or not path.endswith("/obj")
+        ):
             continue
         if call.name == "pwrite64" and call.offset == 0 and call.data.startswith(b"INGPACK1"):
             present[path] = set(bits_of(PackHeader.parse(call.data).present))

@@ -122,6 +122,9 @@ GET_TURN_REQUESTS_MAX = 4096  # requests received and verified together; of one 
 
 # --- processes -----------------------------------------------------------------------------------
 WORKERS_MAX = 256  # each has an arena of 25 MB and two sockets
+PORT_TRIES = (
+    20  # of ports that the system chooses on one address of a host, until one is free on the others too
+)
 LISTEN_BACKLOG = 4096  # connections of one socket that wait while its worker is replaced
 DRAIN_TIMEOUT_S = 10.0  # default of --drain-timeout
 RESTART_DELAY_MIN_S = 0.05  # back-off of a process that died: first …
@@ -236,8 +239,15 @@ HTTP_LINE_SIZE_MAX = (
 )  # bytes of a request line: a name of 1024 bytes takes 3072 when all of it is percent-encoded
 HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
 HTTP_FIELDS_MAX = 100  # headers of one request
+HTTP_HEAD_SIZE_MAX = 32 << 10  # bytes of a request's line and headers: browsers with many cookies send 16 kB
+HTTP_HEAD_SIZE_OWN = 4 << 10  # bytes of a head that each connection may have; what is beyond it counts in …
+HTTP_HEADS_SIZE_MAX = 8 << 20  # … bytes, of all heads of a process: parsed, each takes up to five
 HTTP_CONNECTIONS_MAX = (
     1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
+)
+HTTP_SHARE_MAX = 768  # of them, of one address: a proxy has enough, and others have a quarter
+HTTP_HEAD_TIMEOUT_S = (
+    15.0  # for a head, from its first byte; for the first one, from the beginning of its connection
 )
 HTTP_RECEIVE_SIZE = 64 << 10  # bytes of one receive, but for large bodies: they go where they are signed from
 HTTP_RECEIVE_SIZE_MIN = 4 << 10  # … when there are many connections

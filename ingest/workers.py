@@ -25,6 +25,7 @@ from ingest.engine.ports.bad_peers import BadPeers
 from ingest.engine.ports.frame_port import FrameServer, Port, configure, peer_name
 from ingest.engine.ports.peer_log import PeerLog
 from ingest.engine.ports.sibling_handover import Siblings
+from ingest.runtime import listeners
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -66,8 +67,9 @@ class Worker:
         self._node = node
         self._queue = node.queue
         self._slot = slot
-        self._put = Port(b"P", node.put_sockets[slot], put_server)
-        self._get = Port(b"G", node.get_sockets[slot], get_server)
+        puts, gets = node.sockets_of(slot)
+        self._put = Port(b"P", puts, put_server)
+        self._get = Port(b"G", gets, get_server)
         self._ports = {port.kind: port for port in (self._put, self._get)}
         self._siblings = Siblings(node, slot)
         self._inbox = self._siblings.inbox
@@ -83,9 +85,10 @@ class Worker:
         if self._node.control is not None:
             self._loop.add_reader(self._node.control.fileno(), self._take_settings)
         for port in self._ports.values():
-            port.listener.setblocking(False)
             self._loop.add_reader(port.server.fileno(), self._turn, port)
-            self._loop.add_reader(port.listener.fileno(), self._accept, port)
+            for listener in port.listeners:
+                listener.setblocking(False)
+                self._loop.add_reader(listener.fileno(), self._accept, port, listener)
         self._tick()
 
     def drain(self) -> None:
@@ -96,8 +99,9 @@ class Worker:
         self._draining = True
         self._loop.remove_reader(self._inbox.fileno())
         for port in self._ports.values():
-            self._loop.remove_reader(port.listener.fileno())
-            port.listener.close()
+            for listener in port.listeners:
+                self._loop.remove_reader(listener.fileno())
+                listener.close()
             self._peer_log.report(port, port.server.begin_drain())
         log.info(
             "draining %d put and %d get connections",
@@ -162,15 +166,15 @@ class Worker:
 
     # --- accepting
 
-    def _accept(self, port: Port) -> None:
+    def _accept(self, port: Port, listener: socket.socket) -> None:
         for _ in range(limits.ACCEPTS_PER_TURN):
             try:
-                connection, address = port.listener.accept()
+                connection, address = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
                 if error.errno in _ACCEPT_LATER:
-                    self._pause_accepting(port, error)
+                    self._pause_accepting(port, listener, error)
                     return
                 if error.errno not in _ACCEPT_NEXT:
                     raise
@@ -178,16 +182,20 @@ class Worker:
             port.out_of_descriptors = False
             self._place(port, connection, address)
 
-    def _pause_accepting(self, port: Port, error: OSError) -> None:
+    def _pause_accepting(self, port: Port, listener: socket.socket, error: OSError) -> None:
+        # This process has as many as it may: silent ones keep nobody out. EMFILE comes when nobody waits, too.
+        if error.errno == errno.EMFILE and listeners.has_waiting(listener):
+            fullest = max(self._ports.values(), key=lambda port: port.server.connections)
+            self._peer_log.report(fullest, fullest.server.close_idle(limits.ACCEPTS_PER_TURN))
         if not port.out_of_descriptors:
             log.error("accepting nothing for the moment: %s", error.strerror)
         port.out_of_descriptors = True
-        self._loop.remove_reader(port.listener.fileno())
-        self._loop.call_later(limits.ACCEPT_PAUSE_S, self._accept_again, port)
+        self._loop.remove_reader(listener.fileno())
+        self._loop.call_later(limits.ACCEPT_PAUSE_S, self._accept_again, port, listener)
 
-    def _accept_again(self, port: Port) -> None:
+    def _accept_again(self, port: Port, listener: socket.socket) -> None:
         if not self._draining:
-            self._loop.add_reader(port.listener.fileno(), self._accept, port)
+            self._loop.add_reader(listener.fileno(), self._accept, port, listener)
 
     def _place(self, port: Port, connection: socket.socket, address: Any) -> None:
         """Refuses an accepted connection, passes it on, or keeps it."""
@@ -221,6 +229,7 @@ class Worker:
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._peer_log.report(port, port.server.make_room())
             if not port.server.adopt(connection.detach(), peer_name(address)) and not self._draining:
                 self._peer_log.line(
                     "refused over the limit",

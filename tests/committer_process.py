@@ -60,7 +60,8 @@ class CommitterProcess:
     def __exit__(self, *_: object) -> None:
         if self.pid:
             self.kill()
-        self.node.admin_socket.close()
+        for sock in self.node.admin_sockets:
+            sock.close()
         self.node.store.close()
         self.queue.close()
 

@@ -33,11 +33,11 @@ from ingest.gateway.http.exchange import Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
-from ingest.gateway.http.wire import Wires
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import API_NAMES
 from ingest.objects.shared_namespace import SharedNamespace
 from ingest.runtime.listeners import Address
+from ingest.runtime.wires import Wires
 
 TIMEOUT_S = 60.0
 

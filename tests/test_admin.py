@@ -45,11 +45,11 @@ def read_chunk(index: int) -> tuple[Status, bytes]:
 class Port:
     def __init__(self, host: str) -> None:
         self.queue = Queue(1, 4)
-        sock = listeners.bind_alone((host, 0))
+        [sock] = listeners.bind_alone((host, 0))
         listeners.listen(sock, 16)
         self.address = ("::1" if ":" in host else "127.0.0.1", sock.getsockname()[1])
         store = SimpleNamespace(data_fd=os.open("/", os.O_RDONLY | os.O_CLOEXEC), wal_dir=Path("/"))
-        node = Node(ServerConfig(), store, SimpleNamespace(), self.queue, sock)  # type: ignore[arg-type]
+        node = Node(ServerConfig(), store, SimpleNamespace(), self.queue, [sock])  # type: ignore[arg-type]
         self.pid = os.fork()
         if self.pid == 0:
             code = 1

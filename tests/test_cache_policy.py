@@ -11,8 +11,8 @@ from gateway_rig import Gateway, memory_gateway
 from test_admin import Port
 
 from ingest.gateway.http.access import Access, Hosts
-from ingest.gateway.http.cache_policy import of_an_answer
 from ingest.gateway.http.token_file import parse_tokens
+from ingest.runtime.cache_policy import of_an_answer
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
 HTML = {"Accept": "text/html"}

@@ -347,16 +347,25 @@ def tls_contexts(tmp_path: Path) -> tuple[ssl.SSLContext | None, ssl.SSLContext]
 
 
 def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 2)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
-        with gateway.connect() as first, gateway.connect() as second, ExitStack() as others:
-            for silent in (first, second):
-                silent.send(b"\x16")
+        with ExitStack() as stack:
+            silent = [stack.enter_context(gateway.connect()) for _ in range(5)]
+            for connection in silent[:3]:
+                assert connection.ended()  # they gave way
+            busy = [stack.enter_context(Connection(gateway.address, client)) for _ in range(2)]
+            for connection in busy:
+                connection.send(
+                    connection.head("PUT", "/objects/a", {"Content-Length": "1", "Expect": "100-continue"})
+                )
+                assert connection.answer_head()[0] == 100
+            for connection in silent:
+                assert connection.ended()
             with Connection(gateway.address, client) as third:
                 assert third.request("GET", "/alive").status == 503
-            last = [others.enter_context(gateway.connect()) for _ in range(3)]
+            last = [stack.enter_context(gateway.connect()) for _ in range(3)]
             assert last[-1].ended()
         for _ in range(3000):  # until the end of one of them is noticed
             try:
@@ -365,6 +374,19 @@ def test_handshakes_count_as_connections(tmp_path: Path, monkeypatch: pytest.Mon
                         break
             except (Broken, OSError):
                 pass
+        with Connection(gateway.address, client) as connection:
+            assert connection.request("GET", "/alive").body == b"alive"
+
+
+def test_plain_http_to_a_port_with_tls_is_told_so(tmp_path: Path) -> None:
+    context, client = tls_contexts(tmp_path)
+    with memory_gateway(tls=context) as gateway:
+        for method in ("GET", "PUT", "DELETE"):
+            answer = gateway.request(method, "/objects/a", b"x" * 100_000)
+            assert answer.status == 400 and b"https://" in answer.body
+        with gateway.connect() as other:
+            other.send(b"\x00\x01\x02")
+            assert other.ended()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/alive").body == b"alive"
 
@@ -416,10 +438,6 @@ def test_tls(tmp_path: Path) -> None:
             assert connection.ended()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/objects/b").body == large
-        with gateway.connect() as plain:
-            plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            with pytest.raises((Broken, ConnectionError)):
-                plain.answer()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/alive").body == b"alive"
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 import socket
+import ssl
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -76,7 +78,6 @@ def ends_as_failed(gateway: Gateway, name: str) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",  # a TLS client
         b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
         b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1x\r\n\r\n",
         b"PUT /objects/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
@@ -404,20 +405,29 @@ def test_a_download_that_fails_in_the_middle_is_seen_to_be_broken(failing: Gatew
 # --- too many
 
 
+def begin_upload(connection: Connection) -> None:
+    """It has a request under way when this returns."""
+    connection.send(
+        connection.head("PUT", "/objects/begun", {"Content-Length": "1", "Expect": "100-continue"})
+    )
+    assert connection.answer_head()[0] == 100
+
+
 def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 1)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 1)
     with memory_gateway() as running:
         with running.connect() as first, running.connect() as second:
-            for connection in (first, second):
-                assert connection.request("GET", "/alive").body == b"alive"
+            begin_upload(first)
+            begin_upload(second)
             with running.connect("store") as third:  # whatever the port
                 answer = third.request("PUT", "/store/a", LARGE)
                 assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "busy", "1")
                 assert answer.headers["x-request-id"] == answer.json["request_id"]
                 with running.connect() as fourth:
                     assert fourth.ended()
-            assert first.request("GET", "/alive").body == b"alive"
+            first.send(b"x")
+            assert first.answer().status == 200
         for _ in range(3000):  # until the end of one of them is noticed
             answer = running.request("GET", "/alive")
             if answer.status == 200:
@@ -426,10 +436,10 @@ def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 2)
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_REFUSED_MAX", 2)
-    for module in ("http.wire", "apis.stream_api"):
-        monkeypatch.setattr(f"ingest.gateway.{module}.HTTP_LINGER_S", 60.0)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 2)
+    for module in ("runtime.wire", "gateway.apis.stream_api"):
+        monkeypatch.setattr(f"ingest.{module}.HTTP_LINGER_S", 60.0)
     with memory_gateway() as running:
         with running.connect("stream") as first, running.connect("stream") as second:
             for connection in (first, second):
@@ -452,6 +462,113 @@ def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> No
         assert running.request("GET", "/alive").body == b"alive"
 
 
+def silent(connection: Connection) -> None:
+    pass
+
+
+def unfinished(connection: Connection) -> None:
+    connection.send(b"GET / HTTP/1.1\r\n")
+
+
+def answered(connection: Connection) -> None:
+    assert connection.request("GET", "/alive").status == 200
+
+
+@pytest.mark.parametrize(
+    ("api", "begin"), [(None, silent), (None, unfinished), (None, answered), ("stream", silent)]
+)
+def test_connections_without_a_request_give_way(
+    api: str | None, begin: Callable[[Connection], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 3)
+    with memory_gateway() as running, ExitStack() as stack:
+        busy, *idle = (stack.enter_context(running.connect(api if i else None)) for i in range(3))
+        begin_upload(busy)
+        for connection in idle:
+            begin(connection)
+        for _ in range(10):
+            assert running.request("GET", "/alive").status == 200
+        assert idle[0].ended()
+        busy.send(b"x")
+        assert busy.answer().status == 200
+
+
+def test_an_address_has_a_share_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_SHARE_MAX", 2)
+    with memory_gateway() as running, running.connect() as first, running.connect() as second:
+        begin_upload(first)
+        begin_upload(second)
+        assert running.request("GET", "/alive").status == 503
+        with socket.socket() as other:
+            other.bind(("127.0.0.2", 0))
+            other.settimeout(60)
+            other.connect(running.address)
+            other.sendall(b"GET /alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert other.recv(12) == b"HTTP/1.1 200"
+        first.send(b"x")
+        assert first.answer().status == 200
+        assert running.request("GET", "/alive").status == 200
+        assert first.ended()  # it had no request any more, and gave way
+
+
+def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_HEAD_TIMEOUT_S", 0.1)
+    with memory_gateway() as running:
+        with running.connect() as silent:
+            assert silent.ended()
+        with running.connect() as slow:
+            slow.send(b"GET /alive HTTP/1.1\r\n")
+            answer = slow.answer()
+            assert (answer.status, answer.code) == (408, "head_stalled")
+            assert slow.ended()
+
+
+# --- other protocols
+
+ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # of TLS: fatal, handshake_failure
+STUN = bytes.fromhex("000100002112a442") + bytes(12)
+
+
+def client_hello() -> bytes:
+    sent = ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with pytest.raises(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="chosen.example").do_handshake()
+    return sent.read()
+
+
+@pytest.mark.parametrize("step", [1, 1 << 20])
+def test_tls_to_a_plain_port_gets_an_alert(gateway: Gateway, step: int) -> None:
+    """And stores nothing where bytes are stored as they come: its name is for a web page to choose."""
+    stored = gateway.request("GET", "/catalog/objects?namespace=stream").json["objects"]
+    for api in (None, "store", "stream"):
+        with gateway.connect(api) as connection:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            hello = client_hello()
+            for at in range(0, min(len(hello), 20) if step == 1 else len(hello), step):
+                try:
+                    connection.send(hello[at : at + step])
+                except ConnectionError:
+                    break
+            assert connection.file.read(len(ALERT)) == ALERT
+            assert connection.ended()
+    with gateway.connect("stream") as connection:
+        for at in range(0, len(STUN), step):
+            connection.send(STUN[at : at + step])
+        assert connection.ended()
+    assert gateway.request("GET", "/catalog/objects?namespace=stream").json["objects"] == stored
+
+
+@pytest.mark.parametrize(
+    "raw", [b"\x16", b"\x16\x03\x01\x02\x00\x02\x00data", b"\x00", b"\x00\x01data", b"\r\n\r\n", bytes(100)]
+)
+def test_bytes_that_only_begin_alike_are_stored(gateway: Gateway, raw: bytes) -> None:
+    with gateway.connect("stream") as connection:
+        connection.send(raw)
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.file.read()[8] == Status.SAVED
+
+
 # --- HTTP to the raw stream
 
 
@@ -468,6 +585,7 @@ def in_steps(connection: Connection, raw: bytes, step: int) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /x?y HTTP/1.1\r\nOrigin: http://evil.example\r\nContent-Length: 5\r\n\r\nbytes",
         b"OPTIONS * HTTP/1.0\n\n",
+        b"\r\n\nGET / HTTP/1.1\r\n\r\n",
         b"POST /" + b"x" * (limits.STREAM_HEAD_MAX + 1) + b" HTTP/1.1\r\n\r\n",
     ],
 )
@@ -489,7 +607,6 @@ def test_a_browser_cannot_store_through_the_raw_stream(gateway: Gateway, raw: by
         b"GET / HTTP/1.1",  # no line: nothing that a browser would send
         b"GET / HTTP/2.0\r\n",
         b"GET a b HTTP/1.1\r\n",
-        b"\nGET / HTTP/1.1\r\n",
         b"word " * 10_000,
         b"x" * 100_000,
     ],
@@ -532,7 +649,8 @@ def test_a_slow_body_arrives(failing: Gateway) -> None:
 )
 def test_a_client_that_takes_nothing(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> None:
     """Whatever it asked for: a large object, or small answers, more than its machine and ours take."""
-    monkeypatch.setattr("ingest.gateway.http.wire.HTTP_UNREAD_TIMEOUT_S", 0.2)
+    for module in ("wire", "wires"):
+        monkeypatch.setattr(f"ingest.runtime.{module}.HTTP_UNREAD_TIMEOUT_S", 0.2)
     with memory_gateway() as running:
         store = running.store
         assert store is not None

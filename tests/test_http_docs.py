@@ -15,6 +15,7 @@ from gateway_rig import Gateway, NodeGateway, node_gateway
 from ingest.gateway.http import failures
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import API_NAMES
+from ingest.runtime import wire
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "http.md").read_text()
 SOURCES = Path(failures.__file__).parent.parent
@@ -131,4 +132,6 @@ def test_every_code_is_in_the_table() -> None:
     for path in SOURCES.rglob("*.py"):
         found = re.findall(r'Failure\(\s*(\d{3}),\s*"(\w+)"', path.read_text())
         raised |= {(int(status), code) for status, code in found}
+    refused = re.findall(r'_refuse\((\d{3}), "(\w+)"', Path(wire.__file__).read_text())
+    raised |= {(int(status), code) for status, code in refused}
     assert described == raised

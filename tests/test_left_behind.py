@@ -28,11 +28,11 @@ from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import IngestError, UploadLostError
 from ingest.gateway.http import wire as wire_module
-from ingest.gateway.http.wire import Wires
 from ingest.limits import ACK_SIZE, FRAME_SIZE
 from ingest.objects import membership as membership_module
 from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import Budget
+from ingest.runtime.wire import Wires
 from ingest.status import Status
 
 TOTAL = 20_000  # bytes of acks that all connections may leave unread together

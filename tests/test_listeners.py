@@ -3,7 +3,9 @@
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 
@@ -76,7 +78,8 @@ def test_not_loopback(host: str) -> None:
 
 
 def free_port() -> int:
-    with closing(listeners.bind_alone((HERE, 0))) as sock:
+    [bound] = listeners.bind_alone((HERE, 0))
+    with closing(bound) as sock:
         return sock.getsockname()[1]
 
 
@@ -166,8 +169,8 @@ def test_a_port_is_free_when_its_holder_was_killed() -> None:
 
 
 def test_two_that_bound_in_the_same_moment_do_not_both_listen() -> None:
-    first = listeners.bind_alone((HERE, 0))
-    second = listeners.bind_alone(first.getsockname())
+    [first] = listeners.bind_alone((HERE, 0))
+    [second] = listeners.bind_alone(first.getsockname())
     listeners.listen(first, 1)
     with pytest.raises(PortTakenError):
         listeners.listen(second, 1)
@@ -209,3 +212,86 @@ def test_connections_from_elsewhere_keep_the_congestion_control_of_the_machine()
 
 def congestion_control(sock: socket.socket) -> bytes:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+# --- hosts with several addresses
+
+
+def names(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
+    """Has `several` be all of them."""
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *args: Any, **kwargs: Any) -> Any:
+        if host != "several":
+            return real(host, *args, **kwargs)
+        return [found for one in hosts for found in real(one, *args, **kwargs)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+def bind_shared_of_two(address: listeners.Address) -> list[socket.socket]:
+    return listeners.bind_shared(address, 2)
+
+
+@pytest.mark.parametrize("bind", [listeners.bind_alone, bind_shared_of_two])
+@pytest.mark.parametrize("given", [False, True])
+def test_all_addresses_of_a_host_get_one_port(
+    bind: Callable[[listeners.Address], list[socket.socket]], given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names(monkeypatch, "::1", "127.0.0.1", "::1")
+    port = free_port() if given else 0
+    sockets = bind(("several", port))
+    each = len(sockets) // 2
+    found = [listeners.bound_address(sock) for sock in sockets]
+    assert [host for host, _ in found] == ["::1"] * each + ["127.0.0.1"] * each
+    assert len({port for _, port in found}) == 1 and (not given or found[0][1] == port)
+    for sock in sockets:
+        listeners.listen(sock, 1)
+    for address in found:
+        socket.create_connection(address).close()
+    with pytest.raises(PortTakenError):
+        bind(found[-1])
+    listeners.close_all(sockets)
+
+
+@pytest.mark.parametrize("hosts", [("192.0.2.1", "127.0.0.1"), ("127.0.0.1", "192.0.2.1")])
+def test_an_address_that_this_machine_does_not_have_is_passed_over(
+    hosts: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ::1 in /etc/hosts of one without IPv6."""
+    names(monkeypatch, *hosts)
+    sockets = listeners.bind_shared(("several", 0), 1)
+    assert [listeners.bound_address(sock)[0] for sock in sockets] == ["127.0.0.1"]
+    listeners.close_all(sockets)
+    names(monkeypatch, "192.0.2.1")
+    with pytest.raises(ConfigError, match="cannot listen on several:0"):
+        listeners.bind_shared(("several", 0), 1)
+
+
+def test_a_port_that_is_taken_on_one_address_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    names(monkeypatch, "::1", "127.0.0.1")
+    with closing(socket.create_server((HERE, 0))) as holder:
+        port = holder.getsockname()[1]
+        with pytest.raises(PortTakenError):
+            listeners.bind_shared(("several", port), 1)
+        [free] = listeners.bind_alone(("::1", port))  # nothing of it is left
+        free.close()
+
+
+def test_a_chosen_port_that_is_taken_on_another_address_is_chosen_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names(monkeypatch, "::1", "127.0.0.1")
+    real = listeners._bind
+    taken: list[socket.socket] = []
+
+    def bind(family: int, target: Any, *args: Any) -> socket.socket:
+        if family == socket.AF_INET and not taken:
+            taken.append(socket.create_server((HERE, target[1])))  # somebody else, in this moment
+        return real(family, target, *args)
+
+    monkeypatch.setattr(listeners, "_bind", bind)
+    sockets = listeners.bind_alone(("several", 0))
+    assert len({sock.getsockname()[1] for sock in sockets}) == 1
+    assert taken[0].getsockname()[1] != sockets[0].getsockname()[1]
+    listeners.close_all((*sockets, *taken))

@@ -37,13 +37,13 @@ class Stage:
 
     def __init__(self, workers: int = 2, **config: Any) -> None:
         self.queue = Queue(workers, 4)
-        admin_socket = listeners.bind_alone(("127.0.0.1", 0))
+        admin_sockets = listeners.bind_alone(("127.0.0.1", 0))
         self.node = Node(
             config=replace(ServerConfig(drain_timeout=PATIENCE_S), **config),
             store=SimpleNamespace(),  # type: ignore[arg-type]
             keys=SimpleNamespace(),  # type: ignore[arg-type]
             queue=self.queue,
-            admin_socket=admin_socket,
+            admin_sockets=admin_sockets,
             put_sockets=listeners.bind_shared(("127.0.0.1", 0), workers),
             get_sockets=listeners.bind_shared(("127.0.0.1", 0), workers),
         )
@@ -69,7 +69,7 @@ class Stage:
                 os._exit(code)
         os.close(self.write)
         self.address = self.node.put_sockets[0].getsockname()
-        listeners.close_all((self.node.admin_socket, *self.node.put_sockets, *self.node.get_sockets))
+        listeners.close_all((*self.node.admin_sockets, *self.node.put_sockets, *self.node.get_sockets))
 
     def wait_for(self, what: str, count: int = 1, **more: Any) -> list[dict[str, Any]]:
         """The first ``count`` reports of ``what`` with these values, in all of this test."""

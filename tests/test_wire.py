@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from ingest.gateway.http.wire import Wire, Wires
+from ingest.runtime.wire import Wire
+from ingest.runtime.wires import Wires
 
 
 class Writer(asyncio.Protocol):
@@ -41,7 +42,7 @@ async def connected(test: Callable[[Writer, socket.socket], Awaitable[None]]) ->
     """Calls ``test`` with a writer and the client's end of its connection, which nobody reads."""
     loop = asyncio.get_running_loop()
     wires, writer = Wires(), Writer()
-    server = await loop.create_server(lambda: wires.connect(writer, lambda: "id"), "127.0.0.1", 0)  # type: ignore[arg-type]
+    server = await loop.create_server(lambda: Wire(wires, writer, lambda: "id"), "127.0.0.1", 0)  # type: ignore[arg-type]
     client = socket.create_connection(server.sockets[0].getsockname())
     client.setblocking(False)
     try:

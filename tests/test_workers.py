@@ -58,6 +58,12 @@ class EchoServer:
         self._epoll.register(fd, select.EPOLLIN)
         return True
 
+    def make_room(self) -> list[Event] | None:
+        return None
+
+    def close_idle(self, count: int) -> list[Event] | None:
+        return None
+
     def _end(self, fd: int) -> None:
         self._open.pop(fd).close()
         self._queue.count_connection(self._slot, False, -1)
@@ -107,7 +113,7 @@ def make_node(workers: int, **config: Any) -> Node:
         store=cast(Any, None),
         keys=KeyRing([SHARED_KEY]),
         queue=Queue(workers, 4 * BLOCK),
-        admin_socket=cast(Any, None),
+        admin_sockets=[],
         put_sockets=listeners(workers),
         get_sockets=listeners(workers),
     )
@@ -514,6 +520,32 @@ class TestOneWorker:
             one.accept()
             assert one.put_server.connections == 1
             client.close()
+
+    def test_out_of_descriptors_silent_connections_give_way(self) -> None:
+        import resource
+
+        with OneWorker() as one:
+            one.node.queue.retire(1)
+            silent = one.connect()
+            one.accept()
+            assert one.put_server.connections == 1
+            client = one.connect()
+            limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.open("/dev/null", os.O_RDONLY)
+            os.close(lowest)
+            one.loop.timers.clear()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                one.accept()
+                assert silent.recv(1) == b""
+                [(_, call, args)] = one.loop.timers
+                call(*args)
+                one.accept()
+                assert one.put_server.connections == 1
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            client.close()
+            silent.close()
 
     def test_a_full_inbox_of_a_sibling_keeps_the_connection_here(self) -> None:
         with OneWorker() as one:

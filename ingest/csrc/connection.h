@@ -37,6 +37,8 @@ typedef struct connection {
     uint8_t readable;     /* the socket may hold bytes: edge-triggered, true until a receive came back short */
     uint8_t writable;     /* until a send came back short */
     uint8_t at_end;       /* the kernel told of a FIN: a short receive does not mean that nothing follows */
+    uint8_t began;        /* its first bytes were looked at: they are of no other protocol */
+    uint8_t proved;       /* its peer has a key: a frame or a request of it was authentic */
     uint8_t foreign;      /* it spoke another protocol, which was noted */
     uint32_t carry_size;  /* bytes of the frame or request that came in part */
     double received_at;   /* the clock of tick(): last byte received */

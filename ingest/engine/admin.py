@@ -11,18 +11,23 @@ import asyncio
 import json
 import logging
 import platform
+import secrets
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from aiohttp import web
+from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import LineTooLong
 
 from ingest import __version__, limits, ticket
 from ingest.engine import exposition, metrics, reload
 from ingest.errors import DiskError, TicketError
 from ingest.runtime import listeners
+from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
+from ingest.runtime.wire import Connection, Wire
+from ingest.runtime.wires import Wires
 from ingest.status import Status
 from ingest.store.layouts.layout import make_reader
 
@@ -38,27 +43,23 @@ ReadChunk = Callable[[int], tuple[Status, bytes]]
 _Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
 
 # Of every answer: what stands here now says nothing of later, and is no part of another site's page.
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
+_HEADERS = {CACHE_CONTROL: NO_STORE, **FENCE}
 
 
 class Admin:
-    """What the port answers. ``host`` is the address that it is bound to."""
+    """What the port answers. ``hosts`` are the addresses that it is bound to."""
 
     def __init__(
         self,
         queue: Queue,
         disk: exposition.DiskUse,
-        host: str,
+        hosts: Sequence[str],
         read_chunk: ReadChunk,
         key_names: tuple[str, ...] = (),
     ) -> None:
         self._queue = queue
         self._exposition = exposition.Exposition(queue, disk, key_names)
-        self._local = listeners.is_loopback(host)
+        self._local = all(listeners.is_loopback(host) for host in hosts)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
         self._disk = ThreadPoolExecutor(1, "disk")
@@ -82,6 +83,11 @@ class Admin:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         host = request.headers.get("Host")
+        if request.version < HttpVersion11 and "Transfer-Encoding" in request.headers:
+            # HTTP/1.0 knows no chunks: whoever stands between may see another end of this request (RFC 9112, 6.1).
+            refusal = _json(400, {"error": "HTTP/1.0 has no Transfer-Encoding"})
+            refusal.force_close()
+            return refusal
         if self._local and host is not None and not _is_local_name(host):
             return _json(403, {"error": "this port serves only its own machine, under its own names"})
         if request.method not in ("GET", "HEAD"):
@@ -130,21 +136,25 @@ class Admin:
         return _json(code, {"error": status.name, "ticket": name})
 
 
-class _Port(web.Server):
-    """aiohttp's server, whose own answers have our headers too."""
+class _Connection(Connection):
+    """What is no HTTP is the client's trouble, and nothing for the log."""
 
-    def __call__(self) -> web.RequestHandler:
-        settings: dict[str, Any] = {"access_log": None}
-        return _Connection(self, loop=asyncio.get_running_loop(), **settings)
-
-
-class _Connection(web.RequestHandler):
-    __slots__ = ()
-
-    def handle_error(self, *args: Any, **kwargs: Any) -> web.StreamResponse:
-        """Called for what is no HTTP, and for defects of ours."""
-        response = super().handle_error(*args, **kwargs)
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != 400:
+            response = super().handle_error(request, status, exc, message)
+            response.headers.update(_HEADERS)
+            return response
+        too_long = isinstance(exc, LineTooLong)
+        error = "the request line, or a header, is too long" if too_long else "this is no HTTP"
+        response = _json(431 if too_long else 400, {"error": error})
         response.headers.update(_HEADERS)
+        response.force_close()
         return response
 
 
@@ -170,25 +180,46 @@ def take_settings(node: Node, admin: Admin, reader: Callable[[KeyRing], ReadChun
 
 
 async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
-    """Answers on ``node.admin_socket``, which listens, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
+    """Answers on ``node.admin_sockets``, which listen, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
     may have signed them."""
-    host, _ = listeners.bound_address(node.admin_socket)
+    hosts = [listeners.bound_address(sock)[0] for sock in node.admin_sockets]
     disk = exposition.DiskUse(
         node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
     )
-    admin = Admin(node.queue, disk, host, reader(node.verifying_keys), node.key_names)
+    admin = Admin(node.queue, disk, hosts, reader(node.verifying_keys), node.key_names)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)
     if node.control is not None:
         loop.add_reader(node.control.fileno(), take_settings, node, admin, reader)
-    runner = web.ServerRunner(_Port(admin.answer), shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S)
+    runner = web.ServerRunner(web.Server(admin.answer), shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S)
     await runner.setup()
+    wires = Wires()
+
+    def connect() -> asyncio.BaseProtocol:
+        assert runner.server is not None
+        connection = _Connection(
+            runner.server,
+            loop=loop,
+            access_log=None,
+            max_line_size=limits.HTTP_LINE_SIZE_MAX,
+            max_field_size=limits.HTTP_FIELD_SIZE_MAX,
+            max_headers=limits.HTTP_FIELDS_MAX,
+            keepalive_timeout=limits.HTTP_IDLE_TIMEOUT_S,
+            lingering_time=limits.HTTP_LINGER_S,
+            read_bufsize=min(limits.HTTP_READ_SIZE, len(wires.scratch)),
+        )
+        return Wire(wires, connection, lambda: secrets.token_hex(8))
+
+    watching = asyncio.create_task(wires.watch())
+    servers = [await loop.create_server(connect, sock=sock) for sock in node.admin_sockets]
     try:
-        await web.SockSite(runner, node.admin_socket).start()
         await ended.wait()
     finally:
+        for server in servers:
+            server.close()
         await runner.cleanup()
+        watching.cancel()
 
 
 def admin_main(node: Node) -> int:

@@ -29,7 +29,7 @@ def addresses(node: Node) -> dict[str, str]:
         for name, sock in (
             ("put", node.put_sockets[0]),
             ("get", node.get_sockets[0]),
-            ("admin", node.admin_socket),
+            ("admin", node.admin_sockets[0]),
         )
     }
 

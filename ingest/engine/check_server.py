@@ -170,10 +170,10 @@ def _addresses(config: ServerConfig, checked: CheckedConfig) -> None:
 
 def check_address(name: str, address: Address, own: Container[str], checked: CheckedConfig) -> None:
     """Whether it can be bound, or is one of ``own``, which is HOST:PORT each."""
-    if format_address(address) in own:
-        return
     try:
-        listeners.bind_alone(address).close()
+        if any(format_address(found) in own for found in (address, *listeners.resolve(address))):
+            return
+        listeners.close_all(listeners.bind_alone(address))
     except IngestError as error:
         checked.problems.append(Problem(f"{name}: {error}", error.exit_code))
 

@@ -26,7 +26,8 @@ def _settings_memory() -> mmap.mmap:
 class Node:
     """One server. Sockets are bound before the fork; the frame sockets listen once the store has recovered.
 
-    ``put_sockets[i]`` and ``get_sockets[i]`` are worker i's (SO_REUSEPORT, non-blocking); the parent keeps them open,
+    ``put_sockets`` and ``get_sockets`` are the workers' in turn (SO_REUSEPORT, non-blocking), once for each address of the
+    host: see `sockets_of`. The parent keeps them open,
     so that connections that wait in the backlog of a worker that died are accepted by its replacement.
     ``passing[i]`` is a pair of SOCK_SEQPACKET ends: any worker sends an accepted connection to worker i
     through [1], worker i receives it from [0]. ``addresses``: put, get and admin, as they are bound.
@@ -41,7 +42,7 @@ class Node:
     store: Store
     keys: KeyRing
     queue: Queue
-    admin_socket: socket.socket
+    admin_sockets: list[socket.socket]  # one for each address of its host
     put_sockets: list[socket.socket] = field(default_factory=list)
     get_sockets: list[socket.socket] = field(default_factory=list)
     passing: list[tuple[socket.socket, socket.socket]] = field(default_factory=list)
@@ -52,6 +53,11 @@ class Node:
     read_config: Callable[[], ServerConfig] | None = None
     control: socket.socket | None = None
     settings_memory: mmap.mmap = field(default_factory=_settings_memory)
+
+    def sockets_of(self, worker: int) -> tuple[list[socket.socket], list[socket.socket]]:
+        """Those of the put port and of the get port."""
+        workers = self.queue.workers
+        return self.put_sockets[worker::workers], self.get_sockets[worker::workers]
 
     @property
     def verifying_keys(self) -> KeyRing:

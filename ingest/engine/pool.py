@@ -79,11 +79,11 @@ class Pool(Supervisor):
     def _close_what_is_not_of(self, child: Child) -> None:
         """A port refuses connections when its last holder closed it: nobody holds it by chance."""
         if child is not self._admin:
-            self._node.admin_socket.close()
-        for sockets in (self._node.put_sockets, self._node.get_sockets):
-            listeners.close_all(
-                sock for worker, sock in zip(self._workers, sockets, strict=True) if worker is not child
-            )
+            listeners.close_all(self._node.admin_sockets)
+        for number, worker in enumerate(self._workers):
+            if worker is not child:
+                for sockets in self._node.sockets_of(number):
+                    listeners.close_all(sockets)
 
     def _lines(self, to_workers: bool) -> dict[str, socket.socket]:
         """To the workers that run, or to the other processes that do."""

@@ -50,13 +50,14 @@ def run_server(
         store=store,
         keys=keys,
         queue=Queue(worker_count(config), limits.BLOCK_PLACES * limits.ARENA_BLOCKS),
-        admin_socket=listeners.bind_alone(config.admin_listen),
+        admin_sockets=listeners.bind_alone(config.admin_listen),
         certificates=certificates,
         key_names=reload.name_keys(keys),
         read_config=read_config,
     )
     bind_frame_sockets(node)
-    listeners.listen(node.admin_socket, limits.LISTEN_BACKLOG)
+    for sock in node.admin_sockets:
+        listeners.listen(sock, limits.LISTEN_BACKLOG)
     node.addresses = addresses(node)
     log.info(
         "put %s, get %s, admin %s, data %s, pid %d",
@@ -65,6 +66,11 @@ def run_server(
         os.getpid(),
     )
     log.info("%s is on %s", os.path.abspath(config.data_dir), file_system(store.data_fd))
+    shown = set(node.addresses.values())
+    bound = (*node.put_sockets, *node.get_sockets, *node.admin_sockets)
+    others = {listeners.format_address(listeners.bound_address(sock)) for sock in bound} - shown
+    if others:
+        log.info("also at %s", ", ".join(sorted(others)))
     announce(node, keys.accepted)
     return Pool(node, roles).run()
 

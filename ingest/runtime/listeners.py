@@ -6,9 +6,11 @@ import contextlib
 import errno
 import ipaddress
 import os
+import select
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+from ingest import limits
 from ingest.errors import ConfigError, PortTakenError
 
 Address = tuple[str, int]
@@ -67,20 +69,26 @@ def bound_address(sock: socket.socket) -> Address:
     return host, port
 
 
-def bind_alone(address: Address) -> socket.socket:
-    """A bound non-blocking TCP socket that nobody shares. PortTakenError, or ConfigError for an unusable address."""
-    family, target = _resolve(address)
-    return _bind(family, target, address, socket.SO_REUSEADDR)
+def bind_alone(address: Address) -> list[socket.socket]:
+    """A bound non-blocking TCP socket that nobody shares, for each address that the host has here. They have one port.
+    PortTakenError, or ConfigError when there is none."""
+    return _bind_each(address, lambda family, target: [_bind(family, target, address, socket.SO_REUSEADDR)])
 
 
 def bind_shared(address: Address, count: int) -> list[socket.socket]:
-    """``count`` bound non-blocking sockets of one port (SO_REUSEPORT), which the kernel spreads connections over.
+    """``count`` bound non-blocking sockets of one port (SO_REUSEPORT), which the kernel spreads connections over; and as
+    many for each other address that the host has here: those of the nth process are ``[n::count]``.
 
     A second server of the same user could join them. So the port is first taken by a socket that shares it with
     nobody, then opened to our own. That socket has SO_REUSEADDR, to get past connections of an earlier server in
     TIME_WAIT; ours get it only when they listen (see `listen`): until then it would let the next probe pass.
     """
-    family, target = _resolve(address)
+    return _bind_each(address, lambda family, target: _bind_sharing(family, target, address, count))
+
+
+def _bind_sharing(
+    family: int, target: tuple[object, ...], address: Address, count: int
+) -> list[socket.socket]:
     probe = _bind(family, target, address, socket.SO_REUSEADDR)
     sockets: list[socket.socket] = []
     try:
@@ -109,33 +117,90 @@ def listen(sock: socket.socket, backlog: int) -> None:
     unpace(sock, bound_address(sock)[0])
 
 
+def has_waiting(sock: socket.socket) -> bool:
+    """Whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(0))
+
+
 def close_all(sockets: Iterable[socket.socket]) -> None:
     for sock in sockets:
         sock.close()
 
 
-def _resolve(address: Address) -> tuple[int, tuple[object, ...]]:
+def resolve(address: Address) -> list[Address]:
+    """What it stands for: `localhost` is 127.0.0.1 and ::1 on most machines. ConfigError."""
+    return [(str(target[0]), address[1]) for _, target in _resolve(address)]
+
+
+def _resolve(address: Address) -> list[tuple[int, tuple[object, ...]]]:
     host, port = address
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (socket.gaierror, UnicodeError) as error:
         raise ConfigError(f"cannot listen on {format_address(address)}: {error}") from error
-    family, _, _, _, target = found[0]
-    return family, target
+    return list(dict.fromkeys((family, target) for family, _, _, _, target in found))
+
+
+def _bind_each(
+    address: Address, bind: Callable[[int, tuple[object, ...]], list[socket.socket]]
+) -> list[socket.socket]:
+    """``bind``s each address of the host, all to one port. One that this machine does not have is passed over, unless it has
+    none: ::1 may stand in /etc/hosts of a machine without IPv6."""
+    found = _resolve(address)
+    tries = limits.PORT_TRIES if address[1] == 0 and len(found) > 1 else 1
+    while True:
+        tries -= 1
+        try:
+            return _bind_once(address, found, bind)
+        except PortTakenError:  # a port that the system chose on one address, and somebody has on another
+            if not tries:
+                raise
+
+
+def _bind_once(
+    address: Address,
+    found: list[tuple[int, tuple[object, ...]]],
+    bind: Callable[[int, tuple[object, ...]], list[socket.socket]],
+) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    port = address[1]
+    missing: _NotHereError | None = None
+    try:
+        for family, target in found:
+            try:
+                sockets += bind(family, (target[0], port, *target[2:]))
+            except _NotHereError as error:
+                missing = error
+                continue
+            port = sockets[0].getsockname()[1]
+    except BaseException:
+        close_all(sockets)
+        raise
+    if not sockets:
+        assert missing is not None
+        raise missing
+    return sockets
+
+
+class _NotHereError(ConfigError):
+    """This machine does not have the address."""
 
 
 def _bind(family: int, target: tuple[object, ...], address: Address, option: int) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    sock: socket.socket | None = None
     try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         sock.setsockopt(socket.SOL_SOCKET, option, 1)
         sock.bind(target)
     except OSError as error:
-        sock.close()
+        if sock is not None:
+            sock.close()
         if error.errno == errno.EADDRINUSE:
             raise _taken(address) from None
-        raise ConfigError(
-            f"cannot listen on {format_address(address)}: {os.strerror(error.errno or 0)}"
-        ) from error
+        kind = _NotHereError if error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT) else ConfigError
+        raise kind(f"cannot listen on {format_address(address)}: {os.strerror(error.errno or 0)}") from error
     return sock
 
 

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from ingest.engine.ports._connections cimport Connections, connection
+from ingest.engine.ports._connections cimport connection
+from ingest.engine.ports._guarded_connections cimport GuardedConnections
 
 
 cdef extern from "csrc/frame.h" nogil:
@@ -33,7 +34,7 @@ cdef enum:
     ANSWERED_MAX = 64  # times of receipt whose acks are timed together
 
 
-cdef class AckedConnections(Connections):
+cdef class AckedConnections(GuardedConnections):
     cdef put_work *work            # of each connection, by slot
     cdef uint32_t unread_acks_max, acks_kept
     cdef uint64_t unread_acks_total, unread_acks_total_max  # bytes, of all connections

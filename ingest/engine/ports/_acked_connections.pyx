@@ -9,8 +9,9 @@ from libc.stdlib cimport calloc, free
 
 from ingest.engine._queue cimport C_ACK_LATENCY_BUCKET, C_ACK_MICROSECONDS, C_ACKS_SAVED, latency_bucket, monotonic_us
 from ingest.engine.ports._connections cimport (
-    CONNECTION_OPEN, Connections, connection, connection_queue_push, connection_queue_remove,
+    CONNECTION_OPEN, connection, connection_queue_push, connection_queue_remove,
 )
+from ingest.engine.ports._guarded_connections cimport GuardedConnections
 from ingest.engine.ports._rare_events cimport CLOSED_IDLE, CLOSED_PARTIAL, CLOSED_UNREAD
 from ingest.runtime._failpoints cimport STEP_ACKED, WAY_LOG, failpoint_passed, failpoints_armed
 
@@ -21,7 +22,7 @@ cdef double PARTIAL_FRAME_TIMEOUT = limits.PARTIAL_FRAME_TIMEOUT_S
 cdef double IDLE_TIMEOUT = limits.IDLE_TIMEOUT_S
 
 
-cdef class AckedConnections(Connections):
+cdef class AckedConnections(GuardedConnections):
 
     cdef int _open_acks(self, int slots_max, uint32_t unread_acks_max, uint64_t unread_acks_total_max) except -1:
         self.unread_acks_max = unread_acks_max

@@ -54,7 +54,7 @@ cdef extern from "csrc/connection.h" nogil:
     ctypedef struct connection:
         int fd
         uint32_t slot, generation
-        uint8_t state, readable, writable, at_end, foreign
+        uint8_t state, readable, writable, at_end, began, proved, foreign
         uint32_t carry_size
         double received_at, partial_at, sent_at, linger_since, adopted_at
         tls_session *tls

@@ -182,7 +182,7 @@ cdef class Connections:
         if c.generation == 0:  # so that no cookie is 0, which means that nobody owns a place
             c.generation = 1
         c.state = CONNECTION_OPEN
-        c.readable = c.at_end = c.foreign = 0
+        c.readable = c.at_end = c.began = c.proved = c.foreign = 0
         c.writable = 1
         c.carry_size = 0
         c.received_at = c.partial_at = c.sent_at = c.adopted_at = self.now

@@ -15,10 +15,11 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from ingest.engine.ports._connections cimport (
-    CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_REFUSED, EFD_CLOEXEC, EFD_NONBLOCK, Connections, close_fd,
+    CONNECTION_FREE, CONNECTION_OPEN, CONNECTION_REFUSED, EFD_CLOEXEC, EFD_NONBLOCK, close_fd,
     connection, connection_queue_push, connection_queue_remove, connection_receive, eventfd, eventfd_write,
     port_counters, tls_at_end, tls_in_handshake,
 )
+from ingest.engine.ports._guarded_connections cimport GuardedConnections
 from ingest.engine.ports._rare_events cimport CLOSED_BAD, CLOSED_IDLE, CLOSED_PARTIAL, CLOSED_UNREAD
 from ingest._hmac cimport hmac_requests
 from ingest.engine.ports._port_keys cimport KEY_SIZE, KEY_UNNAMED, port_keys, port_keys_set
@@ -71,7 +72,7 @@ cdef port_counters PORT = port_counters(
 assert (Status.BAD_CHECKSUM, Status.BAD_TICKET) == (BAD_CHECKSUM, BAD_TICKET)
 
 
-cdef class GetServer(Connections):
+cdef class GetServer(GuardedConnections):
     """The get connections of worker ``slot``, answered from ``reader``.
 
     ``keys``: one or two objects with ``get`` and ``inventory`` (32 bytes each), the keys accepted from the network.
@@ -204,6 +205,8 @@ cdef class GetServer(Connections):
         c.received_at = self.now
         c.readable = n == wanted or c.at_end or tls_at_end(c.tls)
         n += c.carry_size
+        if self._begins_foreign(c, base, <uint32_t>n):
+            return
         whole = <uint32_t>(n / REQUEST_SIZE)
         c.carry_size = <uint32_t>(n % REQUEST_SIZE)
         memcpy(w.carry, base + <size_t>whole * REQUEST_SIZE, c.carry_size)
@@ -279,7 +282,9 @@ cdef class GetServer(Connections):
             request.status = status
             w.tail += 1
             self.counters[<int>C_GET_REQUESTS] += 1
-            if status:
+            if not status:
+                c.proved = 1
+            else:
                 self.counters[<int>C_GET_REQUESTS_BAD] += 1
                 if status == BAD_CHECKSUM:
                     self._count_bad(raw)

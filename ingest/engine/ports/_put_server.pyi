@@ -2,7 +2,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from ingest.engine._queue import Queue
-from ingest.engine.ports._connections import Connections
+from ingest.engine.ports._guarded_connections import GuardedConnections
 from ingest.engine.ports._rare_events import IDLE as IDLE
 from ingest.engine.ports._rare_events import SPEAKS_HTTP as SPEAKS_HTTP
 from ingest.engine.ports._rare_events import SPEAKS_TLS as SPEAKS_TLS
@@ -19,7 +19,7 @@ class _FrameKeys(Protocol):
     @property
     def delete(self) -> bytes: ...
 
-class PutServer(Connections):
+class PutServer(GuardedConnections):
     def __init__(
         self,
         queue: Queue,

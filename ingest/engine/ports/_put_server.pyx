@@ -207,6 +207,8 @@ cdef class PutServer(AckedConnections):
         w.fast = n == wanted
         c.readable = n == wanted or c.at_end or tls_at_end(c.tls)
         n += c.carry_size
+        if self._begins_foreign(c, base, <uint32_t>n):
+            return True
         whole = <uint32_t>(n / FRAME_SIZE)
         c.carry_size = <uint32_t>(n % FRAME_SIZE)
         if c.carry_size:
@@ -333,6 +335,7 @@ cdef class PutServer(AckedConnections):
     # --- the committer
 
     cdef void _push(self, connection *c, int64_t first, uint32_t place, uint32_t n, uint32_t kind) noexcept nogil:
+        c.proved = 1
         self.submitted.push(first, place, n, connection_cookie(c), kind, self.turn_began)
         self.work[c.slot].outstanding += n
 

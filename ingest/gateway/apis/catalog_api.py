@@ -15,7 +15,6 @@ from ingest import ticket
 from ingest.catalog.version import ANY, check_name, check_namespace
 from ingest.errors import UsageError
 from ingest.gateway.apis import objects_api, store_api
-from ingest.gateway.http.cache_policy import CACHE_CONTROL, NO_STORE
 from ingest.gateway.http.download_links import PARAMETERS as LINK_QUERY
 from ingest.gateway.http.download_links import PATH as DOWNLOAD
 from ingest.gateway.http.exchange import Exchange, json_response
@@ -25,6 +24,7 @@ from ingest.gateway.http.http_uploads import describe
 from ingest.gateway.http.listing import PAGE_QUERY, describe_history, send_page
 from ingest.gateway.http.preconditions import condition_of
 from ingest.gateway.http.routes import Route
+from ingest.runtime.cache_policy import CACHE_CONTROL, NO_STORE
 
 # In these an API deletes. The others are written once; who deletes there has the command line.
 _DELETING = frozenset((objects_api.NAMESPACE, store_api.NAMESPACE))

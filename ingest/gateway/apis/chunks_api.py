@@ -6,13 +6,13 @@ from aiohttp import web
 
 from ingest import ticket
 from ingest.errors import TicketError
-from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange, no_route
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.http_downloads import SANDBOX
 from ingest.gateway.http.preconditions import parse_etags
 from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.routes import Route
+from ingest.runtime.cache_policy import CACHE_CONTROL, REVALIDATE
 
 
 def routes() -> list[Route]:

@@ -3,8 +3,8 @@
 Here nobody can tell a connection that was cut politely (a FIN) from the end of what was sent: what came is stored. Who can't
 live with that takes HTTP, which says how much there is to come.
 
-Any web page can make a browser send it HTTP requests. So what begins with the request line of one is no object, but answered
-as HTTP, with 403.
+Any web page can make a browser connect to it, and choose much of what is sent: HTTP requests, TLS hellos, and STUN, by which
+WebRTC finds its way. So what begins like one of these is no object. HTTP is answered 403, TLS with an alert.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from typing import Any
 from ingest import ticket
 from ingest.catalog.version import ABSENT
 from ingest.errors import BusyError, ConnectionLostError, IngestError, RefusedError
-from ingest.gateway.http.cache_policy import MARK_LINES
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.incoming import Incoming
 from ingest.gateway.http.request_id import RequestIds
-from ingest.gateway.http.wire import Wires
 from ingest.limits import (
     HTTP_LINGER_S,
     HTTP_RECEIVE_SIZE,
@@ -32,14 +30,23 @@ from ingest.limits import (
     TICKET_SIZE,
 )
 from ingest.objects.object_store import ObjectStore
+from ingest.runtime.cache_policy import MARK_LINES
+from ingest.runtime.wire import TLS_ALERT
+from ingest.runtime.wires import Wires
 from ingest.status import Status
 
 NAMESPACE = "stream"
 log = logging.getLogger(__name__)
 
 _METHOD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}"
-_REQUEST_LINE = re.compile(_METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n")
-_BEGINNING = re.compile(_METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?")
+_REQUEST_LINE = re.compile(rb"[\r\n]*" + _METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n")
+_BEGINNING = re.compile(
+    rb"[\r\n]*|[\r\n]*" + _METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?"
+)
+# A record of TLS with a ClientHello (RFC 8446, 4 and 5.1), and a request of STUN (RFC 8489, 5).
+_CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x40].\x01\x00", re.S)
+_STUN = re.compile(rb"\x00[\x01-\x09]..\x21\x12\xa4\x42", re.S)
+_BINARY_SIZE = 8  # bytes: both are known by then
 _REFUSED = (
     b"this port takes raw bytes, and these begin as an HTTP request does: nothing was stored; use HTTP\n"
 )
@@ -64,33 +71,30 @@ class StreamServer:
         """The protocol of one connection: what `loop.create_server` calls."""
         return _Connection(self._serve, self._waste)
 
-    async def _serve(self, transport: asyncio.Transport, incoming: Incoming) -> None:
+    async def _serve(self, guest: _Connection, transport: asyncio.Transport, incoming: Incoming) -> None:
         try:
-            if not self._wires.full:
-                with self._counted():
-                    await _answer(transport, incoming, await self._receive(incoming))
-            elif self._wires.refuses:
-                self._wires.refused.add(incoming)
+            if self._wires.guests.admit(guest, transport.get_extra_info("peername")):
+                with self._noted():
+                    await _answer(transport, incoming, await self._receive(guest, incoming))
+            elif self._wires.may_refuse(guest):
                 await _answer(transport, incoming, _reply("", Status.BUSY))
             else:
                 transport.abort()
         except (ConnectionError, ClientGoneError) as error:
             log.debug("stream: %s", error)
         finally:
-            self._wires.refused.discard(incoming)
+            self._wires.dismissed(guest)
             transport.close()
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _noted(self) -> Iterator[None]:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
-        self._wires.others += 1
         try:
             yield
         finally:
             self._connections.discard(task)
-            self._wires.others -= 1
 
     async def drain(self, timeout: float) -> None:
         """Waits for the connections that are there; who is not done then is cut off, and its upload fails."""
@@ -100,15 +104,17 @@ class StreamServer:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _receive(self, incoming: Incoming) -> bytes:
+    async def _receive(self, guest: _Connection, incoming: Incoming) -> bytes:
         """The reply."""
         id_ = self._ids.next()
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         body = _Body(incoming)
         try:
-            if await body.begins_as_http():
-                log.warning("%s: stream: an HTTP request was refused", id_)
-                return _FORBIDDEN
+            await body.begin()
+            self._wires.guests.busy(guest)
+            if (answer := await body.refusal()) is not None:
+                log.warning("%s: stream: an HTTP request, TLS or STUN was refused", id_)
+                return answer
             version = await self._store.put(NAMESPACE, f"{moment} {id_}", body, condition=ABSENT)
         except RefusedError as error:
             log.warning("%s: stream: %s", id_, error)
@@ -135,18 +141,27 @@ class _Body:
     def ended(self) -> bool:
         return self._incoming.ended and not self._head
 
-    async def begins_as_http(self) -> bool:
-        """Waits for as many bytes as it takes to say. Words that are longer than any request line are one."""
+    async def begin(self) -> None:
+        """Waits for the first byte."""
+        buffer = memoryview(bytearray(1))
+        self._head = bytes(buffer[: await self._incoming.fill(buffer)])
+
+    async def refusal(self) -> bytes | None:
+        """What a browser that was made to connect here is answered, None for others. Waits for as many bytes as it takes to
+        say. Words that are longer than any request line are one."""
         buffer = memoryview(bytearray(STREAM_HEAD_MAX))
-        size = 0
-        while size < len(buffer) and not self._incoming.ended:
+        size = len(self._head)
+        buffer[:size] = self._head
+        while size < len(buffer) and not self._incoming.ended and _undecided(buffer[:size]):
             size += await self._incoming.fill(buffer[size:], some=True)
-            if not _BEGINNING.fullmatch(buffer[:size]):
-                break
         self._head = bytes(buffer[:size])
+        if _CLIENT_HELLO.match(self._head) is not None:
+            return TLS_ALERT
+        if _STUN.match(self._head) is not None:
+            return b""
         if _REQUEST_LINE.match(self._head) is not None:
-            return True
-        return size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None
+            return _FORBIDDEN
+        return _FORBIDDEN if size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None else None
 
     async def fill(self, buffer: memoryview, patience: float | None = None) -> int:
         here = min(len(self._head), len(buffer))
@@ -158,10 +173,18 @@ class _Body:
         pass
 
 
+def _undecided(head: memoryview) -> bool:
+    """More bytes may make it something that is refused."""
+    if len(head) < _BINARY_SIZE and head.tobytes()[:1] in (b"\x16", b"\x00"):
+        return True
+    return _BEGINNING.fullmatch(head) is not None
+
+
 class _Connection(asyncio.BufferedProtocol):
     """``serve``: what becomes of it."""
 
     _incoming: Incoming
+    _transport: asyncio.Transport
 
     def __init__(self, serve: Any, waste: memoryview) -> None:
         self._serve = serve
@@ -170,7 +193,11 @@ class _Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: Any) -> None:
         self._incoming = Incoming(transport, None, self._waste)
-        self._task = asyncio.create_task(self._serve(transport, self._incoming))
+        self._transport = transport
+        self._task = asyncio.create_task(self._serve(self, transport, self._incoming))
+
+    def evict(self) -> None:
+        self._transport.abort()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._incoming.buffer()

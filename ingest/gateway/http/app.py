@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest import limits
@@ -24,7 +24,8 @@ from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
 from ingest.gateway.http.s3_refusal import refuse_s3
-from ingest.gateway.http.wire import Connection, Wires
+from ingest.runtime.wire import Connection, Wire
+from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,11 @@ class Gate:
         headers = Fields(request.headers)
         id_ = self.ids.of(headers.get("X-Request-Id"))
         exchange: Exchange | None = None
+        # HTTP/1.0 knows no chunks: whoever stands between may see another end of this request (RFC 9112, 6.1).
+        misframed = request.version < HttpVersion11 and "Transfer-Encoding" in headers
         try:
+            if misframed:
+                raise Failure(400, "bad_http", "HTTP/1.0 has no Transfer-Encoding")
             target = parse_target(request.raw_path)
             exchange = Exchange(request, headers, id_, target, "", self._services, guarded=self._guards)
             response = await self._handle(exchange)
@@ -104,7 +109,7 @@ class Gate:
             response = self._fail(request, id_, error)
         if not response.prepared:
             mark(response.headers, id_, self._guards if exchange is None else exchange.guarded)
-        if "Expect" in headers and not (exchange and exchange.continued):
+        if misframed or ("Expect" in headers and not (exchange and exchange.continued)):
             response.force_close()  # the client will not send the body: what it sends next cannot be told from one
         if log.isEnabledFor(logging.DEBUG):
             path = without_query(request.raw_path)
@@ -173,10 +178,10 @@ class App(web.Server):
                 connection.force_close()
         await self.gate.drain(timeout)
 
-    def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]  # what asyncio connects, not what aiohttp does
+    def __call__(self) -> Wire:  # type: ignore[override]  # what asyncio connects, not what aiohttp does
         read_size = min(limits.HTTP_READ_SIZE, len(self._wires.scratch))
         handler = _Connection(self, loop=asyncio.get_running_loop(), read_bufsize=read_size, **self._settings)
-        return self._wires.connect(handler, self.gate.ids.next)
+        return Wire(self._wires, handler, self.gate.ids.next)
 
 
 class _Connection(Connection):

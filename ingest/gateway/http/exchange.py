@@ -10,7 +10,6 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from ingest import __version__
-from ingest.gateway.http.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.failures import ClientGoneError, Failure
 from ingest.gateway.http.fields import Fields
@@ -19,6 +18,7 @@ from ingest.gateway.http.request_body import RequestBody
 from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
 from ingest.objects.object_store import ObjectStore
+from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`

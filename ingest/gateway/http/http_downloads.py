@@ -16,16 +16,16 @@ from aiohttp import web
 
 from ingest.catalog.version import Version
 from ingest.gateway.http.body_digests import REPR_DIGEST
-from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.http_uploads import KEPT
 from ingest.gateway.http.preconditions import check_read, format_etag, is_conditional, range_date, range_holds
 from ingest.gateway.http.ranges import parse_range
-from ingest.gateway.http.wire import Connection
 from ingest.limits import HTTP_TLS_WRITE_SIZE
 from ingest.objects.memory_budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import StoredDownload
+from ingest.runtime.cache_policy import CACHE_CONTROL, REVALIDATE
+from ingest.runtime.wire import Connection
 
 # An object is somebody's bytes: in a browser it runs no scripts here.
 SANDBOX = {"Content-Security-Policy": "sandbox"}

@@ -8,7 +8,6 @@ from typing import Any
 
 from ingest.catalog.version import ANY, Condition, Version
 from ingest.gateway.http.body_digests import REPR_DIGEST, CheckedBody, digests_of, repr_digest
-from ingest.gateway.http.cache_policy import CACHE_CONTROL, of_an_answer
 from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.form_file import FormFile
@@ -16,6 +15,7 @@ from ingest.gateway.http.form_part import boundary_of, is_form
 from ingest.gateway.http.preconditions import condition_of
 from ingest.limits import KEPT_HEADERS_SIZE_MAX
 from ingest.objects.body import Body
+from ingest.runtime.cache_policy import CACHE_CONTROL, of_an_answer
 
 # What a client says of its bytes: it comes back with them.
 KEPT = ("Content-Type", "Content-Encoding", "Content-Language", "Content-Disposition", CACHE_CONTROL)

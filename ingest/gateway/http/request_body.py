@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestPayloadError
 
 from ingest.gateway.http.failures import ClientGoneError, Failure
 from ingest.gateway.http.incoming import Incoming
-from ingest.gateway.http.wire import Connection
 from ingest.limits import HTTP_DIRECT_MIN, HTTP_STALL_TIMEOUT_S
+from ingest.runtime.wire import Connection
 
 
 class RequestBody:
     """Its bytes, as they are, to its end. A client that waits for 100 Continue gets it with the first step, so whoever has
-    something against the request says so before. `fill` raises ClientGoneError, Failure 408."""
+    something against the request says so before. `fill` raises ClientGoneError, Failure 400 and 408."""
 
     def __init__(
         self,
@@ -56,6 +57,9 @@ class RequestBody:
             raise Failure(408, "body_stalled", message, {"Connection": "close"}) from None
         except (ConnectionError, RequestPayloadError) as error:
             raise ClientGoneError(f"the body ended early: {error}") from None
+        except HttpProcessingError as error:
+            message = " ".join(error.message.split())[:200]
+            raise Failure(400, "bad_http", message, {"Connection": "close"}) from None
         except RuntimeError as error:  # aiohttp's word for a read from a connection that has been closed
             if self._request.transport is not None:
                 raise
@@ -72,7 +76,7 @@ class RequestBody:
             connection = self._request.protocol
             assert isinstance(connection, Connection) and connection.wire is not None
             # Its buffer is empty, so it reads on, and its parser has given all that it had.
-            self._direct = connection.wire.take_body(self._left)
+            self._direct = connection.wire.take_body(Incoming, self._left)
         elif not piece:
             left = _until(deadline)
             try:

@@ -13,10 +13,10 @@ from aiohttp import web
 from blake3 import blake3
 
 from ingest.gateway.apis.objects_api import send_status
-from ingest.gateway.http.cache_policy import CACHE_CONTROL, REVALIDATE
 from ingest.gateway.http.exchange import Exchange, json_response, no_route
 from ingest.gateway.http.preconditions import parse_etags
 from ingest.gateway.http.routes import Route
+from ingest.runtime.cache_policy import CACHE_CONTROL, REVALIDATE
 
 ROOT = "/"
 INDEX = "index.html"

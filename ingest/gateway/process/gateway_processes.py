@@ -119,8 +119,11 @@ def bind(config: GatewayConfig) -> list[Sockets]:
         for name, address in ((SHARED, config.http_listen), *config.api):
             # `--api` may name an API twice, for two ports.
             key = name if name not in shares[0] else f"{name} {listeners.format_address(address)}"
-            for share, sock in zip(shares, listeners.bind_shared(address, workers), strict=True):
-                share[key] = sock
+            for number, sock in enumerate(listeners.bind_shared(address, workers)):
+                share = shares[number % workers]
+                # A host may have several addresses, of which the first one has the name.
+                bound = listeners.format_address(listeners.bound_address(sock))
+                share[key if key not in share else f"{name} {bound}"] = sock
     except BaseException:
         _close(shares)
         raise

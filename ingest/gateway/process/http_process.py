@@ -30,7 +30,6 @@ from ingest.gateway.http.exchange import Collect, Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
-from ingest.gateway.http.wire import Wires
 from ingest.gateway.process import credentials
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import GatewayConfig
@@ -42,6 +41,7 @@ from ingest.objects.local_store import LocalStore
 from ingest.objects.shared_namespace import SharedNamespace
 from ingest.runtime import listeners
 from ingest.runtime.signals import take_reloads
+from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 

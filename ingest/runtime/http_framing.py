@@ -1,0 +1,129 @@
+"""Where the head of an HTTP request ends, and where its body does: so much is given to the parser at a time, and no more.
+
+A parser that gets all that came reads ahead: the requests behind the one under way are then in memory, parsed. And it bounds
+single fields, not the head of all of them. Whoever cuts what comes bounds both. What is malformed the parser finds.
+RFC 9112, sections 2.1 and 7.1.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ingest.limits import HTTP_HEAD_SIZE_MAX
+
+_END = b"\r\n\r\n"
+_HEX = b"0123456789abcdefABCDEF"
+_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,16})\r\n")
+
+
+class HeadEnd:
+    """``size``: bytes of the head so far, without the empty lines before it; ``ended``: it is whole."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.ended = False
+        self._last = b""  # its last 3 bytes: its end may come in pieces
+
+    def take(self, data: bytes) -> int:
+        """How many bytes of ``data`` are of the head."""
+        at = (self._last + data).find(_END)
+        taken = len(data) if at < 0 else at + len(_END) - len(self._last)
+        self.ended = at >= 0
+        self.size += taken
+        self._last = (self._last + data[:taken])[-3:]
+        return taken
+
+
+class SizedEnd:
+    """The end of a body whose ``size`` was said: bytes, more than 0."""
+
+    def __init__(self, size: int) -> None:
+        assert size > 0
+        self._left = size
+
+    @property
+    def ended(self) -> bool:
+        return self._left == 0
+
+    def take(self, data: bytes) -> int:
+        """How many bytes of ``data`` are of the body."""
+        taken = min(self._left, len(data))
+        self._left -= taken
+        return taken
+
+
+class ChunkedEnd:
+    """The end of a body in chunks, trailers and all. ``trailers``: bytes of them so far; more than a head may have is too
+    much for whoever keeps them.
+
+    | state | what comes | then |
+    |---|---|---|
+    | size | hexadecimal digits, an extension, LF | data, or trailers after a size of 0 |
+    | data | so many bytes, and CR LF | size |
+    | trailers | lines | the end, after an empty one |
+    """
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.trailers = 0
+        self._size = 0  # of the chunk, as far as its digits have come
+        self._digits = True  # no extension has begun
+        self._data = 0  # bytes of the chunk that are to come, with its CR LF
+        self._in_trailers = False
+        self._line = 0  # bytes of this line of the trailers, without CR
+
+    @property
+    def too_long(self) -> bool:
+        return self.trailers > HTTP_HEAD_SIZE_MAX
+
+    def take(self, data: bytes) -> int:
+        """How many bytes of ``data`` are of the body."""
+        at = 0
+        while at < len(data) and not self.ended:
+            if self._data:
+                step = min(self._data, len(data) - at)
+                self._data -= step
+                at += step
+            elif self._in_trailers:
+                at = self._trailer(data, at)
+            elif (
+                self._digits and not self._size and (whole := _SIZE_LINE.match(data, at))
+            ):  # nearly all of them
+                size, at = int(whole[1], 16), whole.end()
+                if 0 < size <= len(data) - at - 2:
+                    at += size + 2
+                else:
+                    self._begin(size)
+            else:
+                at = self._size_line(data, at)
+        return at
+
+    def _begin(self, size: int) -> None:
+        """A chunk, or the trailers."""
+        self._in_trailers = size == 0
+        self._data = size + 2 if size else 0
+
+    def _size_line(self, data: bytes, at: int) -> int:
+        end = data.find(b"\n", at)
+        line = data[at:] if end < 0 else data[at:end]
+        if self._digits:
+            digits = line[: len(line) - len(line.lstrip(_HEX))]
+            self._digits = len(digits) == len(line)
+            if digits:  # the parser takes no number above 64 bits
+                self._size = min((self._size << 4 * len(digits)) + int(digits, 16), 1 << 64)
+        if end < 0:
+            return len(data)
+        size, self._size, self._digits = self._size, 0, True
+        self._begin(size)
+        return end + 1
+
+    def _trailer(self, data: bytes, at: int) -> int:
+        end = data.find(b"\n", at)
+        stop = len(data) if end < 0 else end
+        self._line += len(data[at:stop].rstrip(b"\r"))
+        taken = stop - at if end < 0 else end + 1 - at
+        self.trailers += taken
+        if end >= 0:
+            self.ended = self._line == 0
+            self._line = 0
+        return at + taken

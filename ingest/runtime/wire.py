@@ -1,0 +1,425 @@
+"""One connection of an HTTP port: what comes is aiohttp's, until the rest of a large body is received where it is wanted.
+
+aiohttp gets one request at a time, with a head of bounded size (`http_framing`). What comes behind a request waits until
+that is answered: as much as one receive has waits here, the rest in the kernel and at the client.
+
+aiohttp reads HTTP from bytes objects, and a body is copied four times on its way through it. The rest of a large body of
+known length is bytes and nothing else, and goes by it. aiohttp never sees its end, so the connection ends with the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+
+from ingest.limits import (
+    HTTP_HEAD_SIZE_MAX,
+    HTTP_HEAD_SIZE_OWN,
+    HTTP_HEAD_TIMEOUT_S,
+    HTTP_HEADS_SIZE_MAX,
+    HTTP_LINGER_S,
+    HTTP_UNREAD_TIMEOUT_S,
+    RETRY_AFTER_S,
+)
+from ingest.runtime.cache_policy import MARK_LINES
+from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
+from ingest.runtime.wires import Wires
+
+log = logging.getLogger(__name__)
+
+TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal, handshake_failure: RFC 8446, 6
+TCP_INFO_SIZE = 128  # bytes of linux/tcp.h's struct tcp_info that are asked for
+BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
+
+
+class DirectBody(Protocol):
+    """Who takes the rest of a body straight from the socket: `Incoming`. ``left`` bytes come; ``waste``: memory for what
+    nobody wants."""
+
+    def __init__(self, transport: asyncio.Transport, left: int, waste: memoryview) -> None: ...
+    def buffer(self) -> memoryview: ...
+    def received(self, size: int) -> None: ...
+    def finish(self, lost: str | None = None) -> None: ...
+    def discard(self, then: Callable[[], None]) -> None: ...
+
+
+Body = TypeVar("Body", bound=DirectBody)
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's part of a connection. ``wire``: the other one, once it is open; ``busy``: has a request that is not
+    answered."""
+
+    __slots__ = ("_broken", "_content", "busy", "wire")
+
+    def __init__(self, server: web.Server, **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self.busy = False
+        self.wire: Wire | None = None
+        self._content: Any = None  # of the request under way
+        self._broken = False  # what came was no HTTP
+
+    def parse(self, data: bytes) -> object | None:
+        """The message whose head ends with ``data``: a RawRequestMessage, or something else if this is no HTTP."""
+        self._content = None
+        self.data_received(data)
+        if not self._messages:
+            return None
+        message, self._content = self._messages[-1]
+        return message
+
+    def data_received(self, data: bytes) -> None:
+        """aiohttp tells nobody who waits for a body that its chunks are malformed, and notes it again with each piece."""
+        if self._broken:
+            return
+        super().data_received(data)
+        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+            self._broken = True
+            if self._content is not None and not self._content.is_eof():
+                self._content.set_exception(self._messages[-1][0].exc)
+                self._content.feed_eof()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: Any
+    ) -> Any:
+        sent = await super().finish_response(request, resp, start_time)
+        if self.wire is not None:
+            self.wire.answered(last=not sent[0].keep_alive)
+        return sent
+
+    def resume_reading(self, *args: Any, **settings: Any) -> None:
+        super().resume_reading(*args, **settings)
+        if self.wire is not None:
+            self.wire.hold()
+
+
+class Wire(asyncio.BufferedProtocol):
+    """``handler``: aiohttp's part. A connection is in one of these states:
+
+    | state | what comes | is left by |
+    |---|---|---|
+    | head | goes to the parser, and is counted | a whole head; a refusal |
+    | body | goes to the parser, to the end of the body | that end; `take_body` |
+    | under way | waits: one receive of it, then nothing is read | the answer |
+    | direct | goes to who took the body | the end of the connection |
+    | over | goes nowhere | the end of the connection |
+    """
+
+    def __init__(self, wires: Wires, handler: Connection, next_id: Callable[[], str]) -> None:
+        self._wires = wires
+        self._handler = handler
+        self._next_id = next_id
+        handler.wire = self
+        self._transport: asyncio.Transport | None = None
+        self._is_tls = False
+        self._head = HeadEnd()
+        self._head_borrowed = 0  # bytes of `Wires.heads`
+        self._busy = False  # a request is not answered
+        self._end: SizedEnd | ChunkedEnd | None = None  # of its body, while that comes
+        self._rest = b""  # what came behind it
+        self._last = False  # no other request is taken
+        self._late: asyncio.TimerHandle | None = None  # when the head takes too long
+        self.opening: asyncio.Task[None] | None = None  # a handshake
+        self._over = False
+        self._eof = False  # the client sends no more, and may wait for answers
+        self._lingering: asyncio.TimerHandle | None = None
+        self._body: DirectBody | None = None  # since it does not go through aiohttp
+        self._acked = 0  # bytes that the client's machine had acknowledged at the last look
+        self._acked_at: float | None = None  # when that was first seen, while there was more for it
+
+    def take_body(self, kind: type[Body], size: int) -> Body:
+        """The next ``size`` bytes, the last ones that are received of this connection. aiohttp must have nothing of them."""
+        assert self._transport is not None and self._body is None and not self._rest
+        self._end = None
+        self._body = body = kind(self._transport, size, self._wires.scratch)
+        return body
+
+    def end_body(self, content: asyncio.StreamReader | Any) -> bool:
+        """Whether a body was taken: then what is left of it goes nowhere, and ``content``, aiohttp's view of it, ends with
+        it."""
+        if self._body is None:
+            return False
+        self._body.discard(content.feed_eof)
+        return True
+
+    # --- one request at a time
+
+    def _take(self, data: bytes) -> None:
+        """Gives aiohttp what belongs to the request under way, or begins the next one."""
+        while data and not self._over:
+            if self._end is not None:
+                data = self._take_of_body(self._end, data)
+            elif self._busy:
+                self._rest = data
+                self.hold()
+                return
+            else:
+                data = self._take_of_head(data)
+
+    def _take_of_head(self, data: bytes) -> bytes:
+        if not self._head.size:
+            data = data.lstrip(b"\r\n")
+            if data.startswith(b"\x16") and not self._is_tls:
+                self._refuse_tls()
+                return b""
+        size = self._head.take(data)
+        if self._head.size > HTTP_HEAD_SIZE_MAX:
+            why = f"the request line and the headers have more than {HTTP_HEAD_SIZE_MAX} bytes"
+            self._refuse(431, "headers_too_large", why)
+        elif not self._borrow():
+            self._refuse(503, "busy", "the headers of all requests here are too large: try again")
+        elif (message := self._handler.parse(data[:size])) is not None:
+            self._begin(message)
+        elif self._late is None:
+            self._expect_head()
+        return data[size:]
+
+    def _begin(self, message: object) -> None:
+        """A head is whole, or what came is none."""
+        self._busy = True
+        self._wires.guests.busy(self)
+        self._head = HeadEnd()
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        if not isinstance(message, RawRequestMessage):
+            self._over = True
+        elif message.chunked:
+            self._end = ChunkedEnd()
+        elif message.method != "CONNECT" and (size := int(message.headers.get("Content-Length", "0"))):
+            self._end = SizedEnd(size)
+
+    def _take_of_body(self, end: SizedEnd | ChunkedEnd, data: bytes) -> bytes:
+        size = end.take(data)
+        if isinstance(end, ChunkedEnd) and end.too_long:
+            log.info("%s sent too long trailers: closed", self._peer())
+            self._abort()
+            return b""
+        if end.ended:
+            self._end = None
+        self._handler.data_received(data[:size])
+        if end.ended and not self._busy:
+            self._next()
+        return data[size:]
+
+    def answered(self, last: bool) -> None:
+        """The request under way is; ``last``: aiohttp takes no other."""
+        self._busy = False
+        self._last = last
+        if self._end is None:
+            self._next()
+            rest, self._rest = self._rest, b""
+            self._take(rest)
+            if not self._busy and self._eof and self._transport is not None:
+                self._transport.close()
+
+    def _next(self) -> None:
+        """All of a request has come and is answered."""
+        self._wires.guests.idle(self)
+        self._let_go()
+        if self._last:
+            self._over = True
+        elif self._rest and self._transport is not None and not self._eof:
+            self._transport.resume_reading()
+
+    def _let_go(self) -> None:
+        """Of the memory for a head."""
+        self._wires.heads -= self._head_borrowed
+        self._head_borrowed = 0
+
+    def hold(self) -> None:
+        """Nothing more is read while something waits."""
+        if self._rest and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def _borrow(self) -> bool:
+        """Whether there is memory for the head as far as it came."""
+        more = max(0, self._head.size - HTTP_HEAD_SIZE_OWN) - self._head_borrowed
+        if more <= 0:
+            return True
+        if self._wires.heads + more > HTTP_HEADS_SIZE_MAX:
+            return False
+        self._wires.heads += more
+        self._head_borrowed += more
+        return True
+
+    def _refuse_tls(self) -> None:
+        """A hello of TLS on a port without."""
+        assert self._transport is not None
+        self._wires.tell_of_tls(self._peer())
+        self._over = True
+        self._transport.write(TLS_ALERT)
+        self._transport.close()
+
+    def _expect_head(self) -> None:
+        self._late = asyncio.get_running_loop().call_later(HTTP_HEAD_TIMEOUT_S, self._end_late)
+
+    def _end_late(self) -> None:
+        if self._over or self._busy or self._transport is None:
+            return
+        if self._head.size:
+            why = f"the request line and the headers did not come within {HTTP_HEAD_TIMEOUT_S:g} s"
+            self._refuse(408, "head_stalled", why)
+        else:
+            self._transport.close()
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        """Answers what is no whole request: all before it are answered. What still comes goes nowhere."""
+        assert self._transport is not None and not self._busy
+        self._over = True
+        self._lingering = last_answer(self._transport, status, code, message, self._next_id())
+
+    def send_now(self, data: memoryview) -> int:
+        """How many bytes of ``data`` the system took at once: none while what was written before waits here, none with TLS.
+
+        An error of the connection is left to the next write to find.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing() or transport.get_write_buffer_size() or self._is_tls:
+            return 0
+        try:
+            return os.write(transport.get_extra_info("socket").fileno(), data)
+        except OSError:
+            return 0
+
+    def check(self, now: float) -> None:
+        """Ends the connection if the client took nothing for too long."""
+        transport = self._transport
+        if transport is None:
+            return
+        waiting, acked = _progress(transport)
+        if not waiting:
+            self._acked_at = None
+        elif self._acked_at is None or acked != self._acked:
+            self._acked, self._acked_at = acked, now
+        elif now - self._acked_at >= HTTP_UNREAD_TIMEOUT_S:
+            log.info("%s took nothing for %.1f s: closed", self._peer(), now - self._acked_at)
+            self._abort()
+
+    def _abort(self) -> None:
+        """With a reset: otherwise the kernel would keep for the client what it has for it."""
+        assert self._transport is not None
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    def _peer(self) -> Any:
+        assert self._transport is not None
+        return self._transport.get_extra_info("peername")
+
+    # --- asyncio
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+        guests = self._wires.guests
+        # Who may write on then knows that nothing is left here: uvloop keeps all of what was written until its last byte is
+        # gone. TLS pauses at its limit, the others beyond it.
+        self._is_tls = transport.get_extra_info("ssl_object") is not None
+        transport.set_write_buffer_limits(1 if self._is_tls else 0)
+        if self not in guests and not guests.admit(self, self._peer()):
+            self._turn_away()
+            return
+        self._wires.open.add(self)
+        self._wires.count()
+        self._expect_head()
+        self._handler.connection_made(transport)
+
+    def _turn_away(self) -> None:
+        assert self._transport is not None
+        self._over = True
+        if self._wires.may_refuse(self):
+            self._refuse(503, "busy", f"{len(self._wires.guests)} connections are open here: try again")
+        else:
+            self._transport.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.dismiss()
+        self._transport = None
+        for timer in (self._late, self._lingering):
+            if timer is not None:
+                timer.cancel()
+        if self not in self._wires.open:  # it was turned away
+            return
+        self._wires.open.discard(self)
+        self._wires.count()
+        if self._body is not None:
+            self._body.finish(str(error or "the connection ended"))
+        self._handler.connection_lost(error)
+
+    def dismiss(self) -> None:
+        """The connection has ended."""
+        self._wires.dismissed(self)
+        self._let_go()
+        self._over = True
+        self._rest = b""
+
+    def evict(self) -> None:
+        """Nothing waits for the client: aiohttp has waited until all was sent."""
+        self._over = True
+        if self._transport is not None:
+            self._transport.abort()
+        elif self.opening is not None:
+            self.opening.cancel()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._wires.scratch if self._body is None else self._body.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._body is not None:
+            self._body.received(nbytes)
+        elif not self._over:
+            self._take(self._rest + bytes(self._wires.scratch[:nbytes]))
+
+    def eof_received(self) -> bool:
+        """Whether the connection stays: the answer to a whole request is still to be sent. TLS has no such thing."""
+        self._eof = True
+        if self._body is not None:
+            self._body.finish("the client closed its side")
+        return self._busy and self._end is None
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+
+def last_answer(
+    transport: asyncio.Transport, status: int, code: str, message: str, request_id: str
+) -> asyncio.TimerHandle:
+    """Sends an answer that no request has been parsed for, and ends the connection a little later: closed at once, with what
+    the client sent unread, it would get a reset that eats the answer. Who loses the connection cancels the timer."""
+    body = msgspec.json.encode({"code": code, "message": message, "request_id": request_id})
+    again = f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
+    head = (
+        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{again}Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\n{MARK_LINES}Connection: close\r\n\r\n"
+    )
+    transport.write(head.encode() + body)
+    if transport.can_write_eof():
+        transport.write_eof()
+    return asyncio.get_running_loop().call_later(HTTP_LINGER_S, transport.abort)
+
+
+def _progress(transport: asyncio.Transport) -> tuple[int, int]:
+    """Bytes that wait for the client, here or in the kernel, and bytes that its machine has acknowledged in all."""
+    sock = transport.get_extra_info("socket")
+    try:
+        unacked = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+    except OSError:  # closed meanwhile
+        return 0, 0
+    return transport.get_write_buffer_size() + unacked, int.from_bytes(info[BYTES_ACKED], sys.byteorder)

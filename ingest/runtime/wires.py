@@ -1,0 +1,80 @@
+"""All connections of the HTTP ports of a process: who has a place, and what they may take of it together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any, Protocol
+
+from ingest.limits import (
+    HTTP_CONNECTIONS_MAX,
+    HTTP_RECEIVE_SIZE,
+    HTTP_RECEIVE_SIZE_MIN,
+    HTTP_RECEIVED_MAX,
+    HTTP_REFUSED_MAX,
+    HTTP_SHARE_MAX,
+    HTTP_UNREAD_TIMEOUT_S,
+)
+from ingest.runtime.admission import Admission, Guest
+from ingest.runtime.logs import LineBudget
+
+log = logging.getLogger(__name__)
+
+
+class Watched(Protocol):
+    """An open connection."""
+
+    def check(self, now: float) -> None:
+        """Ends it if its client took nothing for too long."""
+
+
+class Wires:
+    """All connections of the HTTP ports of a process. Ends those whose clients take nothing: see `watch`. ``guests``: them,
+    those in their handshake, and raw streams."""
+
+    def __init__(self) -> None:
+        self.open: set[Watched] = set()
+        self.guests = Admission(HTTP_CONNECTIONS_MAX, HTTP_SHARE_MAX)
+        self.refused: set[object] = set()  # who is told that there are too many
+        self._lines = LineBudget(1, HTTP_UNREAD_TIMEOUT_S / 4)
+        self.heads = 0  # bytes of heads beyond what each connection may have
+        self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
+        # For one receive, which is copied out of it at once: the more connections there are, the less each may have waiting.
+        self.scratch = self._memory
+
+    def count(self) -> None:
+        """To be called when there are more connections, or fewer."""
+        fair = HTTP_RECEIVED_MAX // max(1, len(self.open))
+        self.scratch = self._memory[: max(HTTP_RECEIVE_SIZE_MIN, min(fair, HTTP_RECEIVE_SIZE))]
+
+    def may_refuse(self, guest: object) -> bool:
+        """One for which there is no place is told so, unless many are. It is `dismissed` in the end."""
+        if len(self.refused) < HTTP_REFUSED_MAX:
+            self.refused.add(guest)
+        return guest in self.refused
+
+    def dismissed(self, guest: Guest) -> None:
+        """It has ended, however it was received."""
+        self.guests.leave(guest)
+        self.refused.discard(guest)
+
+    def tell_of_tls(self, peer: Any) -> None:
+        """A line for each is what a client could fill a disk with."""
+        if self._lines.take("TLS", time.monotonic()):
+            log.warning("%s: the client speaks TLS to a port of plain HTTP (--tls-cert)", peer)
+
+    async def watch(self) -> None:
+        """Ends the connections of clients that took not one byte for too long: what they were sent would stay in memory, and
+        the version that they download pinned, for ever.
+
+        What counts is what the client's machine has acknowledged. The kernel takes megabytes more, and lets us write again
+        only when a third of them are gone, which takes a slow client longer than any patience.
+        """
+        while True:
+            await asyncio.sleep(HTTP_UNREAD_TIMEOUT_S / 4)
+            for _, number in self._lines.lapsed(time.monotonic()):
+                log.warning("%d more clients spoke TLS to a port of plain HTTP", number)
+            now = asyncio.get_running_loop().time()
+            for wire in list(self.open):
+                wire.check(now)

@@ -1,0 +1,83 @@
+"""Where requests end. Each is cut at every byte, and aiohttp's parser has to agree."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_parser import HttpRequestParser
+
+from ingest import limits
+from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
+
+BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
+HEAD = b"PUT /a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = [
+    b"0\r\n\r\n",
+    b"5\r\nabcde\r\n0\r\n\r\n",
+    b"005;name=value\r\nabcde\r\n00\r\n\r\n",
+    b"A\r\n0\r\n\r\n0\r\n\r\n\r\n1\r\n\n\r\n0\r\n\r\n",
+    b"1\r\na\r\n0\r\nX: y\r\nZ: \r\n\r\n",
+    b"1\r\na\r\n0;x\r\nX: y\r\n\r\n",
+    b"%x\r\n%s\r\n0\r\n\r\n" % (70_000, b"\r\n" * 35_000),
+    b"0" * 40 + b"2\r\nab\r\n0\r\n\r\n",
+]
+
+
+def ends(end: HeadEnd | SizedEnd | ChunkedEnd, *pieces: bytes) -> int:
+    """How many bytes are taken of what comes in ``pieces``, until the end."""
+    taken = 0
+    for piece in pieces:
+        if end.ended:
+            break
+        taken += end.take(piece)
+    return taken
+
+
+@pytest.mark.parametrize("make", [HeadEnd, lambda: SizedEnd(len(HEAD))])
+def test_an_end_is_found_wherever_it_is_cut(make: Any) -> None:
+    for at in range(len(HEAD) + 1):
+        end = make()
+        assert ends(end, HEAD[:at], HEAD[at:] + BEHIND) == len(HEAD)
+        assert end.ended
+    end = make()
+    assert ends(end, *(bytes([byte]) for byte in HEAD + BEHIND)) == len(HEAD)
+
+
+@pytest.mark.parametrize("body", CHUNKED, ids=range(len(CHUNKED)))
+def test_chunks_end_wherever_they_are_cut(body: bytes) -> None:
+    for at in range(min(len(body), 100) + 1):
+        for cut in (at, len(body) - at):
+            end = ChunkedEnd()
+            assert ends(end, body[:cut], body[cut:] + BEHIND) == len(body)
+    end = ChunkedEnd()
+    assert ends(end, *(bytes([byte]) for byte in body[-300:] if len(body) < 300)) in (0, len(body))
+    end = ChunkedEnd()
+    assert ends(end, body[:-1]) == len(body) - 1
+    assert not end.ended
+
+
+@pytest.mark.parametrize("body", CHUNKED, ids=range(len(CHUNKED)))
+def test_the_parser_sees_the_same_end(body: bytes) -> None:
+    async def parse() -> None:
+        loop = asyncio.get_running_loop()
+        protocol = BaseProtocol(loop)
+        parser = HttpRequestParser(protocol, loop, 1 << 20)
+        protocol._parser = parser
+        messages, _, _ = parser.feed_data(HEAD)
+        (_, content), *none = messages
+        assert not none
+        parser.feed_data(body[:-1])
+        assert not content.is_eof()
+        parser.feed_data(body[-1:])
+        assert content.is_eof()
+
+    asyncio.run(parse())
+
+
+def test_trailers_are_counted() -> None:
+    end = ChunkedEnd()
+    ends(end, b"0\r\n", b"X: " + b"x" * limits.HTTP_HEAD_SIZE_MAX)
+    assert end.too_long and not end.ended
