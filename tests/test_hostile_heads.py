@@ -177,3 +177,21 @@ def test_chunks_of_http_1_0_are_refused(node: NodeGateway, gateway: Gateway) -> 
                 assert answer.status == 400
                 assert connection.ended()
     assert gateway.request("GET", "/objects/old").status == 404
+
+
+@pytest.mark.parametrize("size", [0, 5, 300_000, limits.HTTP_DIRECT_MIN + 1_000_000])
+def test_who_ends_its_sending_side_gets_the_answer(gateway: Gateway, size: int) -> None:
+    """But a body that ended early is no object."""
+    path = f"/objects/half-closed-{size}"
+    for told, status in ((size + 1, 404), (size, 200)):
+        with gateway.connect() as connection:
+            connection.send(connection.head("PUT", path, {"Content-Length": str(told)}) + bytes(size))
+            connection.sock.shutdown(socket.SHUT_WR)
+            if told == size:
+                assert connection.answer().status == 200
+            assert connection.ended()
+        with gateway.connect() as connection:
+            connection.send(connection.head("GET", path))
+            connection.sock.shutdown(socket.SHUT_WR)
+            answer = connection.answer()
+            assert answer.status == status and (status != 200 or answer.body == bytes(size))
