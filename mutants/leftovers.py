@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutants.mutant import Edit, Mutant
 
+WIRE = "ingest/runtime/wire.py"
 LEFT = "tests/test_left_behind.py::"
 SUBMITTED = "ingest/engine/ports/_submitted.pyx"
 ACKED = "ingest/engine/ports/_acked_connections.pyx"
@@ -86,7 +87,7 @@ MUTANTS = (
         "uploads that take longer than a client may leave an answer unread are cut",
         (
             Edit(
-                "ingest/gateway/http/wire.py",
+                WIRE,
                 "        if not waiting:\n            self._acked_at = None\n        elif self._acked_at is None",
                 "        if self._acked_at is None",
             ),
@@ -95,14 +96,20 @@ MUTANTS = (
     ),
     Mutant(
         "connections-that-are-gone-count",
+        "connections have ever less memory for what they receive",
+        (Edit(WIRE, "        self._wires.open.discard(self)\n", ""),),
+        (LEFT + "test_connections_that_are_gone_take_nobody_s_place[close]",),
+    ),
+    Mutant(
+        "places-of-connections-that-are-gone-stay-taken",
         "a gateway refuses everybody after so many connections as it takes at a time",
-        (Edit("ingest/gateway/http/wire.py", "        self._wires.open.discard(self)\n", ""),),
+        (Edit("ingest/runtime/wires.py", "        self.guests.leave(guest)\n", ""),),
         (LEFT + "test_connections_that_are_gone_take_nobody_s_place[close]",),
     ),
     Mutant(
         "refused-connections-that-are-gone-count",
         "a gateway tells nobody any more that it has too many connections",
-        (Edit("ingest/gateway/http/wire.py", "        self._wires.refused.discard(self)\n", ""),),
+        (Edit("ingest/runtime/wires.py", "        self.refused.discard(guest)\n", ""),),
         (LEFT + "test_connections_that_are_gone_take_nobody_s_place[close]",),
     ),
     Mutant(

@@ -125,7 +125,7 @@ def test_a_link_is_not_kept_whatever_the_object_says(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [b"\x16\x03\x01\x02\x00\n\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 20_000]
+    "raw", [b"\x01\x03\x01\x02\x00\n\n", b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 20_000]
 )
 def test_what_is_no_http(gateway: Gateway, admin: Port, raw: bytes) -> None:
     for address in (gateway.address, admin.address):
@@ -138,10 +138,11 @@ def test_what_is_no_http(gateway: Gateway, admin: Port, raw: bytes) -> None:
 
 
 def test_too_many_connections(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gateway.connect() as first:
-        assert first.request("GET", "/alive").status == 200
-        monkeypatch.setattr("ingest.gateway.http.wire.HTTP_CONNECTIONS_MAX", 1)
-        with gateway.connect() as second:
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 1)
+    with memory_gateway() as running, running.connect() as first:
+        first.send(first.head("PUT", "/objects/begun", {"Content-Length": "1", "Expect": "100-continue"}))
+        assert first.answer_head()[0] == 100  # it has a request, and does not give way
+        with running.connect() as second:
             answer = second.answer("GET")
             assert answer.status == 503
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"

@@ -27,12 +27,14 @@ from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import IngestError, UploadLostError
-from ingest.gateway.http import wire as wire_module
 from ingest.limits import ACK_SIZE, FRAME_SIZE
 from ingest.objects import membership as membership_module
 from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import Budget
-from ingest.runtime.wire import Wires
+from ingest.runtime import wire as wire_module
+from ingest.runtime import wires as wires_module
+from ingest.runtime.wire import Wire
+from ingest.runtime.wires import Wires
 from ingest.status import Status
 
 TOTAL = 20_000  # bytes of acks that all connections may leave unread together
@@ -385,8 +387,8 @@ async def comes(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("end", ["close", "reset", "half close", "aborted here"])
 def test_connections_that_are_gone_take_nobody_s_place(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """One is served, one is told that there are too many, the third gets nothing: again and again."""
-    monkeypatch.setattr(wire_module, "HTTP_CONNECTIONS_MAX", 1)
-    monkeypatch.setattr(wire_module, "HTTP_REFUSED_MAX", 1)
+    monkeypatch.setattr(wires_module, "HTTP_CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(wires_module, "HTTP_REFUSED_MAX", 1)
     monkeypatch.setattr(wire_module, "HTTP_LINGER_S", 0.01)
 
     async def run() -> None:
@@ -395,7 +397,7 @@ def test_connections_that_are_gone_take_nobody_s_place(monkeypatch: pytest.Monke
 
         def accept() -> asyncio.BaseProtocol:
             writers.append(Writer())
-            return wires.connect(writers[-1], lambda: "id")  # type: ignore[arg-type]
+            return Wire(wires, writers[-1], lambda: "id")  # type: ignore[arg-type]
 
         server = await loop.create_server(accept, "127.0.0.1", 0)
         address = server.sockets[0].getsockname()
@@ -404,9 +406,11 @@ def test_connections_that_are_gone_take_nobody_s_place(monkeypatch: pytest.Monke
             for number in (1, 2, 3):
                 clients.append(socket.create_connection(address))
                 await comes(lambda number=number: len(writers) >= number)  # type: ignore[misc]
+                if number == 1:
+                    async with asyncio.timeout(20):
+                        await writers[0].opened.wait()
+                    wires.guests.busy(writers[0].wire)  # so it does not give way
             served = writers[0]
-            async with asyncio.timeout(20):
-                await served.opened.wait()
             assert (len(wires.open), len(wires.refused) <= 1) == (1, True)
             for client in clients:
                 client.setblocking(False)
@@ -419,8 +423,8 @@ def test_connections_that_are_gone_take_nobody_s_place(monkeypatch: pytest.Monke
                     client.close()
             if end in ("aborted here", "half close"):
                 served.transport.abort()
-            await comes(lambda: not wires.open and not wires.refused)
-            assert (wires.others, wires.full, wires.refuses, wires.has_room) == (0, False, True, True)
+            await comes(lambda: not wires.open and not wires.refused and not len(wires.guests))
+            assert wires.heads == 0
             assert len(wires.scratch) == limits.HTTP_RECEIVE_SIZE
             for client in clients:
                 client.close()
