@@ -19,6 +19,7 @@
         CorruptionError       bytes that were durable and valid are not any more
         CatalogError          the catalog of objects, or a manifest, is not what it should be
         NoSpaceError          the disk is full
+        DataDirLostError      the data directory is not the one that was opened: nothing is saved any more
       ObjectError           an object can't be stored, read or deleted as asked
         NotFoundError         there is none of that name or id
         NameTakenError        there is one already
@@ -113,6 +114,10 @@ class CatalogError(DiskError):
 
 
 class NoSpaceError(DiskError):
+    pass
+
+
+class DataDirLostError(DiskError):
     pass
 
 

@@ -121,6 +121,10 @@ SUPERVISION_INTERVAL_S = (
     0.01  # how often the parent looks for what only shared memory tells, while it waits for that
 )
 
+# --- a data directory that is gone ---------------------------------------------------------------
+POSSESSION_INTERVAL_S = 0.05  # how old a look may be after which something is saved: four stat() take 0.01 ms
+POSSESSION_IDLE_INTERVAL_S = 1.0  # between looks of a process that has nothing to save
+
 # --- the operator's side -------------------------------------------------------------------------
 KEY_FILE_SIZE_MAX = 64 << 10  # bytes: about a thousand keys, a key a day for three years
 SETTINGS_SIZE_MAX = 4 << 20  # bytes that a reload hands over: a key file and three of certificates

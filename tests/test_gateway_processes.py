@@ -475,3 +475,47 @@ def expire_owners(data_dir: Path) -> None:
     connection = apsw.Connection(str(data_dir / ".ingest" / "catalog.db"))
     connection.execute("UPDATE owners SET deadline = 0")
     connection.close()
+
+
+# --- a data directory that is not the one that was opened
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".ingest", ".ingest/lock", ".ingest/catalog.lock", ".ingest/catalog.db"]
+)
+def test_nothing_is_stored_while_it_is_lost(node: NodeGateway, tmp_path: Path, name: str) -> None:
+    def put() -> Answer:
+        return node.gateway.request("PUT", "/objects/a", body=SMALL)
+
+    path, away = node.data_dir / name, tmp_path / "away"
+    assert put().status == 200
+    path.rename(away)
+    # Each process has seen it, not the one alone that answered.
+    until(lambda: {put().status for _ in range(8)} == {503}, "nothing is stored")
+    answer = put()
+    assert (answer.code, answer.headers["retry-after"]) == ("data_dir_lost", "1")
+    assert node.gateway.request("DELETE", "/objects/a").code == "data_dir_lost"
+    until(lambda: node.gateway.request("GET", "/healthz").status == 503, "it is not well")
+    assert node.gateway.request("GET", "/objects/a").body == SMALL
+    assert not path.exists(), "it was made anew"
+    away.rename(path)
+    until(lambda: {put().status for _ in range(8)} == {200}, "it is stored again")
+    assert node.gateway.request("GET", "/healthz").status == 200
+    assert node.stop() == 0
+
+
+def test_no_process_that_starts_works_on_another_directory(node: NodeGateway, tmp_path: Path) -> None:
+    node.gateway.request("PUT", "/objects/a", body=SMALL)
+    catalog, http = child(node, "ingest-catalog"), child(node, "ingest-http-0")
+    node.data_dir.rename(tmp_path / "away")
+    (node.data_dir / ".ingest").mkdir(parents=True)
+    for process in (catalog, http):
+        process.kill()
+    until(lambda: node.log().count("nothing is saved here any more") >= 2, "both say why they do not start")
+    assert list((node.data_dir / ".ingest").iterdir()) == []
+    (node.data_dir / ".ingest").rmdir()
+    node.data_dir.rmdir()
+    (tmp_path / "away").rename(node.data_dir)
+    put = patiently(lambda: node.gateway.request("PUT", "/objects/b", body=SMALL))
+    assert put.status == 200
+    assert node.stop() == 0

@@ -265,6 +265,28 @@ def test_the_lock_is_free_after_a_kill(config: ServerConfig) -> None:
     assert server.end() == 0
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_who_removes_the_lock_lets_no_second_server_in(
+    server: Server, config: ServerConfig, how: str
+) -> None:
+    """As an operator does who takes it for a stale one. The first server says that something is wrong."""
+    server.wait_for("serving")
+    said = server.lock.read_bytes()
+    address = server.addresses()["admin"]
+    server.lock.unlink()
+    if how == "replaced":
+        server.lock.write_bytes(said)
+    refused(config, StoreLockedError, "in use by another ingest server")
+    assert server.lock.exists() == (how == "replaced")
+    server.wait_for("nothing is saved any more")
+    with closing(http.client.HTTPConnection(address, timeout=PATIENCE_S)) as connection:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["reasons"] == ["data directory lost"]
+    assert server.end() == 0
+
+
 def test_a_data_directory_that_is_none(config: ServerConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     refused(replace(config, data_dir=tmp_path / "file"), IngestError, "file")

@@ -156,7 +156,9 @@ class Pool(Supervisor):
     def _committer_is_ready(self, now: float) -> None:
         self._serving = True
         self._queue.clear_flag(_queue.FAILING)
-        log.info("the store has recovered, %.3f s after its committer started", now - self._committer.started)
+        if not self._queue.flags & _queue.LOST:  # else it only refuses
+            seconds = now - self._committer.started
+            log.info("the store has recovered, %.3f s after its committer started", seconds)
         if self._listening or self._draining:
             return
         for sock in (*self._node.put_sockets, *self._node.get_sockets):

@@ -26,7 +26,6 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 from ingest import limits, sharding
 from ingest.engine import _queue, reload
@@ -34,6 +33,7 @@ from ingest.engine.commit._bulk import BulkJob
 from ingest.engine.commit._commit_counters import CommitCounters
 from ingest.engine.commit._committer import Committer
 from ingest.engine.commit._round import Round
+from ingest.engine.commit.lost_store import LostStore
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
 from ingest.runtime import _failpoints
@@ -78,6 +78,7 @@ class CommitLoop:
         self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
         self.counters = CommitCounters(node.queue)
+        self.lost = LostStore(node, self.core)
         self.space = Space(
             node.store.data_dir,
             node.store.data_fd,
@@ -115,6 +116,8 @@ class CommitLoop:
 
     def run(self) -> int:
         try:
+            if self.lost.look():
+                return EX_SYNC_FAILED if self.lost.serve(lambda: self.stopping) else 0
             self._recover()
             self.queue.committer_ready()
             try:
@@ -186,19 +189,15 @@ class CommitLoop:
     def _commit(self, taken_at: int) -> bool:
         """One round of the steps in the module's table. Returns whether anything moved."""
         core = self.core
+        if self.lost.look():
+            self._end_jobs(not self.lost.refuse(self._ended_jobs()))
+            return True
         if not self._log_has_room():
             self.counters.log_stall()
             self._begin_flush()
             return self._refuse()
-        failed_job = False
-        for future in [future for future in self._jobs if future.done()]:
-            job = self._jobs.pop(future)
-            future.result()  # a job keeps disk errors to itself; anything else is a defect and ends the process
-            failed_job |= not core.bulk_done(job)
-        if failed_job:
-            core.wake()
-            self._log_disk_errors()
-            raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
+        synced = [core.bulk_done(job) for job in self._ended_jobs()]
+        self._end_jobs(not all(synced))
         pending = core.pending_frames
         planned = core.plan(not self._out_of_space())
         if planned.jobs or planned.puts or planned.delete_frames:
@@ -217,6 +216,18 @@ class CommitLoop:
         if planned.stalled:
             self._begin_flush()
         return True
+
+    def _ended_jobs(self) -> list[BulkJob]:
+        ended = [future for future in self._jobs if future.done()]
+        for future in ended:
+            future.result()  # a job keeps disk errors to itself; anything else is a defect and ends the process
+        return [self._jobs.pop(future) for future in ended]
+
+    def _end_jobs(self, failed: bool) -> None:
+        if failed:
+            self.core.wake()
+            self._log_disk_errors()
+            raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
 
     def _write_batch(self, planned: Round, taken_at: int) -> None:
         puts, deletes, notes = planned.puts, planned.delete_frames, planned.notes
@@ -258,7 +269,8 @@ class CommitLoop:
         return self.log.has_room(BATCH_BYTES_MAX)
 
     def _may_grow(self) -> bool:
-        return self._spare is None and self.log.needs_spare and time.monotonic() >= self._grow_again_at
+        due = time.monotonic() >= self._grow_again_at
+        return self._spare is None and self.log.needs_spare and due and not self.lost.is_lost
 
     def _refuse(self) -> bool:
         """Where the log has not even one segment and can't get it, no flush helps: answers what would need the log.
@@ -401,17 +413,13 @@ class CommitLoop:
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
             # Also while nothing is put: whoever watches the node wants to know before the next put fails.
-            if self._out_of_space():
+            if self._out_of_space() or self.lost.look():
                 timeout = min(timeout, 0.25)
             if not self.log.segments and self._growth_errno:
                 timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
             self._poll.poll(timeout * 1000)
             self._take_settings()
         core.sleeping(False)
-        try:
-            os.eventfd_read(self.queue.committer_doorbell)
-        except BlockingIOError:
-            pass
 
     def _end(self) -> None:
         """A clean stop: the packs hold everything, and the log says so, so that the next start does nothing again."""
@@ -438,6 +446,3 @@ def committer_main(node: Node) -> int:
     signal.signal(signal.SIGTERM, loop.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return loop.run()
-
-
-__all__: list[Any] = ["EX_CORRUPT", "EX_SYNC_FAILED", "CommitLoop", "committer_main"]

@@ -26,7 +26,9 @@ def routes() -> list[Route]:
     ]
 
 
-async def _healthz(_: Exchange) -> web.StreamResponse:
+async def _healthz(exchange: Exchange) -> web.StreamResponse:
+    if exchange.services.possession is not None:
+        exchange.services.possession.check()
     return text_response("Ok!")
 
 

@@ -18,6 +18,7 @@ from ingest.gateway.http.request_body import RequestBody
 from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
 from ingest.objects.object_store import ObjectStore
+from ingest.store.possession import Possession
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
@@ -33,6 +34,7 @@ class Services:
     figures: NodeFigures
     links: DownloadLinks
     collect: Collect | None = None
+    possession: Possession | None = None  # of the data directory, which the process looks at
 
 
 @dataclass(slots=True)

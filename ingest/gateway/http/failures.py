@@ -14,6 +14,7 @@ from ingest.errors import (
     ConnectionLostError,
     CorruptFrameError,
     CorruptionError,
+    DataDirLostError,
     DiskError,
     IngestError,
     NameTakenError,
@@ -75,6 +76,7 @@ ERRORS: tuple[tuple[type[BaseException], int, str], ...] = (
     (PeerError, 502, "engine_failed"),
     (CorruptionError, 500, "corrupt"),
     (NoSpaceError, 507, "no_space"),
+    (DataDirLostError, 503, "data_dir_lost"),
     (DiskError, 500, "catalog_failed"),
     (IngestError, 500, "failed"),
 )

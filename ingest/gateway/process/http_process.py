@@ -41,6 +41,7 @@ from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.runtime import listeners
 from ingest.runtime.child import take_reloads
+from ingest.store.possession import Possession
 
 log = logging.getLogger(__name__)
 
@@ -124,18 +125,29 @@ class GatewayServer:
 
 
 def http_main(
-    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+    config: GatewayConfig,
+    sockets: Sockets,
+    read_config: ReadConfig,
+    telling: Telling,
+    link_key: bytes,
+    possession: Possession,
 ) -> int:
-    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. Returns its exit code."""
+    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. ``possession``: of the data directory
+    that the gateway was started on. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
         gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
         gc.set_threshold(limits.CYCLES_THRESHOLD)
-        uvloop.run(_serve(config, sockets, read_config, telling, link_key))
+        uvloop.run(_serve(config, sockets, read_config, telling, link_key, possession))
     return 0
 
 
 async def _serve(
-    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+    config: GatewayConfig,
+    sockets: Sockets,
+    read_config: ReadConfig,
+    telling: Telling,
+    link_key: bytes,
+    possession: Possession,
 ) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
@@ -146,16 +158,32 @@ async def _serve(
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
             store = await LocalStore.enter(
-                client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
+                client,
+                catalog,
+                reader,
+                read_keys(config)[0],
+                f"gateway {os.getpid()}",
+                possession=possession,
             )
             loop.add_signal_handler(signal.SIGTERM, server.ended.set)
             loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
             take_reloads()
+            looking = asyncio.create_task(_look_at(possession))
             try:
                 collect = _collect_once(client, catalog, reader)
-                await server.serve(Services(store, client.get, figures, DownloadLinks(link_key), collect))
+                links = DownloadLinks(link_key)
+                await server.serve(Services(store, client.get, figures, links, collect, possession))
             finally:
+                looking.cancel()
                 await store.leave()
+
+
+async def _look_at(possession: Possession) -> None:
+    """Again and again, in a thread: a look may wait for a file system, requests may not."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await loop.run_in_executor(None, possession.look)
+        await asyncio.sleep(limits.POSSESSION_IDLE_INTERVAL_S)
 
 
 def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:

@@ -198,12 +198,19 @@ class LogWriter:
         path = self.directory / name
         fd = open_segment(path)
         try:
+            there = os.stat(name, dir_fd=self._directory_fd)
+            if not os.path.samestat(
+                there, os.fstat(fd)
+            ):  # the path leads elsewhere: this may be another log's
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
             fill_with_zeros(fd, self.segment_size)
             os.fsync(self._directory_fd)
         except OSError:
             os.close(fd)
             with contextlib.suppress(OSError):  # the next try takes the same name
-                os.unlink(path)  # on a full disk the rest of the server needs what it took
+                os.unlink(
+                    name, dir_fd=self._directory_fd
+                )  # on a full disk the rest of the server needs what it took
             raise
         self._names.add(name)
         return Segment(path, fd)
