@@ -34,8 +34,10 @@ from ingest.catalog.catalog_calls import (
 )
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path, listen, service_lock
+from ingest.disk_wait import DiskWait
 from ingest.errors import DataDirLostError, ProtocolError
-from ingest.limits import ACCEPT_PAUSE_S, CATALOG_BATCH_MAX, CATALOG_UNREAD_MAX, LINGER_S
+from ingest.limits import ACCEPT_PAUSE_S, CATALOG_BATCH_MAX, CATALOG_UNREAD_MAX, HEART_INTERVAL_S, LINGER_S
+from ingest.runtime import heartbeat
 from ingest.store.possession import Possession, identity_of
 
 RECEIVE_SIZE = 256 << 10
@@ -80,7 +82,8 @@ class CatalogService:
     def run(self) -> None:
         try:
             while not self._stopping:
-                self._turn(None)
+                heartbeat.own().wait(DiskWait.NOTHING)
+                self._turn(HEART_INTERVAL_S)
             self._selector.unregister(self._wake)
             self._selector.unregister(self._listener)
             self._drain()
@@ -141,7 +144,9 @@ class CatalogService:
 
     def _commit(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), CATALOG_BATCH_MAX))]
+        heartbeat.own().wait(DiskWait.TRANSACTION)
         outcomes = self._outcomes([call for _, _, call in batch])
+        heartbeat.own().wait(DiskWait.NOTHING)
         answered = set()
         for (peer, id_, _), outcome in zip(batch, outcomes, strict=True):
             peer.unsent += framed(serialize_answer(id_, outcome))

@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ import uvloop
 from aiohttp import web
 
 from ingest import __version__, limits, ticket
-from ingest.engine import exposition, metrics, reload
+from ingest.engine import exposition, readiness, reload
 from ingest.errors import DiskError, TicketError
-from ingest.runtime import listeners
+from ingest.runtime import heartbeat, listeners
 from ingest.status import Status
 from ingest.store.layouts.layout import make_reader
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ingest.engine._queue import Queue
     from ingest.engine.node import Node
     from ingest.mac import KeyRing
+    from ingest.runtime.heartbeat import Heart
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +49,11 @@ class Admin:
         host: str,
         read_chunk: ReadChunk,
         key_names: tuple[str, ...] = (),
+        hearts: Mapping[str, Heart] | None = None,
     ) -> None:
         self._queue = queue
-        self._exposition = exposition.Exposition(queue, disk, key_names)
+        self._hearts = hearts or {}
+        self._exposition = exposition.Exposition(queue, disk, key_names, self._hearts)
         self._local = listeners.is_loopback(host)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
@@ -75,7 +78,7 @@ class Admin:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        reasons = metrics.ready_reasons(self._queue)
+        reasons = readiness.reasons(self._queue, self._hearts)
         return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
     async def _metrics(self, _: web.Request) -> web.Response:
@@ -147,7 +150,8 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
     disk = exposition.DiskUse(
         node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
     )
-    admin = Admin(node.queue, disk, host, reader(node.verifying_keys), node.key_names)
+    admin = Admin(node.queue, disk, host, reader(node.verifying_keys), node.key_names, node.hearts)
+    heartbeat.keep_beating()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)

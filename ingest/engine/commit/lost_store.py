@@ -16,6 +16,7 @@ from ingest.engine import _queue
 from ingest.engine.commit._bulk import BulkJob
 from ingest.engine.commit._committer import Committer
 from ingest.engine.node import Node
+from ingest.runtime import heartbeat
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,12 @@ class LostStore:
     def serve(self, stopping: Callable[[], bool]) -> bool:
         """What a committer does that starts now, instead of a recovery: the log that it would read may be another store's.
         Returns when it may recover after all (True), or is to stop."""
+        heartbeat.own().beat()
         self._queue.committer_ready()  # frames come from then on
         poll = select.poll()
         poll.register(self._queue.committer_doorbell, select.POLLIN)
         while not stopping() and self.look():
+            heartbeat.own().beat()
             self._core.take()
             self._core.refuse()
             self._core.sleeping(True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -18,6 +18,7 @@ from ingest.gateway.http.request_body import RequestBody
 from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
 from ingest.objects.object_store import ObjectStore
+from ingest.runtime.heartbeat import Heart
 from ingest.store.possession import Possession
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
@@ -35,6 +36,7 @@ class Services:
     links: DownloadLinks
     collect: Collect | None = None
     possession: Possession | None = None  # of the data directory, which the process looks at
+    hearts: Mapping[str, Heart] = field(default_factory=dict)  # of the gateway's processes, by name
 
 
 @dataclass(slots=True)

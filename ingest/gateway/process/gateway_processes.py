@@ -25,6 +25,7 @@ from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, col
 from ingest.gateway.process.signing_keys import Telling, read_keys
 from ingest.runtime import listeners, logs
 from ingest.runtime.durable_files import replacing, write_all
+from ingest.runtime.heartbeat import Heart
 from ingest.runtime.lock_file import open_directory
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
@@ -50,11 +51,14 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     announce(config, shares[0])
     link_key = secrets.token_bytes(32)
     latest = _Latest(config, read_config)
+    hearts: dict[str, Heart] = {}
     children = [Child("catalog", partial(catalog_main, config, shares, possession))]
     for number, sockets in enumerate(shares):
-        main = partial(_http_main, latest, shares, sockets, link_key, possession)
-        children.append(Child(f"http-{number}", main, reloads=True))
-    children.append(Child("collector", partial(_collector_main, latest, shares), reloads=True))
+        main = partial(_http_main, latest, shares, sockets, link_key, possession, hearts)
+        children.append(Child(f"http-{number}", main, reloads=True, replaced_when_silent=True))
+    collector = partial(_collector_main, latest, shares)
+    children.append(Child("collector", collector, reloads=True, replaced_when_silent=True))
+    hearts |= {child.name: child.heart for child in children}
     try:
         return Supervisor(
             [children[:1], children[1:]],
@@ -167,12 +171,17 @@ def catalog_main(config: GatewayConfig, shares: list[Sockets], possession: Posse
 
 
 def _http_main(
-    latest: _Latest, shares: list[Sockets], own: Sockets, link_key: bytes, possession: Possession
+    latest: _Latest,
+    shares: list[Sockets],
+    own: Sockets,
+    link_key: bytes,
+    possession: Possession,
+    hearts: dict[str, Heart],
 ) -> int:
     _close([share for share in shares if share is not own])
     possession.look()
     possession.check()
-    return http_main(latest.config, own, latest.read, latest.telling, link_key, possession)
+    return http_main(latest.config, own, latest.read, latest.telling, link_key, possession, hearts)
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:

@@ -39,8 +39,9 @@ from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
 from ingest.gateway.process.upstream import connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
-from ingest.runtime import listeners
+from ingest.runtime import heartbeat, listeners
 from ingest.runtime.child import take_reloads
+from ingest.runtime.heartbeat import Heart
 from ingest.store.possession import Possession
 
 log = logging.getLogger(__name__)
@@ -131,13 +132,14 @@ def http_main(
     telling: Telling,
     link_key: bytes,
     possession: Possession,
+    hearts: Mapping[str, Heart],
 ) -> int:
     """An HTTP process, until TERM. ``link_key``: with which all of them sign links. ``possession``: of the data directory
-    that the gateway was started on. Returns its exit code."""
+    that the gateway was started on. ``hearts``: of its processes. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
         gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
         gc.set_threshold(limits.CYCLES_THRESHOLD)
-        uvloop.run(_serve(config, sockets, read_config, telling, link_key, possession))
+        uvloop.run(_serve(config, sockets, read_config, telling, link_key, possession, hearts))
     return 0
 
 
@@ -148,6 +150,7 @@ async def _serve(
     telling: Telling,
     link_key: bytes,
     possession: Possession,
+    hearts: Mapping[str, Heart],
 ) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
@@ -169,10 +172,11 @@ async def _serve(
             loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
             take_reloads()
             looking = asyncio.create_task(_look_at(possession))
+            heartbeat.keep_beating()
             try:
                 collect = _collect_once(client, catalog, reader)
                 links = DownloadLinks(link_key)
-                await server.serve(Services(store, client.get, figures, links, collect, possession))
+                await server.serve(Services(store, client.get, figures, links, collect, possession, hearts))
             finally:
                 looking.cancel()
                 await store.leave()
@@ -221,6 +225,7 @@ async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Tell
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
             take_reloads()
+            heartbeat.keep_beating()
             await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
 
 
