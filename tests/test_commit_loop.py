@@ -140,8 +140,9 @@ class TestLost:
             assert committer.log().count("nothing is saved any more") == 1
             assert committer.stop() == 0
 
-    def test_one_that_nobody_puts_into_says_so_too(self, data):
-        with CommitterProcess(data) as committer:
+    @pytest.mark.parametrize("reserve", [0, 1 << 60])  # with room, and without
+    def test_one_that_nobody_puts_into_says_so_too(self, data, reserve):
+        with CommitterProcess(data, reserve=reserve) as committer:
             committer.start()
             shutil.rmtree(data)
             while not committer.queue.flags & _queue.LOST:

@@ -267,19 +267,19 @@ class CommitLoop:
         return future
 
     def _log_has_room(self) -> bool:
-        """Whether the log takes a batch of any size now. Makes a segment, or waits for the one that is being made, if
-        there is no other way: what fails then is not the batch."""
+        """Whether the log takes any batch now. Makes a segment or waits for one, if it must: that fails no batch."""
+        if self.log.has_room(BATCH_BYTES_MAX):
+            return True
         self.heart.wait(DiskWait.LOG_SEGMENT)
-        if not self.log.has_room(BATCH_BYTES_MAX):
-            self._end_spare(wait=True)
+        self._end_spare(wait=True)
         if not self.log.has_room(BATCH_BYTES_MAX) and self._may_grow():
             self._grow(self.log.make_spare)
         self.heart.wait(DiskWait.PACK_FILES)
         return self.log.has_room(BATCH_BYTES_MAX)
 
     def _may_grow(self) -> bool:
-        due = time.monotonic() >= self._grow_again_at
-        return self._spare is None and self.log.needs_spare and due and not self.lost.is_lost
+        waits = self.lost.is_lost or time.monotonic() < self._grow_again_at
+        return self._spare is None and self.log.needs_spare and not waits
 
     def _refuse(self) -> bool:
         """Where the log has not even one segment and can't get it, no flush helps: answers what would need the log.
@@ -413,7 +413,7 @@ class CommitLoop:
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
             # Also while nothing is put: whoever watches the node wants to know before the next put fails.
-            if self._out_of_space() or self.lost.look():
+            if self.lost.look() | self._out_of_space():  # both look
                 timeout = min(timeout, 0.25)
             if not self.log.segments and self._growth_errno:
                 timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
