@@ -22,6 +22,7 @@
         CatalogError          the catalog of objects, or a manifest, is not what it should be
         NoSpaceError          the disk is full
         ReadOnlyError         the disk may only be read, for now
+        DataDirLostError      the data directory is not the one that was opened: nothing is saved any more
       ObjectError           an object can't be stored, read or deleted as asked
         NotFoundError         there is none of that name or id
         NameTakenError        there is one already
@@ -128,6 +129,10 @@ class NoSpaceError(DiskError):
 
 
 class ReadOnlyError(DiskError):
+    pass
+
+
+class DataDirLostError(DiskError):
     pass
 
 

@@ -107,6 +107,11 @@ BULK_HOLD_MIN = 64  # frames of a run that waits for a running bulk job to grow 
 BULK_HOLD_JOBS = 8  # bulk jobs that a run long enough for one waits for at most: others take turns with it
 BULK_RUN_MIN = 128  # consecutive frames from which writing the pack at once is no slower than the log, and half the bytes
 
+SPACE_CHECK_INTERVAL_S = (
+    0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
+)
+SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
+
 # --- reading ---------------------------------------------------------------------------------------
 READ_PACKS_MAX = (
     1024  # packs that one reader keeps open, 0.6 MB; at most an eighth of the process's descriptors
@@ -133,6 +138,23 @@ RESTART_FORGET_S = 30.0  # a process that lived so long starts with the first de
 SUPERVISION_INTERVAL_S = (
     0.01  # how often the parent looks for what only shared memory tells, while it waits for that
 )
+
+# --- processes that stand still ------------------------------------------------------------------
+HEART_INTERVAL_S = 0.5  # between beats of a process that has nothing else to do: six in HEART_UNREADY_S
+HEART_LISTEN_INTERVAL_S = 1.0  # between looks of a parent at its children's
+HEART_LATE_S = (
+    2.0  # a parent whose look comes so much too late did not run itself: that time says nothing of others
+)
+HEART_UNREADY_S = (
+    3.0  # of silence: then a node is not ready. Longer than a sync of a busy disk, shorter than time-outs
+)
+HEART_SILENCE_MAX_S = (
+    30.0  # … then a worker or an HTTP process is replaced: who holds it in a debugger has as long
+)
+
+# --- a data directory that is gone ---------------------------------------------------------------
+POSSESSION_INTERVAL_S = 0.05  # how old a look may be after which something is saved: four stat() take 0.01 ms
+POSSESSION_IDLE_INTERVAL_S = 1.0  # between looks of a process that has nothing to save
 
 # --- the operator's side -------------------------------------------------------------------------
 STDERR_QUEUE_SIZE = 256 << 10  # bytes of lines of one process that nobody has taken yet, some 2,000

@@ -25,7 +25,7 @@ from ingest.engine.ports.bad_peers import BadPeers
 from ingest.engine.ports.frame_port import FrameServer, Port, configure, peer_name
 from ingest.engine.ports.peer_log import PeerLog
 from ingest.engine.ports.sibling_handover import Siblings
-from ingest.runtime import listeners
+from ingest.runtime import heartbeat, listeners
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -124,6 +124,7 @@ class Worker:
             self._look_whether_drained()
 
     def _tick(self) -> None:
+        heartbeat.own().beat()
         now = time.monotonic()
         for port in self._ports.values():
             self._peer_log.report(port, port.server.tick(now))

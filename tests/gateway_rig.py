@@ -196,6 +196,7 @@ class NodeGateway:
         self, data_dir: Path, *flags: str, command: str = "serve", wrapper: Iterable[str] = ()
     ) -> None:
         self.data_dir = data_dir
+        self.wrapper = tuple(wrapper)
         self.command = command
         self.wrapper = list(wrapper)  # a program that runs what follows it
         self.flags = flags
@@ -210,7 +211,7 @@ class NodeGateway:
         if self.command == "serve":
             ports += [f"--{name}=127.0.0.1:0" for name in ("listen", "read-listen", "admin-listen")]
         ports += [f"--api={name}=127.0.0.1:0" for name in API_NAMES]
-        command = [sys.executable, "-m", "ingest", self.command, f"--data-dir={self.data_dir}"]
+        command = [*self.wrapper, sys.executable, "-m", "ingest", self.command, f"--data-dir={self.data_dir}"]
         clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
@@ -275,8 +276,10 @@ class NodeGateway:
 
 
 @contextmanager
-def node_gateway(data_dir: Path, *flags: str, command: str = "serve") -> Iterator[NodeGateway]:
-    node = NodeGateway(data_dir, *flags, command=command)
+def node_gateway(
+    data_dir: Path, *flags: str, command: str = "serve", wrapper: Iterable[str] = ()
+) -> Iterator[NodeGateway]:
+    node = NodeGateway(data_dir, *flags, command=command, wrapper=wrapper)
     try:
         node.start()
         yield node

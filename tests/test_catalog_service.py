@@ -25,6 +25,7 @@ from ingest.catalog.local_catalog import LocalCatalog
 from ingest.catalog.version import ABSENT, Condition, VersionState
 from ingest.errors import (
     ConnectionLostError,
+    DataDirLostError,
     DiskError,
     NameTakenError,
     NotFoundError,
@@ -34,6 +35,7 @@ from ingest.errors import (
     UsageError,
 )
 from ingest.limits import CATALOG_MESSAGE_MAX
+from ingest.store.possession import Possession
 
 DIGEST = bytes(range(32))
 
@@ -210,7 +212,7 @@ class TestTogether:
         def serve_here():
             catalog = Catalog(catalog_path(tmp_path))
             catalog._db.connection.set_commit_hook(lambda: bool(commits.append(1)))
-            made.append(CatalogService(catalog, listener))
+            made.append(CatalogService(catalog, listener, Possession({})))
             ready.set()
             go.wait()
             made[0].run()
@@ -477,6 +479,11 @@ class TestSocket:
         with pytest.raises(StoreLockedError), service_lock(service.data_dir):
             pass
 
+    def test_is_one_service_s_also_when_somebody_removes_the_lock(self, service):
+        (service.data_dir / ".ingest" / "catalog.lock").unlink()
+        with pytest.raises(StoreLockedError), service_lock(service.data_dir):
+            pass
+
     def test_of_a_dead_service_is_replaced(self, service):
         service.kill()
         service.start()
@@ -552,3 +559,36 @@ class TestMessages:
             catalog_calls.parse_answer(b"junk")
         answer = catalog_calls.parse_answer(catalog_calls.serialize_answer(1, "text"))
         assert isinstance(catalog_calls.outcome_of(answer, int), ProtocolError)
+
+
+class TestLost:
+    """The file that SQLite has open, or the lock, is not where it was: what is saved there is found by nobody."""
+
+    @pytest.mark.parametrize("name", ["catalog.db", "catalog.lock", ""])
+    def test_nothing_is_saved_until_it_is_back(self, service, name):
+        path, away = service.data_dir / ".ingest" / name, service.data_dir.with_name("away")
+
+        async def saves(access: CatalogAccess, owner: int) -> bool:
+            try:
+                await access.lease(owner, 8)
+            except DataDirLostError:
+                return False
+            return True
+
+        async def main():
+            access = await CatalogClient.connect(service.data_dir)
+            owner = await access.enter("test")
+            assert await saves(access, owner)
+            path.rename(away)
+            while await saves(access, owner):
+                pass  # a look may be as old as POSSESSION_INTERVAL_S
+            await access.renew(owner)  # what readers need goes on
+            with pytest.raises(DataDirLostError, match=f"{path}.* is gone: nothing is saved"):
+                await access.lease(owner, 8)
+            assert not path.exists(), "it was made anew"
+            away.rename(path)
+            while not await saves(access, owner):
+                pass
+            await access.close()
+
+        asyncio.run(main())

@@ -22,7 +22,10 @@ from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.log.log_reader import LogReader
 
-S, E, C, N, D = Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED
+S, E, C, N, D, B = (
+    *(Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED),
+    Status.BUSY,
+)
 
 
 @pytest.fixture
@@ -101,6 +104,69 @@ class TestLife:
             committer.start()
             assert committer.stop() == 0
             committer.start()
+            assert committer.stop() == 0
+
+
+class TestLost:
+    """The data directory is not the one that was opened: nothing is saved, and nobody is told so."""
+
+    @staticmethod
+    def answers(committer: CommitterProcess, cookie: int) -> set[Status | None]:
+        return committer.wait(cookie)[0]
+
+    def until(self, committer: CommitterProcess, status: Status) -> None:
+        """Duplicates of the first frame, until one is answered so: a look may be as old as POSSESSION_INTERVAL_S."""
+        while self.answers(committer, committer.put(FIRST)) != {status}:
+            pass
+
+    @pytest.mark.parametrize("name", ["", ".ingest", ".ingest/lock", ".ingest/wal"])
+    def test_all_is_refused_until_it_is_back(self, data, name):
+        away = data.with_name("away")
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 100))
+            (data / name).rename(away)
+            self.until(committer, B)
+            long = [committer.put(FIRST + 1296 * i, 1296) for i in range(1, 4)]
+            assert committer.wait(committer.put(FIRST), committer.put(FIRST + 100), *long) == [{B}] * 5
+            assert committer.wait(committer.put(FIRST, 1, b"rival"), committer.delete(FIRST, 3)) == [{B}, {B}]
+            assert metrics.ready_reasons(committer.queue) == ["data directory lost"]
+            assert not (data / name).exists(), "it was made anew"
+            away.rename(data / name)
+            self.until(committer, S)
+            assert committer.wait(committer.put(FIRST + 100), committer.delete(FIRST, 3)) == [{S}, {D}]
+            assert metrics.ready_reasons(committer.queue) == []
+            assert committer.log().count("nothing is saved any more") == 1
+            assert committer.stop() == 0
+
+    @pytest.mark.parametrize("reserve", [0, 1 << 60])  # with room, and without
+    def test_one_that_nobody_puts_into_says_so_too(self, data, reserve):
+        with CommitterProcess(data, reserve=reserve) as committer:
+            committer.start()
+            shutil.rmtree(data)
+            while not committer.queue.flags & _queue.LOST:
+                assert not select.select([committer.pidfd], [], [], 0.01)[0], "it has ended"
+
+    def test_the_next_committer_neither_recovers_nor_saves(self, data):
+        """What lies there by now may be another store, with a log of its own."""
+        away = data.with_name("away")
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 100))
+            committer.kill()
+            data.rename(away)
+            shutil.copytree(away, data)
+            before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+            committer.start()
+            assert committer.wait(committer.put(FIRST), committer.put(FIRST + 200)) == [{B}, {B}]
+            assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+            assert committer.stop() == 0
+            committer.start()
+            shutil.rmtree(data)
+            away.rename(data)
+            assert committer.wait_end() == EX_SYNC_FAILED  # another one may recover now
+            committer.start()
+            assert committer.wait(committer.put(FIRST, 100), committer.put(FIRST + 200)) == [{S}, {S}]
             assert committer.stop() == 0
 
 

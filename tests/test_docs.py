@@ -11,6 +11,7 @@ from ingest import limits, mac, record, sharding, ticket
 from ingest.engine import exposition, metrics
 from ingest.engine._queue import Queue
 from ingest.errors import CorruptionError
+from ingest.runtime.heartbeat import Heart
 from ingest.status import Status
 from ingest.store import store_json
 from ingest.store.layouts.tree_file import CHECKSUM, DELETED, TreeFile
@@ -314,7 +315,10 @@ def test_segment_size():
 def test_every_metric_is_described():
     queue = Queue(1, 1)
     shown = {}
-    for metric in exposition.Exposition(queue, exposition.DiskUse(Path("/"), Path("/"), 0, 0)).collect():
+    hearts = {"parent": Heart()}
+    hearts["parent"].beat()
+    disk = exposition.DiskUse(Path("/"), Path("/"), 0, 0)
+    for metric in exposition.Exposition(queue, disk, (), hearts).collect():
         labels = {name for sample in metric.samples for name in sample.labels} - {"le"}
         suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")
         shown[metric.name + suffix] = "gauge" if metric.type == "info" else metric.type, labels

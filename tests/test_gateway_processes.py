@@ -475,3 +475,83 @@ def expire_owners(data_dir: Path) -> None:
     connection = apsw.Connection(str(data_dir / ".ingest" / "catalog.db"))
     connection.execute("UPDATE owners SET deadline = 0")
     connection.close()
+
+
+# --- a data directory that is not the one that was opened
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".ingest", ".ingest/lock", ".ingest/catalog.lock", ".ingest/catalog.db"]
+)
+def test_nothing_is_stored_while_it_is_lost(node: NodeGateway, tmp_path: Path, name: str) -> None:
+    def put() -> Answer:
+        return node.gateway.request("PUT", "/objects/a", body=SMALL)
+
+    path, away = node.data_dir / name, tmp_path / "away"
+    assert put().status == 200
+    path.rename(away)
+    # Each process has seen it, not the one alone that answered. What is sent before waits for the engine, up to 60 s.
+    until(lambda: {node.gateway.request("GET", "/healthz").status for _ in range(8)} == {503}, "all see it")
+    assert {put().status for _ in range(8)} == {503}
+    answer = put()
+    assert (answer.code, answer.headers["retry-after"]) == ("data_dir_lost", "1")
+    assert node.gateway.request("DELETE", "/objects/a").code == "data_dir_lost"
+    assert node.gateway.request("GET", "/objects/a").body == SMALL
+    assert not path.exists(), "it was made anew"
+    away.rename(path)
+    until(lambda: {node.gateway.request("GET", "/healthz").status for _ in range(8)} == {200}, "it is well")
+    assert put().status == 200
+    assert node.stop() == 0
+
+
+def test_no_process_that_starts_works_on_another_directory(node: NodeGateway, tmp_path: Path) -> None:
+    node.gateway.request("PUT", "/objects/a", body=SMALL)
+    catalog, http = child(node, "ingest-catalog"), child(node, "ingest-http-0")
+    node.data_dir.rename(tmp_path / "away")
+    (node.data_dir / ".ingest").mkdir(parents=True)
+    for process in (catalog, http):
+        process.kill()
+    until(lambda: node.log().count("nothing is saved here any more") >= 2, "both say why they do not start")
+    assert list((node.data_dir / ".ingest").iterdir()) == []
+    (node.data_dir / ".ingest").rmdir()
+    node.data_dir.rmdir()
+    (tmp_path / "away").rename(node.data_dir)
+    put = patiently(lambda: node.gateway.request("PUT", "/objects/b", body=SMALL))
+    assert put.status == 200
+    assert node.stop() == 0
+
+
+# --- processes that stand still
+
+
+def test_it_is_not_well_while_the_catalog_stands_still(node: NodeGateway) -> None:
+    def health() -> Answer:
+        return node.gateway.request("GET", "/healthz")
+
+    catalog = child(node, "ingest-catalog")
+    until(lambda: health().status == 200, "it is well")
+    catalog.suspend()
+    where = rb".*catalog (has not answered|waits for the disk: transaction) for \d+ s"  # where it was stopped
+    until(lambda: bool(re.match(where, health().body)), "it is not")
+    answer = health()
+    assert (answer.status, answer.code) == (503, "not_ready")
+    until(lambda: "catalog (pid" in node.log() and "has answered nothing" in node.log(), "it is named")
+    catalog.resume()
+    until(lambda: health().status == 200, "it is well again")
+    assert catalog.is_running(), "it was replaced"
+    assert node.gateway.request("PUT", "/objects/a", body=SMALL).status == 200
+    assert node.stop() == 0
+
+
+def test_an_http_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
+    """Of the two, which share the port; what the kernel gives to that one waits for it until then."""
+    short = (sys.executable, str(Path(__file__).with_name("short_limits.py")), "HEART_SILENCE_MAX_S=3", "--")
+    with node_gateway(tmp_path / "data", "--http-workers=2", wrapper=short) as node:
+        until(lambda: node.gateway.request("GET", "/healthz").status == 200, "it is well")
+        http = child(node, "ingest-http-0")
+        http.suspend()
+        until(lambda: not http.is_running(), "it is killed")
+        until(lambda: "ingest-http-0" in {one.name() for one in node.family()}, "another one is there")
+        assert {node.gateway.request("GET", "/alive").status for _ in range(16)} == {200}
+        assert "killing it" in node.log()
+        assert node.stop() == 0

@@ -23,20 +23,20 @@ def held(path):
 
 def test_there_is_none(path):
     with pytest.raises(FileNotFoundError):
-        lock_file.is_held(path)
+        lock_file.is_held(path, path.parent)
     assert (lock_file.holder(path), path.exists()) == ("", False)
 
 
 def test_nobody_holds_what_was_given_up(path):
     fd = lock_file.open_lock(path)
-    assert not lock_file.is_held(path)
+    assert not lock_file.is_held(path, path.parent)
     lock_file.take(fd)
     os.close(fd)
-    assert not lock_file.is_held(path)
+    assert not lock_file.is_held(path, path.parent)
 
 
 def test_it_is_held(path, held):
-    assert (lock_file.is_held(path), lock_file.holder(path)) == (True, "")
+    assert (lock_file.is_held(path, path.parent), lock_file.holder(path)) == (True, "")
     os.pwrite(held, b'{"pid": 4711}', 0)
     assert lock_file.holder(path) == " (process 4711)"
 
@@ -62,7 +62,42 @@ def test_a_second_one_is_refused(path, held, monkeypatch):
 
 def test_no_link_is_followed(path, tmp_path):
     path.symlink_to(tmp_path / "other")
-    for look in (lock_file.open_lock, lock_file.is_held):
-        with pytest.raises(OSError, match="symbolic link"):
-            look(path)
+    with pytest.raises(OSError, match="symbolic link"):
+        lock_file.open_lock(path)
+    with pytest.raises(OSError, match="symbolic link"):
+        lock_file.is_held(path, tmp_path)
     assert not (tmp_path / "other").exists()
+
+
+def close(fds):
+    for fd in fds:
+        os.close(fd)
+
+
+class TestTheDirectoryIsLockedToo:
+    def test_who_removes_the_file_lets_nobody_in(self, path):
+        fds = lock_file.acquire(path, path.parent)
+        path.unlink()
+        assert lock_file.is_held(path, path.parent)
+        with pytest.raises(BlockingIOError):
+            lock_file.acquire(path, path.parent)
+        assert not path.exists(), "the second one made a file"
+        path.touch()
+        with pytest.raises(BlockingIOError):
+            lock_file.acquire(path, path.parent)
+        close(fds)
+        assert not lock_file.is_held(path, path.parent)
+        close(lock_file.acquire(path, path.parent))
+
+    def test_a_program_that_knows_the_file_alone_keeps_others_out(self, path, held):
+        with pytest.raises(BlockingIOError):
+            lock_file.acquire(path, path.parent)
+        directory = lock_file.open_directory(path.parent)
+        assert lock_file.take_directory(directory), "what was not taken is still locked"
+        os.close(directory)
+
+    def test_a_directory_that_cannot_be_locked(self, path):
+        """As NFS says it: EBADF, for a descriptor that may not write."""
+        fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+        assert not lock_file.take_directory(fd)
+        os.close(fd)

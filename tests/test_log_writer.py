@@ -154,6 +154,22 @@ def test_a_spare_is_made_ahead_and_only_one(log):
     assert log.segments == 1
 
 
+def test_a_spare_is_never_made_of_another_log_s_segment(log, tmp_path):
+    """The log's directory was moved away, and another store's is in its place."""
+    (tmp_path / "wal").rename(tmp_path / "moved")
+    (tmp_path / "wal").mkdir()
+    (tmp_path / "wal/0000.log").write_bytes(b"another log's")
+    with pytest.raises(OSError, match=r"0000\.log") as caught:
+        log.make_spare()
+    assert caught.value.errno in (errno.ENOENT, errno.ESTALE)
+    assert (tmp_path / "wal/0000.log").read_bytes() == b"another log's"
+    (tmp_path / "wal/0000.log").unlink()
+    (tmp_path / "wal").rmdir()
+    (tmp_path / "moved").rename(tmp_path / "wal")
+    append(log, puts(1))
+    assert read_log(tmp_path / "wal").batches == {1: puts(1)}
+
+
 def test_two_that_make_a_spare_at_once_do_not_take_the_same_file(tmp_path):
     for round_ in range(10):
         directory = tmp_path / str(round_)

@@ -179,15 +179,19 @@ def test_reasons(queue: Queue) -> None:
     assert metrics.ready_reasons(queue) == ["recovering"]
     queue.committer_ready()
     assert metrics.ready_reasons(queue) == []
-    flags = (_queue.STARTING, _queue.DRAINING, _queue.NO_SPACE, _queue.FAILING, _queue.NO_LOG)
-    for flag, reason in zip(flags, ("starting", "draining", "no space", "failing", "no log"), strict=True):
+    flags = (
+        *(_queue.STARTING, _queue.DRAINING, _queue.NO_SPACE, _queue.FAILING, _queue.NO_LOG),
+        _queue.LOST,
+    )
+    names = ("starting", "draining", "no space", "failing", "no log", "data directory lost")
+    for flag, reason in zip(flags, names, strict=True):
         queue.set_flag(flag)
         assert metrics.ready_reasons(queue) == [reason]
         queue.clear_flag(flag)
     queue.committer_gone()
     for flag in flags:
         queue.set_flag(flag)
-    assert len(metrics.ready_reasons(queue)) == 6
+    assert len(metrics.ready_reasons(queue)) == 7
 
 
 def test_the_disks(queue: Queue) -> None:

@@ -6,6 +6,7 @@ The store, the committer and the admin port are the real ones; the workers only 
 import http.client
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -29,7 +30,7 @@ from ingest.engine.pool import Roles
 from ingest.engine.server import run_server, worker_count
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError, IngestError, KeyFileError, PortTakenError, StoreLockedError
-from ingest.runtime import logs
+from ingest.runtime import heartbeat, logs
 from ingest.runtime.key_file import make_key_file, read_keys
 from ingest.status import Status
 from ingest.store.store_json import write_store_json
@@ -44,8 +45,16 @@ def admin_main(node: Node) -> int:
 
 
 def worker_main(node: Node, slot: int) -> int:
-    signal.sigwait([signal.SIGTERM])
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    while not told:
+        heartbeat.own().beat()
+        select.select([], [], [], limits.HEART_INTERVAL_S)
     return 0
+
+
+def worker_that_fails(node: Node, slot: int) -> int:
+    return 70
 
 
 ROLES = Roles(admin_main, committer_main, worker_main)
@@ -54,7 +63,7 @@ ROLES = Roles(admin_main, committer_main, worker_main)
 class Server:
     """A server in a process of its own. Its log, and how it ended, come through a pipe."""
 
-    def __init__(self, config: ServerConfig) -> None:
+    def __init__(self, config: ServerConfig, roles: Roles = ROLES) -> None:
         self.lock = config.data_dir / ".ingest" / "lock"
         self.log, write = os.pipe2(os.O_CLOEXEC)
         self.text = ""
@@ -63,7 +72,7 @@ class Server:
             code = 99
             try:
                 sys.stderr = os.fdopen(write, "w", buffering=1)  # pytest has put its own there
-                code = run_server(config, ROLES)
+                code = run_server(config, roles)
             except IngestError as error:
                 print(f"ingest: {error}", file=sys.stderr)
                 code = error.exit_code
@@ -152,7 +161,7 @@ def test_the_lock_file_and_the_log_say_where_it_listens(server: Server, config: 
 
 
 def test_ready_when_it_serves(server: Server) -> None:
-    assert server.get("/readyz")[0] == 200
+    until_reasons(server, "")
     assert b'ingest_recoveries_total{process="committer"} 1.0' in server.get("/metrics")[1]
 
 
@@ -200,7 +209,7 @@ def test_a_second_server_on_the_same_data(server: Server, config: ServerConfig) 
     before = server.addresses()
     refused(config, StoreLockedError, f"process {server.pid}")
     assert server.addresses() == before
-    assert server.get("/readyz")[0] == 200
+    until_reasons(server, "")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +263,57 @@ def test_it_serves_on_when_one_process_is_killed(server: Server, victim: str) ->
     after = pids()
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} == {victim}
-    assert server.get("/readyz")[0] == 200
+    until_reasons(server, "")
+
+
+def child_of(server: Server, name: str) -> psutil.Process:
+    return next(one for one in psutil.Process(server.pid).children() if one.name() == name)
+
+
+def reasons(server: Server) -> list[str]:
+    return json.loads(server.get("/readyz")[1])["reasons"]
+
+
+def until_reasons(server: Server, pattern: str) -> None:
+    """Until there is one reason, and this one; an empty pattern: until there is none."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not re.fullmatch(pattern, "; ".join(found := reasons(server))):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", ["ingest-committe", "ingest-worker-1"])
+def test_it_is_not_ready_while_one_process_stands_still(server: Server, victim: str) -> None:
+    """And goes on with the same process when that goes on."""
+    server.wait_for("serving")
+    until_reasons(server, "")
+    name = {"ingest-committe": "committer"}.get(victim, victim.removeprefix("ingest-"))
+    process = child_of(server, victim)
+    process.suspend()
+    try:
+        until_reasons(server, rf"{name} has not answered for \d+ s")
+        server.wait_for(f"{name} (pid {process.pid}) has answered nothing for")
+        ages = {
+            name: float(value)
+            for name, value in re.findall(
+                r'ingest_heartbeat_age_seconds{process="(\S+)"} (\S+)', server.get("/metrics")[1].decode()
+            )
+        }
+        assert max(ages, key=ages.__getitem__) == name
+        assert ages.keys() == {"parent", "committer", "admin", "worker-0", "worker-1"}
+    finally:
+        process.resume()
+    until_reasons(server, "")
+    server.wait_for(f"{name} (pid {process.pid}) answers again")
+    assert process.is_running()
+    assert server.end() == 0
+
+
+def test_it_is_not_ready_without_a_worker(config: ServerConfig) -> None:
+    server = Server(config, replace(ROLES, worker=worker_that_fails))
+    server.wait_for("worker-1")
+    until_reasons(server, "no worker")
+    server.end()
 
 
 def test_the_lock_is_free_after_a_kill(config: ServerConfig) -> None:
@@ -264,6 +323,28 @@ def test_the_lock_is_free_after_a_kill(config: ServerConfig) -> None:
         assert server.end(signal.SIGKILL) == -signal.SIGKILL
     server = Server(config)
     server.wait_for("serving")
+    assert server.end() == 0
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_who_removes_the_lock_lets_no_second_server_in(
+    server: Server, config: ServerConfig, how: str
+) -> None:
+    """As an operator does who takes it for a stale one. The first server says that something is wrong."""
+    server.wait_for("serving")
+    said = server.lock.read_bytes()
+    address = server.addresses()["admin"]
+    server.lock.unlink()
+    if how == "replaced":
+        server.lock.write_bytes(said)
+    refused(config, StoreLockedError, "in use by another ingest server")
+    assert server.lock.exists() == (how == "replaced")
+    server.wait_for("nothing is saved any more")
+    with closing(http.client.HTTPConnection(address, timeout=PATIENCE_S)) as connection:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["reasons"] == ["data directory lost"]
     assert server.end() == 0
 
 

@@ -39,6 +39,8 @@ ON_A_FULL_DISK = frozenset({
     "pin", "unpin", "collected", "forget",
 })  # fmt: skip
 NOT_AGAIN = frozenset({"delete"})  # whose second time would not answer as the first: not sent again by itself
+# That save nothing: they are made, too, on a catalog whose file is not where it was.
+SAVING_NOTHING = frozenset({"enter", "renew", "leave", "pin", "unpin"})
 
 _LENGTH = struct.Struct(">I")
 

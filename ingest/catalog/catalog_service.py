@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import selectors
 import signal
 import socket
@@ -20,18 +21,31 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from ingest.catalog.catalog_calls import Call, framed, parse_call, run_together, serialize_answer, unframed
+from ingest.catalog.catalog_calls import (
+    SAVING_NOTHING,
+    Call,
+    framed,
+    parse_call,
+    run_together,
+    serialize_answer,
+    unframed,
+)
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path, listen, service_lock
-from ingest.errors import ProtocolError
+from ingest.disk_wait import DiskWait
+from ingest.errors import DataDirLostError, ProtocolError
 from ingest.limits import (
     ACCEPT_PAUSE_S,
     CATALOG_BATCH_MAX,
     CATALOG_RESERVE_RETRY_S,
     CATALOG_UNREAD_MAX,
+    HEART_INTERVAL_S,
     LINGER_S,
 )
+from ingest.runtime import heartbeat
+from ingest.store.possession import Possession, identity_of
 
 RECEIVE_SIZE = 256 << 10
 log = logging.getLogger("ingest.catalog")
@@ -48,10 +62,13 @@ class Peer:
 
 
 class CatalogService:
-    """Answers on ``listener`` until ``stop``. Takes over the listener and the catalog, whose thread is the caller's."""
+    """Answers on ``listener`` until ``stop``. Takes over the listener and the catalog, whose thread is the caller's.
+    ``possession``: of the catalog's file and of its lock. While that is lost nothing is saved."""
 
-    def __init__(self, catalog: Catalog, listener: socket.socket) -> None:
+    def __init__(self, catalog: Catalog, listener: socket.socket, possession: Possession) -> None:
         self._catalog = catalog
+        self._possession = possession
+        self._lost = False
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._queue: deque[tuple[Peer, int, Call]] = deque()
@@ -74,8 +91,11 @@ class CatalogService:
     def run(self) -> None:
         try:
             while not self._stopping:
+                heartbeat.own().wait(DiskWait.NOTHING)
                 self._keep_reserve()
-                self._turn(None if self._whole else CATALOG_RESERVE_RETRY_S)
+                self._turn(
+                    HEART_INTERVAL_S if self._whole else min(HEART_INTERVAL_S, CATALOG_RESERVE_RETRY_S)
+                )
             self._selector.unregister(self._wake)
             self._selector.unregister(self._listener)
             self._drain()
@@ -150,13 +170,30 @@ class CatalogService:
 
     def _commit(self) -> None:
         batch = [self._queue.popleft() for _ in range(min(len(self._queue), CATALOG_BATCH_MAX))]
-        outcomes = run_together(self._catalog, [call for _, _, call in batch])
+        heartbeat.own().wait(DiskWait.TRANSACTION)
+        outcomes = self._outcomes([call for _, _, call in batch])
+        heartbeat.own().wait(DiskWait.NOTHING)
         answered = set()
         for (peer, id_, _), outcome in zip(batch, outcomes, strict=True):
             peer.unsent += framed(serialize_answer(id_, outcome))
             answered.add(peer)
         for peer in answered & self._peers:
             self._send(peer)
+
+    def _outcomes(self, calls: list[Call]) -> list[Any]:
+        loss = self._possession.look_again()
+        if bool(loss) != self._lost:
+            self._lost = bool(loss)
+            if loss:
+                log.error("the catalog is lost: %s; nothing is saved any more", loss)
+            else:
+                log.warning("the catalog is there again: changes are saved")
+        if not loss:
+            return run_together(self._catalog, calls)
+        harmless = [call for call in calls if call[0] in SAVING_NOTHING]
+        made = iter(run_together(self._catalog, harmless) if harmless else ())
+        refused = DataDirLostError(f"{loss}: nothing is saved here any more")
+        return [next(made) if call[0] in SAVING_NOTHING else refused for call in calls]
 
     def _send(self, peer: Peer) -> None:
         if peer not in self._peers:
@@ -201,8 +238,11 @@ def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> N
 
     StoreLockedError when there is such a process already, CatalogError, DiskError.
     """
-    with service_lock(data_dir):
-        service = CatalogService(Catalog(catalog_path(data_dir)), listen(data_dir))
+    path = catalog_path(data_dir)
+    with service_lock(data_dir) as possession:
+        catalog = Catalog(path)
+        possession.add(path, identity_of(os.stat(path)))
+        service = CatalogService(catalog, listen(data_dir), possession)
         signal.signal(signal.SIGTERM, lambda *_: service.stop())
         ready()
         service.run()

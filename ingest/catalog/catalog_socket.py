@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ingest.errors import ConfigError, ConnectionLostError, DiskError, StoreLockedError
 from ingest.limits import LISTEN_BACKLOG
-from ingest.runtime.lock_file import open_lock, take
+from ingest.runtime.lock_file import acquire
 from ingest.store.data_dir import DataDir
+from ingest.store.possession import Possession
 
 _ADDRESS_SIZE = 108  # bytes of sun_path, with a NUL at its end: unix(7)
 _DESCRIPTORS = "/proc/self/fd"
@@ -23,21 +24,21 @@ def catalog_path(data_dir: Path) -> Path:
 
 
 @contextmanager
-def service_lock(data_dir: Path) -> Iterator[None]:
-    """Held by the one service of a data directory. StoreLockedError when another one runs, DiskError."""
+def service_lock(data_dir: Path) -> Iterator[Possession]:
+    """Held by the one service of a data directory: a lock on a file, and on that directory: the engine's is on
+    `.ingest`. Gives what was opened by that. StoreLockedError when another one runs, DiskError."""
     path = DataDir(data_dir).catalog_lock
     try:
-        fd = open_lock(path)
+        fds = acquire(path, data_dir)
+    except BlockingIOError:
+        raise StoreLockedError(f"the catalog of {data_dir} is another gateway's: stop it first") from None
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}") from error
     try:
-        try:
-            take(fd)
-        except BlockingIOError:
-            raise StoreLockedError(f"the catalog of {data_dir} is another gateway's: stop it first") from None
-        yield
+        yield Possession({path: fds[0], data_dir: fds[1]})
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 def listen(data_dir: Path) -> socket.socket:

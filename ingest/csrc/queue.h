@@ -56,8 +56,15 @@ typedef struct {
 } queue_ring;
 
 /* NODE_STARTING: the frame ports do not listen yet; the parent clears it once. NODE_NO_LOG: the log could not get its first
- * segment, so nothing is stored. */
-enum node_flag { NODE_DRAINING = 1, NODE_NO_SPACE = 2, NODE_FAILING = 4, NODE_STARTING = 8, NODE_NO_LOG = 16 };
+ * segment, so nothing is stored. NODE_LOST: the data directory is not the one that was opened; the committer's to set. */
+enum node_flag {
+    NODE_DRAINING = 1,
+    NODE_NO_SPACE = 2,
+    NODE_FAILING = 4,
+    NODE_STARTING = 8,
+    NODE_NO_LOG = 16,
+    NODE_LOST = 32
+};
 
 typedef struct {
     _Alignas(64) _Atomic uint64_t epoch;

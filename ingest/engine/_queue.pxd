@@ -14,6 +14,7 @@ cdef extern from "csrc/queue.h" nogil:
     enum: NODE_FAILING
     enum: NODE_STARTING
     enum: NODE_NO_LOG
+    enum: NODE_LOST
     enum: COUNTERS_MAX
     ctypedef struct atomic_u64 "_Atomic uint64_t":
         pass

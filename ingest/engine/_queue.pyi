@@ -1,6 +1,7 @@
 DRAINING: int
 NO_SPACE: int
 NO_LOG: int
+LOST: int
 FAILING: int
 STARTING: int
 ROW_PARENT: int

@@ -13,7 +13,7 @@ import logging
 import platform
 import secrets
 import signal
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,9 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import LineTooLong
 
 from ingest import __version__, limits, ticket
-from ingest.engine import exposition, metrics, reload
+from ingest.engine import exposition, readiness, reload
 from ingest.errors import DiskError, TicketError
-from ingest.runtime import listeners
+from ingest.runtime import heartbeat, listeners
 from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
 from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ingest.engine._queue import Queue
     from ingest.engine.node import Node
     from ingest.mac import KeyRing
+    from ingest.runtime.heartbeat import Heart
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +57,11 @@ class Admin:
         hosts: Sequence[str],
         read_chunk: ReadChunk,
         key_names: tuple[str, ...] = (),
+        hearts: Mapping[str, Heart] | None = None,
     ) -> None:
         self._queue = queue
-        self._exposition = exposition.Exposition(queue, disk, key_names)
+        self._hearts = hearts or {}
+        self._exposition = exposition.Exposition(queue, disk, key_names, self._hearts)
         self._local = all(listeners.is_loopback(host) for host in hosts)
         self._read_chunk = read_chunk
         # One thread: a slow disk holds up no health check, and the reader is used by one at a time.
@@ -100,7 +103,7 @@ class Admin:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.BaseRequest) -> web.Response:
-        reasons = metrics.ready_reasons(self._queue)
+        reasons = readiness.reasons(self._queue, self._hearts)
         return _json(503 if reasons else 200, {"ready": not reasons, "reasons": reasons})
 
     async def _metrics(self, _: web.BaseRequest) -> web.Response:
@@ -186,7 +189,8 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
     disk = exposition.DiskUse(
         node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
     )
-    admin = Admin(node.queue, disk, hosts, reader(node.verifying_keys), node.key_names)
+    admin = Admin(node.queue, disk, hosts, reader(node.verifying_keys), node.key_names, node.hearts)
+    heartbeat.keep_beating()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, ended.set)

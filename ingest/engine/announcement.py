@@ -54,7 +54,8 @@ def running(data_dir: Path) -> dict[str, Any] | None:
     It looks for a moment whether it could have the lock. A server that starts in that moment waits for it.
     """
     try:
-        return announced(data_dir) if is_held(DataDir(data_dir).lock) else None
+        inside = DataDir(data_dir)
+        return announced(data_dir) if is_held(inside.lock, inside.meta) else None
     except OSError:
         return None
 

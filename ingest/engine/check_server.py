@@ -135,9 +135,9 @@ def _store(config: ServerConfig, checked: CheckedConfig) -> None:
 
 def _server_on(data_dir: Path) -> str | None:
     """Who holds the lock; None when nobody does."""
-    path = DataDir(data_dir).lock
+    inside = DataDir(data_dir)
     try:
-        return holder(path) if is_held(path) else None
+        return holder(inside.lock) if is_held(inside.lock, inside.meta) else None
     except FileNotFoundError:
         return None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from ingest import __version__, _hmac, limits
+from ingest.disk_wait import DiskWait
 from ingest.engine import _queue
 from ingest.engine.metrics import (
     BY_KEY,
@@ -30,14 +32,16 @@ from ingest.engine.metrics import (
     KEY_COUNTERS,
     KEY_START,
     ROW_LENGTH,
-    ready_reasons,
     row_names,
 )
+from ingest.engine.readiness import reasons
 from ingest.runtime import machine
 
 if TYPE_CHECKING:
     from ingest.engine._queue import Queue
+    from ingest.runtime.heartbeat import Heart
 
+COMMITTER_WAITS = tuple(what for what in DiskWait if what not in (DiskWait.NOTHING, DiskWait.TRANSACTION))
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 
@@ -54,8 +58,15 @@ class DiskUse:
 class Exposition(Collector):
     """Reads the shared rows, /proc and the file systems at each scrape. For one thread at a time."""
 
-    def __init__(self, queue: Queue, disk: DiskUse, key_names: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        disk: DiskUse,
+        key_names: tuple[str, ...] = (),
+        hearts: Mapping[str, Heart] | None = None,
+    ) -> None:
         self._queue = queue
+        self._hearts = hearts or {}
         self._disk = disk
         self.key_names = key_names  # by the numbers of their counters
         self._cpu_seconds: dict[str, float] = {}  # shown last
@@ -75,6 +86,7 @@ class Exposition(Collector):
         yield from _histograms(rows)
         yield from _by_key(rows, self.key_names)
         yield from self._queue_gauges()
+        yield from _heart_gauges(self._hearts)
         yield from self._disk_gauges()
         yield from self._processes(rows)
         yield InfoMetricFamily(
@@ -107,7 +119,7 @@ class Exposition(Collector):
             ("ingest_dirty_packs", "Packs that the log still covers.", queue.dirty_packs),
             ("ingest_log_used_bytes", "Bytes of the log that cover them.", queue.log_used),
             ("ingest_log_size_bytes", "Bytes that the log may have.", self._disk.log_size),
-            ("ingest_ready", "1 when /readyz answers 200.", 0 if ready_reasons(queue) else 1),
+            ("ingest_ready", "1 when /readyz answers 200.", 0 if reasons(queue, self._hearts) else 1),
         ):
             yield GaugeMetricFamily(name, help, value=value)
 
@@ -152,6 +164,25 @@ class Exposition(Collector):
         yield from (cpu, resident, descriptors)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         yield GaugeMetricFamily("ingest_process_max_fds", "Descriptors that each may open.", value=limit)
+
+
+def _heart_gauges(hearts: Mapping[str, Heart]) -> Iterator[Metric]:
+    now = time.monotonic_ns()
+    help = (
+        "Time since a process came round its loop the last time. One that starts, or does not run, has none."
+    )
+    ages = GaugeMetricFamily("ingest_heartbeat_age_seconds", help, labels=["process"])
+    for name, heart in hearts.items():
+        age = heart.age(now)
+        if age is not None:
+            ages.add_metric([name], age)
+    yield ages
+    help = "How long the committer, or what it was given, has been waiting for the disk; 0: it is not."
+    waits = GaugeMetricFamily("ingest_committer_wait_seconds", help, labels=["what"])
+    waiting, seconds = hearts["committer"].waiting(now) if "committer" in hearts else (DiskWait.NOTHING, 0.0)
+    for what in COMMITTER_WAITS:
+        waits.add_metric([what.name.lower()], seconds if what is waiting else 0.0)
+    yield waits
 
 
 def _counters(rows: Sequence[tuple[str, str, list[int]]]) -> Iterator[Metric]:

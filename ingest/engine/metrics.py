@@ -228,6 +228,7 @@ def ready_reasons(queue: Queue) -> list[str]:
             (flags & _queue.NO_SPACE, "no space"),
             (flags & _queue.FAILING, "failing"),
             (flags & _queue.NO_LOG, "no log"),
+            (flags & _queue.LOST, "data directory lost"),
         )
         if holds
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ingest.engine._queue import Queue
     from ingest.engine.server_config import ServerConfig
     from ingest.mac import KeyRing
+    from ingest.runtime.heartbeat import Heart
     from ingest.store.store import Store
     from ingest.tls import Certificates
 
@@ -35,7 +36,7 @@ class Node:
     What a reload changes (`reload`) is here as a process that starts now has to see it: ``keys`` are the workers',
     ``known_keys`` those with which committer and admin port verify what is stored, None when they are the same.
     ``read_config`` reads the configuration again. ``control`` is a child's end of its line to the parent,
-    ``settings_memory`` what a message there speaks of.
+    ``settings_memory`` what a message there speaks of. ``hearts``: of the processes, by their names.
     """
 
     config: ServerConfig
@@ -52,6 +53,7 @@ class Node:
     key_names: tuple[str, ...] = ()  # identifiers of the keys that are counted, by their counters' numbers
     read_config: Callable[[], ServerConfig] | None = None
     control: socket.socket | None = None
+    hearts: Mapping[str, Heart] = field(default_factory=dict)
     settings_memory: mmap.mmap = field(default_factory=_settings_memory)
 
     def sockets_of(self, worker: int) -> tuple[list[socket.socket], list[socket.socket]]:

@@ -26,7 +26,7 @@ from ingest import limits
 from ingest.engine import _queue, metrics
 from ingest.engine.reload import Reload
 from ingest.errors import ConfigError, CorruptionError
-from ingest.runtime import listeners
+from ingest.runtime import heartbeat, listeners
 from ingest.runtime.child import EX_CONFIG, EX_CORRUPT
 from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
@@ -52,21 +52,27 @@ class Pool(Supervisor):
     def __init__(self, node: Node, roles: Roles) -> None:
         self._node = node
         self._queue = node.queue
-        self._admin = self._child("admin", partial(roles.admin, node))
+        self._admin = self._child("admin", partial(roles.admin, node), replaced_when_silent=True)
         self._committer = self._child("committer", partial(roles.committer, node))
         self._workers = [
-            self._child(f"worker-{slot}", partial(roles.worker, node, slot))
+            self._child(f"worker-{slot}", partial(roles.worker, node, slot), replaced_when_silent=True)
             for slot in range(node.queue.workers)
         ]
         super().__init__([[self._admin], [self._committer], self._workers], node.config.drain_timeout)
         # Of ends that are seen at once, the workers' come first, as in the drain.
         self._children = [*self._workers, self._committer, self._admin]
+        node.hearts = {child.name: child.heart for child in self._children} | {"parent": heartbeat.own()}
         self._listening = False
         self._serving = False  # the present committer has recovered
         self._reloads = Reload(node, self._lines)
 
-    def _child(self, name: str, role: Callable[[], int]) -> Child:
-        child = Child(name, lambda: self._play(child, role), has_line=True)
+    def _child(self, name: str, role: Callable[[], int], replaced_when_silent: bool = False) -> Child:
+        child = Child(
+            name,
+            lambda: self._play(child, role),
+            has_line=True,
+            replaced_when_silent=replaced_when_silent,
+        )
         return child
 
     def _play(self, child: Child, role: Callable[[], int]) -> int:
@@ -156,7 +162,9 @@ class Pool(Supervisor):
     def _committer_is_ready(self, now: float) -> None:
         self._serving = True
         self._queue.clear_flag(_queue.FAILING)
-        log.info("the store has recovered, %.3f s after its committer started", now - self._committer.started)
+        if not self._queue.flags & _queue.LOST:  # else it only refuses
+            seconds = now - self._committer.started
+            log.info("the store has recovered, %.3f s after its committer started", seconds)
         if self._listening or self._draining:
             return
         for sock in (*self._node.put_sockets, *self._node.get_sockets):

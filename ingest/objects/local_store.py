@@ -18,6 +18,7 @@ from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import Budget
 from ingest.objects.receiver import Receiver
 from ingest.objects.upload import Upload
+from ingest.store.possession import Possession
 
 
 class LocalStore:
@@ -31,11 +32,13 @@ class LocalStore:
         reader: CatalogReader,
         membership: Membership,
         key: bytes,
+        possession: Possession | None = None,
     ) -> None:
         self._client = client
         self._catalog = catalog
         self._reader = reader
         self._membership = membership
+        self._possession = possession
         self.budget = Budget()
         self._receiver = Receiver(client, catalog, membership, manifest_key(key), self.budget)
 
@@ -48,10 +51,13 @@ class LocalStore:
         key: bytes,
         what: str,
         lease_tickets: int = LEASE_TICKETS,
+        possession: Possession | None = None,
     ) -> Self:
         """``key``: the first shared key of the node. ``what`` names this process to people. ``lease_tickets``: that it takes
-        in advance for small objects."""
-        return cls(client, catalog, reader, await Membership.enter(catalog, what, lease_tickets), key)
+        in advance for small objects. ``possession``: of the data directory, which somebody looks at; while it is lost, `put`
+        and `delete` raise DataDirLostError at once."""
+        membership = await Membership.enter(catalog, what, lease_tickets)
+        return cls(client, catalog, reader, membership, key, possession)
 
     async def leave(self) -> None:
         """To be called when nobody uploads any more."""
@@ -69,12 +75,17 @@ class LocalStore:
         condition: Condition = ANY,
     ) -> Version:
         self._membership.check()
+        self._check_possession()
         if isinstance(name, str):
             await self.check(namespace, name, condition)
         return await self._receiver.receive(
             Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)),
             body,
         )
+
+    def _check_possession(self) -> None:
+        if self._possession is not None:
+            self._possession.check()
 
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         check_namespace(namespace)
@@ -108,6 +119,7 @@ class LocalStore:
         return self._reader.find_object(object_id)
 
     async def delete(self, namespace: str, name: str, condition: Condition = ANY) -> Version:
+        self._check_possession()
         return await self._catalog.delete(namespace, name, condition)
 
     async def page(self, namespace: str, prefix: str = "", after: str = "", limit: int = 1000) -> list[Entry]:

@@ -1,18 +1,26 @@
 """Lock files: one process has it, and whoever wants to know sees whether, and what that process wrote there.
 
-A lock is a flock(2): it ends with the last process that has a copy of the descriptor, however that ends.
+A lock is a flock(2): it ends with the last process that has a copy of the descriptor, however that ends. It is on a file,
+and on a directory too: who removes the file and makes another one, or has one made, finds the directory locked.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from ingest import limits
+
+# flock(2) of a directory where there is none. NFS makes a lock of bytes of it, which wants a descriptor for writing: EBADF.
+NO_DIRECTORY_LOCKS = frozenset(
+    (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+)
 
 
 def open_lock(path: Path) -> int:
@@ -25,26 +33,70 @@ def take(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def take_directory(fd: int) -> bool:
+    """The same with a directory. False where the file system locks none: then the file alone is the lock."""
+    return _lock_directory(fd, fcntl.LOCK_EX)
+
+
+def _lock_directory(fd: int, how: int) -> bool:
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_DIRECTORY_LOCKS:
+            return False
+        raise
+    return True
+
+
 def take_patiently(fd: int) -> None:
-    """Likewise; but whoever only looks whether somebody has it (`is_held`) is gone in a moment."""
+    """`take`; but whoever only looks whether somebody has it (`is_held`) is gone in a moment."""
+    _patiently(lambda: take(fd))
+
+
+def _patiently(take_it: Callable[[], object]) -> None:
     for _ in range(limits.LOCK_TRIES - 1):
         with suppress(BlockingIOError):
-            take(fd)
+            take_it()
             return
         time.sleep(limits.LOCK_TRY_INTERVAL_S)
-    take(fd)
+    take_it()
 
 
-def is_held(path: Path) -> bool:
-    """Whether a process has it. It looks for a moment whether it could have the lock itself. OSError when the file cannot be
-    opened: FileNotFoundError when there is none."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+def open_directory(path: Path) -> int:
+    """The descriptor of a directory, for `take_directory`. OSError."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def acquire(path: Path, directory: Path) -> tuple[int, int]:
+    """Takes the lock patiently: descriptors of the file and of the directory, to be closed by who has it. BlockingIOError
+    when another process has one of them, OSError."""
+    fds = [open_directory(directory)]
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        _patiently(
+            lambda: take_directory(fds[0])
+        )  # first: who comes second makes no file in the place of one that is gone
+        fds.append(open_lock(path))
+        take_patiently(fds[1])
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds[1], fds[0]
+
+
+def is_held(path: Path, directory: Path) -> bool:
+    """Whether a process has it. It looks for a moment whether it could have the lock itself. OSError when the file cannot be
+    opened: FileNotFoundError when there is none, and nobody has the directory."""
+    fds = [open_directory(directory)]
+    try:
+        _lock_directory(fds[0], fcntl.LOCK_SH)
+        fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        fcntl.flock(fds[1], fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
     return False
 
 

@@ -18,13 +18,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ingest import limits
 from ingest.errors import CatalogError, CorruptionError, IngestError
-from ingest.runtime import listeners, logs, signals
+from ingest.runtime import heartbeat, listeners, logs, signals
 from ingest.runtime.child import EX_CORRUPT, EX_SOFTWARE, die_with
+from ingest.runtime.heartbeat import Heart
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Child:
 
     ``stays``: its end is the end of all, it is not started again. ``reloads``: it gets SIGHUP when the parent does; one
     waits until it has a handler and calls `signals.take_reloads`. ``has_line``: a socket pair joins it and the parent.
+    ``replaced_when_silent``: another one can do again what it did, so it is killed when its heart has stopped for long.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Child:
     stays: bool = False
     reloads: bool = False
     has_line: bool = False
+    replaced_when_silent: bool = False
+    heart: Heart = field(default_factory=Heart)
     state: State = State.EMPTY
     pid: int = 0
     pidfd: int = -1
@@ -82,6 +86,7 @@ class Child:
         """Waits for its end, and keeps the ``exit_code``. Returns what the process has used."""
         _, status, used = os.wait4(self.pid, 0)
         self.let_go()
+        self.heart.reset()
         self.exit_code = os.waitstatus_to_exitcode(status)
         return used
 
@@ -98,6 +103,7 @@ class Child:
         """Forks. ``leave`` is called in the new process: it lets go of what the parent has."""
         parent, pid = os.getpid(), 0
         self.started = time.monotonic()
+        self.heart.reset()
         ends: tuple[socket.socket, ...] = ()
         # Blocked until the child has its own handlers: a signal to it must not be taken for one to the parent.
         signal.pthread_sigmask(signal.SIG_BLOCK, signals.HANDLED)
@@ -130,6 +136,7 @@ class Child:
         try:
             die_with(parent, self.name)
             logs.name_process(self.name)
+            heartbeat.take(self.heart)
             signals.begin_child(self.reloads)
             leave()
             if ends:

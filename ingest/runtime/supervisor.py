@@ -1,8 +1,9 @@
 """Starts processes, watches them, and ends them. None of their work is done here.
 
 The parent is one thread that sleeps in poll() on the pidfds of its children and on signals. Its children have ranks: they
-are started from the first rank on, and ended from the last one, each rank when the one behind it has ended. What a child
-is, and its states: `supervised`. A parent with more to decide than that is a subclass: the one of a server (`pool`).
+are started from the first rank on, and ended from the last one, each rank when the one behind it has ended. Once a second
+it listens to their hearts (`heartbeat`). What a child is, and its states: `supervised`. A parent with more to decide than
+that is a subclass: the one of a server (`pool`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+from ingest import limits
 from ingest.errors import BusyError, ConfigError, CorruptionError, IngestError
-from ingest.runtime import signals
+from ingest.runtime import heartbeat, signals
 from ingest.runtime.child import EX_BUSY, EX_CONFIG, EX_CORRUPT, adopts_orphans, describe_exit, reap_orphans
 from ingest.runtime.supervised import Child, State
 
@@ -51,6 +53,8 @@ class Supervisor:
         self._drain_timeout = drain_timeout
         self._release = release
         self._reload = reload
+        self._listeners = {child.name: heartbeat.Listener(child.heart) for child in self._children}
+        self._listened_at = time.monotonic()
         self._draining = False
         self._deadline = 0.0  # of the drain
         self._clean = True
@@ -97,10 +101,12 @@ class Supervisor:
     def _moments(self, now: float) -> list[float]:
         """When to look again although nothing happened."""
         moments = [child.due for child in self._children if child.state is State.RESTING]
+        moments.append(self._listened_at + limits.HEART_LISTEN_INTERVAL_S)
         return [*moments, self._deadline] if self._draining else moments
 
     def _step(self, now: float) -> None:
         """Moves on every child that only had to wait, and the drain."""
+        self._listen(now)
         for child in self._children:
             if child.state is State.RESTING and now >= child.due:
                 self._start(child)
@@ -150,6 +156,38 @@ class Supervisor:
 
     def _reap(self, child: Child) -> resource.struct_rusage:
         return child.reap()
+
+    # --- hearts
+
+    def _listen(self, now: float) -> None:
+        passed = now - self._listened_at
+        if passed < limits.HEART_LISTEN_INTERVAL_S:
+            return
+        self._listened_at = now
+        heartbeat.own().beat()
+        # A machine that was suspended, a group that was stopped: then nobody else could beat either.
+        counts = passed if passed < limits.HEART_LISTEN_INTERVAL_S + limits.HEART_LATE_S else 0.0
+        for child in self._children:
+            if child.state is State.RUNNING:
+                self._judge(child, self._listeners[child.name].listen(counts))
+
+    def _judge(self, child: Child, silent: float) -> None:
+        """``silent``: for how many seconds it has been."""
+        said, listener = (child.name, child.pid), self._listeners[child.name]
+        wait, waited = child.heart.waiting(time.monotonic_ns())
+        disk = f"; it waits for the disk: {wait.words} for {waited:.0f} s" if wait else ""
+        late = max(silent, waited)
+        if late >= limits.HEART_UNREADY_S and not listener.told:
+            log.warning("%s (pid %d) has answered nothing for %.0f s%s", *said, late, disk)
+        elif late < limits.HEART_UNREADY_S and listener.told:
+            log.warning("%s (pid %d) answers again", *said)
+        listener.told = late >= limits.HEART_UNREADY_S
+        if child.replaced_when_silent and silent >= listener.patience:
+            log.error("%s (pid %d) has answered nothing for %.0f s: killing it", *said, silent)
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            listener.patience += (
+                limits.HEART_SILENCE_MAX_S
+            )  # a disk may hold it: then it is named once in a while
 
     # --- the loop
 

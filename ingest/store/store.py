@@ -3,7 +3,7 @@
 DATA/AA/BB/CC/obj      packs, or in layout tree a chunk each
 DATA/.ingest/          everything else, 0700
     store.json         what the store is; written once, then only to add keys
-    lock               held (flock) by the parent and, inherited, by all its processes
+    lock               held (flock), as this directory is, by the parent and, inherited, by all its processes
     key                the shared keys, unless they are elsewhere
     wal/               the log, unless it is elsewhere
 """
@@ -15,6 +15,7 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.runtime.durable_files import make_directory, sync_directory
-from ingest.runtime.lock_file import holder, open_lock, take_patiently
+from ingest.runtime.lock_file import acquire, holder, open_directory
 from ingest.store.data_dir import LOG_ID_FILE, META, DataDir
 from ingest.store.layouts import tree_file
 from ingest.store.layouts.layout import LAYOUTS
+from ingest.store.possession import Possession
 from ingest.store.space import OUT_OF_SPACE, existing, explain
 from ingest.store.store_json import (
     CHECK,
@@ -49,6 +51,8 @@ class Store:
     wal_dir: Path
     data_fd: int
     lock_fd: int
+    meta_fd: int  # locked too, where directories can be
+    wal_fd: int
     store_id: bytes
     log_id: bytes
     layout: str
@@ -64,7 +68,7 @@ class Store:
         if layout not in LAYOUTS:
             raise ConfigError(f"layout {layout!r} is not in this version; it knows: {', '.join(LAYOUTS)}")
         try:
-            data_fd, lock_fd = _open_and_lock(data_dir)
+            fds = _open_and_lock(data_dir)
         except OSError as error:
             if error.errno in OUT_OF_SPACE:
                 raise DiskError(explain(error, existing(data_dir))) from error
@@ -72,10 +76,9 @@ class Store:
                 f"{data_dir}: {error.strerror}; the data directory must be a directory that we may write"
             ) from error
         try:
-            return cls._open_locked(data_dir, wal_dir, layout, data_fd, lock_fd)
+            return cls._open_locked(data_dir, wal_dir, layout, fds)
         except BaseException as error:
-            os.close(lock_fd)
-            os.close(data_fd)
+            _close(fds)
             if isinstance(error, OSError):
                 elsewhere = wal_dir is not None and str(error.filename).startswith(str(wal_dir))
                 raise DiskError(
@@ -85,7 +88,7 @@ class Store:
 
     @classmethod
     def _open_locked(
-        cls, data_dir: Path, wal_dir: Path | None, layout: str, data_fd: int, lock_fd: int
+        cls, data_dir: Path, wal_dir: Path | None, layout: str, fds: tuple[int, int, int]
     ) -> Store:
         path = DataDir(data_dir).store_json
         wal = wal_dir if wal_dir is not None else DataDir(data_dir).wal
@@ -105,17 +108,19 @@ class Store:
                 },
             )
             sync_directory(data_dir)
-        return cls._read(data_dir, wal, layout, data_fd, lock_fd)
+        store = cls._read(data_dir, wal, layout, fds)
+        store.wal_fd = open_directory(wal)
+        return store
 
     @classmethod
     def read(cls, data_dir: Path, *, wal_dir: Path | None = None, layout: str = "pack") -> Store:
         """As `open`, of a store that exists, but without its lock, and without changing anything: for looking only."""
         _refuse_unfinished(data_dir)
         wal = wal_dir if wal_dir is not None else DataDir(data_dir).wal
-        return cls._read(data_dir, wal, layout, -1, -1)
+        return cls._read(data_dir, wal, layout, (-1, -1, -1))
 
     @classmethod
-    def _read(cls, data_dir: Path, wal: Path, layout: str, data_fd: int, lock_fd: int) -> Store:
+    def _read(cls, data_dir: Path, wal: Path, layout: str, fds: tuple[int, int, int]) -> Store:
         path = DataDir(data_dir).store_json
         record = read_store_json(path)
         if record["layout"] != layout:
@@ -131,8 +136,8 @@ class Store:
         return cls(
             data_dir,
             wal,
-            data_fd,
-            lock_fd,
+            *fds,
+            -1,
             bytes.fromhex(record["store_id"]),
             bytes.fromhex(record["log_id"]),
             record["layout"],
@@ -168,8 +173,19 @@ class Store:
 
     def close(self) -> None:
         """Gives up the lock, if no child holds it."""
-        os.close(self.lock_fd)
-        os.close(self.data_fd)
+        _close((self.data_fd, self.lock_fd, self.meta_fd, self.wal_fd))
+
+    def possession(self) -> Possession:
+        """Whether the paths still lead to what is open here. For one process: it remembers what it saw."""
+        inside = DataDir(self.data_dir)
+        return Possession(
+            {
+                self.data_dir: self.data_fd,
+                inside.meta: self.meta_fd,
+                inside.lock: self.lock_fd,
+                self.wal_dir: self.wal_fd,
+            }
+        )
 
 
 def check_new(data_dir: Path, wal: Path, layout: str) -> None:
@@ -201,7 +217,13 @@ def _refuse_links(data_dir: Path) -> None:
             )
 
 
-def _open_and_lock(data_dir: Path) -> tuple[int, int]:
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _open_and_lock(data_dir: Path) -> tuple[int, int, int]:
+    """Descriptors of the directory, of the lock and of `.ingest`."""
     make_directory(data_dir)
     meta = DataDir(data_dir).meta
     make_directory(meta)
@@ -209,21 +231,15 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int]:
         raise OSError(errno.ELOOP, f"{meta} is a symbolic link")
     data_fd = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     lock_path = DataDir(data_dir).lock
-    lock_fd = -1
     try:
-        lock_fd = open_lock(lock_path)
-        take_patiently(lock_fd)
+        return data_fd, *acquire(lock_path, meta)
     except BlockingIOError as error:
-        other = holder(lock_path)
-        os.close(lock_fd)
         os.close(data_fd)
+        other = holder(lock_path)
         raise StoreLockedError(f"{data_dir} is in use by another ingest server{other}") from error
     except OSError:
-        if lock_fd >= 0:
-            os.close(lock_fd)
         os.close(data_fd)
         raise
-    return data_fd, lock_fd
 
 
 def _refuse_foreign_files(data_dir: Path) -> None:

@@ -28,6 +28,8 @@ from ingest.store.layouts._slot_table cimport (
     SLOT_DELETED, SLOT_FREE, SLOT_PRESENT, SlotTable, pack_state, slots_alike,
 )
 
+import os
+
 from ingest import limits
 from ingest.engine._queue import ROW_COMMITTER
 from ingest.status import Status
@@ -43,6 +45,7 @@ cdef extern from "csrc/counters.h" nogil:
 cdef int SAVED = Status.SAVED
 cdef int ERROR = Status.ERROR
 cdef int NO_SPACE = Status.NO_SPACE
+cdef int BUSY = Status.BUSY
 cdef int DELETED = Status.DELETED
 cdef int FRAME = limits.FRAME_SIZE
 cdef int DATA = limits.TICKET_SIZE + limits.CHECKSUM_SIZE   # offset of the data in a frame
@@ -279,6 +282,31 @@ cdef class Committer:
         self.pending.drop(it)
         return 0
 
+    # --- refuse ---------------------------------------------------------------------------------
+
+    def refuse(self):
+        """Answers BUSY to all that is pending, puts and deletes, whatever their tickets hold: nothing of it is looked at."""
+        cdef int i
+        for i in range(self.pending.count):
+            self.outcomes.put(&self.pending.items[i], BUSY)
+            self.pending.drop(&self.pending.items[i])
+        self.pending.compact()
+        self.outcomes.wake()
+
+    def discard(self, BulkJob job):
+        """As `bulk_done`, but all of it is answered ERROR: its slots are free again, as if it had not run."""
+        cdef int i
+        cdef bint fine
+        errors = list(self.disk_errors)
+        for i in range(job.sequence_count if job.error == 0 else 0):
+            if job.sequences[i].error == 0:
+                job.sequences[i].error = EAGAIN     # not what the disk said
+        fine = self.bulk_done(job)
+        if fine:
+            self.round.noted.pop()
+            self.disk_errors = errors       # the disk had no part in it
+        return fine
+
     # --- bulk -----------------------------------------------------------------------------------
 
     def bulk_done(self, BulkJob job):
@@ -311,9 +339,14 @@ cdef class Committer:
         self.outcomes.wake()
 
     def sleeping(self, bint asleep):
-        """Says that the committer is about to sleep (the workers then ring), or that it woke."""
+        """Says that the committer is about to sleep (the workers then ring), or that it woke: then the doorbell falls silent."""
         word_store(&self.queue.header.committer_sleeping, asleep)
         full_fence()
+        if not asleep:
+            try:
+                os.eventfd_read(self.queue.committer_doorbell)
+            except BlockingIOError:
+                pass
 
     def check(self):
         """Asserts that every claim has its owner: slots claimed = frames in the batch, in its deletes, in bulk jobs."""

@@ -26,17 +26,19 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
-from ingest import limits, sharding
+from ingest import limits
+from ingest.disk_wait import DiskWait
 from ingest.engine import _queue, reload
 from ingest.engine.commit._bulk import BulkJob
 from ingest.engine.commit._commit_counters import CommitCounters
 from ingest.engine.commit._committer import Committer
 from ingest.engine.commit._round import Round
+from ingest.engine.commit.damage_log import tell_of_damage
+from ingest.engine.commit.lost_store import LostStore
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
-from ingest.runtime import _failpoints
+from ingest.runtime import _failpoints, heartbeat
 from ingest.store.layouts import layout
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.log.recovery import recover
@@ -49,11 +51,7 @@ EX_SYNC_FAILED = 74  # the disk failed us: the pool starts a new committer, thro
 
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 BATCH_BYTES_MAX = BATCH_HEADER_SIZE + limits.BATCH_FRAMES_MAX * limits.FRAME_SIZE + 1024 * NOTE_SIZE
-SPACE_CHECK_INTERVAL_S = (
-    0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
-)
 HOUSEKEEPING_INTERVAL_NS = 1_000_000  # while commits follow each other
-SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
 
 
 class SyncFailedError(IngestError):
@@ -75,6 +73,8 @@ class CommitLoop:
         self.put_keys = [keys.put for keys in node.verifying_keys.all]
         self.core = Committer(node.queue, self.packs, self.put_keys, sync=self.sync)
         self.counters = CommitCounters(node.queue)
+        self.heart = heartbeat.own()
+        self.lost = LostStore(node, self.core)
         self.space = Space(
             node.store.data_dir,
             node.store.data_fd,
@@ -112,7 +112,10 @@ class CommitLoop:
 
     def run(self) -> int:
         try:
+            if self.lost.look():
+                return EX_SYNC_FAILED if self.lost.serve(lambda: self.stopping) else 0
             self._recover()
+            self.heart.beat()
             self.queue.committer_ready()
             try:
                 self._serve()
@@ -158,12 +161,16 @@ class CommitLoop:
 
     def _serve(self) -> None:
         while True:
+            self.heart.wait(DiskWait.PACK_FILES)  # until something more exact is said
             taken_at = time.monotonic_ns()
             waiting = self.core.take()
-            progressed = (waiting > 0 or self._any_job_done()) and self._commit(taken_at)
+            any_ended = any(future.done() for future in self._jobs)
+            progressed = (waiting > 0 or any_ended) and self._commit(taken_at)
             if self.core.erasing:
                 self._settle(self.core.round.erase())
                 progressed = True
+            held_up = not progressed and (waiting or self._jobs)
+            self.heart.stall(self._held_up_by() if held_up else DiskWait.NOTHING)
             if progressed and taken_at < self._housekeep_at:
                 continue  # commits follow each other within 0.2 ms: not after each of them
             self._housekeep_at = taken_at + HOUSEKEEPING_INTERVAL_NS
@@ -175,27 +182,26 @@ class CommitLoop:
             self._sleep()
         self._end()
 
-    # --- one commit ---------------------------------------------------------------------------
+    def _held_up_by(self) -> DiskWait:
+        """Why nothing moves of what was taken."""
+        if self._jobs:
+            return DiskWait.BULK_WRITE
+        return DiskWait.PACKS_SYNC if self._flush is not None else DiskWait.LOG_SEGMENT
 
-    def _any_job_done(self) -> bool:
-        return any(future.done() for future in self._jobs)
+    # --- one commit ---------------------------------------------------------------------------
 
     def _commit(self, taken_at: int) -> bool:
         """One round of the steps in the module's table. Returns whether anything moved."""
         core = self.core
+        if self.lost.look():
+            self._end_jobs(not self.lost.refuse(self._ended_jobs()))
+            return True
         if not self._log_has_room():
             self.counters.log_stall()
             self._begin_flush()
             return self._refuse()
-        failed_job = False
-        for future in [future for future in self._jobs if future.done()]:
-            job = self._jobs.pop(future)
-            future.result()  # a job keeps disk errors to itself; anything else is a defect and ends the process
-            failed_job |= not core.bulk_done(job)
-        if failed_job:
-            core.wake()
-            self._log_disk_errors()
-            raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
+        synced = [core.bulk_done(job) for job in self._ended_jobs()]
+        self._end_jobs(not all(synced))
         pending = core.pending_frames
         planned = core.plan(not self._out_of_space())
         if planned.jobs or planned.puts or planned.delete_frames:
@@ -214,6 +220,18 @@ class CommitLoop:
         if planned.stalled:
             self._begin_flush()
         return True
+
+    def _ended_jobs(self) -> list[BulkJob]:
+        ended = [future for future in self._jobs if future.done()]
+        for future in ended:
+            future.result()  # a job keeps disk errors to itself; anything else is a defect and ends the process
+        return [self._jobs.pop(future) for future in ended]
+
+    def _end_jobs(self, failed: bool) -> None:
+        if failed:
+            self.core.wake()
+            tell_of_damage(self.core, self.store.data_dir)
+            raise SyncFailedError(f"syncing packs of {self.store.data_dir} failed")
 
     def _write_batch(self, planned: Round, taken_at: int) -> None:
         puts, deletes, notes = planned.puts, planned.delete_frames, planned.notes
@@ -246,16 +264,19 @@ class CommitLoop:
         return future
 
     def _log_has_room(self) -> bool:
-        """Whether the log takes a batch of any size now. Makes a segment, or waits for the one that is being made, if
-        there is no other way: what fails then is not the batch."""
-        if not self.log.has_room(BATCH_BYTES_MAX):
-            self._end_spare(wait=True)
+        """Whether the log takes any batch now. Makes a segment or waits for one, if it must: that fails no batch."""
+        if self.log.has_room(BATCH_BYTES_MAX):
+            return True
+        self.heart.wait(DiskWait.LOG_SEGMENT)
+        self._end_spare(wait=True)
         if not self.log.has_room(BATCH_BYTES_MAX) and self._may_grow():
             self._grow(self.log.make_spare)
+        self.heart.wait(DiskWait.PACK_FILES)
         return self.log.has_room(BATCH_BYTES_MAX)
 
     def _may_grow(self) -> bool:
-        return self._spare is None and self.log.needs_spare and time.monotonic() >= self._grow_again_at
+        waits = self.lost.is_lost or time.monotonic() < self._grow_again_at
+        return self._spare is None and self.log.needs_spare and not waits
 
     def _refuse(self) -> bool:
         """Where the log has not even one segment and can't get it, no flush helps: answers what would need the log.
@@ -273,7 +294,7 @@ class CommitLoop:
     def _housekeep(self) -> None:
         self._end_flush()
         now = time.monotonic()
-        if now - self._settings_at >= SETTINGS_INTERVAL_S:
+        if now - self._settings_at >= limits.SETTINGS_INTERVAL_S:
             self._settings_at = now
             self._take_settings()
         if self._flush is None and self._needs_flush():
@@ -287,19 +308,10 @@ class CommitLoop:
         self._end_spare()
         if (self.log.number or self._growth_errno) and self._may_grow():
             self._spare = self._submit(self.log.make_spare)
-        for pack, slot in self.core.corrupt:
-            name = sharding.pack_path(pack)
-            log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
-        self.core.corrupt.clear()
-        self._log_disk_errors()
+        tell_of_damage(self.core, self.store.data_dir)
         self.counters.publish(
             self.packs, self.core.pending_frames, self.core.bulk_running, self.log.used, self.log.allocated
         )
-
-    def _log_disk_errors(self) -> None:
-        for pack, error in dict.fromkeys(self.core.disk_errors):  # each once, however many frames met it
-            log.error("%s/%s: %s", self.store.data_dir, sharding.pack_path(pack), os.strerror(error))
-        self.core.disk_errors.clear()
 
     def _take_settings(self) -> None:
         """What the parent has reloaded: from now on stored frames count that a new key has signed."""
@@ -339,7 +351,7 @@ class CommitLoop:
 
     def _out_of_space(self) -> bool:
         now = time.monotonic()
-        if now - self._space_checked_at >= SPACE_CHECK_INTERVAL_S:
+        if now - self._space_checked_at >= limits.SPACE_CHECK_INTERVAL_S:
             self._space_checked_at = now
             reason = self.space.check(self.log.unallocated, self.log.lacks)
             self.packs.room = self.space.tombstones
@@ -398,20 +410,18 @@ class CommitLoop:
             if self._needs_flush() and self._flush is None:
                 timeout = max(0.001, self._flushed_at + limits.FLUSH_INTERVAL_S - time.monotonic())
             # Also while nothing is put: whoever watches the node wants to know before the next put fails.
-            if self._out_of_space():
+            if self.lost.look() | self._out_of_space():  # both look
                 timeout = min(timeout, 0.25)
             if not self.log.segments and self._growth_errno:
                 timeout = max(0.001, min(timeout, self._grow_again_at - time.monotonic()))
+            self.heart.wait(DiskWait.NOTHING)
             self._poll.poll(timeout * 1000)
             self._take_settings()
         core.sleeping(False)
-        try:
-            os.eventfd_read(self.queue.committer_doorbell)
-        except BlockingIOError:
-            pass
 
     def _end(self) -> None:
         """A clean stop: the packs hold everything, and the log says so, so that the next start does nothing again."""
+        self.heart.wait(DiskWait.PACKS_SYNC)
         self._end_flush(wait=True)
         self._begin_flush()
         self._end_flush(wait=True)
@@ -435,6 +445,3 @@ def committer_main(node: Node) -> int:
     signal.signal(signal.SIGTERM, loop.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return loop.run()
-
-
-__all__: list[Any] = ["EX_CORRUPT", "EX_SYNC_FAILED", "CommitLoop", "committer_main"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from aiohttp import web
 
 from ingest.catalog.version import ABSENT, ANY, PRESENT
 from ingest.gateway.http.exchange import Exchange, json_response, text_response
+from ingest.gateway.http.failures import RETRY, Failure
 from ingest.gateway.http.http_downloads import send_object
 from ingest.gateway.http.http_uploads import describe, store_body
 from ingest.gateway.http.listing import describe_history
@@ -27,7 +30,14 @@ def routes() -> list[Route]:
     ]
 
 
-async def _healthz(_: Exchange) -> web.StreamResponse:
+async def _healthz(exchange: Exchange) -> web.StreamResponse:
+    """Whether requests should be sent here: of those to come, this process gets some, and its siblings the others."""
+    services, now = exchange.services, time.monotonic_ns()
+    if services.possession is not None:
+        services.possession.check()
+    for name, heart in services.hearts.items():
+        if name != "collector" and (trouble := heart.trouble(name, now)):
+            raise Failure(503, "not_ready", f"{trouble}: requests may find nobody", RETRY)
     return text_response("Ok!")
 
 

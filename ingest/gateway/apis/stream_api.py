@@ -19,7 +19,7 @@ from typing import Any
 
 from ingest import ticket
 from ingest.catalog.version import ABSENT
-from ingest.errors import BusyError, ConnectionLostError, IngestError, RefusedError
+from ingest.errors import BusyError, ConnectionLostError, DataDirLostError, IngestError, RefusedError
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.incoming import Incoming
 from ingest.gateway.http.request_id import RequestIds
@@ -119,7 +119,7 @@ class StreamServer:
         except RefusedError as error:
             log.warning("%s: stream: %s", id_, error)
             return _reply("", error.status)
-        except (BusyError, ConnectionLostError) as error:
+        except (BusyError, ConnectionLostError, DataDirLostError) as error:
             log.warning("%s: stream: %s", id_, error)
             return _reply("", Status.BUSY)
         except (IngestError, OSError, TimeoutError) as error:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -19,6 +19,8 @@ from ingest.gateway.http.request_target import Target, decode_name, parse_query
 from ingest.objects.collector import Collected
 from ingest.objects.object_store import ObjectStore
 from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
+from ingest.runtime.heartbeat import Heart
+from ingest.store.possession import Possession
 
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
@@ -34,6 +36,8 @@ class Services:
     figures: NodeFigures
     links: DownloadLinks
     collect: Collect | None = None
+    possession: Possession | None = None  # of the data directory, which the process looks at
+    hearts: Mapping[str, Heart] = field(default_factory=dict)  # of the gateway's processes, by name
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from ingest.errors import (
     ConnectionLostError,
     CorruptFrameError,
     CorruptionError,
+    DataDirLostError,
     DiskError,
     IngestError,
     NameTakenError,
@@ -77,6 +78,7 @@ ERRORS: tuple[tuple[type[BaseException], int, str], ...] = (
     (CorruptionError, 500, "corrupt"),
     (NoSpaceError, 507, "no_space"),
     (ReadOnlyError, 503, "disk_read_only"),
+    (DataDirLostError, 503, "data_dir_lost"),
     (DiskError, 500, "catalog_failed"),
     (IngestError, 500, "failed"),
 )

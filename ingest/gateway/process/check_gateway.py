@@ -89,7 +89,7 @@ def _gateway(config: GatewayConfig, checked: CheckedConfig) -> None:
 def _runs(data_dir: Path) -> bool:
     """Whether a gateway has the catalog."""
     try:
-        return is_held(DataDir(data_dir).catalog_lock)
+        return is_held(DataDir(data_dir).catalog_lock, data_dir)
     except FileNotFoundError:
         return False
 

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 from ingest import limits
 from ingest.catalog.catalog_changes import Catalog
@@ -18,16 +19,19 @@ from ingest.catalog.catalog_service import serve_catalog
 from ingest.catalog.catalog_socket import catalog_path, check_place, service_lock
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
-from ingest.errors import ConfigError, IngestError
+from ingest.errors import ConfigError, DiskError, IngestError
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, collector_main, http_main
 from ingest.gateway.process.signing_keys import Telling, read_keys
 from ingest.runtime import listeners, logs
 from ingest.runtime.durable_files import replacing, write_all
+from ingest.runtime.heartbeat import Heart
+from ingest.runtime.lock_file import open_directory
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
 from ingest.store.data_dir import DataDir
+from ingest.store.possession import Identity, Possession, identity_of
 from ingest.store.space import OUT_OF_SPACE
 
 log = logging.getLogger(__name__)
@@ -44,15 +48,19 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     check(config)
     with service_lock(config.data_dir):
         pass  # another gateway that runs here is told of now, before anything of it is touched
+    possession = possession_of(config)
     shares = bind(config)
     announce(config, shares[0])
     link_key = secrets.token_bytes(32)
     latest = _Latest(config, read_config)
-    children = [Child("catalog", partial(catalog_main, config, shares))]
+    hearts: dict[str, Heart] = {}
+    children = [Child("catalog", partial(catalog_main, config, shares, possession))]
     for number, sockets in enumerate(shares):
-        main = partial(_http_main, latest, shares, sockets, link_key)
-        children.append(Child(f"http-{number}", main, reloads=True))
-    children.append(Child("collector", partial(_collector_main, latest, shares), reloads=True))
+        main = partial(_http_main, latest, shares, sockets, link_key, possession, hearts)
+        children.append(Child(f"http-{number}", main, reloads=True, replaced_when_silent=True))
+    collector = partial(_collector_main, latest, shares)
+    children.append(Child("collector", collector, reloads=True, replaced_when_silent=True))
+    hearts |= {child.name: child.heart for child in children}
     try:
         return Supervisor(
             [children[:1], children[1:]],
@@ -106,6 +114,20 @@ def check_before(config: GatewayConfig) -> None:
     credentials.engine_context(config)
 
 
+def possession_of(config: GatewayConfig) -> Possession:
+    """Of the data directory and of the catalog that is in it now. Locks are those of other processes, which may have
+    new ones when they start anew: they need only be there, the engine's if the engine is here. DiskError."""
+    inside = DataDir(config.data_dir)
+    try:
+        opened: dict[Path, int | Identity] = {
+            config.data_dir: open_directory(config.data_dir),
+            inside.catalog: identity_of(os.stat(inside.catalog)),
+        }
+    except OSError as error:
+        raise DiskError(f"{error.filename}: {error.strerror}") from error
+    return Possession(opened, [path for path in (inside.lock, inside.catalog_lock) if path.exists()])
+
+
 def worker_count(config: GatewayConfig) -> int:
     """``http_workers``, where 0 means one for each core that this process may use."""
     return config.http_workers or min(len(os.sched_getaffinity(0)), limits.GATEWAY_WORKERS_MAX)
@@ -151,15 +173,26 @@ def announce(config: GatewayConfig, sockets: Sockets) -> None:
 # --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it
 
 
-def catalog_main(config: GatewayConfig, shares: list[Sockets]) -> int:
+def catalog_main(config: GatewayConfig, shares: list[Sockets], possession: Possession) -> int:
     _close(shares)
+    possession.look()
+    possession.check()  # before a lock or a catalog is made in somebody else's directory
     serve_catalog(config.data_dir)
     return 0
 
 
-def _http_main(latest: _Latest, shares: list[Sockets], own: Sockets, link_key: bytes) -> int:
+def _http_main(
+    latest: _Latest,
+    shares: list[Sockets],
+    own: Sockets,
+    link_key: bytes,
+    possession: Possession,
+    hearts: dict[str, Heart],
+) -> int:
     _close([share for share in shares if share is not own])
-    return http_main(latest.config, own, latest.read, latest.telling, link_key)
+    possession.look()
+    possession.check()
+    return http_main(latest.config, own, latest.read, latest.telling, link_key, possession, hearts)
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:

@@ -39,9 +39,11 @@ from ingest.gateway.process.upstream import connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.objects.shared_namespace import SharedNamespace
-from ingest.runtime import listeners
+from ingest.runtime import heartbeat, listeners
+from ingest.runtime.heartbeat import Heart
 from ingest.runtime.signals import take_reloads
 from ingest.runtime.wires import Wires
+from ingest.store.possession import Possession
 
 log = logging.getLogger(__name__)
 
@@ -125,18 +127,31 @@ class GatewayServer:
 
 
 def http_main(
-    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+    config: GatewayConfig,
+    sockets: Sockets,
+    read_config: ReadConfig,
+    telling: Telling,
+    link_key: bytes,
+    possession: Possession,
+    hearts: Mapping[str, Heart],
 ) -> int:
-    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. Returns its exit code."""
+    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. ``possession``: of the data directory
+    that the gateway was started on. ``hearts``: of its processes. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
         gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
         gc.set_threshold(limits.CYCLES_THRESHOLD)
-        uvloop.run(_serve(config, sockets, read_config, telling, link_key))
+        uvloop.run(_serve(config, sockets, read_config, telling, link_key, possession, hearts))
     return 0
 
 
 async def _serve(
-    config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, telling: Telling, link_key: bytes
+    config: GatewayConfig,
+    sockets: Sockets,
+    read_config: ReadConfig,
+    telling: Telling,
+    link_key: bytes,
+    possession: Possession,
+    hearts: Mapping[str, Heart],
 ) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
@@ -147,18 +162,34 @@ async def _serve(
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
             store = await LocalStore.enter(
-                client, catalog, reader, read_keys(config)[0], f"gateway {os.getpid()}"
+                client,
+                catalog,
+                reader,
+                read_keys(config)[0],
+                f"gateway {os.getpid()}",
+                possession=possession,
             )
             loop.add_signal_handler(signal.SIGTERM, server.ended.set)
             loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
             take_reloads()
+            looking = asyncio.create_task(_look_at(possession))
+            heartbeat.keep_beating()
             try:
                 collect = _collect_once(client, catalog, reader)
-                await server.serve(
-                    Services(SharedNamespace(store), client.get, figures, DownloadLinks(link_key), collect)
-                )
+                links = DownloadLinks(link_key)
+                shared = SharedNamespace(store)
+                await server.serve(Services(shared, client.get, figures, links, collect, possession, hearts))
             finally:
+                looking.cancel()
                 await store.leave()
+
+
+async def _look_at(possession: Possession) -> None:
+    """Again and again, in a thread: a look may wait for a file system, requests may not."""
+    loop = asyncio.get_running_loop()
+    while True:
+        await loop.run_in_executor(None, possession.look)
+        await asyncio.sleep(limits.POSSESSION_IDLE_INTERVAL_S)
 
 
 def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
@@ -196,6 +227,7 @@ async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Tell
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
             take_reloads()
+            heartbeat.keep_beating()
             await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError, DiskError, StoreLockedError
-from ingest.runtime.lock_file import holder, open_lock, take
+from ingest.runtime.lock_file import acquire, holder
 from ingest.store.check.chunk_repair import ChunkRepair
 from ingest.store.check.examination import Examination
 from ingest.store.check.findings import Progress, Report, no_progress
@@ -38,19 +38,18 @@ def locked(data_dir: Path) -> Iterator[None]:
     if meta.is_symlink() or not meta.is_dir():
         raise ConfigError(f"{data_dir} is not a store: there is no directory {META} in it")
     try:
-        fd = open_lock(inside.lock)
+        fds = acquire(inside.lock, meta)
+    except BlockingIOError:
+        raise StoreLockedError(
+            f"{data_dir} is in use by an ingest server{holder(inside.lock)}: stop it first"
+        ) from None
     except OSError as error:
         raise DiskError(f"{inside.lock}: {error.strerror}") from error
     try:
-        try:
-            take(fd)
-        except BlockingIOError:
-            raise StoreLockedError(
-                f"{data_dir} is in use by an ingest server{holder(inside.lock)}: stop it first"
-            ) from None
         yield
     finally:
-        os.close(fd)
+        for fd in fds:
+            os.close(fd)
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ingest import limits
-from ingest.runtime import _failpoints
+from ingest.disk_wait import DiskWait
+from ingest.runtime import _failpoints, heartbeat
 from ingest.runtime.durable_files import write_all
 from ingest.store.log.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, seal_batch
 
@@ -143,10 +144,14 @@ class LogWriter:
         header = BatchHeader(self.number, length, puts, deletes, notes, self.synced_to)
         end = seal_batch(buffer, header, self._seed)
         way = _failpoints.BULK if notes else _failpoints.LOG
+        heart = heartbeat.own()
+        heart.wait(DiskWait.LOG_WRITE)
         write_all(self._current.fd, buffer[:end], self._offset)
         _failpoints.passed(_failpoints.LOG_WRITTEN, way)
         if self.sync:
+            heart.wait(DiskWait.LOG_SYNC)
             os.fdatasync(self._current.fd)
+        heart.wait(DiskWait.PACK_FILES)
         _failpoints.passed(_failpoints.LOG_SYNCED, way)
         self._offset += end
         self._current.last_batch = self.number
@@ -184,6 +189,7 @@ class LogWriter:
         self._seed = secrets.randbits(64)
         header = SegmentHeader(self.log_id, self._use, self.number + 1, self._seed, self.synced_to)
         self._head[:] = header.serialize()
+        heartbeat.own().wait(DiskWait.LOG_SYNC)
         write_all(segment.fd, memoryview(self._head), 0)
         if self.sync:
             # Before anything is written behind it: a new batch under the old header would look like damage to the old
@@ -198,12 +204,19 @@ class LogWriter:
         path = self.directory / name
         fd = open_segment(path)
         try:
+            there = os.stat(name, dir_fd=self._directory_fd)
+            if not os.path.samestat(
+                there, os.fstat(fd)
+            ):  # the path leads elsewhere: this may be another log's
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
             fill_with_zeros(fd, self.segment_size)
             os.fsync(self._directory_fd)
         except OSError:
             os.close(fd)
             with contextlib.suppress(OSError):  # the next try takes the same name
-                os.unlink(path)  # on a full disk the rest of the server needs what it took
+                os.unlink(
+                    name, dir_fd=self._directory_fd
+                )  # on a full disk the rest of the server needs what it took
             raise
         self._names.add(name)
         return Segment(path, fd)

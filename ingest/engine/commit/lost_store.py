@@ -1,0 +1,68 @@
+"""What a committer does while its data directory is not the one that was opened: it saves nothing, and says so.
+
+It refuses with BUSY, which is true of whatever a ticket holds: nothing of the frame was stored. It removes nothing, makes
+nothing, and goes on when the paths lead to what it has open again, as after a move and a move back. Syncs of what was
+acknowledged before go on meanwhile: they need no path.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+from collections.abc import Callable, Iterable
+
+from ingest import limits
+from ingest.engine import _queue
+from ingest.engine.commit._bulk import BulkJob
+from ingest.engine.commit._committer import Committer
+from ingest.engine.node import Node
+from ingest.runtime import heartbeat
+
+log = logging.getLogger(__name__)
+
+
+class LostStore:
+    """Looks, and remembers what it has said. Of one committer, for its own thread."""
+
+    def __init__(self, node: Node, core: Committer) -> None:
+        self._queue = node.queue
+        self._data_dir = node.store.data_dir
+        self._possession = node.store.possession()
+        self._core = core
+        self.is_lost = bool(node.queue.flags & _queue.LOST)  # the last committer said so
+
+    def look(self) -> bool:
+        """Whether it is lost, by a look that is not older than `limits.POSSESSION_INTERVAL_S`."""
+        loss = self._possession.look_again()
+        if bool(loss) != self.is_lost:
+            self.is_lost = bool(loss)
+            if loss:
+                self._queue.set_flag(_queue.LOST)
+                log.error("%s is lost: %s; nothing is saved any more", self._data_dir, loss)
+            else:
+                self._queue.clear_flag(_queue.LOST)
+                log.warning("%s is there again: frames are saved", self._data_dir)
+        return self.is_lost
+
+    def refuse(self, done: Iterable[BulkJob]) -> bool:
+        """Answers all that is pending, and jobs that have ended. False when a sync of them failed."""
+        synced = [self._core.discard(job) for job in done]
+        self._core.refuse()
+        return all(synced)
+
+    def serve(self, stopping: Callable[[], bool]) -> bool:
+        """What a committer does that starts now, instead of a recovery: the log that it would read may be another store's.
+        Returns when it may recover after all (True), or is to stop."""
+        heartbeat.own().beat()
+        self._queue.committer_ready()  # frames come from then on
+        poll = select.poll()
+        poll.register(self._queue.committer_doorbell, select.POLLIN)
+        while not stopping() and self.look():
+            heartbeat.own().beat()
+            self._core.take()
+            self._core.refuse()
+            self._core.sleeping(True)
+            if not self._core.work_waiting():
+                poll.poll(limits.POSSESSION_IDLE_INTERVAL_S * 1000)
+            self._core.sleeping(False)
+        return not stopping()

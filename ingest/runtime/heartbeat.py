@@ -1,0 +1,133 @@
+"""Whether a process gets anywhere: a heart in shared memory, which its own loop makes beat, and others listen to.
+
+A beat is a time of CLOCK_MONOTONIC. It says when the loop came round the last time, so a process that stands still, for
+whatever reason, falls silent. A process that waits for a disk writes down for what, before it does.
+
+A heart is one page, made before the fork. The process writes, but for `reset`, which is its parent's while there is none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import time
+
+from ingest import limits
+from ingest.disk_wait import DiskWait
+
+# Words of 8 bytes: each is written whole.
+_BEAT = 0  # ns; 0: none since the process was started
+_SINCE = 1  # ns: of the wait; of the start, or of the end, of a process that has not beaten since
+_WAIT = 2  # DiskWait
+_STALLED = 3  # ns; 0: what was handed over is answered
+_STALLED_BY = 4  # DiskWait
+
+
+class Heart:
+    """Of one process, and of the ones that replace it."""
+
+    def __init__(self) -> None:
+        self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    # --- the process
+
+    def beat(self) -> None:
+        self._words[_BEAT] = time.monotonic_ns()
+
+    def wait(self, what: DiskWait) -> None:
+        """From now on its loop waits for this, or for nothing any more. That it got so far is a beat."""
+        now = time.monotonic_ns()
+        self._words[_SINCE] = now
+        self._words[_WAIT] = what
+        self._words[_BEAT] = now
+
+    def stall(self, what: DiskWait) -> None:
+        """Its loop goes round, but nothing of what it was given is done, because of this; NOTHING: something is, or it has
+        nothing to do. It may be said again and again."""
+        if what is DiskWait.NOTHING:
+            self._words[_STALLED] = 0
+        elif self._words[_STALLED] == 0:
+            self._words[_STALLED] = time.monotonic_ns()
+        self._words[_STALLED_BY] = what
+
+    # --- who started it
+
+    def reset(self) -> None:
+        """There is no process, or one that has not beaten yet."""
+        self._words[_BEAT] = self._words[_WAIT] = self._words[_STALLED] = 0
+        self._words[_SINCE] = time.monotonic_ns()
+
+    # --- who listens
+
+    @property
+    def last_beat(self) -> int:
+        """0: none since the process was started."""
+        return self._words[_BEAT]
+
+    def age(self, now: int) -> float | None:
+        """Seconds since the last beat, by ``now``, ns of the monotonic clock; None when there was none."""
+        beat = self._words[_BEAT]
+        return max(0.0, (now - beat) * 1e-9) if beat else None
+
+    def waiting(self, now: int) -> tuple[DiskWait, float]:
+        """What it waits for, or its work does, and for how many seconds."""
+        stalled, since = self._words[_STALLED], self._words[_SINCE]
+        if self._words[_WAIT]:
+            return DiskWait(self._words[_WAIT]), max(0.0, (now - since) * 1e-9)
+        if stalled:
+            return DiskWait(self._words[_STALLED_BY]), max(0.0, (now - stalled) * 1e-9)
+        return DiskWait.NOTHING, 0.0
+
+    def trouble(self, name: str, now: int) -> str:
+        """What is wrong with the process, in words; empty when it answers, or did a moment ago."""
+        age, (wait, seconds) = self.age(now), self.waiting(now)
+        if age is None:
+            since = self._words[_SINCE]
+            gone = (now - since) * 1e-9
+            return f"{name} does not run" if since and gone >= limits.HEART_UNREADY_S else ""
+        if wait and seconds >= limits.HEART_UNREADY_S:
+            return f"{name} waits for the disk: {wait.words} for {seconds:.0f} s"
+        return f"{name} has not answered for {age:.0f} s" if age >= limits.HEART_UNREADY_S else ""
+
+
+class Listener:
+    """Counts for how long a heart is silent. Only the time counts that who listens says: in which it ran itself."""
+
+    def __init__(self, heart: Heart) -> None:
+        self._heart = heart
+        self._heard = 0
+        self.seconds = 0.0
+        self.patience = limits.HEART_SILENCE_MAX_S  # seconds after which it is killed, if it may be
+        self.told = False  # the log says that it is silent
+
+    def listen(self, passed: float) -> float:
+        """``passed``: seconds since the last call that count. Returns for how many there was no beat; a process that has not
+        beaten yet is not silent."""
+        beat = self._heart.last_beat
+        if beat and beat == self._heard:
+            self.seconds += passed
+        else:
+            self.seconds, self.patience = 0.0, limits.HEART_SILENCE_MAX_S
+        self._heard = beat
+        return self.seconds
+
+
+class _Own:
+    """The heart of this process: its parent's Child has it too, when it has a parent of ours."""
+
+    heart = Heart()
+
+
+def own() -> Heart:
+    return _Own.heart
+
+
+def take(heart: Heart) -> None:
+    """In a process that was forked: this one is its own."""
+    _Own.heart = heart
+
+
+def keep_beating() -> None:
+    """With the present event loop, as long as that comes round."""
+    _Own.heart.beat()
+    asyncio.get_running_loop().call_later(limits.HEART_INTERVAL_S, keep_beating)

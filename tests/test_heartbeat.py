@@ -1,0 +1,199 @@
+"""Who is silent, for how long, and who is killed for it: by a clock that the tests set."""
+
+import logging
+import mmap
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ingest import limits
+from ingest.disk_wait import DiskWait
+from ingest.runtime import heartbeat
+from ingest.runtime.heartbeat import Heart, Listener
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
+from ingest.store.log.log_writer import LogWriter
+
+S = 1_000_000_000  # ns
+
+
+@pytest.fixture
+def heart() -> Iterator[Heart]:
+    """This process's own, as of a child that was just started."""
+    before, mine = heartbeat.own(), Heart()
+    heartbeat.take(mine)
+    mine.reset()
+    yield mine
+    heartbeat.take(before)
+
+
+class TestHeart:
+    def test_one_that_was_never_started_is_no_trouble(self):
+        assert Heart().trouble("x", time.monotonic_ns() + 100 * S) == ""
+
+    def test_one_that_does_not_come_up(self, heart):
+        now = time.monotonic_ns()
+        assert (heart.age(now), heart.trouble("x", now + 2 * S)) == (None, "")
+        assert heart.trouble("x", now + 4 * S) == "x does not run"
+
+    def test_beats(self, heart):
+        heart.beat()
+        now = time.monotonic_ns()
+        assert heart.trouble("x", now + 2 * S) == ""
+        assert heart.trouble("x", now + 12 * S) == "x has not answered for 12 s"
+        heart.reset()
+        assert heart.age(now) is None
+
+    def test_what_it_waits_for(self, heart):
+        heart.wait(DiskWait.LOG_SYNC)
+        later = time.monotonic_ns() + 12 * S
+        assert heart.trouble("x", later) == "x waits for the disk: log sync for 12 s"
+        heart.wait(DiskWait.NOTHING)
+        assert heart.trouble("x", later) == "x has not answered for 12 s"
+
+    def test_a_loop_that_goes_round_and_does_nothing(self, heart):
+        heart.stall(DiskWait.PACKS_SYNC)
+        first = heart.waiting(time.monotonic_ns())
+        heart.stall(DiskWait.BULK_WRITE)  # since then, whatever it is by now
+        heart.beat()
+        later = time.monotonic_ns() + 4 * S
+        assert first[0] is DiskWait.PACKS_SYNC
+        assert heart.trouble("x", later) == "x waits for the disk: bulk write for 4 s"
+        heart.stall(DiskWait.NOTHING)
+        assert heart.waiting(later) == (DiskWait.NOTHING, 0.0)
+
+    def test_is_seen_by_others(self, heart):
+        """And the one of the parent is not the child's."""
+        pid = os.fork()
+        if pid == 0:
+            heart.beat()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert heart.last_beat
+
+
+def test_time_in_which_the_listener_did_not_run_does_not_count():
+    heart = Heart()
+    listener = Listener(heart)
+    assert [listener.listen(1.0) for _ in range(3)] == [0.0] * 3  # it starts
+    heart.beat()
+    assert [listener.listen(passed) for passed in (1.0, 1.0, 0.0, 1.0)] == [0.0, 1.0, 1.0, 2.0]
+    heart.beat()
+    assert listener.listen(1.0) == 0.0
+
+
+def test_the_log_says_what_it_waits_for_while_it_does(heart, tmp_path, monkeypatch):
+    seen = []
+    for call in ("pwrite", "fdatasync"):
+        real = getattr(os, call)
+
+        def note(*arguments, real=real):
+            seen.append(heart.waiting(time.monotonic_ns())[0])
+            return real(*arguments)
+
+        monkeypatch.setattr(os, call, note)
+    writer = LogWriter(tmp_path, bytes(16), size_max=3 * 65536, segment_size=65536)
+    writer.make_spare()
+    seen.clear()
+    buffer = memoryview(mmap.mmap(-1, 8192))
+    writer.append(buffer, 0, 0, 0)
+    writer.close()
+    assert seen[-2:] == [DiskWait.LOG_WRITE, DiskWait.LOG_SYNC]
+    assert heart.waiting(time.monotonic_ns())[0] is not DiskWait.LOG_SYNC
+
+
+class Parent(Supervisor):
+    """With one child, which stands still after its first beat."""
+
+    def __init__(self, replaced_when_silent: bool) -> None:
+        def stand_still() -> int:
+            heartbeat.own().beat()
+            while True:
+                signal.pause()
+
+        self.child = Child("child", stand_still, replaced_when_silent=replaced_when_silent)
+        super().__init__([[self.child]], 10.0)
+        self.now = time.monotonic()
+        self.child.start(lambda: None)
+        deadline = time.monotonic() + 20
+        while not self.child.heart.last_beat:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        self.listen(1.0, 1.0)  # hears that beat
+
+    def listen(self, *passed: float) -> None:
+        for seconds in passed:
+            self.now += seconds
+            self._listen(self.now)
+
+    def exit_code(self) -> int:
+        self.child.reap()
+        return self.child.exit_code
+
+    def close(self) -> None:
+        if self.child.pidfd >= 0:
+            signal.pidfd_send_signal(self.child.pidfd, signal.SIGKILL)
+            self.child.reap()
+
+
+@pytest.fixture
+def parent(request) -> Iterator[Parent]:
+    made = Parent(request.param)
+    yield made
+    made.close()
+
+
+SECONDS = [limits.HEART_LISTEN_INTERVAL_S] * int(limits.HEART_SILENCE_MAX_S)
+
+
+def is_running(parent: Parent) -> bool:
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PIDFD, parent.child.pidfd, options) is None
+
+
+@pytest.mark.parametrize("parent", [True], indirect=True)
+def test_one_that_is_silent_for_long_is_killed(parent, caplog):
+    with caplog.at_level(logging.WARNING):
+        parent.listen(*SECONDS)
+    assert parent.exit_code() == -signal.SIGKILL
+    assert [record.getMessage().partition(") ")[2] for record in caplog.records] == [
+        "has answered nothing for 3 s",
+        "has answered nothing for 30 s: killing it",
+    ]
+
+
+@pytest.mark.parametrize("parent", [True], indirect=True)
+@pytest.mark.parametrize("jump", [3.0, 600.0])
+def test_a_parent_that_stood_still_itself_blames_nobody(parent, caplog, jump):
+    """A container that was frozen, a machine that was suspended: all wake up together, the parent may be the first."""
+    with caplog.at_level(logging.WARNING):
+        parent.listen(*[jump] * 30)
+    assert is_running(parent) and not caplog.records
+    parent.listen(*SECONDS[:-2])
+    parent.child.heart.beat()
+    parent.listen(*SECONDS[:-1])
+    assert is_running(parent)
+
+
+@pytest.mark.parametrize("parent", [False], indirect=True)
+def test_one_that_only_waits_is_named_and_left_alone(parent, caplog):
+    parent.child.heart.wait(DiskWait.LOG_SYNC)
+    parent.listen(1.0)
+    with caplog.at_level(logging.WARNING):
+        parent.listen(*SECONDS, *SECONDS)
+        parent.child.heart.wait(DiskWait.NOTHING)
+        parent.listen(1.0)
+    assert is_running(parent)
+    first, last = (record.getMessage() for record in caplog.records)
+    assert "has answered nothing for 3 s; it waits for the disk: log sync for" in first
+    assert last.endswith("answers again")
+
+
+@pytest.mark.parametrize("parent", [True], indirect=True)
+def test_one_that_starts_has_as_long_as_it_takes(parent):
+    parent.child.heart.reset()
+    parent.listen(*SECONDS, *SECONDS)
+    assert is_running(parent)
