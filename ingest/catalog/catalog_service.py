@@ -105,11 +105,14 @@ class CatalogService:
             for end in (self._listener, self._wake, self._waker):
                 end.close()
             self._selector.close()
-            self._catalog.close_whole()
+            if self._possession.look():
+                self._catalog.close()
+            else:
+                self._catalog.close_whole()
 
     def _keep_reserve(self) -> None:
         """Makes the reserve whole again, where something was given of it and there is room."""
-        if time.monotonic() < self._fill_at:
+        if time.monotonic() < self._fill_at or self._possession.look_again():
             return
         whole, self._whole = self._whole, self._catalog.room.fill()
         self._fill_at = time.monotonic() + CATALOG_RESERVE_RETRY_S
