@@ -6,6 +6,7 @@
       ConfigError           what the operator set up does not fit (exit 78)
         KeyFileError          the key file is missing, malformed or readable by others
         AccessError           a gateway wants another token, or does not serve this name
+        ForeignStoreError     the engine's store belongs to another catalog
         StoreFormatError      store.json or a format version that this program does not know
       BusyError             try again later (exit 75)
         StoreLockedError      another server holds the data directory
@@ -56,6 +57,10 @@ class KeyFileError(ConfigError):
 
 
 class AccessError(ConfigError):
+    pass
+
+
+class ForeignStoreError(ConfigError):
     pass
 
 

@@ -15,7 +15,7 @@ from ingest.catalog.extent import FIRST, Extent, chunks_needed, part, total
 from ingest.catalog.version import Version, VersionState
 from ingest.errors import StoreLockedError, UsageError
 from ingest.limits import DATA_SIZE
-from ingest.objects import manifest
+from ingest.objects import binding, manifest
 from ingest.objects.manifest import Manifest
 from ingest.objects.rebuild import STRAY_GAP_TICKETS, rebuild
 from ingest.runtime.key_file import read_keys
@@ -216,7 +216,7 @@ def rebuilt(node: NodeRig, uploads: Uploads, **options):
     return rebuild(node.data_dir, **options)
 
 
-@pytest.mark.parametrize("stray", ["ZZZZZZZZ", "ZZZZZZZ0", "7K00AB3Q"])
+@pytest.mark.parametrize("stray", ["ZZZZZZZY", "ZZZZZZZ0", "7K00AB3Q"])
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_ticket_far_behind_all_objects_is_somebody_else_s(tmp_path, layout, stray, deleted):
     with running_node(tmp_path / "data", f"--layout={layout}") as node:
@@ -238,6 +238,23 @@ def test_a_ticket_far_behind_all_objects_is_somebody_else_s(tmp_path, layout, st
                 given = catalog.lease(None, 1000)
             assert given.first == broken.stop
             assert not set(indices(given)) & set(indices(*live.extents))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_store_says_whose_successor_the_catalog_is(tmp_path, layout, kept):
+    """Its chunk is no orphan and no stray; where it was lost, the objects say whose the store is."""
+    with running_node(tmp_path / "data", f"--layout={layout}") as node:
+        uploads = Uploads(node)
+        id_ = uploads.catalog.identity().id
+        uploads.client.put(binding.TICKET, binding.serialize(id_))
+        uploads.store("live", b"x")
+        if not kept:
+            uploads.client.delete(binding.TICKET)
+        result = rebuilt(node, uploads, discard_orphans=True)
+        assert (result.orphans, len(result.problems)) == ([], 0 if kept else 1)
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            found = catalog.identity()
+            assert found.bound and (found.id == id_) == kept and not catalog.garbage(10)
 
 
 def test_a_gap_that_the_allocator_leaves_is_none(tmp_path):
@@ -263,7 +280,7 @@ def test_an_object_behind_a_gap_is_an_object(tmp_path, gap):
         uploads.lease(gap)
         lost = uploads.store("far, and not whole", b"z" * 10_000)
         uploads.client.delete(lost.object_id, 1)
-        uploads.client.put("ZZZZZZZZ", b"mine")
+        uploads.client.put("ZZZZZZZY", b"mine")
         result = rebuilt(node, uploads)
         assert result.next_ticket == ticket.format(lost.extents[-1].stop)
         assert result.objects == 2 and len(result.incomplete) == len(result.problems) == 1

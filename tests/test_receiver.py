@@ -18,7 +18,7 @@ from reference_server import Faults, ReferenceServer, build_frame
 from ingest import ticket
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
-from ingest.catalog.extent import FIRST, Extent, chunks_needed, total
+from ingest.catalog.extent import FIRST, RESERVED, Extent, chunks_needed, total
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.catalog.version import ABSENT, Condition, Version, VersionState
 from ingest.client.async_client import AsyncClient
@@ -402,7 +402,7 @@ def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
                 while not reader.garbage(10):
                     await asyncio.sleep(0.01)
                 await Collector(client, catalog, reader).run()
-                assert set(server.model.frames) == {foreign}
+                assert set(server.model.frames) == {foreign, RESERVED}
                 assert foreign not in server.model.deleted
                 assert not list(reader.versions(VersionState.PENDING))
                 with pytest.raises(NotFoundError):
@@ -458,7 +458,7 @@ def test_a_conflict_that_the_catalog_does_not_take_at_once(tmp_path, monkeypatch
                     await asyncio.sleep(0.01)
                 await store.leave()
                 await Collector(client, catalog, reader).run()
-                assert set(server.model.frames) == {foreign}
+                assert set(server.model.frames) == {foreign, RESERVED}
                 assert foreign not in server.model.deleted
                 assert not list(reader.versions(VersionState.PENDING)) and not reader.leases()
             await catalog.close()

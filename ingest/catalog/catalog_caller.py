@@ -32,6 +32,9 @@ class CatalogCaller(CatalogAccess, ABC):
     async def _ask(self, kind: Any, call: str, *arguments: Any) -> Any:
         """Makes a call. Returns what it returns, which is of ``kind``; raises what it raises, and ConnectionLostError."""
 
+    async def bound(self) -> None:
+        await self._ask(None, "bound")
+
     async def enter(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
         return int(await self._ask(int, "enter", what, lasting))
 

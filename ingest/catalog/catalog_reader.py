@@ -12,10 +12,10 @@ import msgspec
 
 from ingest import ticket
 from ingest.catalog import extent
-from ingest.catalog.database import Database
+from ingest.catalog.database import REBUILD, Database
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text
-from ingest.errors import NotFoundError, UsageError
+from ingest.errors import CatalogError, NotFoundError, UsageError
 from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX
 
 # Of garbage: no live process has a pin on its version.
@@ -26,6 +26,14 @@ _UNREAD = (
 COLUMNS = (
     "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved FROM versions "
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """``id``: random, 16 bytes, of the catalog. ``bound``: a store has been seen to carry it."""
+
+    id: bytes
+    bound: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,12 @@ class CatalogReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def identity(self) -> Identity:
+        row = self._db.row("SELECT id, bound FROM binding")
+        if row is None:
+            raise CatalogError(f"{self.path}: this catalog has no id; {REBUILD}")
+        return Identity(row[0], bool(row[1]))
 
     # --- one version
 
@@ -175,6 +189,11 @@ class CatalogReader:
             last = rows[-1][0]
             for row in rows:
                 yield self._version(row)
+
+    def newest(self, limit: int) -> list[Version]:
+        """The live versions with the highest numbers."""
+        rows = self._db.all(f"{COLUMNS} WHERE state = 1 ORDER BY number DESC LIMIT ?", limit)
+        return [self._version(row) for row in rows]
 
     # --- tickets that no version has
 

@@ -24,10 +24,10 @@ from ingest.catalog import extent
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.catalog.database import make_file
-from ingest.catalog.extent import FIRST, Extent
-from ingest.errors import CatalogError, UsageError
+from ingest.catalog.extent import FIRST, RESERVED, Extent
+from ingest.errors import CatalogError, ForeignStoreError, UsageError
 from ingest.limits import CHECKSUM_SIZE, DATA_SIZE, LOG_SEGMENT_SIZE, TICKET_SIZE
-from ingest.objects import manifest
+from ingest.objects import binding, manifest
 from ingest.objects.manifest import Manifest
 from ingest.runtime.durable_files import open_new, rename_durably, sync_directory, sync_file
 from ingest.runtime.key_file import read_keys
@@ -140,9 +140,27 @@ class _Rebuild:
                 base = sharding.slot_ticket(pack, 0)
                 found = contents.read(pack)
                 self.result.problems += contents.losses()
+                if base <= RESERVED < base + len(found.present):
+                    self._note_binding(found, RESERVED - base)
                 self._note_runs(base, found)
                 self._find_manifests(base, found)
         progress("looking", len(packs), len(packs))
+
+    def _note_binding(self, found: Resolved, slot: int) -> None:
+        """The catalog is the successor of the one that the store names. That chunk is nobody's otherwise: it is no orphan,
+        and no gap is looked for before it."""
+        if found.present[slot]:
+            try:
+                self.catalog.adopt(binding.parse(found.frames[slot, HEAD:].tobytes()))
+            except ForeignStoreError as error:
+                self.result.problems.append(f"no gateway will start here: {error}")
+        elif found.deleted[slot] or found.lost[slot]:
+            self.catalog.bound()  # by its objects
+            self.result.problems.append(
+                f"ticket {binding.TICKET} was deleted or lost: the store no longer says which catalog is its own"
+            )
+        for bits in (found.present, found.deleted, found.lost):
+            bits[slot] = False
 
     def _note_runs(self, base: int, found: Resolved) -> None:
         used = np.flatnonzero(found.present | found.deleted | found.lost)
@@ -295,7 +313,7 @@ class _Rebuild:
         following = self._next_ticket()
         with self.catalog.change():
             self.db.run("UPDATE counters SET ticket = ?", following)
-        self.result.next_ticket = ticket.format(following) if following < ticket.COUNT else ""
+        self.result.next_ticket = ticket.format(following) if following < RESERVED else ""
         if following < self.used_to:
             stray = next(gap.stop for gap in self._gaps if gap.stop > following)
             self.result.problems.append(

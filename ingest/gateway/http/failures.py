@@ -15,6 +15,7 @@ from ingest.errors import (
     CorruptFrameError,
     CorruptionError,
     DiskError,
+    ForeignStoreError,
     IngestError,
     NameTakenError,
     NoSpaceError,
@@ -70,6 +71,7 @@ ERRORS: tuple[tuple[type[BaseException], int, str], ...] = (
     (UploadLostError, 503, "upload_lost"),  # not by the client's doing: it is told apart as ClientGoneError
     (UsageError, 400, "bad_request"),
     (BusyError, 503, "busy"),
+    (ForeignStoreError, 503, "foreign_store"),
     (ConnectionLostError, 503, "engine_unreachable"),
     (CorruptFrameError, 502, "corrupt"),
     (PeerError, 502, "engine_failed"),
