@@ -25,6 +25,7 @@
         NameTakenError        there is one already
         PreconditionError     it is not, or no longer, the version that was asked for
         UploadLostError       the upload is no longer its process's: its deadline passed, or its bytes ended early
+          OrderError            its manifest does not come behind that of the version it replaces
 
 ``exit_code`` is what the command line returns for an error that ends it.
 """
@@ -138,4 +139,8 @@ class PreconditionError(ObjectError):
 
 
 class UploadLostError(ObjectError):
+    pass
+
+
+class OrderError(UploadLostError):
     pass

@@ -62,6 +62,7 @@ class CatalogAccess(Protocol):
         extents: Sequence[Extent],
         condition: Condition = ANY,
         name: str | None = None,
+        order: int = 0,
     ) -> Version: ...
     async def store(
         self,
@@ -75,6 +76,7 @@ class CatalogAccess(Protocol):
         condition: Condition = ANY,
         *,
         number: int,
+        order: int = 0,
     ) -> Version: ...
     async def fail(self, owner: int, version: int, reason: str) -> None: ...
     async def delete(

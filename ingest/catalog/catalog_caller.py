@@ -100,9 +100,10 @@ class CatalogCaller(CatalogAccess, ABC):
         extents: Sequence[Extent],
         condition: Condition = ANY,
         name: str | None = None,
+        order: int = 0,
     ) -> Version:
         found: Version = await self._ask(
-            Version, "commit", owner, version, size, digest, extents, condition, name
+            Version, "commit", owner, version, size, digest, extents, condition, name, order
         )
         return found
 
@@ -118,9 +119,10 @@ class CatalogCaller(CatalogAccess, ABC):
         condition: Condition = ANY,
         *,
         number: int,
+        order: int = 0,
     ) -> Version:
         found: Version = await self._ask(
-            Version, "store", owner, namespace, name, size, digest, extents, headers, condition, number
+            Version, "store", owner, namespace, name, size, digest, extents, headers, condition, number, order
         )
         return found
 

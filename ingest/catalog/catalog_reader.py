@@ -14,7 +14,7 @@ from ingest import ticket
 from ingest.catalog import extent
 from ingest.catalog.database import REBUILD, Database
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text
+from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text, order_at
 from ingest.errors import CatalogError, NotFoundError, UsageError
 from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX
 
@@ -23,9 +23,7 @@ _UNREAD = (
     "(version IS NULL OR NOT EXISTS"
     " (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND o.deadline > ?))"
 )
-COLUMNS = (
-    "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved FROM versions "
-)
+COLUMNS = "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved, rank FROM versions "
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +109,18 @@ class CatalogReader:
             check_name(name)
             return None
         return self._one("WHERE namespace = ? AND name = ? AND state = 1", number, check_name(name))
+
+    def last_order(self, namespace: str, name: str) -> int:
+        """The highest order of the versions that the name has or had; 0 when there is none. A version that replaces them,
+        or comes after their end, has a higher one."""
+        return self._last_order(namespace, name, self.lookup(namespace, name))
+
+    def _last_order(self, namespace: str, name: str, present: Version | None) -> int:
+        ended = self._db.value(
+            "SELECT rank FROM versions WHERE namespace = ? AND name = ? AND state = 3 ORDER BY rank DESC LIMIT 1",
+            *(self._namespace(namespace), name),
+        )
+        return max(0 if present is None else present.order, ended or 0)
 
     def find_object(self, object_id: str) -> Version:
         """The live version whose ObjectID this is. NotFoundError, TicketError."""
@@ -228,7 +238,7 @@ class CatalogReader:
         return None if row is None else self._version(row)
 
     def _version(self, row: tuple[Any, ...]) -> Version:
-        number, namespace, name, state, size, digest, created, extents, headers, saved = row
+        number, namespace, name, state, size, digest, created, extents, headers, saved, rank = row
         return Version(
             number,
             self._namespace_name(namespace),
@@ -240,6 +250,7 @@ class CatalogReader:
             extent.parse(extents),
             msgspec.json.decode(headers) if headers else {},
             saved,
+            order_at(max(created, saved or created)) + 1 if rank is None else rank,
         )
 
     def _namespace(self, name: str) -> int | None:

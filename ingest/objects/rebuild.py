@@ -1,7 +1,7 @@
 """A lost catalog, made again from the manifests in a store at rest. `docs/objects.md`, "The manifest".
 
     every chunk with a ticket of eight characters → which are stored, and which of them are manifests
-    of each name the highest version that is whole → the new catalog
+    of each name the version with the highest order that is whole → the new catalog
     everything else → orphans: uploads that were under way, garbage, and what foreign clients stored
 
 Nothing in the store is changed, and the new catalog takes its place when it is whole.
@@ -47,8 +47,8 @@ STRAY_GAP_TICKETS = 36**4
 
 SCRATCH = """
 CREATE TABLE scratch.found(
-    place INTEGER PRIMARY KEY, version INTEGER, created REAL, namespace TEXT, name TEXT, manifest BLOB);
-CREATE INDEX scratch.named ON found(namespace, name, created DESC, version DESC);
+    place INTEGER PRIMARY KEY, version INTEGER, rank INTEGER, namespace TEXT, name TEXT, manifest BLOB);
+CREATE INDEX scratch.named ON found(namespace, name, rank DESC, version DESC);
 CREATE TABLE scratch.used(first INTEGER PRIMARY KEY, count INTEGER);
 """
 
@@ -213,7 +213,7 @@ class _Rebuild:
         self._placed_to = max(self._placed_to, *(place.stop for place in one.places))
         self.db.run(
             "INSERT INTO scratch.found VALUES (?, ?, ?, ?, ?, ?)",
-            *(place, one.version, one.created, one.namespace, one.name, msgspec.msgpack.encode(one)),
+            *(place, one.version, one.rank, one.namespace, one.name, msgspec.msgpack.encode(one)),
         )
 
     # --- the new catalog
@@ -240,21 +240,36 @@ class _Rebuild:
         """Returns how many manifests there are of it."""
         rows = self.db.all(
             "SELECT manifest FROM scratch.found WHERE namespace = ? AND name = ?"
-            " ORDER BY created DESC, version DESC, place DESC",
+            " ORDER BY rank DESC, version DESC, place DESC",
             *(namespace, name),
         )
         lacking = ""
-        for number, (raw,) in enumerate(rows):
-            one = msgspec.msgpack.decode(raw, type=Manifest)
+        found = [msgspec.msgpack.decode(raw, type=Manifest) for (raw,) in rows]
+        for number, one in enumerate(found):
             lacks = self._lacks(one)
             if not lacks:
                 self._restore(one)
                 self.result.outdated += len(rows) - number - 1
+                self._doubt(one, found[number + 1 :])
                 break
             lacking = lacking or f"{namespace} {name!r}, version {one.version}: {lacks}"
         if lacking:
             self.result.incomplete.append(lacking)
         return len(rows)
+
+    def _doubt(self, taken: Manifest, others: list[Manifest]) -> None:
+        """Reports what may be newer than what was taken: manifests of before there was an order know the clock alone."""
+        for one in others:
+            if (
+                not taken.order
+                and not one.order
+                and one.version > taken.version
+                and one.digest != taken.digest
+            ):
+                self.result.problems.append(
+                    f"{taken.namespace} {taken.name!r}: version {taken.version} was taken, which is newer by its clock;"
+                    f" version {one.version}, at {ticket.format(one.places[0].first)}, is by its number"
+                )
 
     def _lacks(self, one: Manifest) -> str:
         """Why a version can't be restored; empty when it is whole."""
@@ -273,7 +288,7 @@ class _Rebuild:
     def _restore(self, one: Manifest) -> None:
         self.catalog.restore(
             one.version, one.namespace, one.name, one.size, bytes.fromhex(one.digest), one.places,
-            one.headers, one.created,
+            one.headers, one.created, one.rank,
         )  # fmt: skip
         for place in one.places:
             self.db.run("INSERT INTO scratch.used VALUES (?, ?)", place.first, place.count)
