@@ -277,6 +277,23 @@ def test_a_catalog_of_before_is_bound_to_the_store_that_has_its_objects(run, tmp
         run(work, "mine", server=server)
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_new_catalog_is_not_bound_to_a_store_that_has_objects(run, deleted):
+    """Its own one is of before, and its gateway has not started since."""
+
+    async def work(server: ReferenceServer, new: Rig, used: Rig) -> None:
+        await new.client.put("00000000", b"theirs")
+        if deleted:
+            await new.client.delete("00000000")
+        with pytest.raises(ForeignStoreError, match="this catalog is new"):
+            await new.bind()
+        assert RESERVED not in server.model.frames
+        await used.catalog.lease(None, 1)
+        await used.bind()  # its own objects may all be deleted
+
+    run(work, "new", "used")
+
+
 def test_a_catalog_of_before_gets_one_id_whoever_opens_it(tmp_path):
     path = tmp_path / "catalog.db"
     Catalog(path).close()

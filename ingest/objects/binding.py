@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from ingest import ticket
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader, Identity
-from ingest.catalog.extent import RESERVED, chunks_needed, total
+from ingest.catalog.extent import FIRST, RESERVED, chunks_needed, total
 from ingest.catalog.schema import ID_SIZE
 from ingest.catalog.version import Version
 from ingest.client.async_client import AsyncClient
@@ -155,11 +155,18 @@ async def _look(client: AsyncClient) -> tuple[Status, bytes]:
 
 
 async def _require_objects(client: AsyncClient, reader: CatalogReader, keys: Sequence[bytes]) -> None:
-    """ForeignStoreError unless one of the newest objects of the catalog is in the store, or it has none. One that is
-    replaced meanwhile, or damaged, proves nothing."""
+    """ForeignStoreError unless one of the newest objects of the catalog is in the store. One that is replaced meanwhile,
+    or damaged, proves nothing. A catalog without objects takes any store; one that never gave a ticket, one where the
+    first of them was never used."""
     if not client.gets:
         return
     newest = reader.newest(BINDING_OBJECTS_MAX)
+    if not newest and reader.next_ticket() == FIRST:
+        (run,) = await client.inventory(ticket.format(FIRST), 1)
+        if run.status is not Status.MISSING:
+            raise ForeignStoreError(
+                f"this catalog is new, and ticket {run.first} has been used in the engine's store already: {ADVICE}"
+            )
     signing = [manifest.manifest_key(key) for key in keys]
     for version in newest:
         if await _is_stored(client, version, signing):
