@@ -7,6 +7,7 @@
       ConfigError           what the operator set up does not fit (exit 78)
         KeyFileError          the key file is missing, malformed or readable by others
         AccessError           a gateway wants another token, or does not serve this name
+        ForeignStoreError     the engine's store belongs to another catalog
         StoreFormatError      store.json or a format version that this program does not know
       BusyError             try again later (exit 75)
         StoreLockedError      another server holds the data directory
@@ -28,6 +29,7 @@
         NameTakenError        there is one already
         PreconditionError     it is not, or no longer, the version that was asked for
         UploadLostError       the upload is no longer its process's: its deadline passed, or its bytes ended early
+          OrderError            its manifest does not come behind that of the version it replaces
 
 ``exit_code`` is what the command line returns for an error that ends it.
 """
@@ -64,6 +66,10 @@ class KeyFileError(ConfigError):
 
 
 class AccessError(ConfigError):
+    pass
+
+
+class ForeignStoreError(ConfigError):
     pass
 
 
@@ -153,4 +159,8 @@ class PreconditionError(ObjectError):
 
 
 class UploadLostError(ObjectError):
+    pass
+
+
+class OrderError(UploadLostError):
     pass

@@ -239,6 +239,9 @@ RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks ma
 RELOCATIONS_MAX = (
     100  # of one piece, each after a CONFLICT or DELETED: whoever has more foreign tickets there is asked
 )
+BINDING_OBJECTS_MAX = (
+    64  # the newest objects of a catalog, one of which has to be in a store that does not say whose it is
+)
 GATEWAY_SILENCE_S = (
     90.0  # a gateway that says nothing, or takes nothing, to a command: it waits for its engine up to 60 s
 )

@@ -630,8 +630,8 @@ class TestFile:
         text.write_bytes(b"no database at all " * 100)
         apsw.Connection(str(other)).execute("CREATE TABLE t(x)")
         Catalog(newer).close()
-        apsw.Connection(str(newer)).pragma("user_version", 2)
-        for path, said in ((text, "no whole catalog"), (other, "not a catalog"), (newer, "format 2")):
+        apsw.Connection(str(newer)).pragma("user_version", 3)
+        for path, said in ((text, "no whole catalog"), (other, "not a catalog"), (newer, "format 3")):
             with pytest.raises(CatalogError, match=said):
                 Catalog(path)
 

@@ -543,7 +543,7 @@ class TestMessages:
             ("collected", (garbage,)),
             ("lease", (None, 5, "x")),
             ("begin", (1, "n", "a", {"b": "c"}, Condition(True, frozenset(["x"])), None)),
-            ("commit", (1, 2, 3, DIGEST, [Extent(5, 2)], Condition(), None)),
+            ("commit", (1, 2, 3, DIGEST, [Extent(5, 2)], Condition(), None, 8)),
         ):
             message = catalog_calls.serialize_call(7, call, arguments)
             assert catalog_calls.parse_call(message) == (7, (call, arguments))

@@ -351,6 +351,49 @@ def test_a_gateway_waits_for_its_engine(tmp_path: Path) -> None:
             assert node.stop() == 0
 
 
+def test_a_gateway_and_the_engine_of_another_one(tmp_path: Path) -> None:
+    """With the same key. It neither starts beside it, nor uses it when it comes into the place of its own."""
+    with running_node(tmp_path / "data") as own:
+        put, get = own.put_address, own.get_address
+        flags = [
+            f"--connect={put[0]}:{put[1]}",
+            f"--read-connect={get[0]}:{get[1]}",
+            "--collect-interval=0.1",
+        ]
+        with node_gateway(tmp_path / "data", *flags, command="gateway") as node:
+            assert node.gateway.request("PUT", "/objects/a", LARGE).status == 200
+            key = f"--key-file={own.data_dir / '.ingest' / 'key'}"
+            same = (f"--listen={put[0]}:{put[1]}", f"--read-listen={get[0]}:{get[1]}")
+            assert own.stop() == 0
+            with running_node(tmp_path / "other", key, *same) as other:
+                with running_node(tmp_path / "third", key):
+                    (tmp_path / "x").write_bytes(b"x")
+                    ports = [f"--connect={put[0]}:{put[1]}", f"--read-connect={get[0]}:{get[1]}", key]
+                    run("put", str(tmp_path / "x"), f"--data-dir={tmp_path / 'other'}", key)  # it is bound
+                    started = run(
+                        "gateway", f"--data-dir={tmp_path / 'third'}", *ports, "--http-listen=127.0.0.1:0"
+                    )
+                    assert started.returncode == 78 and "belongs to the catalog" in started.stderr
+                    stored = run(
+                        "put", str(tmp_path / "x"), f"--data-dir={tmp_path / 'third'}", ports[0], key
+                    )
+                    assert stored.returncode == 78 and "not that of this catalog" in stored.stderr
+                answer = node.gateway.request("PUT", "/objects/b", SMALL)
+                assert (answer.status, answer.code) == (503, "foreign_store")
+                until(lambda: node.gateway.request("GET", "/node").code == "foreign_store", "it is not ready")
+                assert node.gateway.request("DELETE", "/objects/a").status in (200, 204)
+                until(
+                    lambda: "not everything was collected: the engine's store" in node.log(),
+                    "nothing is deleted",
+                )
+                assert other.stop() == 0
+            own.flags = same
+            own.start()
+            until(lambda: node.gateway.request("PUT", "/objects/b", SMALL).status == 200, "it goes on")
+            until(lambda: ": collected" in node.log() or " collected " in node.log(), "it deletes again")
+            assert node.stop() == 0
+
+
 # --- deaths
 
 

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from blake3 import blake3
 
@@ -24,6 +25,7 @@ HELLO = Manifest(
     size=12,
     digest=blake3(b"hello, chunk").hexdigest(),
     created=1795219200.0,
+    order=1795219200000000,
     headers={"content-type": "text/plain"},
     extents=[("00000000", 2)],
 )
@@ -32,6 +34,13 @@ HELLO = Manifest(
 def stored(made: Manifest = HELLO, place: int = PLACE, key: bytes = KEY) -> bytes:
     """Its chunks as they come back."""
     return manifest.serialize(made, Extent(place, made.extents[-1][1] if len(made.extents) > 1 else 1), key)
+
+
+def test_one_of_before_there_was_an_order_goes_by_its_clock():
+    text = msgspec.json.encode(HELLO).replace(b'"order":1795219200000000,', b"")
+    old = msgspec.json.decode(text, type=Manifest)
+    assert (old.order, old.rank, old.created) == (0, HELLO.rank, HELLO.created)
+    assert manifest.parse(stored(old), PLACE, [KEY]) == old
 
 
 def example() -> bytes:

@@ -30,7 +30,14 @@ from ingest.client.blocking_client import Client
 from ingest.commands.object_commands import _names
 from ingest.commands.object_files import Target, shown
 from ingest.errors import UsageError
-from ingest.limits import DATA_SIZE, LIST_PAGE_MAX, SMALL_OBJECT_MAX
+from ingest.limits import (
+    DATA_SIZE,
+    FRAME_SIZE,
+    LIST_PAGE_MAX,
+    REQUEST_SIZE,
+    RUN_HEADER_SIZE,
+    SMALL_OBJECT_MAX,
+)
 from ingest.runtime.key_file import read_keys
 from ingest.status import Status
 
@@ -389,13 +396,21 @@ def test_a_get_that_is_not_what_the_catalog_says(commands, tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def answer_once(listener: socket.socket, server: tuple[str, int], taken: list[socket.socket]) -> None:
+    """Passes on one get of one chunk, and is silent then."""
+    taken.append(listener.accept()[0])
+    with socket.create_connection(server) as sock:
+        sock.sendall(taken[0].recv(REQUEST_SIZE, socket.MSG_WAITALL))
+        taken[0].sendall(sock.recv(RUN_HEADER_SIZE + FRAME_SIZE, socket.MSG_WAITALL))
+
+
 def test_an_interrupted_get(commands, tmp_path):
-    """Its temporary file goes with it. The get port is one that never answers."""
+    """Its temporary file goes with it. The get port is one that says whose its store is, and answers nothing more."""
     (file,) = write_files(tmp_path, [3_000_000])
     commands.run("put", file, "--name", "large")
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         taken: list[socket.socket] = []
-        threading.Thread(target=lambda: taken.append(listener.accept()[0])).start()
+        threading.Thread(target=answer_once, args=(listener, commands.node.get_address, taken)).start()
         out = tmp_path / "out"
         out.mkdir()
         silent = f"127.0.0.1:{listener.getsockname()[1]}"

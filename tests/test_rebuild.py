@@ -12,10 +12,10 @@ from ingest import Client, ticket
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, Extent, chunks_needed, part, total
-from ingest.catalog.version import Version, VersionState
+from ingest.catalog.version import Version, VersionState, order_at
 from ingest.errors import StoreLockedError, UsageError
 from ingest.limits import DATA_SIZE
-from ingest.objects import manifest
+from ingest.objects import binding, manifest
 from ingest.objects.manifest import Manifest
 from ingest.objects.rebuild import STRAY_GAP_TICKETS, rebuild
 from ingest.runtime.key_file import read_keys
@@ -50,9 +50,10 @@ class Uploads:
         commit: bool = True,
         number: int | None = None,
         created: float | None = None,
+        order: int | None = None,
     ) -> Version | None:
         """``extents``: for its bytes and the manifest behind them; of leases. ``number``: one that was reserved; ``created``
-        grows with the number, unless it is given."""
+        grows with the number, unless it is given, and so does ``order``."""
         chunks = chunks_needed(len(data))
         extents = extents or [self.lease(chunks + 1)]
         if number is None:
@@ -65,6 +66,7 @@ class Uploads:
             size=len(data),
             digest=blake3(data).hexdigest(),
             created=created or 1e9 + number,
+            order=order_at(created or 1e9 + number) if order is None else order,
             headers={"x-name": name.encode().hex()},
             extents=[(ticket.format(place.first), place.count) for place in extents],
         )
@@ -216,7 +218,7 @@ def rebuilt(node: NodeRig, uploads: Uploads, **options):
     return rebuild(node.data_dir, **options)
 
 
-@pytest.mark.parametrize("stray", ["ZZZZZZZZ", "ZZZZZZZ0", "7K00AB3Q"])
+@pytest.mark.parametrize("stray", ["ZZZZZZZY", "ZZZZZZZ0", "7K00AB3Q"])
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_ticket_far_behind_all_objects_is_somebody_else_s(tmp_path, layout, stray, deleted):
     with running_node(tmp_path / "data", f"--layout={layout}") as node:
@@ -238,6 +240,49 @@ def test_a_ticket_far_behind_all_objects_is_somebody_else_s(tmp_path, layout, st
                 given = catalog.lease(None, 1000)
             assert given.first == broken.stop
             assert not set(indices(given)) & set(indices(*live.extents))
+
+
+def test_the_order_decides_and_not_the_clock(tmp_path):
+    """The clock went back an hour, and on again."""
+    with running_node(tmp_path / "data") as node:
+        uploads = Uploads(node)
+        uploads.store("a", b"old", created=2e9)
+        uploads.store("a", b"new", created=2e9 - 3600, order=order_at(2e9) + 1)
+        result = rebuilt(node, uploads)
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            found = catalog.find("store", "a")
+            assert (result.problems, found.digest) == ([], blake3(b"new").digest())
+            assert found.order == catalog.last_order("store", "a") == order_at(2e9) + 1
+            assert found.modified == int(2e9)
+
+
+def test_manifests_without_an_order_that_contradict_each_other_are_reported(tmp_path):
+    with running_node(tmp_path / "data") as node:
+        uploads = Uploads(node)
+        uploads.store("a", b"first", created=2e9, order=0)
+        second = uploads.store("a", b"second", created=2e9 - 3600, order=0)
+        uploads.store("b", b"first", created=2e9, order=0)
+        uploads.store("b", b"second", created=2e9 + 1, order=0)
+        result = rebuilt(node, uploads)
+        (problem,) = result.problems
+        assert "'a'" in problem and second.object_id in problem and result.outdated == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_store_says_whose_successor_the_catalog_is(tmp_path, layout, kept):
+    """Its chunk is no orphan and no stray; where it was lost, the objects say whose the store is."""
+    with running_node(tmp_path / "data", f"--layout={layout}") as node:
+        uploads = Uploads(node)
+        id_ = uploads.catalog.identity().id
+        uploads.client.put(binding.TICKET, binding.serialize(id_))
+        uploads.store("live", b"x")
+        if not kept:
+            uploads.client.delete(binding.TICKET)
+        result = rebuilt(node, uploads, discard_orphans=True)
+        assert (result.orphans, len(result.problems)) == ([], 0 if kept else 1)
+        with Catalog(catalog_path(node.data_dir)) as catalog:
+            found = catalog.identity()
+            assert found.bound and (found.id == id_) == kept and not catalog.garbage(10)
 
 
 def test_a_gap_that_the_allocator_leaves_is_none(tmp_path):
@@ -263,7 +308,7 @@ def test_an_object_behind_a_gap_is_an_object(tmp_path, gap):
         uploads.lease(gap)
         lost = uploads.store("far, and not whole", b"z" * 10_000)
         uploads.client.delete(lost.object_id, 1)
-        uploads.client.put("ZZZZZZZZ", b"mine")
+        uploads.client.put("ZZZZZZZY", b"mine")
         result = rebuilt(node, uploads)
         assert result.next_ticket == ticket.format(lost.extents[-1].stop)
         assert result.objects == 2 and len(result.incomplete) == len(result.problems) == 1

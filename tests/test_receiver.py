@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
@@ -19,7 +20,7 @@ from reference_server import Faults, ReferenceServer, build_frame
 from ingest import ticket
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
-from ingest.catalog.extent import FIRST, Extent, chunks_needed, total
+from ingest.catalog.extent import FIRST, RESERVED, Extent, chunks_needed, total
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.catalog.version import ABSENT, Condition, Version, VersionState
 from ingest.client.async_client import AsyncClient
@@ -31,8 +32,10 @@ from ingest.errors import (
     UploadLostError,
 )
 from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
+from ingest.objects import manifest
 from ingest.objects.collector import Collector
 from ingest.objects.local_store import LocalStore
+from ingest.objects.manifest import Manifest
 from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget
 from ingest.objects.object_store import StoredDownload
 from ingest.runtime.key_file import read_keys
@@ -428,7 +431,7 @@ def test_a_conflict_that_is_answered_late(tmp_path, monkeypatch, size, again):
                 while not reader.garbage(10):
                     await asyncio.sleep(0.01)
                 await Collector(client, catalog, reader).run()
-                assert set(server.model.frames) == {foreign}
+                assert set(server.model.frames) == {foreign, RESERVED}
                 assert foreign not in server.model.deleted
                 assert not list(reader.versions(VersionState.PENDING))
                 with pytest.raises(NotFoundError):
@@ -484,7 +487,7 @@ def test_a_conflict_that_the_catalog_does_not_take_at_once(tmp_path, monkeypatch
                     await asyncio.sleep(0.01)
                 await store.leave()
                 await Collector(client, catalog, reader).run()
-                assert set(server.model.frames) == {foreign}
+                assert set(server.model.frames) == {foreign, RESERVED}
                 assert foreign not in server.model.deleted
                 assert not list(reader.versions(VersionState.PENDING)) and not reader.leases()
             await catalog.close()
@@ -748,5 +751,54 @@ def test_a_small_object_is_read_in_pieces_when_there_is_no_memory(run, budget):
         pieces = [bytes(piece) async for piece in download.read()]
         await download.close()
         assert b"".join(pieces) == data and max(map(len, pieces)) <= ALLOWANCE_SIZE
+
+    run(work)
+
+
+# --- the order of versions
+
+
+async def manifest_of(rig: Rig, version: Version, key: bytes) -> Manifest:
+    chunks = total(version.extents) - chunks_needed(version.size)
+    place = Extent(version.extents[-1].stop - chunks, chunks)
+    data = await rig.client.read_range(ticket.format(place.first), chunks)
+    return manifest.parse(bytes(data), place.first, [key])
+
+
+@pytest.mark.parametrize("size", [SMALL, SMALL_OBJECT_MAX + 1, PIECE + 1, LARGE])
+def test_a_manifest_says_that_it_is_newer_while_the_clock_is_behind(run, node, monkeypatch, size):
+    """The clock of the process that uploads goes back by an hour. What the run checks: nothing is left but what is live."""
+    key = manifest.manifest_key(read_keys(node.data_dir / ".ingest" / "key")[0])
+    behind = [0.0]
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - behind[0])
+
+    async def work(rig: Rig) -> None:
+        name = f"ordered {size}"
+        found = []
+        for round_, seconds in enumerate((0.0, 3600.0, 7200.0, 0.0)):
+            behind[0] = seconds
+            data = bytes_of(size, 70 + round_)
+            version = await rig.store.put("test", name, body_of(data))
+            assert await rig.read(name) == data
+            about = await manifest_of(rig, version, key)
+            assert about.order == version.order and about.digest == version.etag
+            assert about.places == version.extents
+            found.append(about.order)
+        assert found == sorted(set(found))
+
+    run(work)
+
+
+def test_uploads_of_one_name_at_once_agree_on_an_order(run):
+    async def work(rig: Rig) -> None:
+        puts = [
+            rig.store.put("test", "contended order", body_of(bytes_of(size, 80 + i)))
+            for i, size in enumerate([SMALL, PIECE + 1] * 8)
+        ]
+        versions = await asyncio.gather(*puts)
+        assert len({version.order for version in versions}) == len(versions)
+        live = await rig.store.stat("test", "contended order")
+        assert live.order == max(version.order for version in versions)
 
     run(work)

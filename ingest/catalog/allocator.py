@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from ingest import ticket
 from ingest.catalog.catalog_reader import CatalogReader, Garbage
 from ingest.catalog.catalog_reserve import CatalogReserve
-from ingest.catalog.extent import Extent
+from ingest.catalog.extent import RESERVED, Extent
 from ingest.errors import UploadLostError, UsageError
 
 P = ParamSpec("P")
@@ -74,6 +73,18 @@ class Allocator(CatalogReader):
         self.close()
         self.room.fill()
 
+    # --- the store
+
+    @atomic
+    def bound(self) -> None:
+        """A store was seen to carry the id of this catalog: one that does not is another one from now on."""
+        self._db.run("UPDATE binding SET bound = 1 WHERE bound = 0")
+
+    @atomic
+    def adopt(self, id_: bytes) -> None:
+        """The catalog is the successor of the one with this id, and bound to its store."""
+        self._db.run("UPDATE binding SET id = ?, bound = 1", id_)
+
     # --- leases
 
     @atomic
@@ -99,8 +110,8 @@ class Allocator(CatalogReader):
 
     def _allocate(self, count: int) -> Extent:
         first = self.next_ticket()
-        if not 1 <= count <= ticket.COUNT - first:
-            raise UsageError(f"a range of {count} tickets: 1 to {ticket.COUNT - first} can be had")
+        if not 1 <= count <= RESERVED - first:
+            raise UsageError(f"a range of {count} tickets: 1 to {RESERVED - first} can be had")
         self._db.run("UPDATE counters SET ticket = ?", first + count)
         return Extent(first, count)
 

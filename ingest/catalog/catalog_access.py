@@ -29,6 +29,8 @@ class CatalogAccess(Protocol):
     async def close(self) -> None:
         """What waits for an answer fails with ConnectionLostError."""
 
+    async def bound(self) -> None: ...
+
     async def enter(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int: ...
     async def enter_alone(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int: ...
     async def renew(self, owner: int, lasting: float = OWNER_DEADLINE_S) -> None: ...
@@ -60,6 +62,7 @@ class CatalogAccess(Protocol):
         extents: Sequence[Extent],
         condition: Condition = ANY,
         name: str | None = None,
+        order: int = 0,
     ) -> Version: ...
     async def store(
         self,
@@ -73,6 +76,7 @@ class CatalogAccess(Protocol):
         condition: Condition = ANY,
         *,
         number: int,
+        order: int = 0,
     ) -> Version: ...
     async def fail(self, owner: int, version: int, reason: str) -> None: ...
     async def delete(

@@ -38,6 +38,9 @@ class CatalogCaller(CatalogAccess, ABC):
     async def _ask(self, kind: Any, call: str, *arguments: Any) -> Any:
         """Makes a call. Returns what it returns, which is of ``kind``; raises what it raises, and ConnectionLostError."""
 
+    async def bound(self) -> None:
+        await self._ask(None, "bound")
+
     async def enter(self, what: str, lasting: float = OWNER_DEADLINE_S) -> int:
         return int(await self._ask(int, "enter", what, lasting))
 
@@ -107,9 +110,10 @@ class CatalogCaller(CatalogAccess, ABC):
         extents: Sequence[Extent],
         condition: Condition = ANY,
         name: str | None = None,
+        order: int = 0,
     ) -> Version:
         found: Version = await self._ask(
-            Version, "commit", owner, version, size, digest, extents, condition, name
+            Version, "commit", owner, version, size, digest, extents, condition, name, order
         )
         return found
 
@@ -125,9 +129,10 @@ class CatalogCaller(CatalogAccess, ABC):
         condition: Condition = ANY,
         *,
         number: int,
+        order: int = 0,
     ) -> Version:
         found: Version = await self._ask(
-            Version, "store", owner, namespace, name, size, digest, extents, headers, condition, number
+            Version, "store", owner, namespace, name, size, digest, extents, headers, condition, number, order
         )
         return found
 

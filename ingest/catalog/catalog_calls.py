@@ -29,7 +29,7 @@ Call: TypeAlias = tuple[str, Sequence[Any]]
 log = logging.getLogger("ingest.catalog")
 
 CALLS = (
-    "enter", "enter_alone", "renew", "leave", "expire", "lease", "discard", "forgo", "conflicted", "give_back",
+    "bound", "enter", "enter_alone", "renew", "leave", "expire", "lease", "discard", "forgo", "conflicted", "give_back",
     "reserve", "begin", "extend",
     "commit", "store", "fail", "delete", "pin", "unpin", "collected", "forget",
 )  # fmt: skip

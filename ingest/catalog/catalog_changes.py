@@ -22,8 +22,16 @@ from ingest.catalog import extent
 from ingest.catalog.allocator import Allocator, atomic
 from ingest.catalog.catalog_reader import ALIVE
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import ANY, Condition, Version, VersionState, check_name, check_namespace
-from ingest.errors import BusyError, NotFoundError, UploadLostError, UsageError
+from ingest.catalog.version import (
+    ANY,
+    Condition,
+    Version,
+    VersionState,
+    check_name,
+    check_namespace,
+    order_at,
+)
+from ingest.errors import BusyError, NotFoundError, OrderError, UploadLostError, UsageError
 from ingest.limits import HISTORY_KEPT_S, OWNER_DEADLINE_S, OWNER_LIFE_MAX_S
 
 DIGEST_SIZE = 32  # bytes: BLAKE3
@@ -157,8 +165,11 @@ class Catalog(Allocator):
         number = self._own_number(number, self._db.value("SELECT version FROM counters"))
         if self._state(number) is not None:
             return number
-        condition.check(name, self.lookup(check_namespace(namespace), check_name(name)))
-        self._insert(number, namespace, name, VersionState.PENDING, headers, owner=owner)
+        present = self.lookup(check_namespace(namespace), check_name(name))
+        condition.check(name, present)
+        self._insert(
+            number, namespace, name, VersionState.PENDING, headers, self._moment(present), owner=owner
+        )
         return number
 
     @atomic
@@ -179,12 +190,14 @@ class Catalog(Allocator):
         extents: Sequence[Extent],
         condition: Condition = ANY,
         name: str | None = None,
+        order: int = 0,
     ) -> Version:
         """All chunks and the manifest are SAVED in ``extents``: the name points to this version from now on, and the one
         before is DELETED. Other tickets of the upload are garbage. Raises what the condition does (the version stays
         PENDING then), and UploadLostError. Once more, it answers as the first time, whatever became of the name since.
 
-        ``name``: the version's from now on, where its bytes say it: it began under another one."""
+        ``name``: the version's from now on, where its bytes say it: it began under another one. ``order``: what its
+        manifest says of it; 0 for any that fits. OrderError unless it is above `last_order`: nothing has happened then."""
         if self._state(version) in (VersionState.OK, VersionState.DELETED):
             return self._committed(version, digest)
         held = self._held(owner, version)
@@ -198,12 +211,12 @@ class Catalog(Allocator):
             self._db.run("UPDATE versions SET name = ? WHERE number = ?", check_name(name), version)
         row = self._db.row("SELECT namespace, name FROM versions WHERE number = ?", version)
         assert row is not None
-        self._replace(self._namespace_name(row[0]), row[1], version, condition, digest)
+        now, order = self._replace(self._namespace_name(row[0]), row[1], version, condition, digest, order)
         self._throw_away(None, rest)
         self._db.run(
-            "UPDATE versions SET state = 1, size = ?, digest = ?, extents = ?, first = ?, owner = NULL, saved = ?"
-            " WHERE number = ?",
-            *(size, digest, extent.serialize(extents), extents[0].first, self.clock(), version),
+            "UPDATE versions SET state = 1, size = ?, digest = ?, extents = ?, first = ?, owner = NULL,"
+            " saved = max(created, ?), rank = ? WHERE number = ?",
+            *(size, digest, extent.serialize(extents), extents[0].first, now, order, version),
         )
         return self.version(version)
 
@@ -219,11 +232,12 @@ class Catalog(Allocator):
         headers: Mapping[str, str] = {},
         condition: Condition = ANY,
         number: int | None = None,
+        order: int = 0,
     ) -> Version:
         """A small upload from its beginning to its end: all of it is SAVED already, in leases of the owner's.
 
-        ``number``: of the version, when it was reserved: its manifest names it. Raises what the condition does, and
-        UploadLostError. Once more, with a number, it answers as the first time.
+        ``number``: of the version, when it was reserved: its manifest names it. ``order``: as with `commit`. Raises what
+        the condition does, OrderError and UploadLostError. Once more, with a number, it answers as the first time.
         """
         row = self._db.row(
             "SELECT (SELECT version FROM counters), (SELECT deadline FROM owners WHERE id = ?),"
@@ -240,8 +254,12 @@ class Catalog(Allocator):
         for place in extents:
             if extent.total(self._carve(owner, place)) < place.count:
                 raise UploadLostError(f"{place} is no part of a lease of this process")
-        self._replace(check_namespace(namespace), check_name(name), number, condition, digest)
-        return self._insert(number, namespace, name, VersionState.OK, headers, size, digest, tuple(extents))
+        now, order = self._replace(
+            check_namespace(namespace), check_name(name), number, condition, digest, order
+        )
+        return self._insert(
+            number, namespace, name, VersionState.OK, headers, now, order, size, digest, tuple(extents)
+        )
 
     @atomic
     def fail(self, owner: int, version: int, reason: str) -> None:
@@ -261,7 +279,7 @@ class Catalog(Allocator):
         condition.check(name, present)
         if present is None:
             raise NotFoundError(f"there is no object {name!r}")
-        self._end(present, reason)
+        self._end(present, reason, max(self.clock(), present.saved or 0.0))
         return present
 
     @atomic
@@ -275,14 +293,17 @@ class Catalog(Allocator):
         extents: Sequence[Extent],
         headers: Mapping[str, str],
         created: float,
+        order: int,
     ) -> Version:
         """What a manifest says, in a catalog that is made again. Another number when that one has been taken."""
         following = self._db.value("SELECT version FROM counters")
         taken = not 1 <= number < following or self._state(number) is not None
         number = self._own_number(None if taken else number, following)
-        self._insert(number, namespace, name, VersionState.OK, headers, size, digest, tuple(extents))
-        self._db.run("UPDATE versions SET created = ?, saved = ? WHERE number = ?", created, created, number)
-        return self.version(number)
+        # Where the clock had gone back, its dates come behind those of what it replaced all the same.
+        saved = max(created, float(order // 1_000_000))
+        return self._insert(
+            number, namespace, name, VersionState.OK, headers, saved, order, size, digest, tuple(extents)
+        )
 
     def _own_number(self, number: int | None, following: int) -> int:
         if number is None:
@@ -325,6 +346,8 @@ class Catalog(Allocator):
         name: str,
         state: VersionState,
         headers: Mapping[str, str],
+        now: float,
+        order: int | None = None,
         size: int = 0,
         digest: bytes = b"",
         extents: tuple[Extent, ...] = (),
@@ -335,34 +358,49 @@ class Catalog(Allocator):
             self._db.run("INSERT INTO namespaces(name) VALUES (?)", namespace)
             place = self._db.last_id()
             self._made.add(namespace)
-        now = self.clock()
         saved = now if state is VersionState.OK else None
         self._db.run(
             "INSERT INTO versions(number, namespace, name, state, size, created, saved, owner, first, digest, extents,"
-            " headers) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " headers, rank) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             *(number, place, name, state, size, now, saved, owner),
             *(extents[0].first if extents else None, digest, extent.serialize(extents)),
             msgspec.json.encode(headers).decode() if headers else None,
+            order,
         )
-        return Version(number, namespace, name, state, size, digest, now, extents, headers, saved)
+        return Version(number, namespace, name, state, size, digest, now, extents, headers, saved, order or 0)
 
-    def _replace(self, namespace: str, name: str, version: int, condition: Condition, digest: bytes) -> None:
+    def _replace(
+        self, namespace: str, name: str, version: int, condition: Condition, digest: bytes, order: int
+    ) -> tuple[float, int]:
+        """The name's version ends. Returns when, and the order of the next one."""
         present = self.lookup(namespace, name)
         condition.check(name, present, digest)
+        last, now = self._last_order(namespace, name, present), self._moment(present)
+        if order and order <= last:
+            raise OrderError(f"version {version} of {name!r} has the order {order}, and {last} is taken")
         if present is not None:
-            self._end(present, f"replaced by version {version}")
+            self._end(present, f"replaced by version {version}", now)
+        return now, order or max(order_at(now), last + 1)
+
+    def _moment(self, present: Version | None) -> float:
+        """Now. Where the clock is behind what a name has already: the second after that. Else who goes by the dates of HTTP
+        would take the old version for the newer one, or both for the same."""
+        now = self.clock()
+        if present is None or present.saved is None or now >= present.saved:
+            return now
+        return float(int(present.saved) + 1)
 
     def _fail(self, version: int, held: Iterable[Extent], reason: str) -> None:
         self._db.run(
-            "UPDATE versions SET state = 2, owner = NULL, ended = ?, reason = ? WHERE number = ?",
+            "UPDATE versions SET state = 2, owner = NULL, ended = max(created, ?), reason = ? WHERE number = ?",
             *(self.clock(), reason, version),
         )
         self._throw_away(version, held)
 
-    def _end(self, version: Version, reason: str) -> None:
+    def _end(self, version: Version, reason: str, now: float) -> None:
         self._db.run(
-            "UPDATE versions SET state = 3, ended = ?, reason = ? WHERE number = ?",
-            *(self.clock(), reason, version.number),
+            "UPDATE versions SET state = 3, ended = ?, reason = ?, rank = ? WHERE number = ?",
+            *(now, reason, version.order, version.number),
         )
         self._throw_away(version.number, version.extents)
 

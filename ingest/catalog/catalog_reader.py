@@ -12,10 +12,10 @@ import msgspec
 
 from ingest import ticket
 from ingest.catalog import extent
-from ingest.catalog.database import Database
+from ingest.catalog.database import REBUILD, Database
 from ingest.catalog.extent import Extent
-from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text
-from ingest.errors import NotFoundError, UsageError
+from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text, order_at
+from ingest.errors import CatalogError, NotFoundError, UsageError
 from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX, OWNER_LIFE_MAX_S
 
 # Of an owner; `CatalogReader.life` says what to bind. A deadline that is far away was written before the machine started
@@ -26,9 +26,15 @@ _UNREAD = (
     "(version IS NULL OR NOT EXISTS"
     f" (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND {ALIVE}))"
 )
-COLUMNS = (
-    "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved FROM versions "
-)
+COLUMNS = "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved, rank FROM versions "
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """``id``: random, 16 bytes, of the catalog. ``bound``: a store has been seen to carry it."""
+
+    id: bytes
+    bound: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,12 @@ class CatalogReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def identity(self) -> Identity:
+        row = self._db.row("SELECT id, bound FROM binding")
+        if row is None:
+            raise CatalogError(f"{self.path}: this catalog has no id; {REBUILD}")
+        return Identity(row[0], bool(row[1]))
+
     # --- one version
 
     def find(self, namespace: str, name: str) -> Version:
@@ -106,6 +118,18 @@ class CatalogReader:
             check_name(name)
             return None
         return self._one("WHERE namespace = ? AND name = ? AND state = 1", number, check_name(name))
+
+    def last_order(self, namespace: str, name: str) -> int:
+        """The highest order of the versions that the name has or had; 0 when there is none. A version that replaces them,
+        or comes after their end, has a higher one."""
+        return self._last_order(namespace, name, self.lookup(namespace, name))
+
+    def _last_order(self, namespace: str, name: str, present: Version | None) -> int:
+        ended = self._db.value(
+            "SELECT rank FROM versions WHERE namespace = ? AND name = ? AND state = 3 ORDER BY rank DESC LIMIT 1",
+            *(self._namespace(namespace), name),
+        )
+        return max(0 if present is None else present.order, ended or 0)
 
     def find_object(self, object_id: str) -> Version:
         """The live version whose ObjectID this is. NotFoundError, TicketError."""
@@ -185,6 +209,11 @@ class CatalogReader:
             for row in rows:
                 yield self._version(row)
 
+    def newest(self, limit: int) -> list[Version]:
+        """The live versions with the highest numbers."""
+        rows = self._db.all(f"{COLUMNS} WHERE state = 1 ORDER BY number DESC LIMIT ?", limit)
+        return [self._version(row) for row in rows]
+
     # --- tickets that no version has
 
     def leases(self) -> list[Lease]:
@@ -223,7 +252,7 @@ class CatalogReader:
         return None if row is None else self._version(row)
 
     def _version(self, row: tuple[Any, ...]) -> Version:
-        number, namespace, name, state, size, digest, created, extents, headers, saved = row
+        number, namespace, name, state, size, digest, created, extents, headers, saved, rank = row
         return Version(
             number,
             self._namespace_name(namespace),
@@ -235,6 +264,7 @@ class CatalogReader:
             extent.parse(extents),
             msgspec.json.decode(headers) if headers else {},
             saved,
+            order_at(max(created, saved or created)) + 1 if rank is None else rank,
         )
 
     def _namespace(self, name: str) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import apsw
 
 from ingest.catalog.catalog_reserve import CatalogReserve
-from ingest.catalog.schema import APPLICATION_ID, FORMAT, TABLES
+from ingest.catalog.schema import APPLICATION_ID, FORMAT, FROM_1, ID_SIZE, SET_ID, TABLES
 from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError, ReadOnlyError
 from ingest.limits import (
     CATALOG_BUSY_S,
@@ -84,6 +84,8 @@ class Database:
         application, found = db.pragma("application_id"), db.pragma("user_version")
         if application != APPLICATION_ID:
             raise CatalogError(f"{self.path}: this SQLite file is not a catalog of ingest; {REBUILD}")
+        if found == 1:
+            found = self._migrate()
         if found != FORMAT:
             raise CatalogError(
                 f"{self.path}: a catalog of format {found}; this program knows format {FORMAT}"
@@ -93,6 +95,17 @@ class Database:
         db.pragma("wal_autocheckpoint", CATALOG_CHECKPOINT_PAGES)
         db.pragma("journal_size_limit", CATALOG_WAL_KEPT_SIZE)
         db.pragma("cache_size", -(CATALOG_CACHE_SIZE >> 10))
+
+    def _migrate(self) -> int:
+        """What a catalog of format 1 lacks is added, unless another process was faster. Returns the format that it has."""
+        db = self.connection
+        db.pragma("synchronous", 2)
+        with self.transaction():
+            if db.pragma("user_version") == 1:
+                db.execute(FROM_1)
+                db.execute(SET_ID, (secrets.token_bytes(ID_SIZE),))
+                db.pragma("user_version", FORMAT)
+            return int(db.pragma("user_version"))
 
     def close(self) -> None:
         self._closed = True
@@ -225,6 +238,7 @@ def make_file(path: Path) -> None:
             db.pragma("user_version", FORMAT)
             db.pragma("journal_mode", "wal")
             db.execute(TABLES)
+            db.execute(SET_ID, (secrets.token_bytes(ID_SIZE),))
         except apsw.Error as error:
             raise explained(error, path) from error
         finally:

@@ -15,6 +15,7 @@ from ingest.errors import CatalogError
 from ingest.limits import DATA_SIZE
 
 FIRST = ticket.parse("00000000")  # where ranges are given from: the tickets of 8 characters
+RESERVED = ticket.LAST  # ZZZZZZZZ, which says whose the store is: no range goes so far
 _ENTRY = struct.Struct(">QQ")
 
 

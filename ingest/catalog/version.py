@@ -35,6 +35,9 @@ class Version:
     extents: tuple[Extent, ...]
     headers: Mapping[str, str] = field(default_factory=dict)
     saved: float | None = None  # seconds since 1970, when the name came to point to it
+    order: int = (
+        0  # its place among the versions of its name: `order_at` the clock, and above all that it replaced
+    )
 
     @property
     def object_id(self) -> str:
@@ -50,6 +53,11 @@ class Version:
         """Since when its bytes are those of its name: whole seconds since 1970, as HTTP's dates have them. Its upload may
         have begun long before, and others have come and gone meanwhile."""
         return int(self.created if self.saved is None else self.saved)
+
+
+def order_at(seconds: float) -> int:
+    """What the clock says of the order of a version: microseconds since 1970."""
+    return int(seconds * 1_000_000)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from ingest import _hmac, frame, limits, mac, record, ticket
 from ingest.client._seal import seal
 from ingest.client.get_channel import GetChannel
 from ingest.client.key import Key, shared_keys
+from ingest.client.proof import Expected, get_proof, put_proof
 from ingest.client.put_channel import Batch, PutChannel
 from ingest.client.range_reader import RangeSource, StoredRun
 from ingest.errors import RefusedError, UsageError
@@ -90,6 +91,8 @@ class AsyncClient:
         self._puts = PutChannel(_address(put), timeout, retry_for, tls) if put is not None else None
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
         self._ranges: RangeSource | None = None
+        self._timeout = timeout
+        self._tls = tls
         self.use_keys(key)
 
     def use_keys(self, key: Key) -> None:
@@ -124,6 +127,36 @@ class AsyncClient:
             await client.close()
             raise
         return client
+
+    @property
+    def puts(self) -> bool:
+        """Whether it knows the put port."""
+        return self._puts is not None
+
+    @property
+    def gets(self) -> bool:
+        """Whether it knows the get port."""
+        return self._gets is not None
+
+    def require(self, expected: Expected) -> None:
+        """Each connection that is opened from now on has to prove this of its server before anything else is sent
+        (`proof`). While it is another server, calls fail with ForeignStoreError."""
+        if self._gets is not None:
+            self._gets.proof = get_proof(expected, lambda: self._keys)
+        if self._puts is not None:
+            self._puts.proof = put_proof(expected, lambda: self._keys, self.prove)
+
+    async def prove(self) -> None:
+        """Looks whether the server at the get port is the one that is required, over a connection of its own.
+        ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
+        if self._gets is None or self._gets.proof is None:
+            return
+        looking = GetChannel(self._gets.address, self._timeout, 0.0, self._tls)
+        looking.proof = self._gets.proof
+        try:
+            await looking.open()
+        finally:
+            await looking.close()
 
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:

@@ -5,7 +5,8 @@ not answered, and send it again on the next connection: all requests of the prot
 
     state        leaves it when
     idle         something is to be sent                                 → connecting
-    connecting   the server takes the connection                         → talking
+    connecting   the server takes the connection, and proves that it is the one that is meant, if it has to  → talking
+                 it proves to be another one: everything is given up → idle
                  it does not: wait (back-off), try again; after ``retry_for`` give everything up → idle
     talking      the connection ends, or stays silent for ``timeout`` with something unanswered  → connecting or idle
                  a fault of ours, which is logged: the connection is ended, and what was not answered sent again as above
@@ -23,14 +24,37 @@ import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
-from typing import ClassVar, cast
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
 
 from ingest import limits
-from ingest.errors import ConnectionLostError, IngestError, PeerError, ProtocolError
+from ingest.errors import (
+    ConnectionLostError,
+    ForeignStoreError,
+    IngestError,
+    PeerError,
+    ProtocolError,
+    RefusedError,
+)
 from ingest.runtime import listeners
 
 Address = tuple[str, int]
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What is exchanged on each new connection before anything else.
+
+    ``before``: awaited first. ``message``: what is sent, made anew each time. ``size``: bytes of the answer, told by those
+    that came. ``judge``: raises ForeignStoreError, RefusedError or ConnectionLostError for an answer that proves nothing.
+    """
+
+    before: Callable[[], Awaitable[None]]
+    message: Callable[[], bytes]
+    size: Callable[[memoryview], int]
+    judge: Callable[[bytes], None]
 
 
 class Channel(ABC):
@@ -44,6 +68,7 @@ class Channel(ABC):
     ) -> None:
         self.address = address
         self._tls = tls
+        self.proof: Proof | None = None  # for connections that are opened from now on
         self.timeout = timeout
         self.retry_for = retry_for
         self._answered_at = time.monotonic()  # or when waiting for an answer began
@@ -86,7 +111,7 @@ class Channel(ABC):
     # --- for the owner ---------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Connects for the first time. ConnectionLostError when that fails within the time-out."""
+        """Connects for the first time. ConnectionLostError when that fails within the time-out; what a proof raises."""
         self._connection = await self._connect()
         self._task = asyncio.create_task(self._run(self._connection))
 
@@ -133,7 +158,24 @@ class Channel(ABC):
             raise ConnectionLostError(f"{self._name}: no connection within {self.timeout:g} s") from None
         except OSError as error:
             raise ConnectionLostError(f"{self._name}: {error.strerror or error}") from error
+        if self.proof is not None:
+            try:
+                await self._prove(connection, self.proof)
+            except BaseException:
+                connection.transport.abort()
+                raise
         return connection
+
+    async def _prove(self, connection: _Connection, proof: Proof) -> None:
+        await proof.before()
+        try:
+            async with asyncio.timeout(self.timeout):
+                answer = await connection.ask(proof.message(), proof.size)
+        except TimeoutError:
+            raise ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s") from None
+        except OSError as error:
+            raise ConnectionLostError(f"{self._name}: {error.strerror or error}") from error
+        proof.judge(answer)
 
     async def _run(self, connection: _Connection) -> None:
         try:
@@ -183,7 +225,9 @@ class Channel(ABC):
             self._delay = min(max(2 * self._delay, limits.RETRY_DELAY_MIN_S), limits.RETRY_DELAY_MAX_S)
             try:
                 return await self._connect()
-            except ConnectionLostError as failed:
+            except (ForeignStoreError, RefusedError) as failed:
+                self.give_up(failed)  # the next try may meet another server
+            except PeerError as failed:
                 error = failed
             except Exception as failed:
                 error = self._fault(failed)
@@ -237,6 +281,34 @@ class _Connection(asyncio.BufferedProtocol):
         self._held = 0  # bytes of the buffer that were not taken yet
         self.writable = True
         self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._asked: tuple[Callable[[memoryview], int], asyncio.Future[bytes]] | None = None
+
+    async def ask(self, message: bytes, size: Callable[[memoryview], int]) -> bytes:
+        """Sends one message, before the channel sends any. Returns the answer, of as many bytes as ``size`` says when some
+        have come. Raises what ended the connection."""
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked = size, answer
+        waiting: list[asyncio.Future[Any]] = [answer, self.ended]
+        try:
+            self.transport.write(message)
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._asked = None
+        if not answer.done():
+            raise self.ended.result()
+        return answer.result()
+
+    def _take(self) -> int:
+        if self._asked is None:
+            return self._channel.received(self._buffer[: self._held])
+        size, answer = self._asked
+        needed = size(self._buffer[: self._held])
+        if self._held < needed:
+            return 0
+        if self._held > needed or answer.done():
+            raise ProtocolError(f"{self._channel._name} sent bytes that nobody asked for")
+        answer.set_result(bytes(self._buffer[:needed]))
+        return needed
 
     def end(self, error: Exception) -> None:
         if not self.ended.done():
@@ -258,7 +330,7 @@ class _Connection(asyncio.BufferedProtocol):
             return  # the channel is done with this connection
         self._held += nbytes
         try:
-            taken = self._channel.received(self._buffer[: self._held])
+            taken = self._take()
         except Exception as error:
             self.end(error)
             return

@@ -80,13 +80,18 @@ class LocalNode:
 
         files = (self.tls_ca, self.tls_cert, self.tls_key)
         context = client_context(*files) if any(files) else None
+        looks = get or (put and self._reads_beside_puts())
         async with await AsyncClient.connect(
             self._port("put", self.connect) if put else None,
-            self._port("get", self.read_connect) if get else None,
+            self._port("get", self.read_connect) if looks else None,
             self.keys(),
             tls=context,
         ) as client:
             yield client
+
+    def _reads_beside_puts(self) -> bool:
+        """Whether the get port that is known is one of the server that is put into: it tells whose store it has."""
+        return self.read_connect is not None or self.connect is None
 
     def _port(self, name: str, given: Address | None) -> Address:
         from ingest.engine.announcement import reachable, running
@@ -103,12 +108,23 @@ class LocalNode:
             ) from None
 
     @asynccontextmanager
+    async def engine(
+        self, reader: CatalogReader, *, put: bool = False, get: bool = False
+    ) -> AsyncIterator[tuple[AsyncClient, CatalogAccess]]:
+        """The engine and the catalog, which belong together. ForeignStoreError."""
+        from ingest.objects.binding import bind
+
+        async with self.client(put=put, get=get) as client, self.catalog() as catalog:
+            await bind(client, catalog, reader, self.keys())
+            yield client, catalog
+
+    @asynccontextmanager
     async def store(
         self, reader: CatalogReader, what: str, *, put: bool = False, get: bool = False
     ) -> AsyncIterator[LocalStore]:
         from ingest.objects.local_store import LocalStore
 
-        async with self.client(put=put, get=get) as client, self.catalog() as catalog:
+        async with self.engine(reader, put=put, get=get) as (client, catalog):
             store = await LocalStore.enter(
                 client,
                 catalog,
@@ -185,8 +201,8 @@ class LocalBackend:
 
         if dry_run:
             return waiting(self._reader)
-        async with self._node.client(put=True) as client:
-            done = await Collector(client, await self._catalog(), self._reader).run()
+        async with self._node.engine(self._reader, put=True) as (client, catalog):
+            done = await Collector(client, catalog, self._reader).run()
         if done is None:
             raise BusyError("another collector is at work")
         return done

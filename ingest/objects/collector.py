@@ -32,6 +32,7 @@ from ingest.limits import (
     COLLECT_REFUSED_TOLD,
     OWNER_RENEW_S,
 )
+from ingest.objects.binding import confirm
 from ingest.status import Status
 
 log = logging.getLogger(__name__)
@@ -114,10 +115,11 @@ class Collector:
             await asyncio.sleep(interval)
 
     async def run(self, retry_for: float | None = None) -> Collected | None:
-        """Once over all garbage; None when another collector is at work.
+        """Once over all garbage, in the store that belongs to the catalog; None when another collector is at work.
 
-        ``retry_for``: seconds for which ERROR and BUSY are tried again, if it is not the client's. RefusedError when the
-        node takes no deletes; what the client and the catalog raise. What was deleted until then stays so.
+        ``retry_for``: seconds for which ERROR and BUSY are tried again, if it is not the client's. ForeignStoreError before
+        anything is deleted. RefusedError when the node takes no deletes; what the client and the catalog raise. What was
+        deleted until then stays so.
         """
         try:
             owner = await self._catalog.enter_alone("collector")
@@ -147,6 +149,8 @@ class Collector:
         last = 0
         try:
             while found := self._reader.garbage(COLLECT_BATCH, after=last):
+                if last == 0:
+                    await confirm(self._client, self._reader)
                 last = found[-1].id
                 await self._catalog.renew(owner)
                 refused = await self._delete(found, retry_for)

@@ -79,7 +79,15 @@ class LocalStore:
         if isinstance(name, str):
             await self.check(namespace, name, condition)
         return await self._receiver.receive(
-            Upload(namespace, name, size, headers or {}, condition, partial(self._reader.lookup, namespace)),
+            Upload(
+                namespace,
+                name,
+                size,
+                headers or {},
+                condition,
+                partial(self._reader.lookup, namespace),
+                partial(self._reader.last_order, namespace),
+            ),
             body,
         )
 

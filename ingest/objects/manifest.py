@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from ingest import ticket
 from ingest.catalog.extent import Extent, chunks_needed, total
-from ingest.catalog.version import check_name, check_namespace
+from ingest.catalog.version import check_name, check_namespace, order_at
 from ingest.errors import CatalogError
 from ingest.limits import DATA_SIZE
 
@@ -34,9 +34,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     size: int  # bytes
     digest: str  # BLAKE3 of them, hexadecimal
-    created: float  # seconds since 1970: of two manifests with one name, the later one is newer
+    created: float  # seconds since 1970
+    order: int = 0  # of two manifests with one name, the higher one is newer; 0: made before there was one
     headers: dict[str, str] = {}
     extents: list[tuple[str, int]] = []
+
+    @property
+    def rank(self) -> int:
+        """Its order; what the clock said, where it has none."""
+        return self.order or order_at(self.created)
 
     @property
     def places(self) -> tuple[Extent, ...]:
@@ -94,6 +100,7 @@ def parse(data: bytes, place: int, keys: Sequence[bytes]) -> Manifest:
         whole = (
             manifest.size >= 0
             and 0 < manifest.version < 1 << 62
+            and 0 <= manifest.rank < 1 << 62
             and len(bytes.fromhex(manifest.digest)) == 32
         )
     except (msgspec.MsgspecError, ValueError) as error:

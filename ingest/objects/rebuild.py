@@ -1,7 +1,7 @@
 """A lost catalog, made again from the manifests in a store at rest. `docs/objects.md`, "The manifest".
 
     every chunk with a ticket of eight characters → which are stored, and which of them are manifests
-    of each name the highest version that is whole → the new catalog
+    of each name the version with the highest order that is whole → the new catalog
     everything else → orphans: uploads that were under way, garbage, and what foreign clients stored
 
 Nothing in the store is changed, and the new catalog takes its place when it is whole.
@@ -24,10 +24,10 @@ from ingest.catalog import extent
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.catalog.database import make_file
-from ingest.catalog.extent import FIRST, Extent
-from ingest.errors import CatalogError, UsageError
+from ingest.catalog.extent import FIRST, RESERVED, Extent
+from ingest.errors import CatalogError, ForeignStoreError, UsageError
 from ingest.limits import CHECKSUM_SIZE, DATA_SIZE, LOG_SEGMENT_SIZE, TICKET_SIZE
-from ingest.objects import manifest
+from ingest.objects import binding, manifest
 from ingest.objects.manifest import Manifest
 from ingest.runtime.durable_files import open_new, rename_durably, sync_directory, sync_file
 from ingest.runtime.key_file import read_keys
@@ -47,8 +47,8 @@ STRAY_GAP_TICKETS = 36**4
 
 SCRATCH = """
 CREATE TABLE scratch.found(
-    place INTEGER PRIMARY KEY, version INTEGER, created REAL, namespace TEXT, name TEXT, manifest BLOB);
-CREATE INDEX scratch.named ON found(namespace, name, created DESC, version DESC);
+    place INTEGER PRIMARY KEY, version INTEGER, rank INTEGER, namespace TEXT, name TEXT, manifest BLOB);
+CREATE INDEX scratch.named ON found(namespace, name, rank DESC, version DESC);
 CREATE TABLE scratch.used(first INTEGER PRIMARY KEY, count INTEGER);
 """
 
@@ -140,9 +140,27 @@ class _Rebuild:
                 base = sharding.slot_ticket(pack, 0)
                 found = contents.read(pack)
                 self.result.problems += contents.losses()
+                if base <= RESERVED < base + len(found.present):
+                    self._note_binding(found, RESERVED - base)
                 self._note_runs(base, found)
                 self._find_manifests(base, found)
         progress("looking", len(packs), len(packs))
+
+    def _note_binding(self, found: Resolved, slot: int) -> None:
+        """The catalog is the successor of the one that the store names. That chunk is nobody's otherwise: it is no orphan,
+        and no gap is looked for before it."""
+        if found.present[slot]:
+            try:
+                self.catalog.adopt(binding.parse(found.frames[slot, HEAD:].tobytes()))
+            except ForeignStoreError as error:
+                self.result.problems.append(f"no gateway will start here: {error}")
+        elif found.deleted[slot] or found.lost[slot]:
+            self.catalog.bound()  # by its objects
+            self.result.problems.append(
+                f"ticket {binding.TICKET} was deleted or lost: the store no longer says which catalog is its own"
+            )
+        for bits in (found.present, found.deleted, found.lost):
+            bits[slot] = False
 
     def _note_runs(self, base: int, found: Resolved) -> None:
         used = np.flatnonzero(found.present | found.deleted | found.lost)
@@ -195,7 +213,7 @@ class _Rebuild:
         self._placed_to = max(self._placed_to, *(place.stop for place in one.places))
         self.db.run(
             "INSERT INTO scratch.found VALUES (?, ?, ?, ?, ?, ?)",
-            *(place, one.version, one.created, one.namespace, one.name, msgspec.msgpack.encode(one)),
+            *(place, one.version, one.rank, one.namespace, one.name, msgspec.msgpack.encode(one)),
         )
 
     # --- the new catalog
@@ -222,21 +240,36 @@ class _Rebuild:
         """Returns how many manifests there are of it."""
         rows = self.db.all(
             "SELECT manifest FROM scratch.found WHERE namespace = ? AND name = ?"
-            " ORDER BY created DESC, version DESC, place DESC",
+            " ORDER BY rank DESC, version DESC, place DESC",
             *(namespace, name),
         )
         lacking = ""
-        for number, (raw,) in enumerate(rows):
-            one = msgspec.msgpack.decode(raw, type=Manifest)
+        found = [msgspec.msgpack.decode(raw, type=Manifest) for (raw,) in rows]
+        for number, one in enumerate(found):
             lacks = self._lacks(one)
             if not lacks:
                 self._restore(one)
                 self.result.outdated += len(rows) - number - 1
+                self._doubt(one, found[number + 1 :])
                 break
             lacking = lacking or f"{namespace} {name!r}, version {one.version}: {lacks}"
         if lacking:
             self.result.incomplete.append(lacking)
         return len(rows)
+
+    def _doubt(self, taken: Manifest, others: list[Manifest]) -> None:
+        """Reports what may be newer than what was taken: manifests of before there was an order know the clock alone."""
+        for one in others:
+            if (
+                not taken.order
+                and not one.order
+                and one.version > taken.version
+                and one.digest != taken.digest
+            ):
+                self.result.problems.append(
+                    f"{taken.namespace} {taken.name!r}: version {taken.version} was taken, which is newer by its clock;"
+                    f" version {one.version}, at {ticket.format(one.places[0].first)}, is by its number"
+                )
 
     def _lacks(self, one: Manifest) -> str:
         """Why a version can't be restored; empty when it is whole."""
@@ -255,7 +288,7 @@ class _Rebuild:
     def _restore(self, one: Manifest) -> None:
         self.catalog.restore(
             one.version, one.namespace, one.name, one.size, bytes.fromhex(one.digest), one.places,
-            one.headers, one.created,
+            one.headers, one.created, one.rank,
         )  # fmt: skip
         for place in one.places:
             self.db.run("INSERT INTO scratch.used VALUES (?, ?)", place.first, place.count)
@@ -295,7 +328,7 @@ class _Rebuild:
         following = self._next_ticket()
         with self.catalog.change():
             self.db.run("UPDATE counters SET ticket = ?", following)
-        self.result.next_ticket = ticket.format(following) if following < ticket.COUNT else ""
+        self.result.next_ticket = ticket.format(following) if following < RESERVED else ""
         if following < self.used_to:
             stray = next(gap.stop for gap in self._gaps if gap.stop > following)
             self.result.problems.append(

@@ -15,9 +15,9 @@ from blake3 import blake3
 
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent, chunks_needed
-from ingest.catalog.version import Version
+from ingest.catalog.version import Version, order_at
 from ingest.client.chunk_store import ChunkStore
-from ingest.errors import IngestError, UploadLostError
+from ingest.errors import IngestError, OrderError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
     PIECE_PATIENCE_S,
@@ -94,13 +94,15 @@ class Receiver:
             return kept
         number = await self._membership.number()
         chunks = chunks_needed(len(data))
+        now = time.time()
         about = Manifest(
             version=number,
             namespace=upload.namespace,
             name=name,
             size=len(data),
             digest=digest.hex(),
-            created=time.time(),
+            created=now,
+            order=order_at(now),
             headers=dict(upload.headers),
         )
         more = manifest.size_max(about, 1)
@@ -115,8 +117,10 @@ class Receiver:
                     if not refused:
                         return await self._catalog.store(
                             owner, upload.namespace, name, about.size, digest, [place],
-                            upload.headers, upload.condition, number=number,
+                            upload.headers, upload.condition, number=number, order=about.order,
                         )  # fmt: skip
+                except OrderError:
+                    about = upload.later(about)
                 except BaseException as error:
                     await self.writer.end(self._discard(lease.pop_all(), owner, place, refused))
                     if isinstance(error, UploadLostError) and await self._membership.entered_again(owner):
@@ -125,7 +129,7 @@ class Receiver:
                 await self._catalog.discard(owner, ours([place], refused))
                 raise_unless_foreign(refused)
         raise UploadLostError(
-            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"
+            f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else, or the name got another version each time"
         )
 
     async def _discard(

@@ -17,8 +17,8 @@ from blake3 import blake3
 
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent, chunks_needed, joined
-from ingest.catalog.version import ANY, Version
-from ingest.errors import IngestError, UploadLostError
+from ingest.catalog.version import ANY, Version, order_at
+from ingest.errors import IngestError, OrderError, UploadLostError
 from ingest.limits import (
     DATA_SIZE,
     FRAME_SIZE,
@@ -136,12 +136,7 @@ class StreamedUpload:
             if kept is not None:
                 await self._catalog.fail(self._owner, self._version, "these bytes were stored already")
                 return kept
-            await self._put_manifest(name, digest)
-            await self._forgo_rest()
-            return await self._catalog.commit(
-                self._owner, self._version, self._size, digest, self._extents, upload.condition,
-                None if known else name,
-            )  # fmt: skip
+            return await self._commit(name, digest)
         except BaseException as error:
             await self._writer.end(self._fail(error))
             raise
@@ -155,6 +150,31 @@ class StreamedUpload:
             upload.headers,
             upload.condition if known else ANY,
         )
+
+    async def _commit(self, name: str, digest: bytes) -> Version:
+        now = time.time()
+        about = Manifest(
+            version=self._version,
+            namespace=self._upload.namespace,
+            name=name,
+            size=self._size,
+            digest=digest.hex(),
+            created=now,
+            order=order_at(now),
+            headers=dict(self._upload.headers),
+        )
+        renamed = None if isinstance(self._upload.name, str) else name
+        for _ in range(RELOCATIONS_MAX):
+            extents = await self._put_manifest(about)
+            await self._forgo_rest()
+            try:
+                return await self._catalog.commit(
+                    self._owner, self._version, self._size, digest, extents, self._upload.condition,
+                    renamed, order=about.order,
+                )  # fmt: skip
+            except OrderError:
+                about = self._upload.later(about)  # the manifest before becomes garbage with the commit
+        raise UploadLostError(f"{name!r} got another version {RELOCATIONS_MAX} times in a row")
 
     async def _fail(self, error: BaseException) -> None:
         tasks = [piece.task for piece in self._in_flight if piece.task is not None]
@@ -306,17 +326,9 @@ class StreamedUpload:
         self._next_range = min(2 * size, RANGE_TICKETS_MAX)
         return size
 
-    async def _put_manifest(self, name: str, digest: bytes) -> None:
-        """Behind the last chunk when the range has room there, else in a range of its own, which is the last extent then."""
-        about = Manifest(
-            version=self._version,
-            namespace=self._upload.namespace,
-            name=name,
-            size=self._size,
-            digest=digest.hex(),
-            created=time.time(),  # of the manifest: a rebuild takes the one that was ready last
-            headers=dict(self._upload.headers),
-        )
+    async def _put_manifest(self, about: Manifest) -> tuple[Extent, ...]:
+        """Behind the last chunk when the range has room there, else in a range of its own, which is the last extent then.
+        Returns the extents of the object."""
         chunks = manifest.size_max(about, len(joined(self._extents)) + 1)
         behind = self._range.first == self._extents[-1].stop and self._range.count >= chunks
         for _ in range(RELOCATIONS_MAX):
@@ -330,8 +342,7 @@ class StreamedUpload:
             refused: dict[str, Status] = {}
             await self._writer.put_chunks(self._owner, place, text, refused, self._version)
             if not refused:
-                self._extents = list(extents)
-                return
+                return extents
             raise_unless_foreign(refused)
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else: none is left to try"

@@ -1,7 +1,8 @@
-"""What is uploaded, and what must hold of it. Pure."""
+"""What is uploaded, and what must hold of it."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import msgspec
 
 from ingest import ticket
 from ingest.catalog.extent import Extent, without
-from ingest.catalog.version import SAME, Condition, Version
+from ingest.catalog.version import SAME, Condition, Version, order_at
 from ingest.errors import RefusedError, UploadLostError
 from ingest.limits import DATA_SIZE, FRAME_SIZE
 from ingest.objects import manifest
@@ -23,7 +24,7 @@ FOREIGN = (Status.CONFLICT, Status.DELETED)  # somebody else has, or had, such a
 @dataclass(frozen=True, slots=True)
 class Upload:
     """What is uploaded, but for its bytes. ``name``: or a function that knows it once they have ended. ``present``: the
-    version that a name of this namespace has now."""
+    version that a name of this namespace has now. ``last_order``: `CatalogReader.last_order` of such a name."""
 
     namespace: str
     name: str | Callable[[], str]
@@ -31,11 +32,17 @@ class Upload:
     headers: Mapping[str, str]
     condition: Condition
     present: Callable[[str], Version | None]
+    last_order: Callable[[str], int]
 
     def kept(self, name: str, digest: bytes) -> Version | None:
         """The version that stays, where the same bytes are to be stored once: it has them already."""
         found = self.present(name) if self.condition == SAME else None
         return found if found is not None and found.digest == digest else None
+
+    def later(self, about: Manifest) -> Manifest:
+        """The manifest again, behind that of the version that the name has got meanwhile, or whose clock was ahead."""
+        order = max(order_at(time.time()), self.last_order(about.name) + 1)
+        return msgspec.structs.replace(about, order=order)
 
     def final_name(self) -> str:
         return self.name if isinstance(self.name, str) else self.name()

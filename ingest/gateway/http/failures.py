@@ -16,6 +16,7 @@ from ingest.errors import (
     CorruptionError,
     DataDirLostError,
     DiskError,
+    ForeignStoreError,
     IngestError,
     NameTakenError,
     NoSpaceError,
@@ -72,6 +73,7 @@ ERRORS: tuple[tuple[type[BaseException], int, str], ...] = (
     (UploadLostError, 503, "upload_lost"),  # not by the client's doing: it is told apart as ClientGoneError
     (UsageError, 400, "bad_request"),
     (BusyError, 503, "busy"),
+    (ForeignStoreError, 503, "foreign_store"),
     (ConnectionLostError, 503, "engine_unreachable"),
     (CorruptFrameError, 502, "corrupt"),
     (PeerError, 502, "engine_failed"),

@@ -7,15 +7,16 @@ node. What they mean: `docs/operations.md`, "Metrics".
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest.errors import ConnectionLostError, PeerError
+from ingest.errors import ConnectionLostError, ForeignStoreError, PeerError
 from ingest.limits import FIGURES_KEPT_S, FIGURES_SIZE_MAX, FIGURES_TIMEOUT_S
 from ingest.runtime.listeners import Address, format_address
 
@@ -90,13 +91,18 @@ def _of_interest(text: str) -> str:
 
 
 class NodeFigures:
-    """Asks the admin port that ``address`` finds, once for all who ask within `FIGURES_KEPT_S`, also when that fails."""
+    """Asks the admin port that ``address`` finds, once for all who ask within `FIGURES_KEPT_S`, also when that fails.
 
-    def __init__(self, address: Callable[[], Address]) -> None:
+    ``prove``: looks whether the engine is the one that is meant, and raises ForeignStoreError if it is not."""
+
+    def __init__(
+        self, address: Callable[[], Address], prove: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
         self._address = address
+        self._prove = prove
         self._session: aiohttp.ClientSession | None = None
         self._asking = asyncio.Lock()
-        self._last: dict[str, Any] | PeerError = {}  # the answer, or why there was none
+        self._last: dict[str, Any] | PeerError | ForeignStoreError = {}  # the answer, or why there was none
         self._kept_until = 0.0  # seconds of the machine's monotonic clock
 
     async def __aenter__(self) -> Self:
@@ -109,22 +115,28 @@ class NodeFigures:
 
     async def read(self) -> dict[str, Any]:
         """`parse_figures`, and ``time``: of the machine's monotonic clock, in seconds, at which they were read.
-        ConnectionLostError when the port can't be reached, PeerError when what answers there is no node."""
+        ConnectionLostError when the port can't be reached, PeerError when what answers there is no node, ForeignStoreError
+        when the engine is another one."""
         async with self._asking:
             if time.monotonic() >= self._kept_until:
                 try:
                     self._last = await self._read()
                 except (
-                    PeerError
+                    PeerError,
+                    ForeignStoreError,
                 ) as error:  # who waits behind this one is told the same at once, not after as long
                     self._last = error
                 self._kept_until = time.monotonic() + FIGURES_KEPT_S
-            if isinstance(self._last, PeerError):
+            if isinstance(self._last, (PeerError, ForeignStoreError)):
                 raise self._last.with_traceback(None)  # it would grow with each who asks
             return self._last
 
     async def _read(self) -> dict[str, Any]:
         assert self._session is not None
+        if self._prove is not None:
+            with contextlib.suppress(PeerError, TimeoutError):  # then the figures say how the engine is
+                async with asyncio.timeout(FIGURES_TIMEOUT_S):
+                    await self._prove()
         address = format_address(self._address())
         body = bytearray()
         try:

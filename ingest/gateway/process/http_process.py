@@ -158,7 +158,7 @@ async def _serve(
     _cancel_at_term()
     async with (
         connected(config, telling) as (client, catalog, keys),
-        NodeFigures(partial(admin_address, config)) as figures,
+        NodeFigures(partial(admin_address, config), client.prove) as figures,
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
             store = await LocalStore.enter(

@@ -1,0 +1,378 @@
+"""Whose store it is: a store takes one catalog, a catalog one store, however they meet another one."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from reference_server import Model, ReferenceServer, build_frame
+
+from ingest import ticket
+from ingest.catalog.backup import backup
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.extent import FIRST, RESERVED, Extent
+from ingest.catalog.local_catalog import LocalCatalog
+from ingest.catalog.schema import FORMAT
+from ingest.client.async_client import AsyncClient
+from ingest.errors import ForeignStoreError, IngestError, NoSpaceError, RefusedError, UsageError
+from ingest.limits import DATA_SIZE
+from ingest.objects import binding
+from ingest.objects.binding import bind
+from ingest.objects.collector import Collector
+from ingest.objects.local_store import LocalStore
+from ingest.status import Status
+
+KEY = bytes(range(32))
+ID = bytes(range(0x10, 0x20))
+
+
+class Rig:
+    """One catalog and a client of its own, at a server."""
+
+    def __init__(self, client: AsyncClient, catalog: LocalCatalog, reader: CatalogReader) -> None:
+        self.client, self.catalog, self.reader = client, catalog, reader
+
+    async def bind(self) -> None:
+        await bind(self.client, self.catalog, self.reader, [KEY])
+
+    async def put(self, name: str, data: bytes) -> None:
+        async def body():
+            yield data
+
+        store = await LocalStore.enter(self.client, self.catalog, self.reader, KEY, "test")
+        try:
+            await store.put("test", name, body())
+        finally:
+            await store.leave()
+
+    async def collect(self) -> Any:
+        return await Collector(self.client, self.catalog, self.reader).run(retry_for=0)
+
+    @property
+    def bound(self) -> bool:
+        return self.reader.identity().bound
+
+    @property
+    def chunk(self) -> bytes:
+        return binding.serialize(self.reader.identity().id)
+
+
+Work = Callable[..., Coroutine[Any, Any, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """Runs ``work(server, rig, …)`` with a rig for each name of a catalog."""
+
+    def run(work: Work, *names: str, server: ReferenceServer | None = None, get: bool = True) -> Any:
+        async def enter(names: tuple[str, ...], server: ReferenceServer, *rigs: Rig) -> Any:
+            if not names:
+                return await work(server, *rigs)
+            path = tmp_path / names[0]
+            catalog = await LocalCatalog.open(path)
+            address = server.get_address if get else None
+            async with await AsyncClient.connect(
+                server.put_address, address, KEY, timeout=5, retry_for=5
+            ) as client:
+                try:
+                    with CatalogReader(path) as reader:
+                        return await enter(names[1:], server, *rigs, Rig(client, catalog, reader))
+                finally:
+                    await catalog.close()
+
+        if server is not None:
+            return asyncio.run(enter(names, server))
+        with ReferenceServer([KEY]) as server:
+            return asyncio.run(enter(names, server))
+
+    return run
+
+
+def stored(server: ReferenceServer, index: int = RESERVED) -> bytes | None:
+    """The data under a ticket."""
+    frame = server.model.frames.get(index)
+    return None if frame is None else frame[16:]
+
+
+def meet(server: ReferenceServer, model: Model) -> None:
+    """Another server answers at the address from now on."""
+    server.model = model
+    server.drop_connections()
+
+
+# --- who is first
+
+
+def test_the_first_catalog_has_the_store_and_every_other_one_is_refused(run):
+    async def work(server: ReferenceServer, mine: Rig, other: Rig) -> None:
+        await mine.bind()
+        assert mine.bound and stored(server) == mine.chunk
+        await mine.bind()
+        await mine.put("a", b"x")
+        before = dict(server.model.frames)
+        with pytest.raises(ForeignStoreError, match=mine.reader.identity().id.hex()) as caught:
+            await other.bind()
+        assert caught.value.exit_code == 78 and "ingest catalog rebuild" in str(caught.value)
+        assert not other.bound and server.model.frames == before
+
+    run(work, "mine", "other")
+
+
+def test_of_two_at_once_one_is_first(run):
+    async def work(server: ReferenceServer, *rigs: Rig) -> None:
+        outcomes = await asyncio.gather(*(rig.bind() for rig in rigs), return_exceptions=True)
+        assert sorted(type(one) for one in outcomes if one is not None) == [ForeignStoreError]
+        (first,) = [rig for rig, outcome in zip(rigs, outcomes, strict=True) if outcome is None]
+        assert stored(server) == first.chunk and [rig.bound for rig in rigs] == [rig is first for rig in rigs]
+
+    run(work, "one", "other")
+
+
+def test_processes_of_one_catalog_do_not_refuse_each_other(run):
+    async def work(server: ReferenceServer, *rigs: Rig) -> None:
+        await asyncio.gather(*(rig.bind() for rig in rigs))
+        assert stored(server) == rigs[0].chunk
+
+    run(work, "one", "one", "one")
+
+
+def test_a_process_that_died_before_it_noted_that_the_store_is_bound(run):
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        server.model.frame(build_frame(KEY, RESERVED, mine.chunk))
+        await mine.bind()
+        assert mine.bound
+
+    run(work, "mine")
+
+
+def test_no_answer_is_no_answer(run):
+    """Nothing is said of whose the store is: it is asked again."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        for status, error in ((Status.NO_SPACE, NoSpaceError), (Status.BAD_CHECKSUM, RefusedError)):
+            server.faults.answer = lambda index, seen, status=status: int(status)
+            with pytest.raises(error):
+                await mine.bind()
+            assert not mine.bound
+        server.faults.answer = None
+        await mine.bind()
+
+    run(work, "mine")
+
+
+def test_a_client_of_the_put_port_alone(run):
+    async def work(server: ReferenceServer, mine: Rig, other: Rig) -> None:
+        await mine.bind()
+        await mine.bind()
+        with pytest.raises(ForeignStoreError):
+            await other.bind()
+        assert stored(server) == mine.chunk
+
+    run(work, "mine", "other", get=False)
+
+
+# --- another server behind the address
+
+
+@pytest.mark.parametrize("whose", ["another catalog's", "nobody's"])
+def test_a_server_that_comes_into_the_place_of_another_one(run, whose):
+    """Nothing is stored or deleted there, not even what was on its way; and it goes on when the right one is back."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        await mine.put("a", b"x" * 5000)
+        own, foreign = server.model, Model([KEY])
+        if whose != "nobody's":
+            foreign.frame(build_frame(KEY, RESERVED, binding.serialize(ID)))
+            foreign.frame(build_frame(KEY, FIRST, b"theirs"))
+        frames = dict(foreign.frames)
+        await mine.catalog.delete("test", "a")
+        meet(server, foreign)
+        with pytest.raises(ForeignStoreError):
+            await mine.put("b", b"y" * 5000)
+        with pytest.raises(ForeignStoreError):
+            await mine.collect()
+        with pytest.raises(ForeignStoreError):
+            await mine.client.get("00000000")
+        with pytest.raises(ForeignStoreError):
+            await mine.client.prove()
+        with pytest.raises(ForeignStoreError):
+            await mine.bind()
+        assert foreign.frames == frames and not foreign.deleted
+        meet(server, own)
+        await mine.put("b", b"y" * 5000)
+        assert (await mine.collect()).tickets > 0 and own.deleted
+
+    run(work, "mine")
+
+
+def test_frames_that_were_on_their_way_do_not_go_to_another_server(run):
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        server.faults.silent = True
+        putting = asyncio.create_task(mine.client.put("00000000", b"x"))
+        while FIRST not in server.model.frames:
+            await asyncio.sleep(0)
+        foreign = Model([KEY])
+        server.faults.silent = False
+        meet(server, foreign)
+        with pytest.raises(ForeignStoreError):
+            await putting
+        assert not foreign.frames
+
+    run(work, "mine")
+
+
+def test_a_collector_that_was_never_told_looks_for_itself(run):
+    """It has no proof with its connection, and asks before it deletes."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        server.model.frame(build_frame(KEY, RESERVED, binding.serialize(ID)))
+        lease = await mine.catalog.lease(None, 5)
+        with Catalog(mine.reader.path) as catalog, catalog.change():
+            catalog.throw_away([lease])
+        with pytest.raises(ForeignStoreError):
+            await mine.collect()
+        assert not server.model.deleted and len(mine.reader.garbage(10)) == 1
+
+    run(work, "mine")
+
+
+# --- stores and catalogs that come from elsewhere
+
+
+def of_format_1(path: Path) -> None:
+    """Makes a catalog what it was before there was a binding."""
+    db = apsw.Connection(str(path))
+    db.execute("DROP INDEX ranked; DROP TABLE binding; ALTER TABLE versions DROP COLUMN rank")
+    db.pragma("user_version", 1)
+    db.close()
+
+
+def test_a_catalog_of_before_is_bound_to_the_store_that_has_its_objects(run, tmp_path):
+    async def fill(server: ReferenceServer, mine: Rig) -> None:
+        await mine.put("a", b"x" * 3000)
+        await mine.put("b", b"y" * 3000)
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        assert not mine.bound
+        own, foreign = server.model, Model([KEY])
+        for index in range(FIRST, FIRST + 20):
+            foreign.frame(build_frame(KEY, index, b"theirs"))
+        meet(server, foreign)
+        with pytest.raises(ForeignStoreError, match="'b'"):
+            await mine.bind()
+        assert RESERVED not in foreign.frames
+        meet(server, own)
+        await mine.bind()
+        assert mine.bound and stored(server) == mine.chunk
+
+    with ReferenceServer([KEY]) as server:
+        run(fill, "mine", server=server)
+        of_format_1(tmp_path / "mine")
+        run(work, "mine", server=server)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_new_catalog_is_not_bound_to_a_store_that_has_objects(run, deleted):
+    """Its own one is of before, and its gateway has not started since."""
+
+    async def work(server: ReferenceServer, new: Rig, used: Rig) -> None:
+        await new.client.put("00000000", b"theirs")
+        if deleted:
+            await new.client.delete("00000000")
+        with pytest.raises(ForeignStoreError, match="this catalog is new"):
+            await new.bind()
+        assert RESERVED not in server.model.frames
+        await used.catalog.lease(None, 1)
+        await used.bind()  # its own objects may all be deleted
+
+    run(work, "new", "used")
+
+
+def test_a_catalog_of_before_gets_one_id_whoever_opens_it(tmp_path):
+    path = tmp_path / "catalog.db"
+    Catalog(path).close()
+    of_format_1(path)
+    with CatalogReader(path) as one, Catalog(path) as other, CatalogReader(path) as third:
+        assert one.identity() == other.identity() == third.identity() and len(one.identity().id) == 16
+    assert apsw.Connection(str(path)).pragma("user_version") == FORMAT
+
+
+def test_a_copy_of_a_catalog_is_the_catalog_and_no_two_new_ones_are_one(run, tmp_path):
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        backup(mine.reader.path, tmp_path / "copy")
+        with CatalogReader(tmp_path / "copy") as copy:
+            assert copy.identity() == mine.reader.identity()
+        with CatalogReader(tmp_path / "new") as new:
+            assert new.identity().id != mine.reader.identity().id
+
+    run(work, "mine")
+
+
+def test_a_store_that_lost_its_chunk_is_known_by_its_objects(run, caplog):
+    """A repair has marked it deleted. Nobody else gets that store."""
+
+    async def work(server: ReferenceServer, mine: Rig, other: Rig) -> None:
+        await mine.bind()
+        await mine.put("a", b"x" * 3000)
+        await mine.client.delete(binding.TICKET)
+        with caplog.at_level(logging.WARNING):
+            await mine.bind()
+        assert binding.TICKET in caplog.text
+        with pytest.raises(ForeignStoreError, match="deleted"):
+            await other.bind()
+        own = server.model
+        meet(server, Model([KEY]))
+        with pytest.raises(ForeignStoreError):
+            await mine.put("b", b"y")
+        meet(server, own)
+        await mine.put("b", b"y")
+        await mine.catalog.delete("test", "a")
+        assert (await mine.collect()).tickets > 0
+
+    run(work, "mine", "other")
+
+
+def test_a_chunk_of_a_client_s_own_is_named(run):
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.client.put(binding.TICKET, b"mine")
+        with pytest.raises(ForeignStoreError, match="a chunk of its own under ZZZZZZZZ"):
+            await mine.bind()
+
+    run(work, "mine")
+
+
+# --- the ticket and the chunk
+
+
+def test_the_ticket_is_given_to_nobody(tmp_path):
+    with Catalog(tmp_path / "catalog.db") as catalog, catalog.change():
+        last = catalog.lease(None, RESERVED - FIRST)
+        assert last == Extent(FIRST, RESERVED - FIRST) and ticket.format(RESERVED) == "ZZZZZZZZ"
+        with pytest.raises(UsageError):
+            catalog.lease(None, 1)
+
+
+def test_the_chunk_as_docs_objects_has_it():
+    data = binding.serialize(ID)
+    assert data == b"ingestB1" + bytes.fromhex("00000001 00000000") + ID + bytes(DATA_SIZE - 32)
+    assert binding.parse(data) == ID
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(DATA_SIZE),
+        b"ingestB1" + bytes.fromhex("00000002 00000000") + ID + bytes(DATA_SIZE - 32),
+        binding.serialize(ID)[:-1] + b"x",
+    ],
+)
+def test_what_is_no_such_chunk(data):
+    with pytest.raises(IngestError):
+        binding.parse(data)

@@ -1,0 +1,141 @@
+"""Which of a name's versions is newer: an order says it, whatever the clock does."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.version import ANY, Condition, Version, VersionState, order_at
+from ingest.errors import OrderError, PreconditionError
+
+NOON = 1_900_000_000.0
+HOUR = 3600.0
+
+
+class Names:
+    """A catalog under a clock of its own, in which objects of one chunk are stored."""
+
+    def __init__(self, path: Path) -> None:
+        self.now = NOON
+        self.catalog = Catalog(path, lambda: self.now)
+        with self.catalog.change():
+            self.owner = self.catalog.enter("test", 1e9)
+        self._digests = (number.to_bytes(32, "big") for number in itertools.count(1))
+
+    def store(self, name: str = "a", order: int = 0, condition: Condition = ANY) -> Version:
+        with self.catalog.change():
+            (number,) = self.catalog.reserve(1)
+            held = self.catalog.lease(self.owner, 2)
+            return self.catalog.store(
+                self.owner, "n", name, 1, next(self._digests), [held], {}, condition, number, order
+            )
+
+    def commit(self, name: str = "a", order: int = 0, began: float | None = None) -> Version:
+        with self.catalog.change():
+            now, self.now = self.now, self.now if began is None else began
+            number = self.catalog.begin(self.owner, "n", name)
+            self.now = now
+            held = self.catalog.extend(self.owner, number, 2)
+            digest = next(self._digests)
+            return self.catalog.commit(self.owner, number, 1, digest, [held], order=order)
+
+    def delete(self, name: str = "a") -> None:
+        with self.catalog.change():
+            self.catalog.delete("n", name)
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Names:
+    return Names(tmp_path / "catalog.db")
+
+
+@pytest.fixture(params=["store", "commit"])
+def save(request: pytest.FixtureRequest, names: Names):
+    return getattr(names, request.param)
+
+
+def test_it_is_the_clock_and_grows_with_each_version(names, save):
+    orders = []
+    for step in (0, 1e-3, -HOUR, 0, 0, HOUR, HOUR):
+        names.now += step
+        orders.append(save().order)
+    assert orders[0] == order_at(NOON) and orders[-1] == order_at(names.now)
+    assert orders == sorted(set(orders))
+
+
+def test_one_that_is_not_above_the_live_one_is_refused_and_changes_nothing(names, save):
+    first = save(order=order_at(NOON))
+    for order in (1, order_at(NOON) - 1, order_at(NOON)):
+        with pytest.raises(OrderError):
+            save(order=order)
+    assert names.catalog.find("n", "a") == first
+    again = save(order=names.catalog.last_order("n", "a") + 1)
+    assert names.catalog.find("n", "a") == again
+
+
+def test_one_that_is_not_above_a_deleted_one_either(names, save):
+    """Its chunks may be there still, and its manifest be found."""
+    save()
+    names.delete()
+    with pytest.raises(OrderError):
+        save(order=order_at(NOON))
+    names.now -= HOUR
+    assert save().order == order_at(NOON) + 1
+
+
+def test_names_have_orders_of_their_own(names, save):
+    save("a")
+    assert save("b", order=5).order == 5
+    assert names.catalog.last_order("n", "b") == 5 and names.catalog.last_order("n", "c") == 0
+    assert names.catalog.last_order("another", "a") == 0
+
+
+def test_a_condition_goes_before_it(names):
+    names.store()
+    with pytest.raises(PreconditionError):
+        names.store(order=1, condition=Condition(etags=frozenset(["x"])))
+
+
+def test_an_answer_that_was_lost_is_given_again(names):
+    """Also when the name has got a higher order since."""
+    with names.catalog.change():
+        number = names.catalog.begin(names.owner, "n", "a")
+        held = names.catalog.extend(names.owner, number, 2)
+        arguments = (names.owner, number, 1, bytes(32), [held])
+        done = names.catalog.commit(*arguments, order=order_at(NOON))
+    names.store()
+    with names.catalog.change():
+        assert names.catalog.commit(*arguments, order=order_at(NOON)).order == done.order
+
+
+def test_what_http_goes_by_does_not_go_back(names, save):
+    first = save()
+    assert first.modified == int(NOON)
+    names.now -= HOUR
+    second, third = save(), save()
+    assert first.modified < second.modified < third.modified
+    with pytest.raises(PreconditionError):
+        Condition(unmodified_since=first.modified).check("a", second)
+    names.now += 2 * HOUR
+    assert save().saved == names.now
+
+
+def test_a_history_is_told_in_the_order_of_what_happened(names):
+    first = names.commit()
+    names.now -= HOUR
+    second = names.commit(began=names.now)
+    names.delete()
+    steps = [(step.version, step.state) for step in names.catalog.history("n", "a")][::-1]
+    assert steps.index((first.number, VersionState.OK)) < steps.index((second.number, VersionState.OK))
+    assert steps[-1] == (second.number, VersionState.DELETED)
+    times = [step.time for step in names.catalog.history("n", "a")]
+    assert times == sorted(times, reverse=True)
+
+
+def test_versions_of_before_there_was_an_order_come_before_those_that_replace_them(names, save):
+    old = save()
+    names.catalog._db.run("UPDATE versions SET rank = NULL")
+    names.now -= HOUR
+    assert names.catalog.last_order("n", "a") > order_at(old.saved or 0)
+    assert save().order > order_at(NOON)
