@@ -7,9 +7,13 @@ from pathlib import Path
 import apsw
 
 from ingest.catalog import extent
+from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.database import make_file
 from ingest.catalog.version import VersionState
+from ingest.client.blocking_client import Client
+from ingest.objects import binding
+from ingest.store.data_dir import DataDir
 
 NAMESPACE = "objects"
 CHUNKS = 2  # of each: its bytes, and its manifest
@@ -59,3 +63,12 @@ def make(data_dir: Path, count: int) -> None:
         db.pragma("journal_mode", "wal")
     finally:
         db.close()
+
+
+def bind(data_dir: Path, put_address: tuple[str, int]) -> None:
+    """Has the server that runs on the data directory say that its store is that of the catalog: no object's chunks do."""
+    with (
+        CatalogReader(catalog_path(data_dir)) as reader,
+        Client.connect(put_address, None, DataDir(data_dir).key) as client,
+    ):
+        client.put(binding.TICKET, binding.serialize(reader.identity().id))
