@@ -76,7 +76,7 @@ MUTANTS = (
     Mutant(
         "commits-of-the-catalog-not-synced",
         "an object that was stored is gone after a power cut, and its chunks become garbage",
-        (Edit("ingest/catalog/database.py", "\"synchronous\", 2)  # FULL", "\"synchronous\", 1)  # FULL"),),
+        (Edit("ingest/catalog/database.py", '"synchronous", 2)  # FULL', '"synchronous", 1)  # FULL'),),
         (CHANGES,),
     ),
     Mutant(

@@ -15,20 +15,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Callable,
-    Coroutine,
     Iterable,
     Iterator,
 )
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 from ingest import _hmac, frame, limits, mac, record, ticket
 from ingest.client._seal import seal
@@ -37,16 +34,15 @@ from ingest.client.key import Key, shared_keys
 from ingest.client.proof import Expected, get_proof, put_proof
 from ingest.client.put_channel import Batch, PutChannel
 from ingest.client.range_reader import RangeSource, StoredRun
+from ingest.client.read_ahead import ahead, pieces_of
 from ingest.errors import RefusedError, UsageError
 from ingest.runtime import listeners
 from ingest.runtime.fork_guard import ForkGuard
 from ingest.status import Status
-from ingest.ticket import TicketRange
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-T = TypeVar("T")
 Address: TypeAlias = str | tuple[str, int]  # "host:port", "[v6]:port" or (host, port)
 Item: TypeAlias = "tuple[str, Buffer]"  # ticket, data of at most 1458 bytes
 Chunk: TypeAlias = tuple[
@@ -292,7 +288,7 @@ class AsyncClient:
         ``retry_for``: seconds for which ERROR and BUSY are tried again, if it is not the client's. RefusedError,
         TicketError, ConnectionLostError; what comes before the refused part is then deleted.
         """
-        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+        for part in pieces_of(first, count, limits.RANGE_COUNT_MAX):
             message = mac.build_delete(self._keys.signing.delete, ticket.index_to_wire(part.start), len(part))
             batch = Batch(limits.IN_FLIGHT_MAX, Status.DELETED, retry_for)
             await self._put_channel.add(part.start, message, batch)
@@ -342,7 +338,7 @@ class AsyncClient:
 
     def get_pieces(self, first: str, count: int) -> AsyncGenerator[list[Chunk], None]:
         """What ``get_range`` gives, in lists of up to 512. The next ones are read while the caller works on one."""
-        return _ahead(_pieces(first, count, limits.GET_FRAMES), self._chunks)
+        return ahead(pieces_of(first, count, limits.GET_FRAMES), self._chunks)
 
     async def read_range(self, first: str, count: int) -> bytearray:
         """The data of ``count`` tickets from ``first`` on, 1458 bytes each, one after the other, checked end to end.
@@ -358,7 +354,7 @@ class AsyncClient:
             at = (part.start - tickets.start) * limits.DATA_SIZE
             _raise_not_saved(await self._source.read(part, view[at : at + len(part) * limits.DATA_SIZE]))
 
-        async for _ in _ahead(_pieces(first, count, limits.GET_FRAMES), read):
+        async for _ in ahead(pieces_of(first, count, limits.GET_FRAMES), read):
             pass
         return data
 
@@ -373,13 +369,13 @@ class AsyncClient:
             _raise_not_saved(await self._source.read(part, memoryview(data)))
             return data
 
-        return _ahead(_pieces(first, count, limits.GET_FRAMES), read)
+        return ahead(pieces_of(first, count, limits.GET_FRAMES), read)
 
     async def inventory(self, first: str, count: int) -> list[Run]:
         """What is stored under ``count`` tickets from ``first`` on, without the data: runs that cover them in order,
         neighbours of the same status joined."""
         runs: list[Run] = []
-        for part in _pieces(first, count, limits.RANGE_COUNT_MAX):
+        for part in pieces_of(first, count, limits.RANGE_COUNT_MAX):
             for run in await self._source.runs(part):
                 if runs and runs[-1].status is run.status:
                     runs[-1] = Run(runs[-1].first, run.status, runs[-1].count + run.count)
@@ -435,31 +431,6 @@ def _signed(put_key: bytes, items: list[Item]) -> bytearray:
         frames[start : start + len(view)] = view
     _hmac.sign(put_key, frames)
     return frames
-
-
-async def _ahead(
-    parts: Iterable[range], read: Callable[[range], Coroutine[Any, Any, T]]
-) -> AsyncGenerator[T, None]:
-    """What ``read`` gives of each part, in order; a few are read ahead of the caller."""
-    coming: deque[asyncio.Task[T]] = deque()
-    try:
-        for part in parts:
-            coming.append(asyncio.create_task(read(part)))
-            if len(coming) > limits.GET_AHEAD:
-                yield await coming.popleft()
-        while coming:
-            yield await coming.popleft()
-    finally:
-        for task in coming:  # the caller stopped early, or a part failed
-            if task.done() and not task.cancelled():
-                task.exception()  # told to nobody: an earlier part comes first
-            task.cancel()
-
-
-def _pieces(first: str, count: int, count_max: int) -> Iterator[range]:
-    """The indices of ``count`` tickets from ``first`` on, at most ``count_max`` at a time. TicketError, at once."""
-    tickets = TicketRange(first, count).indices
-    return (tickets[at : at + count_max] for at in range(0, len(tickets), count_max))
 
 
 def _raise_refused(batch: Batch) -> None:
