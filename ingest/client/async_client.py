@@ -39,6 +39,7 @@ from ingest.errors import RefusedError, UsageError
 from ingest.runtime import listeners
 from ingest.runtime.fork_guard import ForkGuard
 from ingest.status import Status
+from ingest.ticket import TicketRange
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
