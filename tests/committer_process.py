@@ -44,7 +44,7 @@ class CommitterProcess:
         store = Store.open(data_dir, wal_dir=config.get("wal_dir"))  # type: ignore[arg-type]
         self.queue = Queue(1, places)
         settings = ServerConfig(data_dir=data_dir, **({"reserve": 0} | config))  # type: ignore[arg-type]
-        self.node = Node(settings, store, KeyRing([SHARED_KEY]), self.queue, socket.socket())
+        self.node = Node(settings, store, KeyRing([SHARED_KEY]), self.queue, [socket.socket()])
         self.pid = 0
         self.pidfd = -1
         self.cookie = 0

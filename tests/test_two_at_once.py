@@ -202,7 +202,7 @@ class Family:
         write_keys(self.file, self.rings[0])
         store = Store.open(directory / "data")
         config = ServerConfig(data_dir=directory / "data", key_file=self.file)
-        self.node = Node(config, store, KeyRing(self.rings[0]), Queue(1, 16), socket.socket())
+        self.node = Node(config, store, KeyRing(self.rings[0]), Queue(1, 16), [])
         self.node.read_config = lambda: config
         self.lines: dict[str, tuple[socket.socket, socket.socket]] = {}
         self.keys: dict[str, list[str]] = {}
@@ -214,7 +214,6 @@ class Family:
     def close(self) -> None:
         for name in list(self.lines):
             self.let_die(name)
-        self.node.admin_socket.close()
         self.node.queue.close()
         self.node.store.close()
 
