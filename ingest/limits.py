@@ -149,7 +149,7 @@ HEART_UNREADY_S = (
     3.0  # of silence: then a node is not ready. Longer than a sync of a busy disk, shorter than time-outs
 )
 HEART_SILENCE_MAX_S = (
-    30.0  # … then a worker or an HTTP process is replaced: who holds it in a debugger has as long
+    30.0  # … then all are replaced but a committer and the catalog's process: a debugger has as long
 )
 
 # --- a data directory that is gone ---------------------------------------------------------------
