@@ -16,7 +16,7 @@ from committer_process import FIRST, CommitterProcess
 from put_rig import frame
 
 from ingest import limits, sharding
-from ingest.engine import _queue, metrics
+from ingest.engine import _queue, metrics, readiness
 from ingest.engine.commit.committer import EX_CORRUPT, EX_SYNC_FAILED
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
@@ -130,12 +130,12 @@ class TestLost:
             long = [committer.put(FIRST + 1296 * i, 1296) for i in range(1, 4)]
             assert committer.wait(committer.put(FIRST), committer.put(FIRST + 100), *long) == [{B}] * 5
             assert committer.wait(committer.put(FIRST, 1, b"rival"), committer.delete(FIRST, 3)) == [{B}, {B}]
-            assert metrics.ready_reasons(committer.queue) == ["data directory lost"]
+            assert readiness.of_the_queue(committer.queue) == ["data directory lost"]
             assert not (data / name).exists(), "it was made anew"
             away.rename(data / name)
             self.until(committer, S)
             assert committer.wait(committer.put(FIRST + 100), committer.delete(FIRST, 3)) == [{S}, {D}]
-            assert metrics.ready_reasons(committer.queue) == []
+            assert readiness.of_the_queue(committer.queue) == []
             assert committer.log().count("nothing is saved any more") == 1
             assert committer.stop() == 0
 
@@ -254,10 +254,10 @@ class TestSpace:
             in_the_way = data / ".ingest/wal/0000.log"
             in_the_way.mkdir()
             assert committer.wait(committer.put(FIRST, 10)) == [{E}]
-            assert metrics.ready_reasons(committer.queue) == ["no log"]
+            assert readiness.of_the_queue(committer.queue) == ["no log"]
             in_the_way.rmdir()
             looks = 0
-            while metrics.ready_reasons(committer.queue):
+            while readiness.of_the_queue(committer.queue):
                 looks += 1
                 assert looks < 1000 and not select.select([committer.pidfd], [], [], 0.02)[0]
             assert committer.wait(committer.put(FIRST, 10)) == [{S}]

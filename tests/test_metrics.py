@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import ingest
 from ingest import limits
-from ingest.engine import _queue, exposition, metrics
+from ingest.engine import _queue, exposition, metrics, readiness
 from ingest.engine._queue import Queue
 from ingest.runtime import machine
 from ingest.status import Status
@@ -176,9 +176,9 @@ def test_gauges(queue: Queue) -> None:
 
 
 def test_reasons(queue: Queue) -> None:
-    assert metrics.ready_reasons(queue) == ["recovering"]
+    assert readiness.of_the_queue(queue) == ["recovering"]
     queue.committer_ready()
-    assert metrics.ready_reasons(queue) == []
+    assert readiness.of_the_queue(queue) == []
     flags = (
         *(_queue.STARTING, _queue.DRAINING, _queue.NO_SPACE, _queue.FAILING, _queue.NO_LOG),
         _queue.LOST,
@@ -186,12 +186,12 @@ def test_reasons(queue: Queue) -> None:
     names = ("starting", "draining", "no space", "failing", "no log", "data directory lost")
     for flag, reason in zip(flags, names, strict=True):
         queue.set_flag(flag)
-        assert metrics.ready_reasons(queue) == [reason]
+        assert readiness.of_the_queue(queue) == [reason]
         queue.clear_flag(flag)
     queue.committer_gone()
     for flag in flags:
         queue.set_flag(flag)
-    assert len(metrics.ready_reasons(queue)) == 7
+    assert len(readiness.of_the_queue(queue)) == 7
 
 
 def test_the_disks(queue: Queue) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from ingest.errors import ConfigError
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
 
 HERE = Path(__file__).parent
 
@@ -87,3 +92,14 @@ def test_who_does_not_reload_has_signals_as_they_were(rig: Rig) -> None:
     rig.go_on("twig")
     rig.until("leaf runs", "twig runs")
     assert rig.terminate() == 0
+
+
+def test_where_no_process_can_be_watched_nothing_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    started: list[int] = []
+    monkeypatch.setattr(os, "pidfd_open", missing)
+    with pytest.raises(ConfigError, match=r"Linux 5\.3 or later"):
+        Supervisor([[Child("one", lambda: started.append(1) or 0)]], 1).run()
+    assert not started

@@ -36,7 +36,7 @@ def cli() -> None:
 @cli.command()
 @server_options
 def server(file: Path | None, **flags: str | None) -> None:
-    """Runs a server until TERM, INT or QUIT, which drain it; a second one ends it at once.
+    """Runs a server until TERM, INT, QUIT or PWR, which drain it; a second one ends it at once.
 
     HUP reloads keys, certificates and the log level.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @open_option
 @add_options((*COMMON[:2], *CONNECT[:2], *GATEWAY, *COMMON[2:4], *CONNECT[2:], *COMMON[4:]))
 def gateway(file: Path | None, **flags: Any) -> None:
-    """Serves files of any size over HTTP, stored in a server that runs beside it, until TERM or INT; docs/http.md.
+    """Serves files of any size over HTTP, stored in a server beside it, until TERM, INT, QUIT or PWR; docs/http.md.
 
     HUP reads tokens, certificates, keys and the log level again. On an address that is not loopback it starts only with
     --token-file or --open.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ingest import limits
-from ingest.engine import _queue
 from ingest.status import Status
 
 if TYPE_CHECKING:
@@ -213,22 +212,4 @@ def row_names(queue: Queue) -> list[tuple[str, str]]:
         ("committer", "committer"),
         ("admin", "admin"),
         *(("worker", f"worker-{slot}") for slot in range(queue.workers)),
-    ]
-
-
-def ready_reasons(queue: Queue) -> list[str]:
-    """Why the node should be sent nothing now; empty when it serves."""
-    flags = queue.flags
-    return [
-        reason
-        for holds, reason in (
-            (queue.epoch % 2 == 1, "recovering"),
-            (flags & _queue.STARTING, "starting"),
-            (flags & _queue.DRAINING, "draining"),
-            (flags & _queue.NO_SPACE, "no space"),
-            (flags & _queue.FAILING, "failing"),
-            (flags & _queue.NO_LOG, "no log"),
-            (flags & _queue.LOST, "data directory lost"),
-        )
-        if holds
     ]

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ingest.engine import _queue
-from ingest.engine.metrics import ready_reasons
 
 if TYPE_CHECKING:
     from ingest.engine._queue import Queue
@@ -24,7 +23,7 @@ def reasons(queue: Queue, hearts: Mapping[str, Heart]) -> list[str]:
     listens to them.
     """
     now = time.monotonic_ns()
-    found = ready_reasons(queue)
+    found = of_the_queue(queue)
     workers = {name: heart for name, heart in hearts.items() if name.startswith("worker-")}
     if queue.flags & _queue.STARTING:
         workers = {}  # their turn has not come
@@ -35,3 +34,21 @@ def reasons(queue: Queue, hearts: Mapping[str, Heart]) -> list[str]:
     if queue.epoch % 2:  # it recovers: that is said already, and takes as long as it takes
         watched.pop("committer", None)
     return found + [text for name, heart in watched.items() if (text := heart.trouble(name, now))]
+
+
+def of_the_queue(queue: Queue) -> list[str]:
+    """What its flags say."""
+    flags = queue.flags
+    return [
+        reason
+        for holds, reason in (
+            (queue.epoch % 2 == 1, "recovering"),
+            (flags & _queue.STARTING, "starting"),
+            (flags & _queue.DRAINING, "draining"),
+            (flags & _queue.NO_SPACE, "no space"),
+            (flags & _queue.FAILING, "failing"),
+            (flags & _queue.NO_LOG, "no log"),
+            (flags & _queue.LOST, "data directory lost"),
+        )
+        if holds
+    ]

@@ -108,12 +108,10 @@ def bind_frame_sockets(node: Node) -> None:
 
 
 def refuse_file_systems(config: ServerConfig) -> None:
-    """ConfigError where the packs or the log could not be made durable, though `config` says that they are to be."""
-    if config.sync != "disk":
-        return
+    """ConfigError where packs or the log could not be written, or not made durable though `config` says that they are."""
     for path in {config.data_dir, config.wal_dir or config.data_dir}:
         with suppress(OSError):  # what can't be looked at is said by whoever opens it
-            refuse_unsuitable(existing(path))
+            refuse_unsuitable(existing(path), durable=config.sync == "disk")
 
 
 def check_file_size_limit() -> None:

@@ -60,7 +60,7 @@ def parse(data: bytes) -> bytes:
     if magic != MAGIC or data != serialize(id_):
         raise ForeignStoreError(
             f"a client has stored a chunk of its own under {TICKET}, which is reserved for the id of the store's catalog:"
-            " no objects can be kept in that store. `ingest export` does not leave it out; a new store is needed"
+            " no objects can be kept in that store, nor in an export of it: use a new store"
         )
     return bytes(id_)
 

@@ -37,10 +37,6 @@ _NAMES = {
 # Whose syncfs writes everything back and reports what failed: they keep errors of write-back for the whole file system.
 _REPORTING = ("ext4", "xfs", "btrfs", "tmpfs")
 _SYNCFS_REPORTS = (5, 8)  # Linux: syncfs(2), "Versions"
-_FSYNC_REPORTS = (
-    4,
-    16,
-)  # an fsync reports what failed before its file was opened, if nobody has heard of it yet
 _VOLATILE = {"volatile", "fsync=volatile"}  # overlayfs, mount options: what old kernels and new ones call it
 BLOCK_SIZE_MAX = 4096  # bytes; direct writes of ours are multiples of it
 
@@ -83,20 +79,19 @@ def doubt_of(name: str, release: str) -> str:
         doubt = "its syncfs does not report every write that failed"
     elif kernel < _SYNCFS_REPORTS:
         doubt = f"syncfs does not report writes that failed before Linux {_dotted(_SYNCFS_REPORTS)}"
-    if doubt and kernel < _FSYNC_REPORTS:
-        doubt += f" (nor does every fsync before Linux {_dotted(_FSYNC_REPORTS)}, this is {_dotted(kernel)})"
     return doubt
 
 
-def refuse_unsuitable(path: Path) -> None:
-    """ConfigError where nothing can be made durable below ``path``, which is there: a volatile overlay, a disk whose blocks
-    are larger than what is written at a time. OSError when it can't be looked at."""
+def refuse_unsuitable(path: Path, *, durable: bool) -> None:
+    """ConfigError where files below ``path``, which is there, can't be written as we do: on a disk whose blocks are larger
+    than what is written at a time; and, if they are to be ``durable``, on a volatile overlay. OSError when it can't be
+    looked at."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = file_system(fd)
     finally:
         os.close(fd)
-    if found.volatile:
+    if durable and found.volatile:
         raise ConfigError(
             f"{path} is on an overlay that is mounted volatile, which ignores every sync: use a volume, or --sync os"
         )

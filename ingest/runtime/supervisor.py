@@ -34,6 +34,16 @@ _FINAL: dict[int, type[IngestError]] = {
 }
 
 
+def require_pidfds() -> None:
+    """ConfigError where no process can be watched: rather than starting children again and again."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as error:
+        raise ConfigError(
+            f"pidfd_open: {error.strerror}: this takes Linux 5.3 or later, and a container that allows the call"
+        ) from error
+
+
 class Supervisor:
     """``run`` is called once, in the main thread of a process that has no other.
 
@@ -62,7 +72,8 @@ class Supervisor:
         self._signals_read = self._signals_write = -1
 
     def run(self) -> int:
-        """Until TERM, INT or QUIT: 0 when all children ended as they should. Raises what none of them can live with."""
+        """Until a signal that drains: 0 when all children ended as they should. Raises what none of them can live with."""
+        require_pidfds()
         gc.collect()
         gc.freeze()  # what is there by now is never freed: collections in the children do not copy its pages
         handlers = self._catch_signals()

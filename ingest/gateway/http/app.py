@@ -128,9 +128,7 @@ class Gate:
         route.check_form(exchange.request.method, exchange.headers.get("Content-Type"))
         handler = route.handler(exchange.request.method)
         route.check_query(exchange.request.method, exchange.query)
-        if exchange.request.method in CHANGING and "Content-Range" in exchange.headers:
-            message = "a part of an object cannot be stored: send all of it, without Content-Range"
-            raise Failure(400, "content_range", message)
+        route.check_part(exchange.request.method, exchange.headers.get("Content-Range"))
         return await handler(exchange)
 
     def _check(self, exchange: Exchange, *, public: bool) -> None:

@@ -45,6 +45,12 @@ class Route:
         )
         raise Failure(415, "form", message)
 
+    def check_part(self, method: str, content_range: str | None) -> None:
+        """A part that is stored as the whole would replace it. Failure 400."""
+        if method in CHANGING and content_range is not None:
+            message = "a part of an object cannot be stored: send all of it, without Content-Range"
+            raise Failure(400, "content_range", message)
+
     def check_query(self, method: str, query: Mapping[str, str]) -> None:
         """A parameter that nobody reads may be what a request is about: in other APIs `?acl` is no upload. Failure 400."""
         if not query:
