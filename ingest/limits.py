@@ -68,7 +68,9 @@ LOG_SIZE_DEFAULT = 512 << 20  # bytes: recovery reads at most this much
 LOG_SIZE_MIN = 3 * LOG_SEGMENT_SIZE  # bytes: one being written, one full, one being recycled
 LOG_GROW_RETRY_S = 5.0  # after a disk without room for a segment: each try writes up to one of them in vain
 LOG_START_RETRY_S = 1.0  # the same, of a log that has no segment yet: nothing is stored until it has
-LOG_DESCRIPTOR_RETRY_S = 0.25  # after a process without a descriptor for a segment: nothing was written
+LOG_DESCRIPTOR_RETRY_S = (
+    0.25  # after a process without a descriptor for a segment, or for a flush: nothing failed
+)
 BATCH_FRAMES_MAX = (
     4096  # frames of one log batch, 6 MB: bounds the staging buffer and the latency of a commit
 )

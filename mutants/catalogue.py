@@ -77,7 +77,7 @@ MUTANTS = (
     Mutant(
         "note-before-the-pack-is-synced",
         "a long run is noted in the log while its slots may be only in the drive's or the kernel's cache",
-        (Edit("ingest/csrc/bulk_write.h", "return synced(fdatasync, pack->fd);", "return 0;"),),
+        (Edit("ingest/csrc/bulk_write.h", "return synced(fdatasync, fd); }", "return 0; }"),),
         (ORDER,),
     ),
     Mutant(

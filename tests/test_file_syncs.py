@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from attached_strace import STRACE, attach_strace
+from committer_rig import CommitterRig
 from node_rig import NodeRig, data_of, running_node
 from put_rig import frame
 
 from faults import call_order
 from faults.fault_server import sum_of
 from faults.stacked import STACKS, stacked, what_lacks
-from ingest import ticket
+from ingest import sharding, ticket
 from ingest.errors import ConfigError
 from ingest.limits import PACK_SLOTS
 from ingest.runtime.file_system import (
@@ -199,6 +201,41 @@ def wait_for_flush(rig: NodeRig) -> None:
         time.sleep(0.01)
 
 
+def test_a_long_run_syncs_a_descriptor_of_its_own(tmp_path: Path) -> None:
+    """A write that failed is reported once to each descriptor: that of the table is synced by the flush meanwhile."""
+
+    def open_on(path: Path) -> list[int]:
+        found = []
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(OSError):
+                if os.readlink(f"/proc/self/fd/{name}") == str(path):
+                    found.append(int(name))
+        return found
+
+    with CommitterRig(tmp_path) as rig:
+        rig.put(FIRST)
+        rig.commit()
+        path = (rig.data / sharding.pack_path(sharding.ticket_pack(FIRST))).resolve()
+        (of_the_table,) = open_on(path)
+        first = FIRST - sharding.ticket_slot(FIRST) + 1
+        for at in (first, first + PACK_SLOTS):
+            rig.put_run(at, 1200)
+        (job,) = rig.plan()
+        assert len(open_on(path)) == 2
+        kept, null = os.dup(of_the_table), os.open("/dev/null", os.O_RDWR)
+        try:
+            os.dup2(null, of_the_table)  # which takes writes, and no sync
+            job.run()
+        finally:
+            os.dup2(kept, of_the_table)
+            os.close(null)
+            os.close(kept)
+        assert job.error == 0
+        assert open_on(path) == [of_the_table]
+        rig.core.bulk_done(job)
+        rig.jobs.clear()
+
+
 class TestTables:
     """What stays open until it is synced, however much that is."""
 
@@ -293,6 +330,31 @@ class TestTables:
                 *(above for above in path.parents if above.is_relative_to(tmp_path.resolve())),
             ):
                 assert f"<{needed}>)" in text, needed
+
+    @pytest.mark.parametrize("kind", [PackTable, TreeTable])
+    def test_a_flush_needs_no_descriptor_that_others_may_have(
+        self, kind: type[PackTable] | type[TreeTable], data_fd: int
+    ) -> None:
+        table = kind(data_fd, STORE_ID, 64)
+        table.sync_each_file()
+        table.replay_puts(b"".join(frame(FIRST + PACK_SLOTS * i) for i in range(10)))
+        table.write_headers()
+        table.flush_begins()
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+        taken = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, limit[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    taken.append(os.dup(data_fd))
+            table.sync()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+            for fd in taken:
+                os.close(fd)
+        table.flush_done()
+        table.close()
 
     def test_a_sync_that_fails_is_an_error(self, tmp_path: Path) -> None:
         fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)

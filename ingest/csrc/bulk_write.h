@@ -13,15 +13,22 @@ typedef struct {
     int count;
 } bulk_part;
 
-/* Writes consecutive frames, given in parts, into the slots from `slot` on; or, with sync, syncs the pack (no parts).
- * Whole blocks go past the page cache; the first and last block, which other slots share, through it. `image` is a
- * page-aligned buffer of BULK_IMAGE_SIZE. An errno or 0; a negative errno when a sync failed that is not to be retried. */
-static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
+/* A descriptor of the pack for one job alone, past the page cache where the file system has that; or -1 with errno. It is
+ * opened before the job writes, and is what the job syncs: a write-back that failed is reported once to each descriptor, and
+ * somebody else may sync another one meanwhile. */
+static int bulk_open(int data_fd, const pack_state *pack)
 {
-    if (sync)
-        return synced(fdatasync, pack->fd);
     char path[32];
     pack_path(pack->id, path);
+    int fd = open_beneath(data_fd, path, O_WRONLY | O_DIRECT, 0);
+    return fd < 0 && errno == EINVAL ? open_beneath(data_fd, path, O_WRONLY, 0) : fd;
+}
+
+/* Writes consecutive frames, given in parts, into the slots from `slot` on. `fd` is that of `bulk_open`. Whole blocks go past
+ * the page cache; the first and last block, which other slots share, through it. `image` is a page-aligned buffer of
+ * BULK_IMAGE_SIZE. An errno or 0; a negative errno when a sync failed that is not to be retried. */
+static int bulk_write(int fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image)
+{
     int64_t from = slot_offset(slot), to = from;
     for (int i = 0; i < n; i++) {
         memcpy(image + to, parts[i].frames, (size_t)parts[i].count * FRAME_SIZE);
@@ -32,25 +39,20 @@ static int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *
     /* A pack's header must not reach the disk after the size that the slots give the file: a power cut would leave a
      * pack without a header that no log record names. */
     if (pack->header_cached) {
-        if ((error = synced(fdatasync, pack->fd)) != 0)
+        if ((error = synced(fdatasync, fd)) != 0)
             return -error;
         pack->header_cached = HEADER_DURABLE;
     }
-    int direct = open_beneath(data_fd, path, O_WRONLY | O_DIRECT, 0);
-    if (direct < 0 && errno != EINVAL)
-        return errno;
-    if (direct < 0)
-        error = pwrite_all(pack->fd, image + low, (size_t)(high - low), low); /* no O_DIRECT on this file system */
-    else {
-        error = pwrite_all(direct, image + low, (size_t)(high - low), low);
-        close(direct);
-    }
+    error = pwrite_all(fd, image + low, (size_t)(high - low), low);
     if (!error && from < low)
         error = pwrite_all(pack->fd, image + from, (size_t)(low - from), from);
     if (!error && high < to)
         error = pwrite_all(pack->fd, image + high, (size_t)(to - high), high);
     return error;
 }
+
+/* An errno or 0. */
+static inline int bulk_sync(int fd) { return synced(fdatasync, fd); }
 
 /* Syncs the directories of `pack`'s path, from DATA down, except those that it shares with `previous` (-1: none). */
 static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)

@@ -19,6 +19,7 @@ cdef struct sequence:   # consecutive items of one pack in a bulk job
     int count
     int item            # the first one in the job's items
     int items
+    int fd              # its own, of the pack: -1 when it is closed
     int error
 
 
@@ -36,7 +37,8 @@ cdef class BulkJob:
     cdef int sequence_count
     cdef bulk_part *parts
 
-    cdef void add(self, Queue queue, pack_state *p, item **first, int items, int slots) noexcept nogil
+    cdef void add(self, Queue queue, pack_state *p, int fd, item **first, int items, int slots) noexcept nogil
+    cdef void _close(self) noexcept nogil
     # Whether the i-th item's frames could not be written.
     cdef bint item_failed(self, int i) noexcept nogil
 

@@ -7,6 +7,7 @@ committer notes them in its next batch.
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint8_t
+from posix.unistd cimport close
 
 from ingest.runtime._failpoints cimport (
     STEP_PACKS_SYNCED, STEP_SLOTS_WRITTEN, WAY_BULK, failpoint_passed, failpoints_armed,
@@ -21,7 +22,9 @@ from ingest import limits
 
 cdef extern from "csrc/bulk_write.h" nogil:
     size_t BULK_IMAGE_SIZE
-    int bulk_write(int data_fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image, int sync)
+    int bulk_open(int data_fd, const pack_state *pack)
+    int bulk_write(int fd, pack_state *pack, int slot, const bulk_part *parts, int n, uint8_t *image)
+    int bulk_sync(int fd)
     int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
 
 cdef int FRAME = limits.FRAME_SIZE
@@ -33,15 +36,24 @@ cdef class BulkJob:
     """Long runs of frames on their way straight into their packs. `run` may run in any thread, once."""
 
     def __dealloc__(self):
+        self._close()
         PyMem_Free(self.items)
         PyMem_Free(self.sequences)
         PyMem_Free(self.parts)
 
-    cdef void add(self, Queue queue, pack_state *p, item **first, int items, int slots) noexcept nogil:
+    cdef void _close(self) noexcept nogil:
+        cdef int i
+        for i in range(self.sequence_count):
+            if self.sequences[i].fd >= 0:
+                close(self.sequences[i].fd)
+                self.sequences[i].fd = -1
+
+    cdef void add(self, Queue queue, pack_state *p, int fd, item **first, int items, int slots) noexcept nogil:
         cdef sequence *s = &self.sequences[self.sequence_count]
         cdef int i
         cdef item *it
         s.pack = p
+        s.fd = fd
         s.slot = first[0].slot
         s.count = slots
         s.item = self.item_count
@@ -64,7 +76,7 @@ cdef class BulkJob:
         with nogil:
             for i in range(self.sequence_count):
                 s = &self.sequences[i]
-                s.error = bulk_write(self.data_fd, s.pack, s.slot, self.parts + s.item, s.items, self.image, 0)
+                s.error = bulk_write(s.fd, s.pack, s.slot, self.parts + s.item, s.items, self.image)
                 if s.error < 0:         # a failed sync: only recovery can tell what is stored
                     self.error = s.error = -s.error
                     break
@@ -75,13 +87,14 @@ cdef class BulkJob:
                     s = &self.sequences[i]
                     if s.error:
                         continue
-                    error = bulk_write(self.data_fd, s.pack, 0, NULL, 0, NULL, 1)
+                    error = bulk_sync(s.fd)
                     if error == 0:
                         error = bulk_sync_directories(self.data_fd, s.pack.id, previous)
                         previous = s.pack.id
                     if error:
                         self.error = error
                         break
+            self._close()
             if failpoints_armed and self.error == 0:
                 failpoint_passed(STEP_PACKS_SYNCED, WAY_BULK)
 
@@ -143,7 +156,7 @@ cdef class BulkPath:
 
     cdef int _fill(self, BulkJob job, Pending pending, int n, bint behind) except -1:
         """Takes long runs of the first `n` of `pending.sorted` into the job: of packs behind the cursor, or of the others."""
-        cdef int i = 0, j, first, slots, error, state = 0
+        cdef int i = 0, j, first, slots, error, fd, state = 0
         cdef item **sorted_ = pending.sorted
         cdef pack_state *p
         while i < n and job.frames < JOB_FRAMES:
@@ -157,15 +170,17 @@ cdef class BulkPath:
                 i += 1
             if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != behind:
                 continue
-            error = 0
+            error, fd = 0, -1
             p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)
-            if (p == NULL or self.packs.create_past_cache(p) != 0
-                    or slots_alike(p, sorted_[first].slot, slots, &state) != slots or state != SLOT_FREE):
+            if (p != NULL and self.packs.create_past_cache(p) == 0
+                    and slots_alike(p, sorted_[first].slot, slots, &state) == slots and state == SLOT_FREE):
+                fd = bulk_open(self.packs.data_fd, p)
+            if fd < 0:
                 for j in range(first, i):
                     sorted_[j].declined = True      # the way through the log looks at each frame, and answers it
                 continue
             self.packs.claim(p, sorted_[first].slot, slots)
-            job.add(self.queue, p, sorted_ + first, i - first, slots)
+            job.add(self.queue, p, fd, sorted_ + first, i - first, slots)
             for j in range(first, i):
                 pending.drop(sorted_[j])
             self.cursor = p.id

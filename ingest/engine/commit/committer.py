@@ -200,6 +200,7 @@ class CommitLoop:
             self.counters.log_stall()
             self._begin_flush()
             return self._refuse()
+        self._end_flush()  # first: it may have heard of a write that failed, and then nothing counts as durable
         synced = [core.bulk_done(job) for job in self._ended_jobs()]
         self._end_jobs(not all(synced))
         pending = core.pending_frames

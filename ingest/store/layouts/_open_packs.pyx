@@ -178,6 +178,7 @@ cdef class OpenPacks(SlotTable):
             if p != NULL and p.unsynced & PACK_SYNCING:
                 p.unsynced &= ~<int>PACK_SYNCING
                 p.unnamed = 0
+        unsynced_clear(&self._syncing, 0)
 
     cdef int _sync_files(self) noexcept nogil:
         return unsynced_sync(&self._syncing, self.data_fd, &fdatasync, &pack_path)

@@ -83,9 +83,7 @@ cdef class PackTable(OpenPacks):
             error = 0
             p = self.get(pack, &error)
         if p == NULL and error == EAGAIN and self.syncs_files:
-            self.flush_begins()
-            self.sync()
-            self.flush_done()
+            self._sync_now()
             error = 0
             p = self.get(pack, &error)
         if p == NULL:
@@ -222,6 +220,12 @@ cdef class PackTable(OpenPacks):
         if error:
             raise OSError(error, os.strerror(error))
 
+    def _sync_now(self):
+        """A flush in the middle of recovery: then what is not synced may be closed."""
+        self.flush_begins()
+        self.sync()
+        self.flush_done()
+
     # --- packs whose headers are lost: they are not in the table
 
     cdef int _open_file(self, int64_t pack, int flags) except -1:
@@ -238,6 +242,9 @@ cdef class PackTable(OpenPacks):
                 evicted = pack_table_evict(&self.table)
                 if evicted < 0 and self._unwritten:
                     self.write_headers()
+                    evicted = pack_table_evict(&self.table)
+                if evicted < 0 and self.syncs_files:
+                    self._sync_now()
                     evicted = pack_table_evict(&self.table)
                 if evicted == 0:
                     continue

@@ -60,6 +60,7 @@ cdef class SlotTable:
     cdef public int64_t room                 # tombstones that may take a file of their own now
     cdef readonly bint syncs_files           # each file must be synced by itself: syncing the file system is not enough
     cdef set _dirty
+    cdef int _spare                          # a descriptor that the flush may have: it opens directories
 
     # --- what a layout does, in the order in which a commit calls it
 

@@ -8,8 +8,10 @@ both it is the unit in which claims, states and descriptors are kept here. `Pack
 from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc
+from posix.unistd cimport close, dup
 
 import os
+import time
 
 from ingest import limits
 from ingest.runtime.durable_files import syncfs
@@ -42,11 +44,14 @@ cdef class SlotTable:
             raise MemoryError
         self.data_fd = data_fd
         self._dirty = set()
+        self._spare = -1
         self.may_create = True
         self.room = limits.RANGE_COUNT_MAX
 
     def __dealloc__(self):
         pack_table_free(&self.table)
+        if self._spare >= 0:
+            close(self._spare)
 
     def __len__(self):
         return self.table.count
@@ -182,6 +187,7 @@ cdef class SlotTable:
     def sync_each_file(self):
         """From now on `sync` also syncs each file that was written to: before anything is written."""
         self.syncs_files = True
+        self._spare = dup(self.data_fd)
 
     def flush_begins(self):
         """A `sync` is about to start: what is dirty now is what it makes durable."""
@@ -191,13 +197,19 @@ cdef class SlotTable:
 
     def sync(self):
         """Makes durable what was dirty when the flush began; in any thread, while the table is used. OSError: a write-back
-        failed, and only recovery can tell of which slots."""
-        cdef int error
+        failed, and only recovery can tell of which slots. Waits for a descriptor where there is none."""
+        cdef int error = EMFILE
         syncfs(self.data_fd)        # where each file is synced too: writes all of them back at once, which is faster
-        if self.syncs_files:
+        while self.syncs_files and (error == EMFILE or error == ENFILE):
             with nogil:
+                # What is not synced keeps its descriptor, so none may be left: without this one no flush would ever end.
+                if self._spare >= 0:
+                    close(self._spare)
                 error = self._sync_files()
-            if error:
+                self._spare = dup(self.data_fd)
+            if error == EMFILE or error == ENFILE:
+                time.sleep(limits.LOG_DESCRIPTOR_RETRY_S)      # no write has failed
+            elif error:
                 raise OSError(error, os.strerror(error))
 
     cdef int _sync_files(self) noexcept nogil:
