@@ -196,7 +196,6 @@ class NodeGateway:
         self, data_dir: Path, *flags: str, command: str = "serve", wrapper: Iterable[str] = ()
     ) -> None:
         self.data_dir = data_dir
-        self.wrapper = tuple(wrapper)
         self.command = command
         self.wrapper = list(wrapper)  # a program that runs what follows it
         self.flags = flags
@@ -215,7 +214,7 @@ class NodeGateway:
         clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.wrapper, *command, *ports, *self.flags], stdout=log, stderr=log, env=clean
+                [*command, *ports, *self.flags], stdout=log, stderr=log, env=clean
             )
         if wait:
             self.wait_until_ready()

@@ -394,7 +394,7 @@ def test_plain_http_to_a_port_with_tls_is_told_so(tmp_path: Path) -> None:
 def test_a_download_over_tls_waits_for_its_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However large its pieces are: what is encrypted would stay in memory, and in no budget."""
     size = 64 << 20  # more than the system takes
-    monkeypatch.setattr("memory_store.PIECE", size)
+    monkeypatch.setattr("memory_store.PIECE", 1 << 20)
     context, client = tls_contexts(tmp_path)
     with memory_gateway(tls=context) as gateway:
         assert gateway.store is not None

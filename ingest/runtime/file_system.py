@@ -64,8 +64,11 @@ class FileSystem:
 
 
 def file_system(fd: int) -> FileSystem:
-    """Of an open file or directory. OSError when it does not answer."""
-    name = _NAMES.get(magic := _magic(fd), f"a file system of type {magic:#x}")
+    """Of an open file or directory. One that does not answer is doubted."""
+    try:
+        name = _NAMES.get(magic := _magic(fd), f"a file system of type {magic:#x}")
+    except OSError as error:
+        name = f"a file system that does not say what it is ({error.strerror})"
     doubt = doubt_of(name, os.uname().release)
     volatile = name == "overlayfs" and not _VOLATILE.isdisjoint(_mount_options(fd))
     return FileSystem(name, doubt, volatile, _block_size(fd))
@@ -151,7 +154,10 @@ def _mount_options(fd: int) -> list[str]:
 
 def _block_size(fd: int) -> int:
     """The logical block size of the disk of ``fd``, or of the disk that it is a partition of; 0 when none is known."""
-    device = os.fstat(fd).st_dev
+    try:
+        device = os.fstat(fd).st_dev
+    except OSError:
+        return 0
     base = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     for queue in (base / "queue", base / ".." / "queue"):
         with suppress(OSError, ValueError):

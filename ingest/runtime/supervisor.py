@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from ingest import limits
+from ingest.disk_wait import DiskWait
 from ingest.errors import BusyError, ConfigError, CorruptionError, IngestError
 from ingest.runtime import heartbeat, signals
 from ingest.runtime.child import EX_BUSY, EX_CONFIG, EX_CORRUPT, adopts_orphans, describe_exit, reap_orphans
@@ -74,6 +75,7 @@ class Supervisor:
     def run(self) -> int:
         """Until a signal that drains: 0 when all children ended as they should. Raises what none of them can live with."""
         require_pidfds()
+        heartbeat.own().wait(DiskWait.NOTHING)
         gc.collect()
         gc.freeze()  # what is there by now is never freed: collections in the children do not copy its pages
         handlers = self._catch_signals()
