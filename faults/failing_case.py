@@ -84,6 +84,7 @@ class Work:
 
     def settle(self, client: Client) -> None:
         """Without the fault everything that was not taken is taken now."""
+        client.leave()
         for first, count in self.deletes:
             if client.delete(first, count) is not D:
                 raise Loss(f"a delete of {ticket.format(first)} is not done after the fault")

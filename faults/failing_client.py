@@ -167,6 +167,12 @@ class Client:
         with committer_held(self.node, BULK_PENDING_MIN) as self._released:
             self.put(tickets)
 
+    def leave(self) -> None:
+        """The next frames go over another connection: a server that was short of descriptors may have ended this one."""
+        if self.connection is not None:
+            self.connection.sock.close()
+            self.connection = None
+
     def delete(self, first: int, count: int) -> Status | None:
         status = self.send(delete_frame(self.node.keys, first, count), [first])[first]
         for index in range(first, first + count):

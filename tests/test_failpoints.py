@@ -126,7 +126,8 @@ def test_recovery_passes_its_steps(rig: NodeRig, step: str) -> None:
     rig.start()
     with Connection(rig.put_address, rig.keys) as connection:
         assert set(connection.put(range(FIRST, FIRST + 3)).values()) == {Status.SAVED}
-        assert connection.delete(FIRST, 1) is Status.DELETED
+        assert connection.delete(FIRST, 1) is Status.DELETED  # which writes the header of its pack itself
+        assert connection.put([FIRST + PACK_SLOTS]) == {FIRST + PACK_SLOTS: Status.SAVED}
     rig.kill_all()
     rig.environment = {"FAILPOINTS": f"recovery:{step}=kill"}
     rig.start()  # the second committer gets through
