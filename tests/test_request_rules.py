@@ -395,6 +395,28 @@ def encoded(algorithm: str, data: bytes) -> str:
     return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
 
 
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.method} {way.path}")
+@pytest.mark.parametrize(
+    "trailer", ["Content-Digest", "repr-digest", "X-Other, Digest", "content-md5 ,X-Other", "X-Other"]
+)
+def test_a_digest_that_comes_behind_the_body_is_not_taken_for_one_that_was_compared(
+    gateway: Gateway, way: Way, name: str, trailer: str
+) -> None:
+    path = way.path.format(name)
+    headers = {"Trailer": trailer, "Transfer-Encoding": "chunked"}
+    with gateway.connect() as connection:
+        head = connection.head(way.method, path, headers)
+        connection.send(
+            head + b"5\r\nabcde\r\n0\r\nContent-MD5: " + encoded("md5", b"x").encode() + b"\r\n\r\n"
+        )
+        answer = connection.answer()
+    if trailer == "X-Other":
+        assert answer.status in (200, 201, 204, 404)
+    else:
+        assert (answer.status, answer.code) == (501, "trailer")
+        assert gateway.request("GET", f"/catalog/version?namespace={way.namespace}&name={name}").status == 404
+
+
 def digest_headers(data: bytes) -> list[dict[str, str]]:
     return [
         {"Content-MD5": encoded("md5", data)},
