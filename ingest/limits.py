@@ -294,7 +294,10 @@ HTTP_IDLE_TIMEOUT_S = (
 HTTP_STALL_TIMEOUT_S = (
     60.0  # a body that gives not one byte for so long; for a client that takes none: HTTP_UNREAD_TIMEOUT_S
 )
-HTTP_LINGER_S = 5.0  # after an answer that came before the end of a body: so long the rest is read, so that no reset eats it
+# After an answer that came before the end of a body the rest is read, so that no reset eats the answer.
+HTTP_LINGER_S = 5.0  # until nothing comes for so long
+HTTP_LINGER_MAX_S = 30.0  # and so long in all: who sends slowly looks for an answer at some time
+HTTP_LINGER_SIZE = 64 << 10  # bytes of such a rest: behind more of them no other request is taken
 RETRY_AFTER_S = 1  # what a client is told to wait after BUSY: commits take milliseconds, a restart a second
 KEPT_HEADERS_SIZE_MAX = 8 << 10  # bytes of headers that are kept with an object: they are in its manifest too
 FORM_HEAD_SIZE_MAX = 16 << 10  # bytes of the head of one part of a form: a file's name and its type

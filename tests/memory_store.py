@@ -186,6 +186,14 @@ class MemoryStore:
             raise NotFoundError(f"there is no object {name!r}, and none is known to have been")
         return found[::-1]
 
+    async def shares_second(self, version: Version) -> bool:
+        return any(
+            step.state is VersionState.OK
+            and step.version != version.number
+            and int(step.time) == version.modified
+            for step in self.transitions.get((version.namespace, version.name), [])
+        )
+
     async def read_chunk(self, name: str) -> bytes:
         """What the engine has under a ticket: the chunks of live objects, and zeros where a manifest would be."""
         index = ticket.parse(name)

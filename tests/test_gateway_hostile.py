@@ -438,7 +438,7 @@ def test_connections_beyond_the_limit_are_told_so(monkeypatch: pytest.MonkeyPatc
 def test_raw_streams_count_as_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
     monkeypatch.setattr("ingest.runtime.wires.HTTP_REFUSED_MAX", 2)
-    for module in ("runtime.wire", "gateway.apis.stream_api"):
+    for module in ("runtime.last_answer", "gateway.apis.stream_api"):
         monkeypatch.setattr(f"ingest.{module}.HTTP_LINGER_S", 60.0)
     with memory_gateway() as running:
         with running.connect("stream") as first, running.connect("stream") as second:

@@ -31,7 +31,6 @@ from ingest.limits import ACK_SIZE, FRAME_SIZE
 from ingest.objects import membership as membership_module
 from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import Budget
-from ingest.runtime import wire as wire_module
 from ingest.runtime import wires as wires_module
 from ingest.runtime.wire import Wire
 from ingest.runtime.wires import Wires
@@ -389,7 +388,7 @@ def test_connections_that_are_gone_take_nobody_s_place(monkeypatch: pytest.Monke
     """One is served, one is told that there are too many, the third gets nothing: again and again."""
     monkeypatch.setattr(wires_module, "HTTP_CONNECTIONS_MAX", 1)
     monkeypatch.setattr(wires_module, "HTTP_REFUSED_MAX", 1)
-    monkeypatch.setattr(wire_module, "HTTP_LINGER_S", 0.01)
+    monkeypatch.setattr("ingest.runtime.last_answer.HTTP_LINGER_S", 0.01)
 
     async def run() -> None:
         loop = asyncio.get_running_loop()

@@ -23,9 +23,12 @@ class Names:
             self.owner = self.catalog.enter("test", 1e9)
         self._digests = (number.to_bytes(32, "big") for number in itertools.count(1))
 
-    def store(self, name: str = "a", order: int = 0, condition: Condition = ANY) -> Version:
+    def store(
+        self, name: str = "a", order: int = 0, condition: Condition = ANY, number: int | None = None
+    ) -> Version:
         with self.catalog.change():
-            (number,) = self.catalog.reserve(1)
+            if number is None:
+                (number,) = self.catalog.reserve(1)
             held = self.catalog.lease(self.owner, 2)
             return self.catalog.store(
                 self.owner, "n", name, 1, next(self._digests), [held], {}, condition, number, order
@@ -39,6 +42,12 @@ class Names:
             held = self.catalog.extend(self.owner, number, 2)
             digest = next(self._digests)
             return self.catalog.commit(self.owner, number, 1, digest, [held], order=order)
+
+    def fail(self, number: int, name: str = "a") -> int:
+        with self.catalog.change():
+            self.catalog.begin(self.owner, "n", name, number=number)
+            self.catalog.fail(self.owner, number, "the body ended early")
+        return number
 
     def delete(self, name: str = "a") -> None:
         with self.catalog.change():
@@ -131,6 +140,107 @@ def test_a_history_is_told_in_the_order_of_what_happened(names):
     assert steps[-1] == (second.number, VersionState.DELETED)
     times = [step.time for step in names.catalog.history("n", "a")]
     assert times == sorted(times, reverse=True)
+
+
+def test_a_history_that_is_cut_keeps_what_happened_last(names):
+    """Each process has numbers that it took in advance, so a lower one may be the newer one."""
+    with names.catalog.change():
+        early = names.catalog.reserve(10)
+    first = names.store()
+    for _ in range(1010):
+        names.now += 0.1
+        names.store()
+    names.now += 1
+    newer = names.store(number=early[0])
+    failed = names.fail(early[1])
+    names.now += 1
+    names.store()
+    told = [(step.version, step.state) for step in names.catalog.history("n", "a")]
+    assert {(newer.number, VersionState.OK), (failed, VersionState.FAILED)} < set(told[:7])
+    assert len({version for version, _ in told}) == 1001 and first.number not in {
+        version for version, _ in told
+    }
+    names.store(number=early[2])
+    names.now -= HOUR
+    names.delete()
+    assert names.catalog.history("n", "a")[0].reason == "deleted"
+    again = names.store(number=early[3])
+    names.delete()
+    steps = [step for step in names.catalog.history("n", "a") if step.version == again.number]
+    assert [step.state for step in steps] == [VersionState.DELETED, VersionState.OK, VersionState.PENDING]
+
+
+def test_steps_of_one_moment_are_told_in_their_order(names):
+    """The name had the first version before the second, whichever number is lower."""
+    with names.catalog.change():
+        (low,) = names.catalog.reserve(1)
+    first, second = names.store(), names.store(number=low)
+    told = [(step.version, step.state) for step in names.catalog.history("n", "a")]
+    ends = [
+        (second.number, VersionState.OK),
+        (first.number, VersionState.DELETED),
+        (first.number, VersionState.OK),
+    ]
+    assert [step for step in told if step in ends] == ends
+
+
+@pytest.mark.parametrize("between", [0, 2000])
+def test_a_second_is_shared_by_all_versions_that_the_name_came_to_point_to_in_it(names, save, between):
+    """And by no other: one that ended then began before, one that failed then was never there."""
+    with names.catalog.change():
+        early = iter(names.catalog.reserve(10))
+    shares = names.catalog.shares_second
+    save()
+    names.now += 1.25
+    before = save()
+    assert not shares(before)
+    names.now += 1.25
+    with names.catalog.change():
+        for _ in range(between):
+            names.catalog.fail(names.owner, names.catalog.begin(names.owner, "n", "a"), "why not")
+    present = save()
+    assert not shares(before) and not shares(present)
+    names.now += 0.25
+    names.store("b")
+    names.fail(next(early))
+    assert not shares(present)
+    newer = names.store(number=next(early))
+    assert shares(present) and shares(newer) and not shares(before)
+    names.delete()
+    names.now += 1
+    third = save()
+    assert shares(newer) and not shares(third)
+    names.delete()
+    assert shares(save()) and shares(third)
+
+
+def test_a_catalog_of_before_there_was_an_order_tells_its_history(names):
+    saved = [names.store().number for _ in range(3)]
+    names.catalog._db.run("UPDATE versions SET rank = NULL")
+    names.now += 1
+    saved.append(names.store().number)
+    ended = [s.version for s in names.catalog.history("n", "a") if s.state is VersionState.DELETED]
+    assert sorted(ended) == saved[:3] and ended[0] == saved[2]
+    assert names.catalog.history("n", "a")[0].version == saved[3]
+
+
+def test_a_history_is_found_without_looking_at_all_of_it(names):
+    """Names may have been replaced a million times."""
+    asked: list[str] = []
+    db = names.catalog._db.connection
+    names.store()
+    version = names.store()
+    db.trace_v2(1, lambda event: asked.append(event["sql"]))
+    names.catalog.history("n", "a")
+    names.catalog.shares_second(version)
+    db.trace_v2(0, None)
+    plans = [
+        row[3] for sql in asked for row in db.execute(f"EXPLAIN QUERY PLAN {sql}", (None,) * sql.count("?"))
+    ]
+    assert not [
+        plan for plan in plans if plan.startswith("SCAN versions") or plan == "USE TEMP B-TREE FOR ORDER BY"
+    ]
+    assert any("others" in plan and "saved>?" in plan for plan in plans)
 
 
 def test_versions_of_before_there_was_an_order_come_before_those_that_replace_them(names, save):

@@ -361,6 +361,23 @@ def test_a_date_stands_for_one_version_only_when_no_other_was_there_in_its_secon
     assert (found.status, found.body) == (200, b"9876543210")
 
 
+@pytest.mark.parametrize("path", ["/objects/{}", "/store/{}"])
+def test_a_date_stands_for_the_version_that_replaced_another_in_an_earlier_second(
+    gateway: Gateway, name: str, path: str
+) -> None:
+    path = path.format(name)
+    method = "POST" if path.startswith("/store") else "PUT"
+    assert gateway.request(method, path, b"0123456789").status in (200, 204)
+    before = gateway.request("GET", path).headers["last-modified"]
+    while True:  # until another second has begun
+        assert gateway.request("PUT", path, b"9876543210").status == 200
+        modified = gateway.request("GET", path).headers["last-modified"]
+        if modified != before:
+            break
+    found = gateway.request("GET", path, headers={"Range": "bytes=5-9", "If-Range": modified})
+    assert (found.status, found.body) == (206, b"43210")
+
+
 def test_last_modified_is_when_the_name_came_to_mean_it() -> None:
     """An upload that began long ago and ended now is new."""
     version = Version(1, "objects", "a", VersionState.OK, 0, bytes(32), 1000.9, (), {}, 2000.9)
@@ -376,6 +393,28 @@ def test_last_modified_is_when_the_name_came_to_mean_it() -> None:
 
 def encoded(algorithm: str, data: bytes) -> str:
     return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: f"{way.method} {way.path}")
+@pytest.mark.parametrize(
+    "trailer", ["Content-Digest", "repr-digest", "X-Other, Digest", "content-md5 ,X-Other", "X-Other"]
+)
+def test_a_digest_that_comes_behind_the_body_is_not_taken_for_one_that_was_compared(
+    gateway: Gateway, way: Way, name: str, trailer: str
+) -> None:
+    path = way.path.format(name)
+    headers = {"Trailer": trailer, "Transfer-Encoding": "chunked"}
+    with gateway.connect() as connection:
+        head = connection.head(way.method, path, headers)
+        connection.send(
+            head + b"5\r\nabcde\r\n0\r\nContent-MD5: " + encoded("md5", b"x").encode() + b"\r\n\r\n"
+        )
+        answer = connection.answer()
+    if trailer == "X-Other":
+        assert answer.status in (200, 201, 204, 404)
+    else:
+        assert (answer.status, answer.code) == (501, "trailer")
+        assert gateway.request("GET", f"/catalog/version?namespace={way.namespace}&name={name}").status == 404
 
 
 def digest_headers(data: bytes) -> list[dict[str, str]]:

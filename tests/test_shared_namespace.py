@@ -206,6 +206,24 @@ def test_a_delete_leaves_nothing_behind(namespace: str) -> None:
     wait(delete())
 
 
+def test_a_second_is_shared_by_what_both_names_pointed_to_in_it() -> None:
+    async def delete() -> None:
+        inner = MemoryStore()
+        store = SharedNamespace(inner)
+        while True:  # until both are of one second
+            old = await inner.put("sos", "name", body(b"old"))
+            await store.delete("blob", "name")
+            new = await store.put("blob", "name", body(b"new"))
+            if old.modified == new.modified:
+                break
+            await store.delete("blob", "name")
+        assert await store.shares_second(old) and await store.shares_second(new)
+        other = await store.put("objects", "name", body(b"new"))
+        assert not await store.shares_second(other)
+
+    wait(delete())
+
+
 def test_on_a_node(tmp_path: Path) -> None:
     """Old content is found and listed, and is not stored again: with a real catalog, small and large."""
     with node_gateway(tmp_path / "data") as node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,6 +26,10 @@ ALIVE = "deadline > ? AND deadline <= ?"
 _UNREAD = (
     "(version IS NULL OR NOT EXISTS"
     f" (SELECT 1 FROM pins p JOIN owners o ON o.id = p.owner WHERE p.version = g.version AND {ALIVE}))"
+)
+_TOLD = (
+    "SELECT number, size, state, created, saved, ended, reason, rank FROM versions"
+    " WHERE namespace = ? AND name = ? AND"
 )
 COLUMNS = "SELECT number, namespace, name, state, size, digest, created, extents, headers, saved, rank FROM versions "
 
@@ -178,26 +183,48 @@ class CatalogReader:
         return [Entry(name, size, digest.hex(), created) for name, size, digest, created in rows]
 
     def history(self, namespace: str, name: str) -> list[Transition]:
-        """What happened to the versions of a name (the last 1000, when there are more), newest first. NotFoundError when
-        nothing is known of any."""
+        """What happened to the versions of a name, newest first: to its present one, and to the 1000 that began or ended
+        last. NotFoundError when nothing is known of any.
+
+        Numbers tell nothing of time: each process has taken some in advance.
+        """
         check_name(name)
         number = self._namespace(namespace)
-        columns = "SELECT number, size, state, created, saved, ended, reason FROM versions WHERE namespace = ? AND name = ?"
-        rows = self._db.all(
-            f"{columns} AND state = 1 UNION ALL"
-            f" SELECT * FROM ({columns} AND state <> 1 ORDER BY number DESC LIMIT ?)",
-            *(number, name, number, name, HISTORY_VERSIONS_MAX),
+        live = self._db.all(f"{_TOLD} state = 1", number, name)
+        # Two seeks: of those that a name pointed to the order is known, of the others the time.
+        others = self._db.all(
+            f"SELECT * FROM ({_TOLD} state = 3 ORDER BY rank DESC, saved DESC LIMIT ?) UNION ALL SELECT * FROM"
+            f" ({_TOLD} state <> 1 AND saved IS NULL ORDER BY coalesce(ended, created) DESC LIMIT ?)",
+            *(number, name, HISTORY_VERSIONS_MAX, number, name, HISTORY_VERSIONS_MAX),
         )
-        if not rows:
+        if not live and not others:
             raise NotFoundError(f"there is no object {name!r}, and none is known to have been")
-        found: list[Transition] = []
-        for version, size, state, created, saved, ended, reason in rows:
-            found.append(Transition(version, created, VersionState.PENDING, "upload began", size))
+        found: list[tuple[tuple[float, int, int], Transition]] = []
+        for version, size, state, created, saved, ended, reason, rank in live + _last(others):
+            steps = [(created, VersionState.PENDING, "upload began")]
             if saved is not None:
-                found.append(Transition(version, saved, VersionState.OK, "all chunks saved", size))
+                steps.append((saved, VersionState.OK, "all chunks saved"))
             if ended is not None:
-                found.append(Transition(version, ended, VersionState(state), reason, size))
-        return sorted(found, key=lambda step: (step.time, step.version, step.state), reverse=True)
+                steps.append((ended, VersionState(state), reason))
+            order = _order(rank, created, saved)
+            found += [
+                ((at, order, what), Transition(version, at, what, why, size)) for at, what, why in steps
+            ]
+        return [step for _, step in sorted(found, key=itemgetter(0), reverse=True)]
+
+    def shares_second(self, version: Version) -> bool:
+        """Whether the name has pointed to another version too since the second of `Version.modified` began, before that
+        second's end. Then that date does not tell one from the other."""
+        other = "SELECT 1 FROM versions WHERE namespace = ? AND name = ? AND number <> ? AND saved >= ? AND saved < ?"
+        second = version.modified
+        asked = (
+            *(self._namespace(version.namespace), version.name, version.number),
+            *(second, second + 1),
+        )
+        # One question for each index.
+        return any(
+            self._db.row(f"{other} AND {state} LIMIT 1", *asked) for state in ("state <> 1", "state = 1")
+        )
 
     def versions(self, state: VersionState) -> Iterator[Version]:
         """All in a state, in the order of their numbers. Those that change meanwhile may be among them or not."""
@@ -264,7 +291,7 @@ class CatalogReader:
             extent.parse(extents),
             msgspec.json.decode(headers) if headers else {},
             saved,
-            order_at(max(created, saved or created)) + 1 if rank is None else rank,
+            _order(rank, created, saved),
         )
 
     def _namespace(self, name: str) -> int | None:
@@ -284,6 +311,22 @@ class CatalogReader:
             if name not in self._made:
                 self._namespace_names[number] = name
         return name
+
+
+def _order(rank: int | None, created: float, saved: float | None) -> int:
+    """Of a version. Where none is kept, its times tell it."""
+    return order_at(max(created, saved or created)) + 1 if rank is None else rank
+
+
+def _last(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """Of rows as `_TOLD` gives them, the 1000 that began or ended last."""
+
+    def key(row: tuple[Any, ...]) -> int:
+        _, _, _, created, saved, ended, _, rank = row
+        # Where the clock had gone back only the order says so.
+        return max(_order(rank, created, saved), order_at(created if ended is None else ended))
+
+    return sorted(rows, key=key)[-HISTORY_VERSIONS_MAX:]
 
 
 def _successor(prefix: str) -> str | None:

@@ -9,13 +9,15 @@ APPLICATION_ID = 0x696E6763  # "ingc": what `file` shows
 
 # A version tells its own history: when it was begun, saved and ended, and why it ended. The indexes of what is live and
 # of what is not are two, so that an upload pays for one; that of what is live has all that a listing shows, so that a
-# page of it is read from one place. Numbers of owners and of garbage are never given twice: a
+# page of it is read from one place. `others` finds the last uploads of a name that began or failed, and the versions that
+# it came to point to within a second. Numbers of owners and of garbage are never given twice: a
 # process that slept past its deadline must not meet its number again as somebody else's.
 # `binding`: the random id of the catalog, which its store carries, and whether a store was seen to. `rank`: the order of a
 # version among those of its name, as its manifest says it; NULL in what was stored before there was one.
 ADDED_IN_2 = """
 CREATE TABLE binding(one INTEGER PRIMARY KEY CHECK (one = 1), id BLOB NOT NULL, bound INTEGER NOT NULL);
 CREATE INDEX ranked ON versions(namespace, name, rank) WHERE state = 3;
+CREATE INDEX others ON versions(namespace, name, saved, coalesce(ended, created)) WHERE state <> 1;
 """
 TABLES = f"""
 CREATE TABLE counters(one INTEGER PRIMARY KEY CHECK (one = 1), ticket INTEGER NOT NULL, version INTEGER NOT NULL);
@@ -42,7 +44,6 @@ CREATE TABLE versions(
     headers TEXT,
     rank INTEGER);
 CREATE INDEX live ON versions(namespace, name, size, digest, created) WHERE state = 1;
-CREATE INDEX others ON versions(namespace, name) WHERE state <> 1;
 CREATE INDEX placed ON versions(first) WHERE state = 1;
 CREATE INDEX pending ON versions(owner) WHERE state = 0;
 CREATE INDEX past ON versions(ended) WHERE ended IS NOT NULL;
@@ -61,6 +62,7 @@ CREATE INDEX garbage_of ON garbage(version) WHERE version IS NOT NULL;
 # Of a catalog of format 1. Where a version ended and its chunks may be there still, its rank is told by its times.
 FROM_1 = f"""
 ALTER TABLE versions ADD COLUMN rank INTEGER;
+DROP INDEX others;
 {ADDED_IN_2}
 UPDATE versions SET rank = CAST(max(created, coalesce(saved, created)) * 1000000 AS INTEGER) + 1
     WHERE state = 3 AND number IN (SELECT version FROM garbage WHERE version IS NOT NULL);

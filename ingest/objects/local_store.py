@@ -138,3 +138,6 @@ class LocalStore:
 
     async def history(self, namespace: str, name: str) -> list[Transition]:
         return self._reader.history(namespace, name)
+
+    async def shares_second(self, version: Version) -> bool:
+        return self._reader.shares_second(version)

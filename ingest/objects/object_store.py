@@ -86,3 +86,6 @@ class ObjectStore(Protocol):
 
     async def history(self, namespace: str, name: str) -> list[Transition]:
         """Newest first. NotFoundError when there never was such a name."""
+
+    async def shares_second(self, version: Version) -> bool:
+        """Whether its name came to point to another version too within the second of `Version.modified`."""

@@ -7,6 +7,7 @@ never again beside another object of its name: the same bytes are the ones that 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 from blake3 import blake3
@@ -130,6 +131,10 @@ class SharedNamespace:
                 if one == OLD and not found:
                     raise
         return sorted(found, key=lambda step: -step.time)  # stable: of one moment the newest stays first
+
+    async def shares_second(self, version: Version) -> bool:
+        namespaces = _NAMES if version.namespace in _NAMES else (version.namespace,)
+        return any([await self._store.shares_second(replace(version, namespace=one)) for one in namespaces])
 
 
 class _StoredAlready(Exception):

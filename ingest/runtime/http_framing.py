@@ -35,20 +35,20 @@ class HeadEnd:
 
 
 class SizedEnd:
-    """The end of a body whose ``size`` was said: bytes, more than 0."""
+    """The end of a body whose ``size`` was said: bytes, more than 0. ``left``: of them, to come."""
 
     def __init__(self, size: int) -> None:
         assert size > 0
-        self._left = size
+        self.left = size
 
     @property
     def ended(self) -> bool:
-        return self._left == 0
+        return self.left == 0
 
     def take(self, data: bytes) -> int:
         """How many bytes of ``data`` are of the body."""
-        taken = min(self._left, len(data))
-        self._left -= taken
+        taken = min(self.left, len(data))
+        self.left -= taken
         return taken
 
 

@@ -18,10 +18,8 @@ import struct
 import sys
 import termios
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
-import msgspec
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
@@ -31,16 +29,15 @@ from ingest.limits import (
     HTTP_HEAD_TIMEOUT_S,
     HTTP_HEADS_SIZE_MAX,
     HTTP_LINGER_S,
+    HTTP_LINGER_SIZE,
     HTTP_UNREAD_TIMEOUT_S,
-    RETRY_AFTER_S,
 )
-from ingest.runtime.cache_policy import MARK_LINES
 from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
+from ingest.runtime.last_answer import TLS_ALERT, last_answer
 from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 
-TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal, handshake_failure: RFC 8446, 6
 TCP_INFO_SIZE = 128  # bytes of linux/tcp.h's struct tcp_info that are asked for
 BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
 
@@ -63,18 +60,20 @@ class Connection(web.RequestHandler):
     """aiohttp's part of a connection. ``wire``: the other one, once it is open; ``busy``: has a request that is not
     answered."""
 
-    __slots__ = ("_broken", "_content", "busy", "wire")
+    __slots__ = ("_answered", "_broken", "_content", "busy", "wire")
 
     def __init__(self, server: web.Server, **settings: Any) -> None:
         super().__init__(server, **settings)
         self.busy = False
         self.wire: Wire | None = None
         self._content: Any = None  # of the request under way
+        self._answered = False  # that request
         self._broken = False  # what came was no HTTP
 
     def parse(self, data: bytes) -> object | None:
         """The message whose head ends with ``data``: a RawRequestMessage, or something else if this is no HTTP."""
         self._content = None
+        self._answered = False
         self.data_received(data)
         if not self._messages:
             return None
@@ -82,20 +81,40 @@ class Connection(web.RequestHandler):
         return message
 
     def data_received(self, data: bytes) -> None:
-        """aiohttp tells nobody who waits for a body that its chunks are malformed, and notes it again with each piece."""
+        """aiohttp tells nobody who waits for a body that its chunks are malformed, and notes it again with each piece. Once
+        the request is answered nobody waits."""
         if self._broken:
             return
         super().data_received(data)
+        if self._upgraded and self._parser is not None:
+            # No protocol is changed here. aiohttp would keep back what comes.
+            self._parser.set_upgraded(False)
+            self._upgraded = False
         if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
             self._broken = True
-            if self._content is not None and not self._content.is_eof():
-                self._content.set_exception(self._messages[-1][0].exc)
-                self._content.feed_eof()
+            if self.unread:
+                self.close()  # after the answer, and without another one
+                if not self._answered:
+                    self._content.set_exception(self._messages[-1][0].exc)
+                    self._content.feed_eof()
+
+    @property
+    def unread(self) -> bool:
+        """Not all of its body has come."""
+        return self._content is not None and not self._content.is_eof()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._answered and self.unread:
+            self._content.feed_eof()  # for which aiohttp waits a while
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: Any
     ) -> Any:
+        if self._broken:
+            resp.force_close()
         sent = await super().finish_response(request, resp, start_time)
+        self._answered = True
         if self.wire is not None:
             self.wire.answered(last=not sent[0].keep_alive)
         return sent
@@ -136,6 +155,7 @@ class Wire(asyncio.BufferedProtocol):
         self._over = False
         self._eof = False  # the client sends no more, and may wait for answers
         self._lingering: asyncio.TimerHandle | None = None
+        self._heard = 0.0  # when the last bytes came of what nobody wants, by the loop's clock
         self._body: DirectBody | None = None  # since it does not go through aiohttp
         self._acked = 0  # bytes that the client's machine had acknowledged at the last look
         self._acked_at: float | None = None  # when that was first seen, while there was more for it
@@ -154,6 +174,12 @@ class Wire(asyncio.BufferedProtocol):
             return False
         self._body.discard(content.feed_eof)
         return True
+
+    @property
+    def much_to_come(self) -> bool:
+        """Of the body under way there may be more than an answer waits for."""
+        end = self._end
+        return isinstance(end, ChunkedEnd) or (end is not None and end.left > HTTP_LINGER_SIZE)
 
     # --- one request at a time
 
@@ -219,12 +245,25 @@ class Wire(asyncio.BufferedProtocol):
         """The request under way is; ``last``: aiohttp takes no other."""
         self._busy = False
         self._last = last
+        if self._handler.unread:
+            self._wires.guests.idle(self)  # nothing waits for it any more
+            self._heard = asyncio.get_running_loop().time()
+            self._end_quiet()
         if self._end is None:
             self._next()
             rest, self._rest = self._rest, b""
             self._take(rest)
             if not self._busy and self._eof and self._transport is not None:
                 self._transport.close()
+
+    def _end_quiet(self) -> None:
+        """Waits for the rest of a body that is answered already, until nothing comes for a while."""
+        loop = asyncio.get_running_loop()
+        if self._transport is not None and not self._busy and self._handler.unread:
+            if (quiet := loop.time() - self._heard) >= HTTP_LINGER_S:
+                self._transport.close()
+            else:
+                self._lingering = loop.call_later(HTTP_LINGER_S - quiet, self._end_quiet)
 
     def _next(self) -> None:
         """All of a request has come and is answered."""
@@ -378,6 +417,8 @@ class Wire(asyncio.BufferedProtocol):
         return self._wires.scratch if self._body is None else self._body.buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
+        if self._lingering is not None:
+            self._heard = asyncio.get_running_loop().time()
         if self._body is not None:
             self._body.received(nbytes)
         elif not self._over:
@@ -388,30 +429,13 @@ class Wire(asyncio.BufferedProtocol):
         self._eof = True
         if self._body is not None:
             self._body.finish("the client closed its side")
-        return self._busy and self._end is None
+        return self._busy and self._end is None and not self._is_tls
 
     def pause_writing(self) -> None:
         self._handler.pause_writing()
 
     def resume_writing(self) -> None:
         self._handler.resume_writing()
-
-
-def last_answer(
-    transport: asyncio.Transport, status: int, code: str, message: str, request_id: str
-) -> asyncio.TimerHandle:
-    """Sends an answer that no request has been parsed for, and ends the connection a little later: closed at once, with what
-    the client sent unread, it would get a reset that eats the answer. Who loses the connection cancels the timer."""
-    body = msgspec.json.encode({"code": code, "message": message, "request_id": request_id})
-    again = f"Retry-After: {RETRY_AFTER_S}\r\n" if status == 503 else ""
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{again}Content-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\n{MARK_LINES}Connection: close\r\n\r\n"
-    )
-    transport.write(head.encode() + body)
-    if transport.can_write_eof():
-        transport.write_eof()
-    return asyncio.get_running_loop().call_later(HTTP_LINGER_S, transport.abort)
 
 
 def _progress(transport: asyncio.Transport) -> tuple[int, int]:

@@ -31,7 +31,7 @@ from ingest.limits import (
 )
 from ingest.objects.object_store import ObjectStore
 from ingest.runtime.cache_policy import MARK_LINES
-from ingest.runtime.wire import TLS_ALERT
+from ingest.runtime.last_answer import TLS_ALERT
 from ingest.runtime.wires import Wires
 from ingest.status import Status
 

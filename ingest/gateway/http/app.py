@@ -44,7 +44,7 @@ def make_app(
         max_field_size=limits.HTTP_FIELD_SIZE_MAX,
         max_headers=limits.HTTP_FIELDS_MAX,
         keepalive_timeout=limits.HTTP_IDLE_TIMEOUT_S,
-        lingering_time=limits.HTTP_LINGER_S,
+        lingering_time=limits.HTTP_LINGER_MAX_S,
     )
 
 
@@ -87,7 +87,7 @@ class Gate:
             self._under_way -= 1
             if not self._under_way:
                 self._quiet.set()
-        if self._draining or body_was_taken:
+        if self._draining or body_was_taken or connection.wire.much_to_come:
             response.force_close()
         return response
 

@@ -19,6 +19,7 @@ from ingest.objects.body import Body
 # By the names of RFC 9530, and of RFC 3230 in small letters. Others are passed over, as both say.
 _ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 _FIELDS = ("Content-Digest", "Repr-Digest")
+_IN_TRAILERS = {name.lower() for name in (*_FIELDS, "Digest", "Content-MD5")}
 _MEMBER = re.compile(r"([a-z*][a-z0-9_.*-]*)[ \t]*=[ \t]*:([A-Za-z0-9+/=]*):")
 _OLD_MEMBER = re.compile(r"([A-Za-z0-9-]+)=([^,]*)")
 _SEPARATOR = re.compile(r"[ \t]*,[ \t]*")
@@ -27,7 +28,11 @@ REPR_DIGEST = "Repr-Digest"
 
 
 def digests_of(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
-    """(algorithm, digest) of each that a request names, by the names of RFC 9530. Failure 400 for what cannot be one."""
+    """(algorithm, digest) of each that a request names, by the names of RFC 9530. Failure 400 for what cannot be one, 501
+    for one that is to come behind the body: trailers are not read, and what is not compared must not pass for true."""
+    for name in _SEPARATOR.split(headers.get("Trailer", "").strip(" \t")):
+        if name.lower() in _IN_TRAILERS:
+            raise Failure(501, "trailer", f"trailers are not read: send {name} before the body")
     found: list[tuple[str, bytes]] = []
     for field in _FIELDS:
         if field in headers:

@@ -56,7 +56,10 @@ class Failure(Exception):
         else:
             content = {"code": self.code, "message": self.message, "request_id": request_id}
             body, kind = msgspec.json.encode(content), "application/json"
-        return web.Response(status=self.status, body=body, headers={**self.headers, "Content-Type": kind})
+        response = web.Response(status=self.status, body=body, headers={**self.headers, "Content-Type": kind})
+        if "Connection" in self.headers:  # which aiohttp sends, and does not read
+            response.force_close()
+        return response
 
 
 class ClientGoneError(Exception):

@@ -102,10 +102,7 @@ async def _range_holds(exchange: Exchange, version: Version) -> bool:
     """Whether what the client has is a part of this version."""
     if range_holds(exchange.headers, version):
         return True
-    if not range_date(exchange.headers, version):
-        return False
-    history = await exchange.store.history(version.namespace, version.name)
-    return all(step.version == version.number or int(step.time) != version.modified for step in history)
+    return range_date(exchange.headers, version) and not await exchange.store.shares_second(version)
 
 
 async def _stream(
