@@ -44,7 +44,7 @@ from ingest.limits import (
     HEART_INTERVAL_S,
     LINGER_S,
 )
-from ingest.runtime import heartbeat
+from ingest.runtime import heartbeat, signals
 from ingest.store.possession import Possession, identity_of
 
 RECEIVE_SIZE = 256 << 10
@@ -237,7 +237,7 @@ class CatalogService:
 
 
 def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
-    """The whole process: calls ``ready`` when it can be reached, returns when TERM came and all is answered.
+    """The whole process: calls ``ready`` when it can be reached, returns when it was told to end and all is answered.
 
     StoreLockedError when there is such a process already, CatalogError, DiskError.
     """
@@ -246,6 +246,6 @@ def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> N
         catalog = Catalog(path)
         possession.add(path, identity_of(os.stat(path)))
         service = CatalogService(catalog, listen(data_dir), possession)
-        signal.signal(signal.SIGTERM, lambda *_: service.stop())
+        signal.signal(signals.end(), lambda *_: service.stop())
         ready()
         service.run()

@@ -38,7 +38,7 @@ from ingest.engine.commit.damage_log import tell_of_damage
 from ingest.engine.commit.lost_store import LostStore
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
-from ingest.runtime import _failpoints, heartbeat
+from ingest.runtime import _failpoints, heartbeat, signals
 from ingest.store.layouts import layout
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.log.recovery import recover
@@ -440,8 +440,8 @@ class CommitLoop:
 
 
 def committer_main(node: Node) -> int:
-    """The committer's process: recovery, then commits until SIGTERM. Returns its exit code."""
+    """The committer's process: recovery, then commits until it is told to end. Returns its exit code."""
     loop = CommitLoop(node)
-    signal.signal(signal.SIGTERM, loop.stop)
+    signal.signal(signals.end(), loop.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return loop.run()
