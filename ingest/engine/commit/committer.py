@@ -148,6 +148,7 @@ class CommitLoop:
             why = explain(error, self.store.data_dir)
             raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {why}") from error
         self.log = recovered.writer
+        self.lost.watch(self.log)
         seconds = time.monotonic() - began
         self.counters.recovery(recovered.frames, int(seconds * 1e9))
         log.info(

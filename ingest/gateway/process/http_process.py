@@ -160,6 +160,7 @@ async def _serve(
         NodeFigures(partial(admin_address, config), client.prove) as figures,
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
+            possession.add_changing(lambda: reader.beside)
             store = await LocalStore.enter(
                 client,
                 catalog,
