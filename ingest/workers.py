@@ -25,7 +25,7 @@ from ingest.engine.ports.bad_peers import BadPeers
 from ingest.engine.ports.frame_port import FrameServer, Port, configure, peer_name
 from ingest.engine.ports.peer_log import PeerLog
 from ingest.engine.ports.sibling_handover import Siblings
-from ingest.runtime import heartbeat, listeners
+from ingest.runtime import heartbeat, listeners, signals
 
 if TYPE_CHECKING:
     from ingest.engine.node import Node
@@ -312,14 +312,14 @@ def make_get_server(node: Node, slot: int) -> FrameServer:
 def worker_main(
     node: Node, slot: int, get_server: Callable[[Node, int], FrameServer] = make_get_server
 ) -> int:
-    """Runs worker ``slot`` in this process until it has drained after SIGTERM; returns the exit code.
+    """Runs worker ``slot`` in this process until it has drained when it was told to end; returns the exit code.
 
     SIGINT is ignored: the parent decides what it means. An exception that nobody expected ends the process, so that the
     parent replaces it: its connections break, and clients send again what was not acked.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # uvloop loses a signal that comes after add_signal_handler and before the loop runs: TERM waits until it does.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # uvloop loses a signal that comes after add_signal_handler and before the loop runs: the one to end waits until it does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signals.end()})
     loop = uvloop.new_event_loop()
     failures: list[BaseException] = []
 
@@ -330,9 +330,9 @@ def worker_main(
     loop.set_exception_handler(fail)
     worker = Worker(loop, node, slot, make_put_server(node, slot), get_server(node, slot), loop.stop)
     try:
-        loop.add_signal_handler(signal.SIGTERM, worker.drain)
+        loop.add_signal_handler(signals.end(), worker.drain)
         worker.start()
-        loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+        loop.call_soon(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signals.end()})
         loop.run_forever()
     finally:
         worker.close()

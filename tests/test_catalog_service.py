@@ -592,3 +592,30 @@ class TestLost:
             await access.close()
 
         asyncio.run(main())
+
+    @pytest.mark.parametrize("name", ["catalog.db-wal", "catalog.db-shm"])
+    def test_a_file_of_sqlite_that_is_removed(self, service, name):
+        """A commit is durable there first: it would be in a file that has no name."""
+        path = service.data_dir / ".ingest" / name
+
+        async def main() -> list[Extent]:
+            access = await CatalogClient.connect(service.data_dir)
+            owner = await access.enter("test")
+            leased = [await access.lease(owner, 8)]
+            path.unlink()
+            with pytest.raises(DataDirLostError, match=f"{name} is gone: nothing is saved"):
+                while True:  # a look may be as old as POSSESSION_INTERVAL_S
+                    leased.append(await access.lease(owner, 8))
+            await access.close()
+            return leased
+
+        async def lease() -> Extent:
+            access = await CatalogClient.connect(service.data_dir)
+            found = await access.lease(await access.enter("other"), 8)
+            await access.close()
+            return found
+
+        leased = asyncio.run(main())
+        service.kill()  # what was answered before is in the catalog
+        service.start()
+        assert asyncio.run(lease()).first >= max(extent.stop for extent in leased)

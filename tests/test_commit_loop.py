@@ -21,6 +21,7 @@ from ingest.engine.commit.committer import EX_CORRUPT, EX_SYNC_FAILED
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.log.log_reader import LogReader
+from ingest.store.store import NO_SEGMENT
 
 S, E, C, N, D, B = (
     *(Status.SAVED, Status.ERROR, Status.CONFLICT, Status.NO_SPACE, Status.DELETED),
@@ -119,7 +120,7 @@ class TestLost:
         while self.answers(committer, committer.put(FIRST)) != {status}:
             pass
 
-    @pytest.mark.parametrize("name", ["", ".ingest", ".ingest/lock", ".ingest/wal"])
+    @pytest.mark.parametrize("name", ["", ".ingest", ".ingest/lock", ".ingest/wal", ".ingest/wal/0000.log"])
     def test_all_is_refused_until_it_is_back(self, data, name):
         away = data.with_name("away")
         with CommitterProcess(data) as committer:
@@ -138,6 +139,39 @@ class TestLost:
             assert readiness.of_the_queue(committer.queue) == []
             assert committer.log().count("nothing is saved any more") == 1
             assert committer.stop() == 0
+
+    @pytest.mark.parametrize("segment", [0, 1])  # the one that is written, and the one that is next
+    def test_a_segment_of_the_log_that_is_removed(self, data, segment):
+        path = data / f".ingest/wal/{segment:04}.log"
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 100))
+            while not path.exists():  # a thread makes it
+                committer.wait(committer.put(FIRST, 1))
+            path.unlink()
+            self.until(committer, B)
+            assert f"{path} is gone; nothing is saved any more" in committer.log()
+            assert committer.wait(committer.put(FIRST + 100)) == [{B}]
+            # What was answered before is in the packs when it ends, and the next one says what it found.
+            assert committer.stop() == 0
+            committer.start()
+            assert committer.wait(committer.put(FIRST, 100), committer.put(FIRST + 100)) == [{S}, {S}]
+            assert committer.stop() == 0
+
+    def test_a_log_without_segments_is_told_of(self, data):
+        with CommitterProcess(data) as committer:
+            committer.start()
+            assert NO_SEGMENT not in committer.log(), "a new store has none"
+            committer.wait(committer.put(FIRST, 100))
+            assert committer.stop() == 0
+            for path in (data / ".ingest/wal").glob("*.log"):
+                path.unlink()
+            committer.start()
+            assert committer.log().count(NO_SEGMENT) == 1
+            assert committer.wait(committer.put(FIRST, 100)) == [{S}]
+            assert committer.stop() == 0
+            committer.start()
+            assert committer.log().count(NO_SEGMENT) == 1, "it has them again"
 
     @pytest.mark.parametrize("reserve", [0, 1 << 60])  # with room, and without
     def test_one_that_nobody_puts_into_says_so_too(self, data, reserve):

@@ -29,7 +29,7 @@ from ingest.store.check.log_survey import LogSurvey
 from ingest.store.check.walk import walk
 from ingest.store.layouts import tree_file
 from ingest.store.layouts.pack_file import PackHeader, bit, set_bits
-from ingest.store.store import Store
+from ingest.store.store import NO_SEGMENT, Store
 from ingest.store.store_json import store_check, write_store_json
 
 PACK = "4/obj"
@@ -87,6 +87,14 @@ class TestClean:
             assert report.chunks == sum(data is not None for data in store.truth.values())
             assert report.deleted == sum(data is None for data in store.truth.values())
             assert report.files == len(list(store.path.rglob("obj")))
+
+    def test_a_log_without_segments_is_told_of(self, small):
+        store = small()
+        assert not any(NO_SEGMENT in note for note in store.fsck().notes)
+        for path in (store.path / ".ingest/wal").glob("*.log"):
+            path.unlink()
+        report = store.fsck()
+        assert report.clean and [NO_SEGMENT in note for note in report.notes] == [True]
 
     @pytest.mark.parametrize("end", ["clean", "killed", "cut"])
     def test_a_repair_of_nothing_changes_nothing(self, small, end):

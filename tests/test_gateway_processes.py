@@ -547,6 +547,27 @@ def test_nothing_is_stored_while_it_is_lost(node: NodeGateway, tmp_path: Path, n
     assert node.stop() == 0
 
 
+@pytest.mark.parametrize("name", ["catalog.db-wal", "catalog.db-shm", "wal/0000.log"])
+def test_nothing_is_stored_where_a_file_was_removed(node: NodeGateway, name: str) -> None:
+    """In which a commit is durable first: SQLite's log or its index, or a segment of the engine's log."""
+    assert node.gateway.request("PUT", "/objects/a", body=SMALL).status == 200
+    path = node.data_dir / ".ingest" / name
+    path.unlink()
+    if name.startswith("catalog"):
+        until(
+            lambda: {node.gateway.request("GET", "/healthz").status for _ in range(8)} == {503}, "all see it"
+        )
+        assert node.gateway.request("PUT", "/objects/b", body=SMALL).code == "data_dir_lost"
+        assert node.gateway.request("DELETE", "/objects/a").code == "data_dir_lost"
+    until(lambda: f"{path} is gone; nothing is saved any more" in node.log(), "it is said")
+    assert node.gateway.request("GET", "/objects/a").body == SMALL
+    assert node.stop() == 0, node.log()
+    node.start()
+    assert node.gateway.request("GET", "/objects/a").body == SMALL
+    assert node.gateway.request("PUT", "/objects/b", body=SMALL).status == 200
+    assert node.stop() == 0, node.log()
+
+
 def test_no_process_that_starts_works_on_another_directory(node: NodeGateway, tmp_path: Path) -> None:
     node.gateway.request("PUT", "/objects/a", body=SMALL)
     catalog, http = child(node, "ingest-catalog"), child(node, "ingest-http-0")

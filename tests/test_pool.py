@@ -24,7 +24,7 @@ from ingest.engine.node import Node
 from ingest.engine.pool import Pool, Roles
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import IngestError
-from ingest.runtime import listeners
+from ingest.runtime import listeners, signals
 from ingest.runtime.child import EX_CORRUPT
 from ingest.runtime.supervised import Child
 
@@ -125,9 +125,9 @@ def stage() -> Iterator[Stage]:
 
 
 def until_told() -> None:
-    """Blocks until SIGTERM, also when that came before, if it was blocked then."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    signal.sigwait([signal.SIGTERM])
+    """Blocks until it is told to end, also when that came before, if it was blocked then."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
+    signal.sigwait([signals.END])
 
 
 @dataclass
@@ -137,7 +137,7 @@ class Actors:
     stage: Stage
 
     def admin(self, node: Node) -> int:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
         self.stage.report("admin")
         until_told()
         self.stage.report("admin ends")
@@ -145,7 +145,7 @@ class Actors:
 
     def committer(self, node: Node) -> int:
         """Lets go of arenas when it is rung, as the real one."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
         self.stage.report("committer")
         node.queue.committer_ready()
         told = signal_fd()
@@ -162,7 +162,7 @@ class Actors:
                 queue.release(slot)
 
     def worker(self, node: Node, slot: int) -> int:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
         self.stage.report("worker", slot=slot)
         until_told()
         self.stage.report("worker ends", slot=slot)
@@ -173,11 +173,11 @@ class Actors:
 
 
 def signal_fd() -> int:
-    """A descriptor that becomes readable at SIGTERM."""
+    """A descriptor that becomes readable when the process is told to end."""
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(write)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    signal.signal(signals.END, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signals.END])
     return read
 
 
@@ -370,7 +370,7 @@ def test_term_during_recovery_is_a_clean_end(stage: Stage) -> None:
 
 def test_a_second_signal_ends_at_once(stage: Stage) -> None:
     def worker(node: Node, slot: int) -> int:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
         stage.report("worker")
         until_told()
         stage.report("told")
@@ -389,7 +389,7 @@ def test_a_drain_that_takes_too_long_is_cut_off() -> None:
     stage = Stage(drain_timeout=0.2)
 
     def worker(node: Node, slot: int) -> int:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signals.END, signal.SIG_IGN)
         stage.report("worker")
         while True:
             signal.pause()
@@ -403,7 +403,7 @@ def test_a_drain_that_takes_too_long_is_cut_off() -> None:
 
 def test_a_worker_that_fails_in_the_drain_makes_it_unclean(stage: Stage) -> None:
     def worker(node: Node, slot: int) -> int:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
         stage.report("worker")
         until_told()
         return 3 * slot
@@ -416,7 +416,7 @@ def test_a_worker_that_fails_in_the_drain_makes_it_unclean(stage: Stage) -> None
 
 def test_a_committer_that_dies_in_the_drain_is_replaced_for_the_workers_that_wait(stage: Stage) -> None:
     def worker(node: Node, slot: int) -> int:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signals.END])
         stage.report("worker")
         epoch = node.queue.epoch
         until_told()

@@ -18,6 +18,7 @@ from ingest.catalog.extent import Extent
 from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text, order_at
 from ingest.errors import CatalogError, NotFoundError, UsageError
 from ingest.limits import HISTORY_VERSIONS_MAX, LIST_PAGE_MAX, OWNER_LIFE_MAX_S
+from ingest.store import possession
 
 # Of an owner; `CatalogReader.life` says what to bind. A deadline that is far away was written before the machine started
 # anew, when its clock was further on: whoever wrote it is gone.
@@ -94,6 +95,12 @@ class CatalogReader:
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def beside(self) -> dict[Path, possession.Identity]:
+        """SQLite's log, in which a commit is durable first, and the index that processes share of it. SQLite removes the two
+        when the last connection closes: while this one is open they are the same."""
+        return self._db.beside
 
     def __enter__(self) -> Self:
         return self

@@ -44,7 +44,7 @@ from ingest.limits import (
     HEART_INTERVAL_S,
     LINGER_S,
 )
-from ingest.runtime import heartbeat
+from ingest.runtime import heartbeat, signals
 from ingest.store.possession import Possession, identity_of
 
 RECEIVE_SIZE = 256 << 10
@@ -63,7 +63,7 @@ class Peer:
 
 class CatalogService:
     """Answers on ``listener`` until ``stop``. Takes over the listener and the catalog, whose thread is the caller's.
-    ``possession``: of the catalog's file and of its lock. While that is lost nothing is saved."""
+    ``possession``: of the catalog's files and of its lock. While that is lost nothing is saved."""
 
     def __init__(self, catalog: Catalog, listener: socket.socket, possession: Possession) -> None:
         self._catalog = catalog
@@ -189,6 +189,7 @@ class CatalogService:
             self._lost = bool(loss)
             if loss:
                 log.error("the catalog is lost: %s; nothing is saved any more", loss)
+                self._catalog.fold()  # what was acknowledged may be in a log that has no name any more
             else:
                 log.warning("the catalog is there again: changes are saved")
         if not loss:
@@ -237,7 +238,7 @@ class CatalogService:
 
 
 def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> None:
-    """The whole process: calls ``ready`` when it can be reached, returns when TERM came and all is answered.
+    """The whole process: calls ``ready`` when it can be reached, returns when it was told to end and all is answered.
 
     StoreLockedError when there is such a process already, CatalogError, DiskError.
     """
@@ -245,7 +246,8 @@ def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> N
     with service_lock(data_dir) as possession:
         catalog = Catalog(path)
         possession.add(path, identity_of(os.stat(path)))
+        possession.add_changing(lambda: catalog.beside)
         service = CatalogService(catalog, listen(data_dir), possession)
-        signal.signal(signal.SIGTERM, lambda *_: service.stop())
+        signal.signal(signals.end(), lambda *_: service.stop())
         ready()
         service.run()

@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,10 +23,12 @@ from ingest.limits import (
 )
 from ingest.runtime.durable_files import open_new, sync_directory
 from ingest.store.data_dir import META
+from ingest.store.possession import Identity, identity_of
 from ingest.store.space import OUT_OF_SPACE, explain
 from ingest.store.store_json import read_store_json
 
 T = TypeVar("T")
+BESIDE = ("-wal", "-shm")  # what SQLite adds to the name: its log, and the index of that
 SPOILING = (
     apsw.ReadOnlyError,
     apsw.PermissionsError,
@@ -53,6 +55,7 @@ class Database:
         self.reserve = CatalogReserve(path.with_suffix(".reserve"))
         self._spoilt = False  # the connection, by an error of the disk
         self._closed = True
+        self.beside: dict[Path, Identity] = {}  # SQLite's own files, of the present connection
         if not path.exists():
             _make(path)
         self._open()
@@ -76,7 +79,16 @@ class Database:
         except BaseException:
             self.close()
             raise
+        self.beside = self._identities()
         self._spoilt = False
+
+    def _identities(self) -> dict[Path, Identity]:
+        found = {}
+        for side in BESIDE:
+            path = self.path.with_name(self.path.name + side)
+            with suppress(FileNotFoundError):
+                found[path] = identity_of(os.stat(path))
+        return found
 
     def _prepare(self) -> None:
         db = self.connection
@@ -95,6 +107,7 @@ class Database:
         db.pragma("wal_autocheckpoint", CATALOG_CHECKPOINT_PAGES)
         db.pragma("journal_size_limit", CATALOG_WAL_KEPT_SIZE)
         db.pragma("cache_size", -(CATALOG_CACHE_SIZE >> 10))
+        db.pragma("user_version")  # a read: SQLite has its own files from then on
 
     def _migrate(self) -> int:
         """What a catalog of format 1 lacks is added, unless another process was faster. Returns the format that it has."""

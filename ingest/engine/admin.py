@@ -12,7 +12,6 @@ import json
 import logging
 import platform
 import secrets
-import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from aiohttp.http_exceptions import LineTooLong
 from ingest import __version__, limits, ticket
 from ingest.engine import exposition, readiness, reload
 from ingest.errors import DiskError, TicketError
-from ingest.runtime import heartbeat, listeners
+from ingest.runtime import heartbeat, listeners, signals
 from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
 from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
@@ -183,8 +182,8 @@ def take_settings(node: Node, admin: Admin, reader: Callable[[KeyRing], ReadChun
 
 
 async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> None:
-    """Answers on ``node.admin_sockets``, which listen, until SIGTERM. ``reader`` makes what reads chunks, of the keys that
-    may have signed them."""
+    """Answers on ``node.admin_sockets``, which listen, until it is told to end. ``reader`` makes what reads chunks, of
+    the keys that may have signed them."""
     hosts = [listeners.bound_address(sock)[0] for sock in node.admin_sockets]
     disk = exposition.DiskUse(
         node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
@@ -193,7 +192,7 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
     heartbeat.keep_beating()
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    loop.add_signal_handler(signals.end(), ended.set)
     if node.control is not None:
         loop.add_reader(node.control.fileno(), take_settings, node, admin, reader)
     runner = web.ServerRunner(web.Server(admin.answer), shutdown_timeout=limits.ADMIN_SHUTDOWN_TIMEOUT_S)
@@ -227,7 +226,7 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
 
 
 def admin_main(node: Node) -> int:
-    """The admin process: answers until SIGTERM. Returns its exit code."""
+    """The admin process: answers until it is told to end. Returns its exit code."""
 
     def reader(keys: KeyRing) -> ReadChunk:
         return make_reader(node.store, keys.all).read_chunk

@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from ingest import limits
 from ingest.engine import _queue, metrics
 from ingest.engine.reload import Reload
 from ingest.errors import ConfigError, CorruptionError
-from ingest.runtime import heartbeat, listeners
+from ingest.runtime import heartbeat, listeners, signals
 from ingest.runtime.child import EX_CONFIG, EX_CORRUPT
 from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
@@ -177,10 +176,6 @@ class Pool(Supervisor):
 
     # --- deaths ----------------------------------------------------------------------------------
 
-    def _is_to_end(self, child: Child) -> bool:
-        # A service manager tells all processes at once, this parent only those whose turn has come.
-        return self._draining
-
     def _settle(self, child: Child, expected: bool) -> None:
         self._reloads.answered(child.name)
         if child is self._committer:
@@ -221,7 +216,7 @@ class Pool(Supervisor):
             raise ConfigError("the store cannot be opened as configured, the log above says why")
         if committer.told_to_end:
             # Ended before its recovery was over, it had acked nothing that the log does not have.
-            self._clean &= code == 0 or (code == -signal.SIGTERM and not recovered)
+            self._clean &= code == 0 or (code == -signals.END and not recovered)
             committer.state = State.DONE
         else:
             # In a drain too, as long as workers wait for their acks.

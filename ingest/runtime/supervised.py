@@ -78,7 +78,7 @@ class Child:
             return
         self.told_to_end = True
         if self.state is State.RUNNING:
-            signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+            signal.pidfd_send_signal(self.pidfd, signals.END)
         else:
             self.state = State.DONE
 

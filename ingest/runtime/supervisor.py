@@ -70,6 +70,7 @@ class Supervisor:
         self._deadline = 0.0  # of the drain
         self._clean = True
         self._error: IngestError | None = None
+        self._handled: tuple[int, ...] = ()  # the signals
         self._signals_read = self._signals_write = -1
 
     def run(self) -> int:
@@ -151,9 +152,6 @@ class Supervisor:
         """The turn of its rank has come in the drain; it is called again until the whole rank has ended."""
         child.tell_to_end()
 
-    def _is_to_end(self, child: Child) -> bool:
-        return child.told_to_end
-
     def _settle(self, child: Child, expected: bool) -> None:
         """It has ended and rests: decides whether it stays so, and what that means to the others."""
         if child.told_to_end:
@@ -223,16 +221,19 @@ class Supervisor:
 
     def _take_signals(self) -> bool:
         for number in os.read(self._signals_read, 512):
-            name = signal.Signals(number).name
             if number == signal.SIGHUP:
                 self._hang_up()
             elif number == signal.SIGCHLD:
                 pass  # it has ended the sleep, the pidfds say the rest
+            elif number == signals.END:  # once, from a parent that waits for this one as long as it wants to
+                if not self._draining:
+                    log.info("told to end: draining")
+                    self._drain()
             elif self._draining:
-                log.warning("%s again: ending at once", name)
+                log.warning("%s again: ending at once", signal.Signals(number).name)
                 return False
             else:
-                log.info("%s: draining", name)
+                log.info("%s: draining", signal.Signals(number).name)
                 self._drain()
         return True
 
@@ -255,7 +256,7 @@ class Supervisor:
         self._reap(child)
         child.back_off(time.monotonic())
         code = child.exit_code
-        expected = self._is_to_end(child) and code in (0, -signal.SIGTERM)
+        expected = child.told_to_end and code in (0, -signals.END)
         (log.info if expected else log.error)("%s (pid %d) %s", child.name, child.pid, describe_exit(code))
         self._settle(child, expected)
 
@@ -272,12 +273,13 @@ class Supervisor:
         self._signals_read, self._signals_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # The C handler writes the number into the pipe; nothing is left to do in Python.
         signal.set_wakeup_fd(self._signals_write, warn_on_full_buffer=False)
-        handlers: list[object] = [signal.signal(number, lambda *_: None) for number in signals.HANDLED]
+        self._handled = (*signals.ends(), signal.SIGHUP, signal.SIGCHLD)
+        handlers: list[object] = [signal.signal(number, lambda *_: None) for number in self._handled]
         signals.take_reloads()
         return handlers
 
     def _release_signals(self, handlers: Iterable[object]) -> None:
-        for number, handler in zip(signals.HANDLED, handlers, strict=True):
+        for number, handler in zip(self._handled, handlers, strict=True):
             signal.signal(number, handler)  # type: ignore[arg-type]
         signal.set_wakeup_fd(-1)
         os.close(self._signals_read)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ingest.errors import DataDirLostError
@@ -29,6 +29,7 @@ class Possession:
     def __init__(self, opened: Mapping[Path, int | Identity], present: Iterable[Path] = ()) -> None:
         self._opened = dict(opened)
         self._present = tuple(present)
+        self._more: Callable[[], Mapping[Path, int | Identity]] = dict
         self._looked_at = 0.0  # of the monotonic clock
         self.loss = (
             ""  # what the last look has found: which path, and what is wrong there; empty when all is well
@@ -37,6 +38,10 @@ class Possession:
     def add(self, path: Path, opened: int | Identity) -> None:
         self._opened[path] = opened
 
+    def add_changing(self, opened: Callable[[], Mapping[Path, int | Identity]]) -> None:
+        """Files that come and go: each look asks what is open now, and at which paths."""
+        self._more = opened
+
     def check(self) -> None:
         """DataDirLostError when the last look has found a loss."""
         if self.loss:
@@ -44,7 +49,7 @@ class Possession:
 
     def look(self) -> str:
         """Looks now, and returns ``loss``. It waits as long as the file system does."""
-        self.loss = next(filter(None, map(self._loss_of, (*self._opened, *self._present))), "")
+        self.loss = next(self._losses(), "")
         self._looked_at = time.monotonic()
         return self.loss
 
@@ -54,8 +59,11 @@ class Possession:
             self.look()
         return self.loss
 
-    def _loss_of(self, path: Path) -> str:
-        was = self._opened.get(path)
+    def _losses(self) -> Iterator[str]:
+        for opened in (self._opened, dict.fromkeys(self._present), self._more()):
+            yield from filter(None, map(self._loss_of, opened, opened.values()))
+
+    def _loss_of(self, path: Path, was: int | Identity | None) -> str:
         try:
             found = identity_of(os.stat(path))
             if was is None or found == (identity_of(os.fstat(was)) if isinstance(was, int) else was):

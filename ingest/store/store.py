@@ -39,6 +39,12 @@ from ingest.store.store_json import (
     write_store_json,
 )
 
+# Of a log's directory. A new store has none either until the first frame comes.
+NO_SEGMENT = (
+    "holds no segment of the log, although the store has chunks: so it is after `ingest fsck --repair`; "
+    "if it was somebody else who removed them, what was acknowledged last may be missing"
+)
+
 
 @dataclass
 class Store:
@@ -242,15 +248,18 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int, int]:
         raise
 
 
+def holds_packs(data_dir: Path | int) -> str:
+    """The first name in a data directory that is one of the packs' directories, "" when there is none."""
+    names = os.listdir(data_dir)
+    return min((name for name in names if name == "obj" or re.fullmatch(r"[0-9A-Z]{1,2}", name)), default="")
+
+
 def _refuse_foreign_files(data_dir: Path) -> None:
     """A new store is made in a directory with nothing else in it, so that nobody's files get among the packs."""
-    others = sorted(
-        entry.name for entry in data_dir.iterdir() if entry.name != META and not entry.name.startswith(".")
-    )
-    packs = [name for name in others if name == "obj" or re.fullmatch(r"[0-9A-Z]{1,2}", name)]
+    packs = holds_packs(data_dir)
     if packs:
         raise StoreFormatError(
-            f"{data_dir} holds packs ({packs[0]}) but no {META}/store.json: restore that file, or use an empty directory"
+            f"{data_dir} holds packs ({packs}) but no {META}/store.json: restore that file, or use an empty directory"
         )
 
 

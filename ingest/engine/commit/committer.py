@@ -38,7 +38,7 @@ from ingest.engine.commit.damage_log import tell_of_damage
 from ingest.engine.commit.lost_store import LostStore
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
-from ingest.runtime import _failpoints, heartbeat
+from ingest.runtime import _failpoints, heartbeat, signals
 from ingest.store.layouts import layout
 from ingest.store.log.log_format import BATCH_HEADER_SIZE, BLOCK_SIZE, NOTE_SIZE, BatchHeader
 from ingest.store.log.recovery import recover
@@ -148,6 +148,7 @@ class CommitLoop:
             why = explain(error, self.store.data_dir)
             raise SyncFailedError(f"recovery of {self.store.data_dir} failed: {why}") from error
         self.log = recovered.writer
+        self.lost.watch(self.log)
         seconds = time.monotonic() - began
         self.counters.recovery(recovered.frames, int(seconds * 1e9))
         log.info(
@@ -441,8 +442,8 @@ class CommitLoop:
 
 
 def committer_main(node: Node) -> int:
-    """The committer's process: recovery, then commits until SIGTERM. Returns its exit code."""
+    """The committer's process: recovery, then commits until it is told to end. Returns its exit code."""
     loop = CommitLoop(node)
-    signal.signal(signal.SIGTERM, loop.stop)
+    signal.signal(signals.end(), loop.stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     return loop.run()

@@ -1,4 +1,5 @@
-"""What a committer does while its data directory is not the one that was opened: it saves nothing, and says so.
+"""What a committer does while its data directory, or a file of its log, is not the one that was opened: it saves nothing,
+and says so.
 
 It refuses with BUSY, which is true of whatever a ticket holds: nothing of the frame was stored. It removes nothing, makes
 nothing, and goes on when the paths lead to what it has open again, as after a move and a move back. Syncs of what was
@@ -17,6 +18,8 @@ from ingest.engine.commit._bulk import BulkJob
 from ingest.engine.commit._committer import Committer
 from ingest.engine.node import Node
 from ingest.runtime import heartbeat
+from ingest.store.log.log_writer import LogWriter
+from ingest.store.store import NO_SEGMENT, holds_packs
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +30,16 @@ class LostStore:
     def __init__(self, node: Node, core: Committer) -> None:
         self._queue = node.queue
         self._data_dir = node.store.data_dir
+        self._data_fd = node.store.data_fd
         self._possession = node.store.possession()
         self._core = core
         self.is_lost = bool(node.queue.flags & _queue.LOST)  # the last committer said so
+
+    def watch(self, log_writer: LogWriter) -> None:
+        """Also looks at the log's segments: what is written into one that has no name any more is gone with the process."""
+        self._possession.add_changing(log_writer.opened)
+        if not log_writer.segments and holds_packs(self._data_fd):
+            log.warning("%s %s", log_writer.directory, NO_SEGMENT)
 
     def look(self) -> bool:
         """Whether it is lost, by a look that is not older than `limits.POSSESSION_INTERVAL_S`."""

@@ -39,9 +39,8 @@ from ingest.gateway.process.upstream import connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.objects.shared_namespace import SharedNamespace
-from ingest.runtime import heartbeat, listeners
+from ingest.runtime import heartbeat, listeners, signals
 from ingest.runtime.heartbeat import Heart
-from ingest.runtime.signals import take_reloads
 from ingest.runtime.wires import Wires
 from ingest.store.possession import Possession
 
@@ -155,12 +154,13 @@ async def _serve(
 ) -> None:
     server = GatewayServer(config, sockets, read_config)
     loop = asyncio.get_running_loop()
-    _cancel_at_term()
+    _cancel_at_end()
     async with (
         connected(config, telling) as (client, catalog, keys),
         NodeFigures(partial(admin_address, config), client.prove) as figures,
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
+            possession.add_changing(lambda: reader.beside)
             store = await LocalStore.enter(
                 client,
                 catalog,
@@ -169,9 +169,9 @@ async def _serve(
                 f"gateway {os.getpid()}",
                 possession=possession,
             )
-            loop.add_signal_handler(signal.SIGTERM, server.ended.set)
+            loop.add_signal_handler(signals.end(), server.ended.set)
             loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
-            take_reloads()
+            signals.take_reloads()
             looking = asyncio.create_task(_look_at(possession))
             heartbeat.keep_beating()
             try:
@@ -206,7 +206,7 @@ def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogRea
 
 
 def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> int:
-    """The collector, until TERM. Returns its exit code."""
+    """The collector, until it is told to end. Returns its exit code."""
     with contextlib.suppress(
         asyncio.CancelledError
     ):  # whatever it was at: what is left is collected the next time
@@ -215,7 +215,7 @@ def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Tell
 
 
 async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
-    _cancel_at_term()
+    _cancel_at_end()
     async with connected(config, telling) as (client, catalog, keys):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
 
@@ -226,12 +226,12 @@ async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Tell
                     log.error("nothing was reloaded: %s", error)
 
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-            take_reloads()
+            signals.take_reloads()
             heartbeat.keep_beating()
             await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
 
 
-def _cancel_at_term() -> None:
+def _cancel_at_end() -> None:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    asyncio.get_running_loop().add_signal_handler(signals.end(), task.cancel)

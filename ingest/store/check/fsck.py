@@ -28,6 +28,7 @@ from ingest.store.check.log_survey import LogSurvey
 from ingest.store.check.pack_check import Extra
 from ingest.store.check.walk import walk
 from ingest.store.data_dir import META, DataDir
+from ingest.store.store import NO_SEGMENT
 
 
 @contextmanager
@@ -126,6 +127,8 @@ class Fsck:
         survey, notes = self._exam.survey, self._exam.report.notes
         if self._exam.identity.unchecked:
             notes.append(f"{STORE_JSON} has no check, an earlier version wrote it: the next start adds one")
+        if not survey.segments and self._exam.walk.objects:
+            notes.append(f"{self._exam.identity.wal_dir} {NO_SEGMENT}")
         if survey.batches_pending:
             notes.append(
                 f"the packs may lack {survey.batches_pending} batches of the log: the next start brings them in"

@@ -97,6 +97,10 @@ class LogWriter:
         """Whether no segment is free and the log may still grow."""
         return not self._free and self.segments < self.segments_max
 
+    def opened(self) -> dict[Path, int]:
+        """The descriptor of each segment by its path, also of free ones: any of them may be the next to be written."""
+        return {segment.path: segment.fd for segment in (*self._in_use, *self._free)}
+
     def ends_segment(self, length: int) -> bool:
         """Whether a batch of `length` bytes needs another segment than the present one."""
         return self._offset + padded(length) > self.segment_size
