@@ -210,6 +210,7 @@ CATALOG_RESERVE_SIZE = 8 << 20  # bytes taken in advance: the deletes of some 20
 CATALOG_RESERVE_STEP = (
     256 << 10  # bytes given back at a time, so that whoever fills the disk gets no more of it than that
 )
+CATALOG_RESERVE_FILES = 4  # inodes: for SQLite's two files, the service's socket, and a draft of gateway.json
 CATALOG_RESERVE_RETRY_S = 1.0  # between tries to make it whole again
 CATALOG_BATCH_MAX = 1024  # calls of one commit: bounds how long the first of them waits
 CATALOG_MESSAGE_MAX = 16 << 20  # bytes of one call: a commit with a million extents

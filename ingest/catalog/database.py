@@ -23,7 +23,7 @@ from ingest.limits import (
 )
 from ingest.runtime.durable_files import open_new, sync_directory
 from ingest.store.data_dir import META
-from ingest.store.space import OUT_OF_SPACE, explain
+from ingest.store.space import OUT_OF_SPACE, explain, takes_no_file
 from ingest.store.store_json import read_store_json
 
 T = TypeVar("T")
@@ -196,9 +196,12 @@ def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | Bus
         return CatalogError(f"{path}: this file is no whole catalog ({error}); {REBUILD}")
     # A file beside it that finds no room is an error like any other to SQLite, and so is a quota.
     no_room = isinstance(error, (apsw.IOError, apsw.CantOpenError)) and number in OUT_OF_SPACE
+    # Without an inode it looks whether the file is there then, so that ENOENT is what failed last.
+    no_inode = isinstance(error, apsw.CantOpenError) and number == errno.ENOENT and takes_no_file(path.parent)
     if (
         isinstance(error, apsw.FullError)
         or no_room
+        or no_inode
         or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
     ):
         return NoSpaceError(f"{path}: the disk is full ({error})")

@@ -169,9 +169,19 @@ def announce(config: GatewayConfig, sockets: Sockets) -> None:
                 write_all(fd, memoryview(content), 0)
             return
         except OSError as error:
-            if error.errno not in OUT_OF_SPACE or not reserve.give():
+            # What another gateway left makes way first: it is wrong anyway.
+            if error.errno not in OUT_OF_SPACE or not (_unlink(path) or reserve.give()):
                 log.error("%s does not say where this gateway listens: %s", path, error.strerror)
                 return
+
+
+def _unlink(path: Path) -> bool:
+    """Whether it was there."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 # --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it
