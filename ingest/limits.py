@@ -272,7 +272,7 @@ HTTP_CONNECTIONS_MAX = (
     1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
 )
 HTTP_SHARE_MAX = 768  # of them, of one address: a proxy has enough, and others have a quarter
-HTTP_DESCRIPTORS_KEPT = 64  # of a process, for what is no client's: connections to the engine and the catalog, files, those just closed
+HTTP_DESCRIPTORS_KEPT = 64  # of a process: for the engine, the catalog, files, and what closes
 HTTP_HEAD_TIMEOUT_S = (
     15.0  # for a head, from its first byte; for the first one, from the beginning of its connection
 )

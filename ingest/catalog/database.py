@@ -188,6 +188,12 @@ class Database:
             raise self._explained(error) from error
 
 
+def _said(error: apsw.Error) -> str:
+    """In brackets, what SQLite says; but "not an error" is what it says of a copy that found no room."""
+    text = str(error)
+    return "" if text.endswith("not an error") else f" ({text})"
+
+
 def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | BusyError:
     """What SQLite says, as one of our errors. ``number``: the errno of the call of the system that failed last."""
     if isinstance(error, apsw.BusyError):
@@ -204,9 +210,9 @@ def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | Bus
         or no_inode
         or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
     ):
-        return NoSpaceError(f"{path}: the disk is full ({error})")
+        return NoSpaceError(f"{path}: the disk is full{_said(error)}")
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError)) or number == errno.EROFS:
-        return ReadOnlyError(f"{path}: it may only be read for now ({error})")
+        return ReadOnlyError(f"{path}: it may only be read for now{_said(error)}")
     return DiskError(f"{path}: {error}")
 
 
