@@ -212,6 +212,7 @@ CATALOG_RESERVE_SIZE = 8 << 20  # bytes taken in advance: the deletes of some 20
 CATALOG_RESERVE_STEP = (
     256 << 10  # bytes given back at a time, so that whoever fills the disk gets no more of it than that
 )
+CATALOG_RESERVE_FILES = 4  # inodes: for SQLite's two files, the service's socket, and a draft of gateway.json
 CATALOG_RESERVE_RETRY_S = 1.0  # between tries to make it whole again
 CATALOG_BATCH_MAX = 1024  # calls of one commit: bounds how long the first of them waits
 CATALOG_MESSAGE_MAX = 16 << 20  # bytes of one call: a commit with a million extents
@@ -273,6 +274,7 @@ HTTP_CONNECTIONS_MAX = (
     1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
 )
 HTTP_SHARE_MAX = 768  # of them, of one address: a proxy has enough, and others have a quarter
+HTTP_DESCRIPTORS_KEPT = 64  # of a process: for the engine, the catalog, files, and what closes
 HTTP_HEAD_TIMEOUT_S = (
     15.0  # for a head, from its first byte; for the first one, from the beginning of its connection
 )

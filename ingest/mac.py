@@ -116,7 +116,9 @@ def parse_keys(text: str, name: str = "key file") -> list[bytes]:
             raise KeyFileError(f"{name}, line {number}: the same key stands in line {keys.index(key) + 1}")
         keys.append(key)
     if not keys:
-        raise KeyFileError(f"{name} holds no key; `ingest keygen` makes one")
+        raise KeyFileError(
+            f"{name} holds no key: put back what stood in it. For a new store, remove it: `ingest keygen` makes one"
+        )
     return keys
 
 

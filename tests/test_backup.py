@@ -3,13 +3,15 @@
 import os
 
 import pytest
+from small_disk import fill as fill_disk
+from small_disk import small_disk
 
 from ingest.catalog import backup as module
 from ingest.catalog.backup import backup
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import VersionState
-from ingest.errors import DiskError, UsageError
+from ingest.errors import DiskError, NoSpaceError, UsageError
 
 DIGEST = bytes(32)
 
@@ -117,3 +119,11 @@ def test_what_can_not_be_copied(source, tmp_path):
         backup(source, tmp_path / "link")
     with pytest.raises(DiskError):
         backup(source, tmp_path / "missing" / "copy")
+
+
+def test_a_full_disk_is_said_in_words_of_ours(source, tmp_path):
+    with small_disk(tmp_path, "full", 16) as disk:
+        fill_disk(disk, leave=64 << 10)
+        with pytest.raises(NoSpaceError, match=r"copy.new: the disk is full( \(\D*full\))?$"):
+            backup(source, disk / "copy")
+        assert not list(disk.glob("copy*"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,10 +17,11 @@ from small_disk import fill, small_disk
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_client import CatalogClient
 from ingest.catalog.catalog_reserve import CatalogReserve
+from ingest.catalog.catalog_socket import listen
 from ingest.catalog.extent import Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import NoSpaceError
-from ingest.limits import CATALOG_RESERVE_SIZE, CATALOG_RESERVE_STEP, SMALL_OBJECT_MAX
+from ingest.limits import CATALOG_RESERVE_FILES, CATALOG_RESERVE_SIZE, CATALOG_RESERVE_STEP, SMALL_OBJECT_MAX
 from ingest.objects.membership import NOBODY, Membership
 
 DIGEST = bytes(range(32))
@@ -83,6 +85,70 @@ class TestReserve:
         assert taken(reserve.path) >= reserve.path.stat().st_size, "all that it says it has"
         ballast.unlink()
         assert reserve.fill()
+
+
+class TestInodes:
+    """A disk that has blocks and no inode."""
+
+    @pytest.fixture
+    def few(self, tmp_path: Path) -> Iterator[Path]:
+        with small_disk(tmp_path, "few", 48, inodes=256) as mount:
+            yield mount
+
+    def test_an_empty_file_makes_way_and_comes_back(self, few):
+        reserve = CatalogReserve(few / "reserve")
+        assert reserve.fill()
+        assert all(spare.stat().st_mode & 0o777 == 0o600 for spare in reserve.spares)
+        others = take_inodes(few)
+        for given in range(1, CATALOG_RESERVE_FILES + 1):
+            assert reserve.give()
+            (few / f"new {given}").touch()
+        assert taken(reserve.path) >= CATALOG_RESERVE_SIZE, "blocks would not have helped"
+        assert not reserve.fill() and not reserve.short, "what is stored takes no inode"
+        for other in others:
+            other.unlink()
+        assert reserve.fill()
+        assert all(spare.exists() for spare in reserve.spares)
+
+    def test_a_service_that_was_killed_or_ended_starts(self, few):
+        service = ServiceRig(few / "data")
+        meta = few / "data" / ".ingest"
+
+        async def use() -> None:
+            catalog = await CatalogClient.connect(service.data_dir)
+            await catalog.enter("test")
+            await catalog.close()
+
+        try:
+            service.start()
+            eventually((meta / f"catalog.reserve.{CATALOG_RESERVE_FILES}").exists, "a reserve")
+            service.kill()
+            (meta / "catalog.sock").unlink()
+            take_inodes(few)
+            for _ in range(2):
+                service.start()
+                asyncio.run(use())
+                assert service.terminate() == 0
+                take_inodes(few)
+            for spare in meta.glob("catalog.reserve.*"):
+                spare.unlink()
+            take_inodes(few)
+            assert (meta / "catalog.sock").exists()
+            listen(few / "data").close()  # in the place of the old one, without any reserve
+        finally:
+            service.close()
+
+
+def take_inodes(mount: Path) -> list[Path]:
+    """All that are free: the files that have them."""
+    made: list[Path] = []
+    with contextlib.suppress(OSError):
+        while True:
+            path = mount / f"taken {time.monotonic_ns()}"
+            path.touch()
+            made.append(path)
+    assert os.statvfs(mount).f_favail == 0
+    return made
 
 
 async def stored(catalog: CatalogClient | LocalCatalog, owner: int, count: int) -> list[int]:
@@ -230,6 +296,23 @@ class TestFullDisk:
             await catalog.close()
 
         asyncio.run(run())
+
+
+def test_a_gateway_starts_without_an_inode(tmp_path):
+    with small_disk(tmp_path, "disk", 192, inodes=9000) as disk:
+        node = NodeGateway(disk / "data", "--wal-size=96MiB", "--reserve=8MiB", "--http-workers=1")
+        node.log_path = tmp_path / "log"
+        try:
+            node.start()
+            eventually((disk / f"data/.ingest/catalog.reserve.{CATALOG_RESERVE_FILES}").exists, "a reserve")
+            for end in (node.kill, node.stop):
+                take_inodes(disk)
+                end()
+                take_inodes(disk)
+                node.start()
+                assert node.gateway.request("GET", "/objects/absent").status == 404
+        finally:
+            node.close()
 
 
 def test_a_gateway_reads_deletes_ends_and_starts(tmp_path):

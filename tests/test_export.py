@@ -152,3 +152,15 @@ class TestCommand:
     def test_usage(self, tmp_path):
         complains(run("export", str(tmp_path), str(tmp_path / "x"), "--layout", "log"), 2, "--layout")
         complains(run("export", str(tmp_path), str(tmp_path / "x"), "--layout", "pack"), 78, "not a store")
+
+
+def test_to_a_file_system_that_was_just_made(store, tmp_path):
+    target = tmp_path / "mount"
+    (target / "lost+found").mkdir(parents=True)
+    found = target / "lost+found" / "#12"
+    found.touch()
+    with pytest.raises(ConfigError, match=r"not empty \('lost\+found' is there\)"):
+        store.export(target)
+    found.unlink()
+    assert store.export(target).problems == []
+    Store.open(target).close()

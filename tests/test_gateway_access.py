@@ -210,7 +210,7 @@ def test_a_token_file(tmp_path: Path) -> None:
     assert [tokens.find(token) for token in (READ, WRITE, "", "reader")] == [False, True, None, None]
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+@pytest.mark.parametrize("mode", [0o604, 0o620, 0o660, 0o666])
 def test_a_token_file_that_others_can_use(tmp_path: Path, mode: int) -> None:
     with pytest.raises(KeyFileError, match="chmod 600"):
         read_tokens(write(tmp_path / "tokens", TOKENS, mode))

@@ -98,13 +98,13 @@ def test_several_keys_in_order(tmp_path: Path) -> None:
     assert read_keys(key_file(tmp_path / "key", content)) == keys
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o602, 0o620, 0o610, 0o666, 0o777])
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o620, 0o610, 0o660, 0o666, 0o777])
 def test_open_to_others(tmp_path: Path, mode: int) -> None:
     refused(f"mode 0{mode:o} opens it to others", key_file(tmp_path / "key", mode=mode))
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700])
-def test_only_the_owners(tmp_path: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o700, 0o640, 0o440])
+def test_only_the_owners_and_a_group_of_ours_may_read(tmp_path: Path, mode: int) -> None:
     assert read_keys(key_file(tmp_path / "key", mode=mode)) == [KEY]
 
 

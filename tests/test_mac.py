@@ -580,3 +580,8 @@ def test_every_flipped_bit_of_a_request_is_refused():
         bad = bytearray(request)
         bad[bit // 8] ^= 1 << (bit % 8)
         assert not mac.request_ok(KEY, bad)
+
+
+def test_an_empty_key_file_is_put_back_before_a_new_key_is_made():
+    with pytest.raises(KeyFileError, match=r"put back what stood in it.*new store.*keygen"):
+        mac.parse_keys("\n", "the/key")

@@ -474,7 +474,7 @@ def test_tokens(guarded, file, tmp_path, monkeypatch):
     monkeypatch.setenv("INGEST_TOKEN", "two words")
     guarded("ls", code=78)
     assert "two words" not in guarded.complaint
-    token.chmod(0o640)
+    token.chmod(0o644)
     guarded("ls", "--token-file", token, code=78)
     assert "chmod 600" in guarded.complaint
 

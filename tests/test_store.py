@@ -15,6 +15,8 @@ import pytest
 from ingest import limits
 from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
+from ingest.runtime.key_file import make_key_file
+from ingest.store.check.fsck import fsck
 from ingest.store.space import Space
 from ingest.store.store import Store
 from ingest.store.store_json import read_store_json, store_check, write_store_json
@@ -384,10 +386,13 @@ class TestLogDirectory:
         [b"", b"[]", b'{"log_id": 1}', b'{"log_id": "x"}', b"[" * 100_000],
         ids=lambda c: str(c[:8]),
     )
-    def test_a_damaged_log_id_is_no_log(self, data, content):
+    def test_a_damaged_log_id_is_mended_by_fsck(self, data, content):
         (data / ".ingest/wal/log.json").write_bytes(content)
-        with pytest.raises(ConfigError, match="holds no log"):
+        with pytest.raises(ConfigError, match=f"is {'damaged' if content else 'empty'}.*fsck --repair"):
             Store.open(data)
+        make_key_file(data / ".ingest/key")
+        assert [problem.kind for problem in fsck(data, repair=True).problems] == ["log_json"]
+        Store.open(data).close()
 
 
 class TestKeys:

@@ -1,8 +1,9 @@
 """Room that the catalog has taken in advance, so that it can still be changed when somebody else has filled the disk.
 
-It is a file whose blocks are real. SQLite finds no room, a part of the file is given back, and SQLite is asked again.
+It is a file whose blocks are real, and a few empty files, whose inodes are. SQLite finds no room, a part of the file is
+given back, and SQLite is asked again. Where no inode is free, one of the empty files is removed: a start makes files.
 Whoever has the catalog may give; who changes it for a longer time fills the file again. Nothing is ever read from it:
-it may be missing, shorter or removed at any moment, and then there is that much less in reserve.
+all of it may be missing, shorter or removed at any moment, and then there is that much less in reserve.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ingest.limits import CATALOG_RESERVE_RETRY_S, CATALOG_RESERVE_SIZE, CATALOG_RESERVE_STEP
-from ingest.store.space import OUT_OF_SPACE
+from ingest.limits import (
+    CATALOG_RESERVE_FILES,
+    CATALOG_RESERVE_RETRY_S,
+    CATALOG_RESERVE_SIZE,
+    CATALOG_RESERVE_STEP,
+)
+from ingest.runtime.durable_files import open_new
+from ingest.store.space import OUT_OF_SPACE, takes_no_file
 
 BLOCK = 512  # bytes: what st_blocks counts
 
@@ -22,16 +29,30 @@ class CatalogReserve:
     """The file ``path``. It is opened anew each time: other processes give and fill too.
 
     `short`: something was given or is missing, and the disk had no room for it when that was last tried. Then nothing new
-    may be stored: it would use up what is kept for deletes.
+    may be stored: it would use up what is kept for deletes. Inodes do not count in that: nothing that is stored takes one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.spares = [path.with_name(f"{path.name}.{i}") for i in range(1, CATALOG_RESERVE_FILES + 1)]
         self.short = False
         self._filled_at = 0.0  # seconds of the machine's monotonic clock: tried, that is
 
     def give(self) -> bool:
-        """Gives some room back to the file system. False when nothing is left, or the disk does not let it."""
+        """Gives some room back to the file system: an inode where none is free, else some blocks as long as there are any.
+        False when nothing is left, or the disk does not let it."""
+        if takes_no_file(self.path.parent) and self._give_inode():
+            return True
+        return self._give_blocks()
+
+    def _give_inode(self) -> bool:
+        for spare in self.spares:
+            with suppress(OSError):  # it is not there, or the disk takes no change at all
+                os.unlink(spare)
+                return True
+        return False
+
+    def _give_blocks(self) -> bool:
         try:
             fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:  # there is none, or the disk takes no change at all
@@ -59,6 +80,11 @@ class CatalogReserve:
             self.short = error.errno in OUT_OF_SPACE  # else the disk takes no change, or no file of that size
             return False
         self.short = False
+        try:
+            for spare in self.spares:
+                _make(spare)
+        except OSError:  # no inode is free, or the disk takes no change
+            return False
         return True
 
     def refuses(self) -> bool:
@@ -66,6 +92,12 @@ class CatalogReserve:
         if self.short and time.monotonic() >= self._filled_at + CATALOG_RESERVE_RETRY_S:
             self.fill()
         return self.short
+
+
+def _make(spare: Path) -> None:
+    if not os.path.lexists(spare):
+        with suppress(FileExistsError):  # another process was faster
+            os.close(open_new(spare))
 
 
 def _grow(fd: int) -> None:

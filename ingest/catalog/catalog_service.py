@@ -118,7 +118,7 @@ class CatalogService:
         self._fill_at = time.monotonic() + CATALOG_RESERVE_RETRY_S
         if whole and not self._whole:
             log.warning(
-                "the disk does not let the catalog's reserve grow (%s): deletes go on as long as there is some of it",
+                "the disk does not let the catalog's reserve grow (%s): deletes and starts go on while there is some of it",
                 self._catalog.room.path,
             )
         elif self._whole and not whole:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.errors import ConfigError, ConnectionLostError, DiskError, StoreLockedError
 from ingest.limits import LISTEN_BACKLOG
 from ingest.runtime.lock_file import acquire
 from ingest.store.data_dir import DataDir
 from ingest.store.possession import Possession
+from ingest.store.space import OUT_OF_SPACE
 
 _ADDRESS_SIZE = 108  # bytes of sun_path, with a NUL at its end: unix(7)
 _DESCRIPTORS = "/proc/self/fd"
@@ -44,19 +46,25 @@ def service_lock(data_dir: Path) -> Iterator[Possession]:
 def listen(data_dir: Path) -> socket.socket:
     """A listening socket in the place of one that a dead service left. By who holds `service_lock`.
 
+    Where the disk has no inode for another name, the dead one makes way first, and then the catalog's reserve does.
+
     DiskError; ConfigError when no socket there can be named.
     """
     check_place(data_dir)
     name = DataDir(data_dir).catalog_socket.name
     temporary = _temporary(data_dir).name
+    reserve = CatalogReserve(DataDir(data_dir).catalog_reserve)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _short_path(data_dir) as short:
-            try:
-                os.unlink(f"{short}/{temporary}")
-            except FileNotFoundError:
-                pass
-            listener.bind(f"{short}/{temporary}")
+            _remove(f"{short}/{temporary}")
+            while True:
+                try:
+                    listener.bind(f"{short}/{temporary}")
+                    break
+                except OSError as error:
+                    if error.errno not in OUT_OF_SPACE or not (_remove(f"{short}/{name}") or reserve.give()):
+                        raise
             os.chmod(f"{short}/{temporary}", 0o600)
             listener.listen(LISTEN_BACKLOG)
             os.rename(f"{short}/{temporary}", f"{short}/{name}")
@@ -64,6 +72,15 @@ def listen(data_dir: Path) -> socket.socket:
         listener.close()
         raise DiskError(f"{DataDir(data_dir).catalog_socket}: {error.strerror}") from error
     return listener
+
+
+def _remove(path: str) -> bool:
+    """Whether it was there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def connect(data_dir: Path) -> socket.socket:

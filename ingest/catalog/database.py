@@ -24,7 +24,7 @@ from ingest.limits import (
 from ingest.runtime.durable_files import open_new, sync_directory
 from ingest.store.data_dir import META
 from ingest.store.possession import Identity, identity_of
-from ingest.store.space import OUT_OF_SPACE, explain
+from ingest.store.space import OUT_OF_SPACE, explain, takes_no_file
 from ingest.store.store_json import read_store_json
 
 T = TypeVar("T")
@@ -201,6 +201,12 @@ class Database:
             raise self._explained(error) from error
 
 
+def _said(error: apsw.Error) -> str:
+    """In brackets, what SQLite says; but "not an error" is what it says of a copy that found no room."""
+    text = str(error)
+    return "" if text.endswith("not an error") else f" ({text})"
+
+
 def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | BusyError:
     """What SQLite says, as one of our errors. ``number``: the errno of the call of the system that failed last."""
     if isinstance(error, apsw.BusyError):
@@ -209,14 +215,17 @@ def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | Bus
         return CatalogError(f"{path}: this file is no whole catalog ({error}); {REBUILD}")
     # A file beside it that finds no room is an error like any other to SQLite, and so is a quota.
     no_room = isinstance(error, (apsw.IOError, apsw.CantOpenError)) and number in OUT_OF_SPACE
+    # Without an inode it looks whether the file is there then, so that ENOENT is what failed last.
+    no_inode = isinstance(error, apsw.CantOpenError) and number == errno.ENOENT and takes_no_file(path.parent)
     if (
         isinstance(error, apsw.FullError)
         or no_room
+        or no_inode
         or getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_SHMSIZE
     ):
-        return NoSpaceError(f"{path}: the disk is full ({error})")
+        return NoSpaceError(f"{path}: the disk is full{_said(error)}")
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError)) or number == errno.EROFS:
-        return ReadOnlyError(f"{path}: it may only be read for now ({error})")
+        return ReadOnlyError(f"{path}: it may only be read for now{_said(error)}")
     return DiskError(f"{path}: {error}")
 
 

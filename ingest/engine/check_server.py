@@ -143,12 +143,13 @@ def _server_on(data_dir: Path) -> str | None:
 
 
 def _keys(config: ServerConfig, checked: CheckedConfig) -> None:
-    path = config.key_file if config.key_file is not None else DataDir(config.data_dir).key
+    made = DataDir(config.data_dir).key
+    path = config.key_file if config.key_file is not None else made
     described = DataDir(config.data_dir).store_json.exists()
     if config.key_file is None and not os.path.lexists(path) and not described:
         checked.notes.append(f"the key file {path} will be made: clients need a copy")
         return
-    ring = KeyRing(read_keys(path, data_dir=config.data_dir))
+    ring = KeyRing(read_keys(path, data_dir=config.data_dir, own=path == made))
     if described:
         try:
             store = Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)

@@ -140,8 +140,9 @@ class Reload:
                 raise ConfigError("this server was started without a way to read its configuration again")
             config = self._reloadable(node.read_config())
             certificates = read_certificates(config)
-            path = config.key_file or DataDir(config.data_dir).key
-            shared_keys = tuple(read_keys(path, data_dir=config.data_dir))
+            made = DataDir(config.data_dir).key
+            path = config.key_file or made
+            shared_keys = tuple(read_keys(path, data_dir=config.data_dir, own=path == made))
             keys = KeyRing(shared_keys)
             content = self._publish(
                 Settings(shared_keys, name_keys(keys, node.key_names), certificates, config.log_level)

@@ -20,7 +20,7 @@ from ingest.errors import DiskError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.runtime import failpoints, listeners, logs
 from ingest.runtime.file_system import file_system, refuse_unsuitable
-from ingest.runtime.key_file import make_key_file, read_keys
+from ingest.runtime.key_file import close_key, make_key_file, read_keys
 from ingest.store.data_dir import DataDir
 from ingest.store.space import existing
 from ingest.store.store import Store
@@ -82,15 +82,18 @@ def worker_count(config: ServerConfig) -> int:
 
 def load_keys(config: ServerConfig, store: Store) -> KeyRing:
     """The keys of the key file, which is made at the first start when nobody named one. KeyFileError."""
+    made = DataDir(config.data_dir).key
     path = config.key_file
     if path is None:
-        path = DataDir(config.data_dir).key
+        path = made
         if not os.path.lexists(path):
             if store.key_ids:  # a new key would be of no use: what is stored could not be verified
                 raise KeyFileError(f"key file {path} is gone, which signed what is stored here: put it back")
             make_key_file(path)
             log.info("made the key file %s: clients need a copy", path)
-    keys = KeyRing(read_keys(path, data_dir=config.data_dir))
+    if path == made:
+        close_key(path)
+    keys = KeyRing(read_keys(path, data_dir=config.data_dir, own=path == made))
     store.check_keys(keys)
     return keys
 

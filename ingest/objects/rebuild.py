@@ -97,7 +97,9 @@ def rebuild(
     new = target.with_name(f"{target.name}.new")
     scratch = target.with_name(f"{target.name}.scratch")
     with opened_at_rest(data_dir, key_file, wal_dir, segment_size) as contents, service_lock(data_dir):
-        keys = [manifest.manifest_key(key) for key in read_keys(key_file or DataDir(data_dir).key)]
+        made = DataDir(data_dir).key
+        path = key_file or made
+        keys = [manifest.manifest_key(key) for key in read_keys(path, own=path == made)]
         _remove(new, scratch)
         make_file(new)
         os.close(open_new(scratch))

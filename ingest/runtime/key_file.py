@@ -6,6 +6,7 @@ Messages name files and lines, never what stands there, nor what was given as a 
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -16,14 +17,20 @@ from pathlib import Path
 from ingest import mac
 from ingest.errors import KeyFileError
 from ingest.limits import KEY_FILE_SIZE_MAX
+from ingest.runtime.secret_mode import is_opened_to_group, openness
 from ingest.secret_text import shown
 
+log = logging.getLogger(__name__)
+MODE = 0o600
 
-def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
+
+def read_keys(path: Path, *, data_dir: Path | None = None, own: bool = False) -> list[bytes]:
     """The keys in ``path``, 32 bytes each, at least one, in the order of the lines.
 
     A file below ``data_dir`` is reached without following a symbolic link; elsewhere (mounted secrets are
-    links) links are followed. KeyFileError when it is missing, no regular file, open to others, or malformed.
+    links) links are followed. ``own``: it is the one that a store made for itself, so that a group of ours to which it was
+    given since is no reason to refuse it: `close_key`. KeyFileError when it is missing, no regular file, open to others,
+    or malformed.
     """
     try:
         fd = _open(path, data_dir)
@@ -33,10 +40,9 @@ def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"key file {path}: not a regular file")
-        if status.st_mode & 0o077:
-            raise KeyFileError(
-                f"key file {path}: mode {stat.S_IMODE(status.st_mode):04o} opens it to others: chmod 600 {path}"
-            )
+        open_to = None if own and is_opened_to_group(status, MODE) else openness(status)
+        if open_to is not None:
+            raise KeyFileError(f"key file {path}: {open_to}: chmod 600 {path}")
         content = _read(fd)
     except OSError as error:
         raise KeyFileError(f"key file {shown(path)}: {_reason(error)}") from None
@@ -49,6 +55,28 @@ def read_keys(path: Path, *, data_dir: Path | None = None) -> list[bytes]:
     except UnicodeDecodeError:
         raise KeyFileError(f"key file {path}: not text, expected one key of 64 hex digits a line") from None
     return mac.parse_keys(text, f"key file {path}")
+
+
+def close_key(path: Path) -> None:
+    """Takes the key file that a store made for itself away from its group again, to which `fsGroup` of Kubernetes gives
+    every file of a volume at each mount. What cannot be looked at, or not changed, is left to `read_keys`."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or not is_opened_to_group(status, MODE):
+            return
+        os.fchmod(fd, MODE)
+    except OSError as error:
+        log.warning("key file %s: its group may use it: %s", path, error.strerror)
+    else:
+        log.warning(
+            "key file %s: it had mode %04o, and has %04o again", path, stat.S_IMODE(status.st_mode), MODE
+        )
+    finally:
+        os.close(fd)
 
 
 def make_key_file(path: Path) -> bytes:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
 import time
 from typing import Any, Protocol
 
 from ingest.limits import (
     HTTP_CONNECTIONS_MAX,
+    HTTP_DESCRIPTORS_KEPT,
     HTTP_RECEIVE_SIZE,
     HTTP_RECEIVE_SIZE_MIN,
     HTTP_RECEIVED_MAX,
@@ -35,7 +38,9 @@ class Wires:
 
     def __init__(self) -> None:
         self.open: set[Watched] = set()
-        self.guests = Admission(HTTP_CONNECTIONS_MAX, HTTP_SHARE_MAX)
+        places, self._refused_max = _places()
+        share = HTTP_SHARE_MAX if places == HTTP_CONNECTIONS_MAX else max(1, places * 3 // 4)
+        self.guests = Admission(places, share)
         self.refused: set[object] = set()  # who is told that there are too many
         self._lines = LineBudget(1, HTTP_UNREAD_TIMEOUT_S / 4)
         self.heads = 0  # bytes of heads beyond what each connection may have
@@ -50,7 +55,7 @@ class Wires:
 
     def may_refuse(self, guest: object) -> bool:
         """One for which there is no place is told so, unless many are. It is `dismissed` in the end."""
-        if len(self.refused) < HTTP_REFUSED_MAX:
+        if len(self.refused) < self._refused_max:
             self.refused.add(guest)
         return guest in self.refused
 
@@ -78,3 +83,24 @@ class Wires:
             now = asyncio.get_running_loop().time()
             for wire in list(self.open):
                 wire.check(now)
+
+
+def _places() -> tuple[int, int]:
+    """For how many connections this process has descriptors, and how many more it may tell that there are too many. Where
+    accepting one fails nobody gives way, so that silent ones would keep everybody out."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return HTTP_CONNECTIONS_MAX, HTTP_REFUSED_MAX
+    try:
+        own = len(os.listdir("/proc/self/fd"))
+    except OSError:  # no /proc here
+        own = HTTP_DESCRIPTORS_KEPT
+    room = max(2, limit - own - HTTP_DESCRIPTORS_KEPT)
+    refused = min(HTTP_REFUSED_MAX, room // 8)
+    places = min(HTTP_CONNECTIONS_MAX, room - refused)
+    if places < HTTP_CONNECTIONS_MAX:
+        log.warning(
+            "this process may open %d files: so %d connections have a place, not %d (ulimit -n, LimitNOFILE=)",
+            *(limit, places, HTTP_CONNECTIONS_MAX),
+        )
+    return places, refused

@@ -13,6 +13,21 @@ from ingest import limits
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
+def takes_no_file(directory: Path) -> bool:
+    """Whether no file can be made there because no inode is free, or the quota has none: tried with one that has no name."""
+    try:
+        os.close(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            return True
+        try:  # not every file system makes those
+            found = os.statvfs(directory)
+        except OSError:
+            return False
+        return found.f_files > 0 and found.f_favail == 0  # some count none
+    return False
+
+
 @dataclass(frozen=True)
 class Room:
     """What one file system has free for us, and what of it new frames may not take: bytes, and inodes if it counts them."""

@@ -134,6 +134,9 @@ class Store:
                 f"{path}: this store has layout {record['layout']!r}, not {layout!r}; it is fixed for good"
             )
         found = _read_log_id(wal) if wal.is_dir() else None
+        if found is None and (wal / LOG_ID_FILE).is_file():
+            state = "damaged" if (wal / LOG_ID_FILE).stat().st_size else "empty"
+            raise ConfigError(f"{wal / LOG_ID_FILE} is {state}: `ingest fsck --repair` writes it again")
         if found != record["log_id"]:
             there = "holds no log" if found is None else "holds the log of another store"
             raise ConfigError(

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ingest.errors import KeyFileError
 from ingest.limits import TOKEN_FILE_SIZE_MAX, TOKEN_LENGTH_MAX, TOKEN_LENGTH_MIN
+from ingest.runtime.secret_mode import openness
 from ingest.secret_text import shown
 
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{1,{TOKEN_LENGTH_MAX}}}=*")
@@ -72,9 +73,9 @@ def _read(path: Path) -> bytes:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise KeyFileError(f"token file {path}: not a regular file")
-            if status.st_mode & 0o077:
-                mode = stat.S_IMODE(status.st_mode)
-                raise KeyFileError(f"token file {path}: mode {mode:04o} opens it to others: chmod 600 {path}")
+            open_to = openness(status)
+            if open_to is not None:
+                raise KeyFileError(f"token file {path}: {open_to}: chmod 600 {path}")
             content = file.read(TOKEN_FILE_SIZE_MAX + 1)
     except OSError as error:
         raise KeyFileError(f"token file {shown(path)}: {error.strerror}") from None

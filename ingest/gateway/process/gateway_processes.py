@@ -27,6 +27,7 @@ from ingest.gateway.process.signing_keys import Telling, read_keys
 from ingest.runtime import listeners, logs
 from ingest.runtime.durable_files import replacing, write_all
 from ingest.runtime.heartbeat import Heart
+from ingest.runtime.key_file import close_key
 from ingest.runtime.lock_file import open_directory
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
@@ -102,6 +103,9 @@ def check(config: GatewayConfig) -> None:
     if not DataDir(config.data_dir).meta.is_dir():
         raise ConfigError(f"{config.data_dir} holds no store: start `ingest server` on it first")
     check_before(config)
+    made = DataDir(config.data_dir).key
+    if config.key_file in (None, made):
+        close_key(made)
     read_keys(config)
     Catalog(catalog_path(config.data_dir)).close()  # closed before the fork: SQLite does not live across one
 
@@ -165,9 +169,19 @@ def announce(config: GatewayConfig, sockets: Sockets) -> None:
                 write_all(fd, memoryview(content), 0)
             return
         except OSError as error:
-            if error.errno not in OUT_OF_SPACE or not reserve.give():
+            # What another gateway left makes way first: it is wrong anyway.
+            if error.errno not in OUT_OF_SPACE or not (_unlink(path) or reserve.give()):
                 log.error("%s does not say where this gateway listens: %s", path, error.strerror)
                 return
+
+
+def _unlink(path: Path) -> bool:
+    """Whether it was there."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return False
+    return True
 
 
 # --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it

@@ -17,10 +17,10 @@ import mmap
 
 from ingest import limits
 from ingest.client.async_client import AsyncClient
-from ingest.client.key import shared_keys
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.node_address import engine
 from ingest.mac import ACCEPTED_KEYS, KeyRing
+from ingest.runtime import key_file
 from ingest.store.data_dir import DataDir
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,9 @@ class Telling:
 
 def read_keys(config: GatewayConfig) -> list[bytes]:
     """KeyFileError."""
-    return shared_keys(config.key_file or DataDir(config.data_dir).key)
+    made = DataDir(config.data_dir).key
+    path = config.key_file or made
+    return key_file.read_keys(path, own=path == made)
 
 
 class SigningKeys:

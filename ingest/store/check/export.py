@@ -188,5 +188,16 @@ def _check_target(path: Path, meta: Path) -> None:
         except (OSError, ValueError, TypeError, KeyError):
             begun = "another store"
         raise ConfigError(f"{path} holds an export of {begun} that was cut off: remove it, then start again")
-    if any(path.iterdir()):
-        raise ConfigError(f"{path} is not empty: an export makes a new store")
+    found = next((entry.name for entry in path.iterdir() if not _is_made_by_mkfs(entry)), None)
+    if found is not None:
+        raise ConfigError(f"{path} is not empty ({found!r} is there): an export makes a new store")
+
+
+def _is_made_by_mkfs(path: Path) -> bool:
+    """Whether it is the directory that is in each new ext4 file system, and nothing was found and put there."""
+    if path.name != "lost+found" or path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        return not any(path.iterdir())
+    except PermissionError:  # it is root's
+        return True

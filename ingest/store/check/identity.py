@@ -119,9 +119,10 @@ def _read_record(path: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _read_key_file(identity: Identity, key_file: Path | None) -> None:
-    path = key_file if key_file is not None else DataDir(identity.data_dir).key
+    made = DataDir(identity.data_dir).key
+    path = key_file if key_file is not None else made
     try:
-        identity.keys = KeyRing(read_keys(path, data_dir=identity.data_dir)).all
+        identity.keys = KeyRing(read_keys(path, data_dir=identity.data_dir, own=path == made)).all
     except KeyFileError as error:
         if key_file is not None:
             raise

@@ -268,7 +268,7 @@ def _store(path: Path, head: bytes) -> dict[str, Any]:
 
 def _key(path: Path, _: bytes) -> dict[str, Any]:
     try:
-        keys = read_keys(path)
+        keys = read_keys(path, own=True)
     except IngestError as error:
         return {"problem": str(error)}
     ids = [derive(key).id for key in keys]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ingest import sharding, ticket
 from ingest.errors import TicketError
+from ingest.runtime.secret_mode import is_opened_to_group
 from ingest.store.check.findings import Problem
 from ingest.store.data_dir import META, DataDir
 
@@ -27,6 +28,7 @@ class Walk:
     objects: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    group_count: int = 0  # files and directories that their group may use too, as `fsGroup` makes them
 
 
 def walk(data_dir: Path, layout: str) -> Walk:
@@ -35,6 +37,10 @@ def walk(data_dir: Path, layout: str) -> Walk:
     _meta(found, data_dir)
     _directory(found, data_dir, "", layout)
     found.objects.sort()
+    if found.group_count:
+        found.notes.append(
+            f"{found.group_count} files and directories were given to their group, one of ours: by fsGroup of Kubernetes?"
+        )
     return found
 
 
@@ -89,25 +95,27 @@ def _unexpected(entry: os.DirEntry[str], path: str) -> Problem:
 
 
 def _mode(found: Walk, entry: os.DirEntry[str], path: str, mode: int) -> None:
-    problem = mode_problem(entry.stat(follow_symlinks=False), path, mode)
-    if problem is not None:
-        found.problems.append(problem)
+    _check_mode(found, entry.stat(follow_symlinks=False), path, mode)
 
 
-def mode_problem(status: os.stat_result, path: str, mode: int) -> Problem | None:
+def _check_mode(found: Walk, status: os.stat_result, path: str, mode: int) -> None:
     """Others may use what only the server's user should, or that user may not."""
     have = stat.S_IMODE(status.st_mode)
-    if have == mode:
-        return None
-    return Problem("mode", path, f"has mode {have:04o}, expected {mode:04o}", f"set to {mode:04o}")
+    if is_opened_to_group(status, mode):
+        found.group_count += 1
+        return
+    # A directory made in one of those has their S_ISGID, which lets nobody in.
+    inherited = stat.S_ISGID if stat.S_ISDIR(status.st_mode) else 0
+    if have & ~inherited != mode:
+        found.problems.append(
+            Problem("mode", path, f"has mode {have:04o}, expected {mode:04o}", f"set to {mode:04o}")
+        )
 
 
 def _meta(found: Walk, data_dir: Path) -> None:
     """.ingest itself; what lies in it is looked at by those whose files they are."""
     meta = DataDir(data_dir).meta
-    problem = mode_problem(meta.stat(follow_symlinks=False), META, 0o700)
-    if problem is not None:
-        found.problems.append(problem)
+    _check_mode(found, meta.stat(follow_symlinks=False), META, 0o700)
     for entry in _entries(meta):
         path = f"{META}/{entry.name}"
         if entry.is_symlink() and entry.name in _META_LINKS_REFUSED:

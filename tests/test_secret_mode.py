@@ -1,0 +1,120 @@
+"""Who may read a file with a secret, as volumes of Kubernetes have them: Secrets, and what `fsGroup` does to a store."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from gateway_rig import node_gateway
+from node_rig import running_node
+
+from ingest.engine.check_server import check
+from ingest.gateway.http.token_file import read_token, read_tokens
+from ingest.runtime.key_file import close_key, read_keys
+from ingest.runtime.secret_mode import is_opened_to_group, openness
+from ingest.store.check.fsck import fsck
+
+OURS, FOREIGN = os.getegid(), 54321
+US, ROOT, OTHER = os.geteuid(), 0, 54321
+KEY = bytes(range(32))
+TOKEN = "mJ7cQ2hXs9DfW4pK"
+
+
+def status(mode: int, uid: int, gid: int, kind: int = stat.S_IFREG) -> os.stat_result:
+    return os.stat_result((kind | mode, 1, 1, 1, uid, gid, 0, 0, 0, 0))
+
+
+def as_fs_group(root: Path) -> None:
+    """What the kubelet does to a volume at each mount."""
+    for directory, _, names in os.walk(root):
+        path = Path(directory)
+        path.chmod(path.stat().st_mode | 0o2770)
+        for name in names:
+            (path / name).chmod((path / name).stat().st_mode | 0o660)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o440])
+@pytest.mark.parametrize(
+    ("uid", "gid", "good"),
+    [
+        (US, OURS, True),
+        (ROOT, OURS, True),
+        (US, FOREIGN, False),
+        (ROOT, FOREIGN, False),
+        (OTHER, OURS, False),
+    ],
+)
+def test_a_group_may_read_when_it_was_meant_to(mode: int, uid: int, gid: int, good: bool) -> None:
+    assert (openness(status(mode, uid, gid)) is None) == good
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o610, 0o660, 0o604, 0o444, 0o602, 0o601])
+def test_a_group_never_writes_and_others_never_read(mode: int) -> None:
+    assert f"{mode:04o}" in (openness(status(mode, ROOT, OURS)) or "")
+
+
+def test_what_fs_group_gives_and_nothing_else() -> None:
+    assert is_opened_to_group(status(0o660, US, OURS), 0o600)
+    assert is_opened_to_group(status(0o2770, US, OURS, stat.S_IFDIR), 0o700)
+    for mode, uid, gid in [(0o664, US, OURS), (0o640, US, OURS), (0o660, OTHER, OURS), (0o660, US, FOREIGN)]:
+        assert not is_opened_to_group(status(mode, uid, gid), 0o600)
+
+
+def test_secrets_are_links_to_files_that_the_group_may_read(tmp_path: Path) -> None:
+    inside = tmp_path / "..data"
+    inside.mkdir()
+    for name, content in (("key", KEY.hex()), ("tokens", f"read-write {TOKEN}")):
+        (inside / name).write_text(content)
+        (inside / name).chmod(0o440)
+        (tmp_path / name).symlink_to(f"..data/{name}")
+    assert read_keys(tmp_path / "key") == [KEY]
+    assert read_tokens(tmp_path / "tokens").find(TOKEN)
+    assert read_token(tmp_path / "tokens") == TOKEN
+
+
+def test_a_store_on_such_a_volume_starts_again(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running_node(data) as rig:
+        assert rig.stop() == 0
+    key = data / ".ingest/key"
+    for _ in range(2):
+        as_fs_group(data)
+        flags = {"listen": "127.0.0.1:0", "read_listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0"}
+        checked = check({**flags, "data_dir": str(data)}, {}, None)
+        assert checked.exit_code == 0
+        assert stat.S_IMODE(key.stat().st_mode) == 0o660  # a check changes nothing
+        with running_node(data) as rig:
+            assert stat.S_IMODE(key.stat().st_mode) == 0o600
+            assert rig.stop() == 0
+
+
+def test_a_gateway_closes_the_key_too(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running_node(data) as rig:
+        assert rig.stop() == 0
+    as_fs_group(data)
+    with node_gateway(data):
+        assert stat.S_IMODE((data / ".ingest/key").stat().st_mode) == 0o600
+
+
+def test_a_key_that_everybody_could_read_stays_refused(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(KEY.hex())
+    key.chmod(0o664)
+    close_key(key)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o664
+
+
+def test_fsck_counts_what_the_group_was_given_in_one_note(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    with running_node(data) as rig:
+        assert rig.stop() == 0
+    as_fs_group(data)
+    (data / "A").mkdir(0o700)  # by a server, in a directory that has S_ISGID
+    report = fsck(data)
+    assert report.clean
+    assert len([note for note in report.notes if "given to their group" in note]) == 1
+    (data / ".ingest/store.json").chmod(0o664)
+    assert [problem.kind for problem in fsck(data).problems] == ["mode"]
