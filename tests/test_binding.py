@@ -175,6 +175,32 @@ def test_a_client_of_the_put_port_alone(run):
     run(work, "mine", "other", get=False)
 
 
+def test_the_ticket_is_deleted_while_a_client_is_there(run):
+    """By accident, in a range: the store is known by its objects as soon as the client connects again."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        await mine.put("a", b"x" * 5000)
+        await mine.client.delete(binding.TICKET)
+        server.drop_connections()
+        for _ in range(2000):
+            try:
+                await mine.put("b", b"y" * 5000)
+                break
+            except ForeignStoreError:
+                await asyncio.sleep(0.005)
+        await mine.put("c", b"z" * 5000)
+        own, foreign = server.model, Model([KEY])
+        foreign.frame(build_frame(KEY, FIRST, b"theirs"))
+        meet(server, foreign)
+        with pytest.raises(ForeignStoreError):
+            await mine.put("d", b"y" * 5000)
+        meet(server, own)
+        await mine.put("d", b"y" * 5000)
+
+    run(work, "mine")
+
+
 # --- another server behind the address
 
 
