@@ -1,4 +1,4 @@
-"""What a process that writes to a disk may be waiting for, as a number for shared memory and as words for people."""
+"""What of a disk a process may be waiting for, as a number for shared memory and as words for people."""
 
 from enum import IntEnum
 
@@ -12,6 +12,7 @@ class DiskWait(IntEnum):
     PACKS_SYNC = 5  # the flush, without which the log has no room or the server does not end
     BULK_WRITE = 6  # writes and syncs of long runs
     TRANSACTION = 7  # of the catalog
+    STORED_READS = 8  # of what a get port answers with
 
     @property
     def words(self) -> str:

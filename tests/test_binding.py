@@ -14,9 +14,9 @@ from ingest import ticket
 from ingest.catalog.backup import backup
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.database import migrate
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.catalog.schema import FORMAT
 from ingest.client.async_client import AsyncClient
 from ingest.errors import ForeignStoreError, IngestError, NoSpaceError, RefusedError, UsageError
 from ingest.limits import DATA_SIZE
@@ -175,6 +175,32 @@ def test_a_client_of_the_put_port_alone(run):
     run(work, "mine", "other", get=False)
 
 
+def test_the_ticket_is_deleted_while_a_client_is_there(run):
+    """By accident, in a range: the store is known by its objects as soon as the client connects again."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        await mine.put("a", b"x" * 5000)
+        await mine.client.delete(binding.TICKET)
+        server.drop_connections()
+        for _ in range(2000):
+            try:
+                await mine.put("b", b"y" * 5000)
+                break
+            except ForeignStoreError:
+                await asyncio.sleep(0.005)
+        await mine.put("c", b"z" * 5000)
+        own, foreign = server.model, Model([KEY])
+        foreign.frame(build_frame(KEY, FIRST, b"theirs"))
+        meet(server, foreign)
+        with pytest.raises(ForeignStoreError):
+            await mine.put("d", b"y" * 5000)
+        meet(server, own)
+        await mine.put("d", b"y" * 5000)
+
+    run(work, "mine")
+
+
 # --- another server behind the address
 
 
@@ -274,6 +300,7 @@ def test_a_catalog_of_before_is_bound_to_the_store_that_has_its_objects(run, tmp
     with ReferenceServer([KEY]) as server:
         run(fill, "mine", server=server)
         of_format_1(tmp_path / "mine")
+        migrate(tmp_path / "mine")
         run(work, "mine", server=server)
 
 
@@ -292,15 +319,6 @@ def test_a_new_catalog_is_not_bound_to_a_store_that_has_objects(run, deleted):
         await used.bind()  # its own objects may all be deleted
 
     run(work, "new", "used")
-
-
-def test_a_catalog_of_before_gets_one_id_whoever_opens_it(tmp_path):
-    path = tmp_path / "catalog.db"
-    Catalog(path).close()
-    of_format_1(path)
-    with CatalogReader(path) as one, Catalog(path) as other, CatalogReader(path) as third:
-        assert one.identity() == other.identity() == third.identity() and len(one.identity().id) == 16
-    assert apsw.Connection(str(path)).pragma("user_version") == FORMAT
 
 
 def test_a_copy_of_a_catalog_is_the_catalog_and_no_two_new_ones_are_one(run, tmp_path):

@@ -106,13 +106,17 @@ FILES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("secret", [SECRET, SECRET[:40], "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IHNlYw+=", PEM])
+SHORT = ("tOkEn-0123456789", "tOkEn-0123456789_~+tOkEn-01234=")
+BASE64 = "c2VjcmV0IHNlY3JldCBzZWNyZXQgc2VjcmV0IHNlYw+="
+
+
+@pytest.mark.parametrize("secret", [SECRET, SECRET[:40], *SHORT, BASE64, PEM])
 @pytest.mark.parametrize("kind", FILES)
 def test_a_secret_in_place_of_a_path(kind: str, secret: str) -> None:
     said = told(lambda: FILES[kind](Path(secret)))
     assert "not shown" in said
     assert secret[:16] not in said
-    assert secret[28:36] not in said
+    assert not secret[28:36] or secret[28:36] not in said
 
 
 def test_a_path_is_shown(tmp_path: Path) -> None:
@@ -164,3 +168,33 @@ def test_a_path_with_a_certificate_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "c").write_text("no certificate")
     with pytest.raises(ConfigError, match=str(tmp_path / "c")):
         tls.client_context(None, tmp_path / "c", tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check-config", "server", f"--listen={SECRET}"),
+        ("server", f"--listen={SECRET}"),
+        ("server", f"--workers={SECRET}"),
+        ("version", SECRET),
+        (SECRET,),
+        ("fsck", SECRET),
+        ("fsck", f"nowhere/{SECRET}"),
+        ("loopback", "--key-file", "k", f"--connect={SECRET}"),
+        ("ls", f"--gateway=http://127.0.0.1:1/?token={SECRET}"),
+        ("ls", f"--gateway=http://127.0.0.1:1/#{SECRET}"),
+        ("ls", f"--gateway=ftp://me:{SECRET}@127.0.0.1/?token={SECRET}"),
+    ],
+)
+def test_a_key_in_place_of_anything_else(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode in (2, 78), done.stderr
+    assert SECRET[:16] not in done.stdout + done.stderr
+
+
+def test_a_short_token_in_the_url_of_a_gateway() -> None:
+    for url in ("http://127.0.0.1:1/?token=hunter2", "tcp://me:hunter2@127.0.0.1:1"):
+        done = run("ls", f"--gateway={url}")
+        assert done.returncode == 2
+        assert "hunter2" not in done.stderr
+        assert "127.0.0.1:1" in done.stderr

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from packs import A0, KEYS, OTHER_KEYS, Packs, flat, frame
 
 from ingest import limits, sharding, ticket
+from ingest.disk_wait import DiskWait
 from ingest.engine._queue import Queue
 from ingest.engine.ports._get_server import (
     BAD_REQUEST,
@@ -27,6 +30,7 @@ from ingest.engine.ports._get_server import (
     GetServer,
 )
 from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX
+from ingest.runtime import heartbeat
 from ingest.status import Status
 from ingest.store.layouts._pack_reader import PackReader
 
@@ -80,6 +84,32 @@ def test_frames_come_back_verbatim(rig: Rig) -> None:
     rig.packs.write_slot(A0 + 1, other)
     client = rig.connect()
     assert finished(rig, client, request(A0, 2)) == header(A0, Status.SAVED, 2) + frame(A0) + other
+
+
+def test_it_says_that_it_waits_for_the_disk_while_it_reads(rig: Rig) -> None:
+    """And since when, by its clock; afterwards it waits for nothing."""
+    heart, count = heartbeat.own(), 36
+    rig.packs.put(range(A0, A0 + count))
+    rig.tick(12.0)
+    client, seen, ended = rig.connect(), threading.Event(), threading.Event()
+
+    def listen() -> None:
+        while not ended.is_set():
+            if heart.waiting(13_000_000_000) == (DiskWait.STORED_READS, 1.0):
+                seen.set()
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    try:
+        deadline = time.monotonic() + 20
+        while not seen.is_set():
+            assert time.monotonic() < deadline, "it never said so"
+            rig.send(client, request(A0, count))
+            assert len(rig.receive(client, 16 + FRAME_SIZE * count)) == 16 + FRAME_SIZE * count
+            assert heart.waiting(0)[0] is DiskWait.NOTHING
+    finally:
+        ended.set()
+        listener.join()
 
 
 def test_a_request_cut_at_each_byte(rig: Rig) -> None:

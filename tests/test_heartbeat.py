@@ -1,17 +1,19 @@
 """Who is silent, for how long, and who is killed for it: by a clock that the tests set."""
 
+import ctypes
 import logging
 import mmap
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from ingest import limits
 from ingest.disk_wait import DiskWait
 from ingest.runtime import heartbeat
+from ingest.runtime.child import IN_THE_KERNEL, state_of
 from ingest.runtime.heartbeat import Heart, Listener
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
@@ -108,11 +110,11 @@ def test_the_log_says_what_it_waits_for_while_it_does(heart, tmp_path, monkeypat
 class Parent(Supervisor):
     """With one child, which stands still after its first beat."""
 
-    def __init__(self, replaced_when_silent: bool) -> None:
+    def __init__(self, replaced_when_silent: bool, wait: Callable[[], object] = signal.pause) -> None:
         def stand_still() -> int:
             heartbeat.own().beat()
             while True:
-                signal.pause()
+                wait()
 
         self.child = Child("child", stand_still, replaced_when_silent=replaced_when_silent)
         super().__init__([[self.child]], 10.0)
@@ -190,6 +192,57 @@ def test_one_that_only_waits_is_named_and_left_alone(parent, caplog):
     first, last = (record.getMessage() for record in caplog.records)
     assert "has answered nothing for 3 s; it waits for the disk: log sync for" in first
     assert last.endswith("answers again")
+
+
+@pytest.mark.parametrize("parent", [True], indirect=True)
+def test_one_that_says_that_it_waits_for_the_disk_is_not_replaced(parent, caplog):
+    """Another one would wait for the same disk."""
+    parent.child.heart.wait(DiskWait.STORED_READS)
+    parent.listen(1.0)
+    with caplog.at_level(logging.WARNING):
+        parent.listen(*SECONDS, *SECONDS)
+    assert is_running(parent)
+    early, *late = (record.getMessage() for record in caplog.records)
+    assert "it waits for the disk: stored reads for" in early
+    assert len(late) == 2  # once in a while, not with each look
+    assert all("it waits for the disk: stored reads" in one and "left alone" in one for one in late)
+    parent.child.heart.wait(DiskWait.NOTHING)
+    parent.listen(1.0, *SECONDS)
+    assert parent.exit_code() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("parent", [True], indirect=True)
+def test_one_that_was_stopped_while_it_read_is_replaced(parent):
+    parent.child.heart.wait(DiskWait.STORED_READS)
+    parent.listen(1.0)
+    signal.pidfd_send_signal(parent.child.pidfd, signal.SIGSTOP)
+    os.waitid(os.P_PIDFD, parent.child.pidfd, os.WSTOPPED)
+    parent.listen(*SECONDS)
+    assert parent.exit_code() == -signal.SIGKILL
+
+
+def held_by_the_kernel() -> None:
+    """A vfork whose child does not end holds who called it in an uninterruptible sleep, as a disk does."""
+    libc = ctypes.PyDLL(None)
+    libc.vfork()
+    libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # the child, which ends with its parent: PR_SET_PDEATHSIG
+    while True:
+        signal.pause()
+
+
+def test_one_that_the_kernel_holds_is_not_replaced(caplog):
+    parent = Parent(True, held_by_the_kernel)
+    try:
+        deadline = time.monotonic() + 20
+        while state_of(parent.child.pid) != IN_THE_KERNEL:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        with caplog.at_level(logging.ERROR):
+            parent.listen(*SECONDS)
+        assert is_running(parent)
+        assert "the kernel holds it" in caplog.text
+    finally:
+        parent.close()
 
 
 @pytest.mark.parametrize("parent", [True], indirect=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 import uvloop
+from node_rig import running_node
 
 from ingest import limits
 from ingest.engine import admin
@@ -346,6 +347,29 @@ def test_who_removes_the_lock_lets_no_second_server_in(
         assert response.status == 503
         assert json.loads(response.read())["reasons"] == ["data directory lost"]
     assert server.end() == 0
+
+
+def test_a_committer_that_starts_while_it_is_lost_takes_a_reload_over(tmp_path: Path) -> None:
+    """Else SIGHUP is answered only when it is back, and keys that were withdrawn are good until then."""
+    with running_node(tmp_path / "data") as node:
+
+        def until(text: str, times: int = 1) -> None:
+            deadline = time.monotonic() + PATIENCE_S
+            while node.log().count(text) < times:
+                assert time.monotonic() < deadline, node.log()
+                time.sleep(0.01)
+
+        lock = node.data_dir / ".ingest" / "lock"
+        said = lock.rename(tmp_path / "lock")
+        until("nothing is saved any more")
+        (committer,) = node.children("ingest-committe")
+        os.kill(committer, signal.SIGKILL)
+        until("committer has pid", 2)
+        assert node.process is not None
+        node.process.send_signal(signal.SIGHUP)
+        until("SIGHUP: reloaded")
+        assert "is there again" not in node.log()
+        said.rename(lock)
 
 
 def test_a_data_directory_that_is_none(config: ServerConfig, tmp_path: Path) -> None:

@@ -245,3 +245,88 @@ def test_on_a_node(tmp_path: Path) -> None:
         assert len(node.gateway.request("GET", "/blobs").json) == 3
         assert node.gateway.request("GET", f"/fetch/{new}").body == b"new"
         assert node.stop() == 0, node.log()
+
+
+# --- conditions of a version that lies in the old name
+
+
+def gated(data: bytes, gate: asyncio.Event, began: asyncio.Event) -> IteratedBody:
+    """Its last byte comes when the gate is open."""
+
+    async def pieces() -> Any:
+        yield data[:-1]
+        began.set()
+        await gate.wait()
+        yield data[-1:]
+
+    return IteratedBody(pieces())
+
+
+@pytest.mark.parametrize("lies_in", ["blob", "sos"])
+def test_of_two_puts_that_match_one_is_stored(lies_in: str) -> None:
+    async def work() -> None:
+        inner = MemoryStore()
+        await inner.put(lies_in, "name", body(b"old"))
+        store = SharedNamespace(inner)
+        old = await store.stat("blob", "name")
+        condition = Condition(etags=frozenset([old.etag]))
+        gate = asyncio.Event()
+
+        async def put(data: bytes) -> asyncio.Task[Any]:
+            began = asyncio.Event()
+            task = asyncio.create_task(
+                store.put("blob", "name", gated(data, gate, began), condition=condition)
+            )
+            await began.wait()
+            return task
+
+        tasks = [await put(data) for data in (b"first", b"second")]
+        gate.set()
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not isinstance(first, Exception)
+        assert isinstance(second, PreconditionError)
+        assert (await store.stat("blob", "name")).digest == first.digest
+
+    wait(work())
+
+
+@pytest.mark.parametrize("lies_in", ["blob", "sos"])
+@pytest.mark.parametrize("condition", ["etag", "*", "present"])
+def test_one_that_was_deleted_meanwhile_is_not_replaced(lies_in: str, condition: str) -> None:
+    async def work() -> None:
+        inner = MemoryStore()
+        await inner.put(lies_in, "name", body(b"old"))
+        store = SharedNamespace(inner)
+        etag = (await store.stat("blob", "name")).etag
+        asked = {
+            "etag": Condition(etags=frozenset([etag])),
+            "*": Condition(etags=frozenset("*")),
+            "present": PRESENT,
+        }[condition]
+        gate, began = asyncio.Event(), asyncio.Event()
+        task = asyncio.create_task(store.put("blob", "name", gated(b"new", gate, began), condition=asked))
+        await began.wait()
+        await store.delete("blob", "name")
+        gate.set()
+        with pytest.raises((PreconditionError, NotFoundError)):
+            await task
+        with pytest.raises(NotFoundError):
+            await store.stat("blob", "name")
+
+    wait(work())
+
+
+def test_puts_without_a_condition_replace_each_other() -> None:
+    async def work() -> None:
+        inner = MemoryStore()
+        await inner.put("sos", "name", body(b"old"))
+        store = SharedNamespace(inner)
+        gate, began = asyncio.Event(), asyncio.Event()
+        late = asyncio.create_task(store.put("blob", "name", gated(b"late", gate, began)))
+        await began.wait()
+        await store.put("blob", "name", body(b"early"))
+        gate.set()
+        replaced = await late
+        assert (await store.stat("blob", "name")).digest == replaced.digest
+
+    wait(work())

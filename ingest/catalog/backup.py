@@ -7,7 +7,8 @@ from pathlib import Path
 
 import apsw
 
-from ingest.catalog.database import Database, explained
+from ingest.catalog.database import OUTDATED, Database, explained
+from ingest.catalog.schema import FORMAT
 from ingest.errors import DiskError, UsageError
 from ingest.runtime.durable_files import open_new, rename_durably
 from ingest.store.check.findings import Progress, no_progress
@@ -38,7 +39,7 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
     if target.exists() and os.path.samefile(source, target):
         raise UsageError(f"{target} is the catalog itself")
     temporary = target.with_name(f"{target.name}.new")
-    live = Database(source)
+    live = Database(source, (*OUTDATED, FORMAT))  # the copy has the format of its source
     try:
         temporary.unlink(missing_ok=True)
         fd = open_new(temporary)

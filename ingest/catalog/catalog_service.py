@@ -34,6 +34,7 @@ from ingest.catalog.catalog_calls import (
 )
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path, listen, service_lock
+from ingest.catalog.database import migrate
 from ingest.disk_wait import DiskWait
 from ingest.errors import DataDirLostError, ProtocolError
 from ingest.limits import (
@@ -244,6 +245,7 @@ def serve_catalog(data_dir: Path, ready: Callable[[], None] = lambda: None) -> N
     """
     path = catalog_path(data_dir)
     with service_lock(data_dir) as possession:
+        migrate(path)
         catalog = Catalog(path)
         possession.add(path, identity_of(os.stat(path)))
         possession.add_changing(lambda: catalog.beside)

@@ -29,6 +29,7 @@ from ingest.store.store_json import read_store_json
 
 T = TypeVar("T")
 BESIDE = ("-wal", "-shm")  # what SQLite adds to the name: its log, and the index of that
+OUTDATED = (1,)  # formats that `migrate` knows
 SPOILING = (
     apsw.ReadOnlyError,
     apsw.PermissionsError,
@@ -48,10 +49,13 @@ class Database:
 
     A connection that met a disk which could not be read or written stays as it then was: SQLite never looks again whether
     the file may be written. So the next statement outside of a transaction gets a connection of its own.
+
+    ``formats``: those that its user can read. None is changed here: `migrate`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, formats: tuple[int, ...] = (FORMAT,)) -> None:
         self.path = path
+        self._formats = formats
         self.reserve = CatalogReserve(path.with_suffix(".reserve"))
         self._spoilt = False  # the connection, by an error of the disk
         self._closed = True
@@ -96,9 +100,12 @@ class Database:
         application, found = db.pragma("application_id"), db.pragma("user_version")
         if application != APPLICATION_ID:
             raise CatalogError(f"{self.path}: this SQLite file is not a catalog of ingest; {REBUILD}")
-        if found == 1:
-            found = self._migrate()
-        if found != FORMAT:
+        if found in OUTDATED and found not in self._formats:
+            raise CatalogError(
+                f"{self.path}: a catalog of format {found}, which a start of `ingest gateway` or `ingest serve` makes one of"
+                f" format {FORMAT}: end those of before, and start one of this version once"
+            )
+        if found not in self._formats:
             raise CatalogError(
                 f"{self.path}: a catalog of format {found}; this program knows format {FORMAT}"
             )
@@ -109,16 +116,17 @@ class Database:
         db.pragma("cache_size", -(CATALOG_CACHE_SIZE >> 10))
         db.pragma("user_version")  # a read: SQLite has its own files from then on
 
-    def _migrate(self) -> int:
-        """What a catalog of format 1 lacks is added, unless another process was faster. Returns the format that it has."""
-        db = self.connection
-        db.pragma("synchronous", 2)
+    @property
+    def is_outdated(self) -> bool:
+        return int(self.value("PRAGMA user_version")) in OUTDATED
+
+    def add_missing(self) -> None:
+        """What a catalog of format 1 lacks is added, unless another process was faster."""
         with self.transaction():
-            if db.pragma("user_version") == 1:
-                db.execute(FROM_1)
-                db.execute(SET_ID, (secrets.token_bytes(ID_SIZE),))
-                db.pragma("user_version", FORMAT)
-            return int(db.pragma("user_version"))
+            if self.is_outdated:
+                self.run(FROM_1)
+                self.run(SET_ID, secrets.token_bytes(ID_SIZE))
+                self.run(f"PRAGMA user_version = {FORMAT}")
 
     def close(self) -> None:
         self._closed = True
@@ -227,6 +235,31 @@ def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | Bus
     if isinstance(error, (apsw.ReadOnlyError, apsw.PermissionsError)) or number == errno.EROFS:
         return ReadOnlyError(f"{path}: it may only be read for now{_said(error)}")
     return DiskError(f"{path}: {error}")
+
+
+def is_outdated(path: Path) -> bool:
+    """Whether the catalog at ``path`` has to be migrated before this program can use it; none is made. CatalogError,
+    DiskError."""
+    if not path.exists():
+        return False
+    database = Database(path, (*OUTDATED, FORMAT))
+    try:
+        return database.is_outdated
+    finally:
+        database.close()
+
+
+def migrate(path: Path) -> None:
+    """The catalog at ``path``, made if there never was one, gets the format of this program.
+
+    By who holds `service_lock`: programs of before, which know the old format alone, may be at work without it.
+    CatalogError, BusyError, DiskError.
+    """
+    database = Database(path, (*OUTDATED, FORMAT))
+    try:
+        database.add_missing()
+    finally:
+        database.close()
 
 
 def _make(path: Path) -> None:

@@ -155,6 +155,13 @@ class AsyncClient:
         finally:
             await looking.close()
 
+    async def unproven(self, key: Key) -> AsyncClient:
+        """Another client, of the get port alone, of which nothing is required. What `connect` raises."""
+        address = None if self._gets is None else self._gets.address
+        return await AsyncClient.connect(
+            None, address, key, timeout=self._timeout, retry_for=0.0, tls=self._tls
+        )
+
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:
         return [channel for channel in (self._puts, self._gets) if channel is not None]

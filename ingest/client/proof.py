@@ -30,11 +30,13 @@ REFUSED = (Status.BAD_CHECKSUM, Status.BAD_TICKET)
 @dataclass(frozen=True, slots=True)
 class Expected:
     """``data``: the 1458 bytes under the ticket ``name``; None: it was deleted. ``complaint``: of a server where it is not
-    so, for the operator."""
+    so, for the operator. ``deleted``: called when the ticket was deleted although it had ``data``: who requires it may
+    find another proof, and require that. Until then the server proves nothing."""
 
     name: str
     data: bytes | None
     complaint: str
+    deleted: Callable[[], None] | None = None
 
     def prove(self, status: Status, data: bytes | None) -> None:
         """ForeignStoreError; RefusedError for a key that is not accepted; ConnectionLostError for no answer."""
@@ -42,6 +44,8 @@ class Expected:
             raise RefusedError(self.name, status)
         if status in (Status.BUSY, Status.ERROR):
             raise ConnectionLostError(f"the server answers {status.name} for ticket {self.name}")
+        if status is Status.DELETED and self.data is not None and self.deleted is not None:
+            self.deleted()
         wanted = Status.DELETED if self.data is None else Status.SAVED
         if status is not wanted or data != self.data:
             raise ForeignStoreError(self.complaint)

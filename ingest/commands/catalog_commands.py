@@ -97,7 +97,7 @@ def lease(count: int, what: str, data_dir: Path, as_json: bool) -> None:
     node = LocalNode(data_dir=data_dir)
 
     async def take() -> Extent:
-        with node.reader():
+        with node.reader(changing=True):
             async with node.catalog() as catalog:
                 return await catalog.lease(None, count, what)
 

@@ -19,10 +19,11 @@ from ingest.commands.object_commands import COMMANDS as OBJECT_COMMANDS
 from ingest.commands.options import server_options
 from ingest.commands.store_commands import export, fsck, inspect
 from ingest.engine import server_config
-from ingest.errors import IngestError
+from ingest.errors import ConfigError, IngestError, UsageError
 from ingest.runtime import logs, signals
 from ingest.runtime.child import hold_standard_descriptors
 from ingest.runtime.listeners import Address, parse_address
+from ingest.secret_text import without_keys
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -195,12 +196,13 @@ def run(command: click.Command, name: str, arguments: Sequence[str] | None = Non
         result = command.main(arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()
     except IngestError as error:
-        return _complain(str(error), error.exit_code)
+        about_what_was_given = error.exit_code in (UsageError.exit_code, ConfigError.exit_code)
+        return _complain(without_keys(str(error)) if about_what_was_given else str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        return _complain(error.format_message(), error.exit_code)
+        return _complain(without_keys(error.format_message()), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return _complain("interrupted", 130)
     except BrokenPipeError:

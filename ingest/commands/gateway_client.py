@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -69,13 +70,20 @@ class GatewayAddress:
         except ValueError:  # of the port, or of an IPv6 address
             fits = False
         if not fits:
-            raise UsageError(f"{shown(self.url)} is no gateway: http://HOST:PORT is, or https://HOST:PORT")
+            raise UsageError(
+                f"{shown(_bare(self.url))} is no gateway: http://HOST:PORT is, or https://HOST:PORT"
+            )
         if parts.username is not None or parts.password is not None:
             raise UsageError("no password goes into the URL of a gateway: a token does into --token-file")
         if parts.query or parts.fragment:
-            raise UsageError(f"{shown(self.url)}: the URL of a gateway ends before a ? or #")
+            raise UsageError(f"{shown(_bare(self.url))}: the URL of a gateway ends before a ? or #")
         if self.ca is not None and parts.scheme != "https":
-            raise UsageError(f"--tls-ca: {shown(self.url)} is spoken to without TLS, https:// is with")
+            raise UsageError(f"--tls-ca: {shown(_bare(self.url))} is spoken to without TLS, https:// is with")
+
+
+def _bare(url: str) -> str:
+    """For a message: without what may be a password or a token in it."""
+    return re.sub(r"(?<=//)[^/]*@", "", re.split("[?#]", url)[0])
 
 
 class _Complaint(msgspec.Struct):

@@ -45,13 +45,19 @@ class LocalNode:
         return shared_keys(self.key_file or DataDir(self.data_dir).key)
 
     @contextmanager
-    def reader(self) -> Iterator[CatalogReader]:
+    def reader(self, *, changing: bool = False) -> Iterator[CatalogReader]:
+        """``changing``: for who changes the catalog too, so one of before is migrated, if no gateway runs."""
         from ingest.catalog.catalog_reader import CatalogReader
-        from ingest.catalog.catalog_socket import catalog_path
+        from ingest.catalog.catalog_socket import catalog_path, service_lock
+        from ingest.catalog.database import is_outdated, migrate
 
+        path = catalog_path(self.data_dir)
         if not DataDir(self.data_dir).meta.is_dir():
             raise ConfigError(f"{shown(str(self.data_dir))} is no data directory of a server")
-        with CatalogReader(catalog_path(self.data_dir)) as reader:
+        if changing and is_outdated(path):
+            with service_lock(self.data_dir):
+                migrate(path)
+        with CatalogReader(path) as reader:
             yield reader
 
     @asynccontextmanager
@@ -146,13 +152,18 @@ class LocalBackend:
     def __init__(self, node: LocalNode) -> None:
         self._node = node
         self._stack = AsyncExitStack()
+        self._opened: CatalogReader | None = None
         self._putting: LocalStore | None = None
         self._getting: LocalStore | None = None
         self._changing: CatalogAccess | None = None
 
     async def __aenter__(self) -> Self:
-        self._reader = self._stack.enter_context(self._node.reader())
         return self
+
+    def _reader(self, *, changing: bool = False) -> CatalogReader:
+        if self._opened is None:
+            self._opened = self._stack.enter_context(self._node.reader(changing=changing))
+        return self._opened
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -166,7 +177,7 @@ class LocalBackend:
         self, namespace: str, name: str, body: AsyncIterable[bytes], *, size: int | None = None
     ) -> Facts:
         if self._putting is None:
-            store = self._node.store(self._reader, "put", put=True)
+            store = self._node.store(self._reader(changing=True), "put", put=True)
             self._putting = await self._stack.enter_async_context(store)
         return Facts.of(await self._putting.put(namespace, name, body, size=size))
 
@@ -178,21 +189,22 @@ class LocalBackend:
 
     async def _get(self) -> LocalStore:
         if self._getting is None:
-            store = self._node.store(self._reader, "get", get=True)
+            store = self._node.store(self._reader(changing=True), "get", get=True)
             self._getting = await self._stack.enter_async_context(store)
         return self._getting
 
     async def page(self, namespace: str, prefix: str, after: str) -> list[Entry]:
-        return self._reader.page(namespace, prefix, after)
+        return self._reader().page(namespace, prefix, after)
 
     async def describe(self, namespace: str, name: str) -> tuple[Version, list[Transition]]:
-        return self._reader.find(namespace, name), self._reader.history(namespace, name)
+        return self._reader().find(namespace, name), self._reader().history(namespace, name)
 
     async def delete(self, namespace: str, name: str) -> None:
         await (await self._catalog()).delete(namespace, name)
 
     async def _catalog(self) -> CatalogAccess:
         if self._changing is None:
+            self._reader(changing=True)
             self._changing = await self._stack.enter_async_context(self._node.catalog())
         return self._changing
 
@@ -200,9 +212,10 @@ class LocalBackend:
         from ingest.objects.collector import Collector, waiting
 
         if dry_run:
-            return waiting(self._reader)
-        async with self._node.engine(self._reader, put=True) as (client, catalog):
-            done = await Collector(client, catalog, self._reader).run()
+            return waiting(self._reader())
+        reader = self._reader(changing=True)
+        async with self._node.engine(reader, put=True) as (client, catalog):
+            done = await Collector(client, catalog, reader).run()
         if done is None:
             raise BusyError("another collector is at work")
         return done

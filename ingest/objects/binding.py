@@ -13,9 +13,11 @@ written once: that decides who was first.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 from ingest import ticket
 from ingest.catalog.catalog_access import CatalogAccess
@@ -26,7 +28,14 @@ from ingest.catalog.version import Version
 from ingest.client.async_client import AsyncClient
 from ingest.client.chunk_store import ChunkStore
 from ingest.client.proof import Expected
-from ingest.errors import CatalogError, CorruptFrameError, ForeignStoreError, NoSpaceError, RefusedError
+from ingest.errors import (
+    CatalogError,
+    CorruptFrameError,
+    ForeignStoreError,
+    IngestError,
+    NoSpaceError,
+    RefusedError,
+)
 from ingest.limits import BINDING_OBJECTS_MAX, DATA_SIZE
 from ingest.objects import manifest
 from ingest.status import Status
@@ -41,6 +50,8 @@ ADVICE = (
     "nothing is stored or deleted there. Either --connect and --read-connect name the wrong engine, or this is not the"
     " catalog of that store: `ingest catalog rebuild` on the store's data directory makes one that is"
 )
+
+DELETED = "ticket %s was deleted in the engine's store, which no longer says whose it is; the objects do"
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +89,7 @@ async def bind(
     status, data = await _look(client) if client.gets else (None, b"")
     if status is Status.SAVED:
         _require_own(identity, parse(data))
-        _require(client, identity)
+        _require(client, reader, keys, identity)
     elif status is Status.DELETED:
         await _accept_deleted(client, reader, keys, identity)
         return
@@ -93,7 +104,7 @@ async def bind(
     if not identity.bound:
         await catalog.bound()
         log.info("the store of the engine is bound to this catalog, %s", identity.id.hex())
-    _require(client, identity)
+    _require(client, reader, keys, identity)
 
 
 async def confirm(store: ChunkStore, reader: CatalogReader) -> None:
@@ -125,8 +136,33 @@ def _require_own(identity: Identity, found: bytes) -> None:
         )
 
 
-def _require(client: AsyncClient, identity: Identity) -> None:
-    client.require(Expected(TICKET, serialize(identity.id), _complaint(identity)))
+def _require(client: AsyncClient, reader: CatalogReader, keys: Sequence[bytes], identity: Identity) -> None:
+    looking: set[asyncio.Task[None]] = set()  # one at a time
+
+    def deleted() -> None:
+        if not looking and client.gets:
+            task = asyncio.create_task(_look_at_objects(client, reader.path, keys, identity))
+            looking.add(task)
+            task.add_done_callback(looking.discard)
+
+    client.require(Expected(TICKET, serialize(identity.id), _complaint(identity), deleted))
+
+
+async def _look_at_objects(
+    client: AsyncClient, catalog: Path, keys: Sequence[bytes], identity: Identity
+) -> None:
+    """The chunk was deleted while ``client`` was there: the store is known by its objects, as at a start."""
+    try:
+        with CatalogReader(catalog) as reader:
+            async with await client.unproven(keys) as other:
+                await _require_objects(other, reader, keys)
+    except IngestError as error:
+        log.error(
+            "ticket %s was deleted in the engine's store, which does not prove itself: %s", TICKET, error
+        )
+        return
+    log.warning(DELETED, TICKET)
+    client.require(Expected(TICKET, None, _complaint(identity)))
 
 
 async def _accept_deleted(
@@ -138,10 +174,7 @@ async def _accept_deleted(
             f"ticket {TICKET} was deleted in the engine's store, so that it can't name this catalog: {ADVICE}"
         )
     await _require_objects(client, reader, keys)
-    log.warning(
-        "ticket %s was deleted in the engine's store, which no longer says whose it is; the objects do",
-        TICKET,
-    )
+    log.warning(DELETED, TICKET)
     client.require(Expected(TICKET, None, _complaint(identity)))
 
 

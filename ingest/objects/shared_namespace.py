@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
 from dataclasses import replace
-from functools import partial
 
 from blake3 import blake3
 
 from ingest.catalog.catalog_reader import Entry
-from ingest.catalog.version import ANY, SAME, Condition, Transition, Version
-from ingest.errors import NotFoundError
+from ingest.catalog.version import ABSENT, ANY, SAME, Condition, Transition, Version
+from ingest.errors import NameTakenError, NotFoundError, PreconditionError
 from ingest.limits import LIST_PAGE_MAX
 from ingest.objects.body import Body, as_body
 from ingest.objects.object_store import ObjectStore, StoredDownload
@@ -41,6 +40,7 @@ class SharedNamespace:
         condition: Condition = ANY,
     ) -> Version:
         store = self._store
+        last = condition  # of the new name, when its version is committed
         if namespace in _NAMES:
             namespace = NEW
             if isinstance(name, str):
@@ -48,15 +48,25 @@ class SharedNamespace:
                 if old is not None:
                     condition.check(
                         name, old
-                    )  # what it says of this one is done with, and there is none of the other
-                    body = _Compared(as_body(body), partial(self._old, name), condition)
-                    condition = SAME if condition.same else ANY
+                    )  # here and with the last byte: the new name knows nothing of it
+                    body = _Compared(as_body(body), lambda: name, self._present, condition)
+                    last = _beside_old(condition)
             elif await store.page(OLD, limit=1):
-                body = _Compared(as_body(body), lambda: self._old(name()), condition)
+                body = _Compared(as_body(body), name, self._present, condition)
         try:
-            return await store.put(namespace, name, body, size=size, headers=headers, condition=condition)
+            return await store.put(namespace, name, body, size=size, headers=headers, condition=last)
         except _StoredAlready as found:
             return found.version
+        except NameTakenError as error:
+            if (
+                last is ABSENT and condition is not ABSENT
+            ):  # another one was faster than this condition allows
+                raise PreconditionError(f"object {name!r} has changed: it was replaced meanwhile") from error
+            raise
+
+    async def _present(self, name: str) -> Version | None:
+        """What the name shows."""
+        return await _find(self._store, NEW, name) or await _find(self._store, OLD, name)
 
     async def _old(self, name: str) -> Version | None:
         """The old version of a name that has no new one."""
@@ -146,13 +156,19 @@ class _StoredAlready(Exception):
 
 
 class _Compared:
-    """A body that may be that of a version which lies elsewhere; ``find`` says of which, when all of it came. With its last
-    byte `fill` raises what ``condition`` does, and _StoredAlready when they are the same bytes, and that is all it asks."""
+    """A body that may be that of a version which lies elsewhere; ``find`` says which one a name shows, when all of it came.
+    With its last byte `fill` raises what ``condition`` does, and _StoredAlready when an old version has the same bytes, and
+    that is all it asks."""
 
     def __init__(
-        self, body: Body, find: Callable[[], Awaitable[Version | None]], condition: Condition
+        self,
+        body: Body,
+        name: Callable[[], str],
+        find: Callable[[str], Awaitable[Version | None]],
+        condition: Condition,
     ) -> None:
         self._body = body
+        self._name = name
         self._find = find
         self._condition = condition
         self._hash = blake3()
@@ -165,15 +181,24 @@ class _Compared:
         size = await self._body.fill(buffer, patience)
         self._hash.update(buffer[:size])
         if self._body.ended:
-            version = await self._find()
-            if version is not None:
-                self._condition.check(version.name, version, self._hash.digest())
-                if self._condition.same:
-                    raise _StoredAlready(version)
+            name = self._name()
+            version = await self._find(name)
+            self._condition.check(name, version, self._hash.digest())
+            if version is not None and version.namespace == OLD and self._condition.same:
+                raise _StoredAlready(version)
         return size
 
     async def close(self) -> None:
         await self._body.close()
+
+
+def _beside_old(condition: Condition) -> Condition:
+    """What must be true of the new name, where a version of the old one is what ``condition`` is about: that nobody has
+    replaced it meanwhile, when it asks for that version and not just for any."""
+    if condition.same:
+        return SAME
+    asked = (condition.etags, condition.none_of, condition.unmodified_since)
+    return ANY if all(one is None for one in asked) else ABSENT
 
 
 async def _find(store: ObjectStore, namespace: str, name: str) -> Version | None:

@@ -13,6 +13,10 @@ EX_SOFTWARE = 70  # it ended by an exception that nobody expected
 EX_BUSY = 75
 EX_CONFIG = 78
 
+# States of a process, proc(5).
+IN_THE_KERNEL = "D"  # an uninterruptible sleep: nearly always for a disk
+STOPPED = ("T", "t")  # by a signal, by a debugger
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_GET_CHILD_SUBREAPER = 37
@@ -40,6 +44,17 @@ def die_with(parent: int, name: str) -> None:
     if os.getppid() != parent:  # it ended before the line above
         os._exit(1)
     libc.prctl(_PR_SET_NAME, f"ingest-{name}".encode()[:15], 0, 0, 0)
+
+
+def state_of(pid: int) -> str:
+    """The letter of the state of a process's main thread; empty where /proc does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return (
+                file.read().rpartition(b")")[2][1:2].decode()
+            )  # a name may have anything in it, also spaces
+    except OSError:
+        return ""
 
 
 def adopts_orphans() -> bool:

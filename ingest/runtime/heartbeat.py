@@ -17,8 +17,8 @@ from ingest.disk_wait import DiskWait
 
 # Words of 8 bytes: each is written whole.
 _BEAT = 0  # ns; 0: none since the process was started
-_SINCE = 1  # ns: of the wait; of the start, or of the end, of a process that has not beaten since
-_WAIT = 2  # DiskWait
+SINCE = 1  # ns: of the wait; of the start, or of the end, of a process that has not beaten since
+WAIT = 2  # DiskWait
 _STALLED = 3  # ns; 0: what was handed over is answered
 _STALLED_BY = 4  # DiskWait
 
@@ -27,62 +27,63 @@ class Heart:
     """Of one process, and of the ones that replace it."""
 
     def __init__(self) -> None:
-        self._words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+        # Compiled code writes its waits there itself: `SINCE`, then `WAIT`.
+        self.words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
     # --- the process
 
     def beat(self) -> None:
-        self._words[_BEAT] = time.monotonic_ns()
+        self.words[_BEAT] = time.monotonic_ns()
 
     def wait(self, what: DiskWait) -> None:
         """From now on its loop waits for this, or for nothing any more. That it got so far is a beat."""
         now = time.monotonic_ns()
-        self._words[_SINCE] = now
-        self._words[_WAIT] = what
-        self._words[_BEAT] = now
+        self.words[SINCE] = now
+        self.words[WAIT] = what
+        self.words[_BEAT] = now
 
     def stall(self, what: DiskWait) -> None:
         """Its loop goes round, but nothing of what it was given is done, because of this; NOTHING: something is, or it has
         nothing to do. It may be said again and again."""
         if what is DiskWait.NOTHING:
-            self._words[_STALLED] = 0
-        elif self._words[_STALLED] == 0:
-            self._words[_STALLED] = time.monotonic_ns()
-        self._words[_STALLED_BY] = what
+            self.words[_STALLED] = 0
+        elif self.words[_STALLED] == 0:
+            self.words[_STALLED] = time.monotonic_ns()
+        self.words[_STALLED_BY] = what
 
     # --- who started it
 
     def reset(self) -> None:
         """There is no process, or one that has not beaten yet."""
-        self._words[_BEAT] = self._words[_WAIT] = self._words[_STALLED] = 0
-        self._words[_SINCE] = time.monotonic_ns()
+        self.words[_BEAT] = self.words[WAIT] = self.words[_STALLED] = 0
+        self.words[SINCE] = time.monotonic_ns()
 
     # --- who listens
 
     @property
     def last_beat(self) -> int:
         """0: none since the process was started."""
-        return self._words[_BEAT]
+        return self.words[_BEAT]
 
     def age(self, now: int) -> float | None:
         """Seconds since the last beat, by ``now``, ns of the monotonic clock; None when there was none."""
-        beat = self._words[_BEAT]
+        beat = self.words[_BEAT]
         return max(0.0, (now - beat) * 1e-9) if beat else None
 
     def waiting(self, now: int) -> tuple[DiskWait, float]:
         """What it waits for, or its work does, and for how many seconds."""
-        stalled, since = self._words[_STALLED], self._words[_SINCE]
-        if self._words[_WAIT]:
-            return DiskWait(self._words[_WAIT]), max(0.0, (now - since) * 1e-9)
+        stalled, since = self.words[_STALLED], self.words[SINCE]
+        if self.words[WAIT]:
+            return DiskWait(self.words[WAIT]), max(0.0, (now - since) * 1e-9)
         if stalled:
-            return DiskWait(self._words[_STALLED_BY]), max(0.0, (now - stalled) * 1e-9)
+            return DiskWait(self.words[_STALLED_BY]), max(0.0, (now - stalled) * 1e-9)
         return DiskWait.NOTHING, 0.0
 
     def trouble(self, name: str, now: int) -> str:
         """What is wrong with the process, in words; empty when it answers, or did a moment ago."""
         age, (wait, seconds) = self.age(now), self.waiting(now)
         if age is None:
-            since = self._words[_SINCE]
+            since = self.words[SINCE]
             gone = (now - since) * 1e-9
             return f"{name} does not run" if since and gone >= limits.HEART_UNREADY_S else ""
         if wait and seconds >= limits.HEART_UNREADY_S:

@@ -101,8 +101,8 @@ def rotate_key_file(path: Path) -> list[bytes]:
     first is not accepted any more (all that it signed stays readable), and a new one is accepted for the next rotation:
     clients sign with the second key before this is done. KeyFileError as for ``read_keys``, or when it cannot be written.
     """
-    path = Path(os.path.realpath(path))  # a mounted secret is a link: it stays one
     keys = read_keys(path)
+    path = Path(os.path.realpath(path))  # a mounted secret is a link: it stays one
     new = secrets.token_bytes(mac.SHARED_KEY_SIZE)
     keys = [keys[0], new] if len(keys) == 1 else [keys[1], new, keys[0], *keys[2:]]
     content = mac.format_keys(keys).encode("ascii")

@@ -22,7 +22,17 @@ from ingest import limits
 from ingest.disk_wait import DiskWait
 from ingest.errors import BusyError, ConfigError, CorruptionError, IngestError
 from ingest.runtime import heartbeat, signals
-from ingest.runtime.child import EX_BUSY, EX_CONFIG, EX_CORRUPT, adopts_orphans, describe_exit, reap_orphans
+from ingest.runtime.child import (
+    EX_BUSY,
+    EX_CONFIG,
+    EX_CORRUPT,
+    IN_THE_KERNEL,
+    STOPPED,
+    adopts_orphans,
+    describe_exit,
+    reap_orphans,
+    state_of,
+)
 from ingest.runtime.supervised import Child, State
 
 log = logging.getLogger(__name__)
@@ -194,11 +204,18 @@ class Supervisor:
             log.warning("%s (pid %d) answers again", *said)
         listener.told = late >= limits.HEART_UNREADY_S
         if child.replaced_when_silent and silent >= listener.patience:
-            log.error("%s (pid %d) has answered nothing for %.0f s: killing it", *said, silent)
-            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-            listener.patience += (
-                limits.HEART_SILENCE_MAX_S
-            )  # a disk may hold it: then it is named once in a while
+            listener.patience += limits.HEART_SILENCE_MAX_S  # what is held by a disk is named once in a while
+            state = state_of(child.pid)
+            said_so = wait is not DiskWait.NOTHING and state not in STOPPED
+            if said_so or state == IN_THE_KERNEL:
+                disk = disk or "; the kernel holds it: it waits for a disk"
+                log.error(
+                    "%s (pid %d) has answered nothing for %.0f s%s; another one would wait too: it is left alone",
+                    *(*said, silent, disk),
+                )
+            else:
+                log.error("%s (pid %d) has answered nothing for %.0f s: killing it", *said, silent)
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
     # --- the loop
 

@@ -113,7 +113,7 @@ class CommitLoop:
     def run(self) -> int:
         try:
             if self.lost.look():
-                return EX_SYNC_FAILED if self.lost.serve(lambda: self.stopping) else 0
+                return EX_SYNC_FAILED if self.lost.serve(lambda: self.stopping, self._take_settings) else 0
             self._recover()
             self.heart.beat()
             self.queue.committer_ready()

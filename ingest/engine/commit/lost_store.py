@@ -60,15 +60,16 @@ class LostStore:
         self._core.refuse()
         return all(synced)
 
-    def serve(self, stopping: Callable[[], bool]) -> bool:
+    def serve(self, stopping: Callable[[], bool], take_settings: Callable[[], None]) -> bool:
         """What a committer does that starts now, instead of a recovery: the log that it would read may be another store's.
-        Returns when it may recover after all (True), or is to stop."""
+        Returns when it may recover after all (True), or is to stop. ``take_settings``: answers a reload, if there is one."""
         heartbeat.own().beat()
         self._queue.committer_ready()  # frames come from then on
         poll = select.poll()
         poll.register(self._queue.committer_doorbell, select.POLLIN)
         while not stopping() and self.look():
             heartbeat.own().beat()
+            take_settings()
             self._core.take()
             self._core.refuse()
             self._core.sleeping(True)

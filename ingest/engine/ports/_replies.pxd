@@ -59,11 +59,15 @@ cdef class Replies:
     cdef int64_t turn_bytes_max
     cdef uint32_t looks_max
     cdef double now                # the clock of tick()
+    cdef uint64_t[::1] heart       # of this process, `ingest.runtime.heartbeat`
 
     # Answers a connection. 0: nothing is left, or its socket takes no more now; 1: there is more, and its share of the turn
     # is used up; -1: it broke.
     cdef int send(self, connection *c, get_work *w, double now) noexcept nogil
 
+    # While it reads the process says that it waits for the disk: a parent then does not take it for one that stands still.
+    cdef void _begin_reading(self) noexcept nogil
+    cdef void _end_reading(self) noexcept nogil
     cdef int _send_held(self, connection *c) noexcept nogil
     cdef void _collect(self, get_work *w, uint32_t *looks, int64_t budget) noexcept nogil
     cdef uint32_t _read_checked(self, int64_t first, extent *found, uint32_t n) noexcept nogil

@@ -20,7 +20,9 @@ from ingest.engine.ports._connections cimport connection_send, tls_flush, tls_un
 from ingest.engine._queue cimport C_GET_BYTES, C_GET_ERRORS, C_GET_FRAMES
 from ingest.store.layouts._slot_reader cimport extent
 
+from ingest.disk_wait import DiskWait
 from ingest.engine._queue import ROW_WORKER
+from ingest.runtime import heartbeat
 from ingest.status import Status
 
 
@@ -35,7 +37,15 @@ cdef enum:
     SAVED = 1
     ERROR = 2
 
+cdef enum:
+    HEART_SINCE = 1
+    HEART_WAIT = 2
+    NOTHING = 0
+    STORED_READS = 8
+
 assert (Status.SAVED, Status.ERROR) == (SAVED, ERROR)
+assert (heartbeat.SINCE, heartbeat.WAIT) == (HEART_SINCE, HEART_WAIT)
+assert (DiskWait.NOTHING, DiskWait.STORED_READS) == (NOTHING, STORED_READS)
 
 
 cdef class Replies:
@@ -47,6 +57,7 @@ cdef class Replies:
         self.queue = queue
         self.reader = reader
         self.counters = queue.counters(ROW_WORKER + slot)
+        self.heart = heartbeat.own().words
         self.out_size = collect_size
         self.turn_bytes_max = turn_bytes_max
         self.looks_max = turn_looks_max
@@ -74,11 +85,20 @@ cdef class Replies:
             if w.sending:
                 sent = self._send_run(c, w, &budget)
             else:
+                self._begin_reading()
                 self._collect(w, &looks, budget)
+                self._end_reading()
                 sent = self._send_collected(c, w, &budget)
             if sent <= 0:
                 return sent
         return 0
+
+    cdef void _begin_reading(self) noexcept nogil:
+        self.heart[HEART_SINCE] = <uint64_t>(self.now * 1e9)
+        self.heart[HEART_WAIT] = STORED_READS
+
+    cdef void _end_reading(self) noexcept nogil:
+        self.heart[HEART_WAIT] = NOTHING
 
     cdef int _send_held(self, connection *c) noexcept nogil:
         """Sends the rest of the last record. As the next ones: 1, 0 when the connection takes no more now, -1 when it broke."""
@@ -269,7 +289,11 @@ cdef class Replies:
 
     cdef void _read_again(self, get_work *w, size_t wanted) noexcept nogil:
         """The next bytes of the run that is on its way, to the start of the buffer: zeros when they are lost."""
-        if self.reader.read_bytes(w.run.first, w.run_sent - RUN_HEADER_SIZE, wanted, self.out) == 0:
+        cdef int failed
+        self._begin_reading()
+        failed = self.reader.read_bytes(w.run.first, w.run_sent - RUN_HEADER_SIZE, wanted, self.out)
+        self._end_reading()
+        if not failed:
             return
         memset(self.out, 0, wanted)
         if not w.run.failed:

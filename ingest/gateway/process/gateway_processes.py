@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from ingest import limits
-from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.catalog_service import serve_catalog
 from ingest.catalog.catalog_socket import catalog_path, check_place, service_lock
+from ingest.catalog.database import migrate
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
 from ingest.errors import ConfigError, DiskError, IngestError
@@ -47,8 +47,10 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     logs.name_process("gateway")
     raise_open_files_limit()
     check(config)
-    with service_lock(config.data_dir):
-        pass  # another gateway that runs here is told of now, before anything of it is touched
+    with service_lock(
+        config.data_dir
+    ):  # another gateway that runs here is told of before anything of it is touched
+        migrate(catalog_path(config.data_dir))
     possession = possession_of(config)
     shares = bind(config)
     announce(config, shares[0])
@@ -107,7 +109,6 @@ def check(config: GatewayConfig) -> None:
     if config.key_file in (None, made):
         close_key(made)
     read_keys(config)
-    Catalog(catalog_path(config.data_dir)).close()  # closed before the fork: SQLite does not live across one
 
 
 def check_before(config: GatewayConfig) -> None:

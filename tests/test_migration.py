@@ -1,0 +1,107 @@
+"""A catalog of an earlier format: who may change it, and what all others say of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import apsw
+import pytest
+from node_rig import running_node
+from test_binding import of_format_1
+from test_object_commands import Commands
+
+from ingest.catalog.backup import backup
+from ingest.catalog.catalog_changes import Catalog
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.catalog_socket import catalog_path, service_lock
+from ingest.catalog.database import is_outdated, migrate
+from ingest.catalog.schema import FORMAT
+from ingest.errors import BusyError, CatalogError
+
+
+def format_of(path: Path) -> int:
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
+    try:
+        return int(db.pragma("user_version"))
+    finally:
+        db.close()
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    path = tmp_path / "catalog.db"
+    Catalog(path).close()
+    of_format_1(path)
+    return path
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Iterator[Commands]:
+    """Beside a server, with a catalog of before that was never used."""
+    with running_node(tmp_path / "data") as node:
+        commands = Commands(node)
+        Catalog(catalog_path(commands.data_dir)).close()
+        of_format_1(catalog_path(commands.data_dir))
+        yield commands
+
+
+@pytest.mark.parametrize("kind", [CatalogReader, Catalog])
+def test_who_opens_it_leaves_it_alone_and_says_what_to_do(old, kind):
+    with pytest.raises(CatalogError, match=r"format 1, .*start one of this version once"):
+        kind(old)
+    assert format_of(old) == 1 and is_outdated(old)
+
+
+def test_it_is_migrated_once(old):
+    for _ in range(2):
+        migrate(old)
+        with CatalogReader(old) as reader, Catalog(old) as catalog:
+            assert len(reader.identity().id) == 16
+            assert catalog.identity() == reader.identity()
+            first = reader.identity()
+    migrate(old)
+    with CatalogReader(old) as reader:
+        assert reader.identity() == first
+    assert format_of(old) == FORMAT and not is_outdated(old)
+
+
+def test_none_is_made_by_who_only_asks(tmp_path):
+    assert not is_outdated(tmp_path / "catalog.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_has_the_format_of_its_source(old, tmp_path):
+    backup(old, tmp_path / "copy")
+    assert format_of(old) == format_of(tmp_path / "copy") == 1
+    migrate(tmp_path / "copy")
+    Catalog(tmp_path / "copy").close()
+
+
+def test_a_gateway_does_not_touch_the_catalog_of_one_that_runs(commands):
+    path = catalog_path(commands.data_dir)
+    command = [sys.executable, "-m", "ingest", "gateway", "--http-listen=127.0.0.1:0"]
+    with service_lock(commands.data_dir):  # as the gateway of before has it
+        done = subprocess.run(command, env=commands.environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == BusyError.exit_code, done.stderr
+    assert "another gateway" in done.stderr
+    assert format_of(path) == 1
+
+
+def test_a_command_that_reads_leaves_it_alone(commands):
+    commands.run("ls", code=CatalogError.exit_code)
+    assert "start one of this version once" in commands.complaint
+    assert format_of(catalog_path(commands.data_dir)) == 1
+
+
+def test_a_command_that_changes_it_migrates_it_when_no_gateway_runs(commands):
+    path = catalog_path(commands.data_dir)
+    with service_lock(commands.data_dir):
+        commands.run("put", "-", "--name", "b", stdin=b"x", code=BusyError.exit_code)
+    assert "another gateway" in commands.complaint
+    assert format_of(path) == 1
+    commands.run("put", "-", "--name", "b", stdin=b"now")
+    assert format_of(path) == FORMAT
+    assert commands.run("get", "b") == b"now"
