@@ -149,6 +149,18 @@ def test_absolute_targets(gateway: Gateway, name: str) -> None:
     assert gateway.request("GET", "/objects/a#b").status == 400
 
 
+@pytest.mark.parametrize("length", [10**18, 2**63 - 1, 2**64 - 1, "0" * 19 + "5", "0" * 5000 + "5"])
+@pytest.mark.parametrize("path", ["/alive", "/objects/a"])
+def test_a_length_that_is_none_is_refused(gateway: Gateway, length: object, path: str) -> None:
+    """2^64 - 1 is "no length" to aiohttp's parser: it would see no body, and we would wait for one."""
+    with gateway.connect() as connection:
+        head = connection.head("PUT", path, {"Content-Length": str(length)})
+        connection.send(head + b"GET /alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = connection.answer()
+        assert (answer.status, answer.code) == (400, "bad_http")
+        assert connection.ended()
+
+
 # --- bodies that end early
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from ingest.limits import HTTP_HEAD_SIZE_MAX
+from ingest.limits import HTTP_BODY_DIGITS_MAX, HTTP_HEAD_SIZE_MAX
 
 _END = b"\r\n\r\n"
 _HEX = b"0123456789abcdefABCDEF"
@@ -32,6 +32,12 @@ class HeadEnd:
         self.size += taken
         self._last = (self._last + data[:taken])[-3:]
         return taken
+
+
+def is_length(text: str) -> bool:
+    """Whether ``text``, a Content-Length that the parser took, is one for us too. llhttp means "no length" by 2^64 - 1: then
+    aiohttp sees no body, where others wait for one. Python reads no number of thousands of digits."""
+    return len(text) <= HTTP_BODY_DIGITS_MAX
 
 
 class SizedEnd:

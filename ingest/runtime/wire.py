@@ -24,6 +24,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
 
 from ingest.limits import (
     HTTP_HEAD_SIZE_MAX,
@@ -35,7 +38,7 @@ from ingest.limits import (
     RETRY_AFTER_S,
 )
 from ingest.runtime.cache_policy import MARK_LINES
-from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
+from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd, is_length
 from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
@@ -79,6 +82,12 @@ class Connection(web.RequestHandler):
         if not self._messages:
             return None
         message, self._content = self._messages[-1]
+        if isinstance(message, RawRequestMessage) and not is_length(
+            message.headers.get("Content-Length", "0")
+        ):
+            error = BadHttpMessage("the Content-Length is larger than any body")
+            message = _ErrInfo(status=400, exc=error, message=error.message)
+            self._messages[-1] = (message, EMPTY_PAYLOAD)
         return message
 
     def data_received(self, data: bytes) -> None:
