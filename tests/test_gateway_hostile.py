@@ -505,6 +505,37 @@ def test_connections_without_a_request_give_way(
         assert busy.answer().status == 200
 
 
+REFUSED = {
+    "length": b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+    "chunked": b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "answered 200": b"GET /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+    "large": b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (len(DIRECT)),
+    "raw stream": b"GET / HTTP/1.1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_who_is_answered_before_the_end_of_its_body_gives_way(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(limits, "HTTP_LINGER_S", 60.0)
+    monkeypatch.setattr("ingest.gateway.apis.stream_api.HTTP_LINGER_S", 60.0)
+    with memory_gateway() as running, ExitStack() as stack:
+        port = "stream" if kind == "raw stream" else None
+        early = [stack.enter_context(running.connect(port)) for _ in range(2)]
+        for connection in early:
+            connection.send(REFUSED[kind])
+            status, headers = connection.answer_head()
+            connection.exactly(int(headers["content-length"]))
+            assert status in (200, 403, 405)
+        for _ in range(3000):  # an answer is seen before its sender goes on
+            if running.request("GET", "/alive").status == 200:
+                break
+        assert running.request("GET", "/alive").status == 200
+        assert early[0].ended()
+
+
 def test_an_address_has_a_share_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.runtime.wires.HTTP_SHARE_MAX", 2)
     with memory_gateway() as running, running.connect() as first, running.connect() as second:

@@ -225,8 +225,9 @@ class Wire(asyncio.BufferedProtocol):
         return data[size:]
 
     def answered(self, last: bool) -> None:
-        """The request under way is; ``last``: aiohttp takes no other."""
+        """The request under way is, whatever of its body is to come; ``last``: aiohttp takes no other."""
         self._busy = False
+        self._wires.guests.idle(self)
         self._last = last
         if self._end is None:
             self._next()
@@ -237,7 +238,6 @@ class Wire(asyncio.BufferedProtocol):
 
     def _next(self) -> None:
         """All of a request has come and is answered."""
-        self._wires.guests.idle(self)
         self._let_go()
         if self._last:
             self._over = True

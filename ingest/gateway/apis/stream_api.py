@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,9 +75,10 @@ class StreamServer:
         try:
             if self._wires.guests.admit(guest, transport.get_extra_info("peername")):
                 with self._noted():
-                    await _answer(transport, incoming, await self._receive(guest, incoming))
+                    reply = await self._receive(guest, incoming)
+                    await _answer(transport, incoming, reply, lambda: self._wires.guests.idle(guest))
             elif self._wires.may_refuse(guest):
-                await _answer(transport, incoming, _reply("", Status.BUSY))
+                await _answer(transport, incoming, _reply("", Status.BUSY), lambda: None)
             else:
                 transport.abort()
         except (ConnectionError, ClientGoneError) as error:
@@ -213,12 +214,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._incoming.finish(str(error or "the connection was lost"))
 
 
-async def _answer(transport: asyncio.Transport, incoming: Incoming, reply: bytes) -> None:
-    """Sends it. What the client still sends is read for a while: unread, it would make a reset that eats the reply."""
+async def _answer(
+    transport: asyncio.Transport, incoming: Incoming, reply: bytes, then: Callable[[], None]
+) -> None:
+    """Sends it, and calls ``then`` when the system has it. What the client still sends is read for a while: unread, it would
+    make a reset that eats the reply."""
     transport.write(reply)
     if incoming.ended:
         return
     transport.write_eof()
+    await asyncio.sleep(0)  # uvloop sends at the end of a turn
+    then()
     done = asyncio.Event()
     incoming.discard(done.set)
     try:
