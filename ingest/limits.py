@@ -268,6 +268,9 @@ HTTP_HEAD_SIZE_MAX = 32 << 10  # bytes of a request's line and headers: browsers
 HTTP_BODY_DIGITS_MAX = (
     18  # of a Content-Length: larger ones are no length to every reader of it, and no disk is
 )
+HTTP_CHUNKS_EXCESS_MAX = (
+    16 << 10
+)  # bytes of a body's chunk sizes and extensions beyond those of its data: 4096 chunks of one
 HTTP_HEAD_SIZE_OWN = 4 << 10  # bytes of a head that each connection may have; what is beyond it counts in …
 HTTP_HEADS_SIZE_MAX = 8 << 20  # … bytes, of all heads of a process: parsed, each takes up to five
 HTTP_CONNECTIONS_MAX = (

@@ -161,6 +161,44 @@ def test_a_length_that_is_none_is_refused(gateway: Gateway, length: object, path
         assert connection.ended()
 
 
+THIN = b"1\r\na\r\n" * (limits.HTTP_CHUNKS_EXCESS_MAX // 4 + 1)
+
+
+def test_chunks_of_next_to_nothing_are_refused(gateway: Gateway, name: str) -> None:
+    """Each takes as much time as kilobytes of data, of a process that serves others too."""
+    with gateway.connect() as connection:
+        connection.send(connection.head("PUT", f"/objects/{name}", {"Transfer-Encoding": "chunked"}) + THIN)
+        answer = connection.answer()
+        assert (answer.status, answer.code, answer.headers["connection"]) == (400, "bad_http", "close")
+        assert connection.ended()
+    assert gateway.request("GET", f"/objects/{name}").status == 404
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("PUT", "/alive", 405), ("GET", "/alive", 200)])
+def test_chunks_behind_an_answer_are_not_read(gateway: Gateway, method: str, path: str, status: int) -> None:
+    """Nor what follows them: the answer says that it is the last."""
+    with gateway.connect() as connection:
+        connection.send(connection.head(method, path, {"Transfer-Encoding": "chunked"}))
+        answer = connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (status, "close")
+        connection.send(b"0\r\n\r\n" + connection.head("GET", "/alive"))
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.ended()
+
+
+@pytest.mark.parametrize("framing", [{"Content-Length": "48"}, {"Transfer-Encoding": "chunked"}, {}])
+def test_nothing_is_answered_behind_connect(framing: dict[str, str]) -> None:
+    """What follows it has no end: its body was answered as a request of its own."""
+    with memory_gateway() as gateway, gateway.connect() as connection:
+        inner = b"PUT /objects/smuggled HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+        connection.send(connection.head("CONNECT", "localhost:80", framing) + inner)
+        answer = connection.answer()
+        assert 400 <= answer.status < 500 and answer.headers["connection"] == "close"
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.ended()
+        assert gateway.request("GET", "/objects/smuggled").status == 404
+
+
 # --- bodies that end early
 
 

@@ -10,13 +10,10 @@ known length is bytes and nothing else, and goes by it. aiohttp never sees its e
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
 import struct
-import sys
-import termios
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
@@ -39,13 +36,12 @@ from ingest.limits import (
 )
 from ingest.runtime.cache_policy import MARK_LINES
 from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd, is_length
+from ingest.runtime.tcp_progress import progress_of
 from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
 
 TLS_ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal, handshake_failure: RFC 8446, 6
-TCP_INFO_SIZE = 128  # bytes of linux/tcp.h's struct tcp_info that are asked for
-BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
 
 
 class DirectBody(Protocol):
@@ -85,9 +81,8 @@ class Connection(web.RequestHandler):
         if isinstance(message, RawRequestMessage) and not is_length(
             message.headers.get("Content-Length", "0")
         ):
-            error = BadHttpMessage("the Content-Length is larger than any body")
-            message = _ErrInfo(status=400, exc=error, message=error.message)
-            self._messages[-1] = (message, EMPTY_PAYLOAD)
+            self._messages[-1] = _refusal("the Content-Length is larger than any body")
+            message = self._messages[-1][0]
         return message
 
     def data_received(self, data: bytes) -> None:
@@ -96,14 +91,24 @@ class Connection(web.RequestHandler):
             return
         super().data_received(data)
         if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-            self._broken = True
-            if self._content is not None and not self._content.is_eof():
-                self._content.set_exception(self._messages[-1][0].exc)
-                self._content.feed_eof()
+            self._break(self._messages[-1][0].exc)
+
+    def refuse_body(self, why: str) -> None:
+        """Of the request under way: 400 to whoever waits for it, or behind its answer."""
+        self._messages.append(_refusal(why))
+        self._break(self._messages[-1][0].exc)
+
+    def _break(self, error: Exception) -> None:
+        self._broken = True
+        if self._content is not None and not self._content.is_eof():
+            self._content.set_exception(error)
+            self._content.feed_eof()
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: Any
     ) -> Any:
+        if self._broken or (self.wire is not None and self.wire.is_last(request.method)):
+            resp.force_close()
         sent = await super().finish_response(request, resp, start_time)
         if self.wire is not None:
             self.wire.answered(last=not sent[0].keep_alive)
@@ -113,6 +118,12 @@ class Connection(web.RequestHandler):
         super().resume_reading(*args, **settings)
         if self.wire is not None:
             self.wire.hold()
+
+
+def _refusal(why: str) -> tuple[_ErrInfo, Any]:
+    """What aiohttp answers with 400, in place of a request and its body."""
+    error = BadHttpMessage(why)
+    return _ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -217,6 +228,10 @@ class Wire(asyncio.BufferedProtocol):
             log.info("%s sent too long trailers: closed", self._peer())
             self._abort()
             return b""
+        if isinstance(end, ChunkedEnd) and end.too_thin:
+            self._over, self._end = True, None
+            self._handler.refuse_body("the chunks are too small for their number")
+            return b""
         if end.ended:
             self._end = None
         self._handler.data_received(data[:size])
@@ -224,12 +239,19 @@ class Wire(asyncio.BufferedProtocol):
             self._next()
         return data[size:]
 
+    def is_last(self, method: str) -> bool:
+        """Whether nothing may come behind the request under way. A body in chunks that is still to come when its request is
+        answered is not worth their reading. What CONNECT is followed by has no end."""
+        return isinstance(self._end, ChunkedEnd) or method == "CONNECT"
+
     def answered(self, last: bool) -> None:
         """The request under way is, whatever of its body is to come; ``last``: aiohttp takes no other."""
         self._busy = False
         self._wires.guests.idle(self)
         self._last = last
-        if self._end is None:
+        if last and isinstance(self._end, ChunkedEnd):
+            self._over = True  # aiohttp closes: at the client's end, or when it has lingered
+        elif self._end is None:
             self._next()
             rest, self._rest = self._rest, b""
             self._take(rest)
@@ -309,7 +331,7 @@ class Wire(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        waiting, acked = _progress(transport)
+        waiting, acked = progress_of(transport)
         if not waiting:
             self._acked_at = None
         elif self._acked_at is None or acked != self._acked:
@@ -421,14 +443,3 @@ def last_answer(
     if transport.can_write_eof():
         transport.write_eof()
     return asyncio.get_running_loop().call_later(HTTP_LINGER_S, transport.abort)
-
-
-def _progress(transport: asyncio.Transport) -> tuple[int, int]:
-    """Bytes that wait for the client, here or in the kernel, and bytes that its machine has acknowledged in all."""
-    sock = transport.get_extra_info("socket")
-    try:
-        unacked = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-    except OSError:  # closed meanwhile
-        return 0, 0
-    return transport.get_write_buffer_size() + unacked, int.from_bytes(info[BYTES_ACKED], sys.byteorder)
