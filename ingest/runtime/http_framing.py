@@ -63,11 +63,11 @@ class ChunkedEnd:
     much for whoever keeps them. ``excess``: bytes of framing beyond those of data, as they have come. A chunk costs as much
     time as kilobytes of data do, so chunks of next to nothing are refused; Go's net/http counts the same way.
 
-        | state | what comes | then |
-        |---|---|---|
-        | size | hexadecimal digits, an extension, LF | data, or trailers after a size of 0 |
-        | data | so many bytes, and CR LF | size |
-        | trailers | lines | the end, after an empty one |
+    | state | what comes | then |
+    |---|---|---|
+    | size | hexadecimal digits, an extension, LF | data, or trailers after a size of 0 |
+    | data | so many bytes, and CR LF | size |
+    | trailers | lines | the end, after an empty one |
     """
 
     def __init__(self) -> None:

@@ -90,18 +90,19 @@ class Connection(web.RequestHandler):
         if self._broken:
             return
         super().data_received(data)
-        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-            self._break(self._messages[-1][0].exc)
+        if self._messages and isinstance(refusal := self._messages[-1][0], _ErrInfo):
+            self._break(refusal)
 
     def refuse_body(self, why: str) -> None:
         """Of the request under way: 400 to whoever waits for it, or behind its answer."""
-        self._messages.append(_refusal(why))
-        self._break(self._messages[-1][0].exc)
+        refusal, nothing = _refusal(why)
+        self._messages.append((refusal, nothing))
+        self._break(refusal)
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, refusal: _ErrInfo) -> None:
         self._broken = True
         if self._content is not None and not self._content.is_eof():
-            self._content.set_exception(error)
+            self._content.set_exception(refusal.exc)
             self._content.feed_eof()
 
     async def finish_response(

@@ -21,7 +21,6 @@ _ALGORITHMS = {"sha-256": "sha256", "sha-512": "sha512", "md5": "md5"}
 _FIELDS = ("Content-Digest", "Repr-Digest")
 _MEMBER = re.compile(r"([a-z*][a-z0-9_.*-]*)[ \t]*=[ \t]*:([A-Za-z0-9+/=]*):")
 _OLD_MEMBER = re.compile(r"([A-Za-z0-9-]+)=([^,]*)")
-_SEPARATOR = re.compile(r"[ \t]*,[ \t]*")
 
 REPR_DIGEST = "Repr-Digest"
 
@@ -33,7 +32,7 @@ def digests_of(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
         if field in headers:
             found += [(name, _bytes(field, name, text)) for name, text in _members(field, headers[field])]
     if "Digest" in headers:
-        for part in _SEPARATOR.split(headers["Digest"].strip(" \t")):
+        for part in _parts(headers["Digest"]):
             match = _OLD_MEMBER.fullmatch(part)
             if match is None:
                 raise _malformed("Digest")
@@ -48,13 +47,18 @@ def digests_of(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
 def _members(field: str, text: str) -> list[tuple[str, str]]:
     """Of a dictionary of byte sequences (RFC 9651): those whose algorithms are known."""
     found = []
-    for part in _SEPARATOR.split(text.strip(" \t")):
+    for part in _parts(text):
         match = _MEMBER.fullmatch(part)
         if match is None:
             raise _malformed(field)
         if match[1] in _ALGORITHMS:
             found.append((match[1], match[2]))
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """Of a list. A pattern for the commas and the blanks around them takes the square of many blanks' time."""
+    return [part.strip(" \t") for part in text.split(",")]
 
 
 def _bytes(field: str, algorithm: str, text: str) -> bytes:
