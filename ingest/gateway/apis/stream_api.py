@@ -43,10 +43,12 @@ _REQUEST_LINE = re.compile(rb"[\r\n]*" + _METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n"
 _BEGINNING = re.compile(
     rb"[\r\n]*|[\r\n]*" + _METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?"
 )
-# A record of TLS with a ClientHello (RFC 8446, 4 and 5.1), and a request of STUN (RFC 8489, 5).
+_HTTP_2 = b"PRI * HTTP/2.0\r\n"  # RFC 9113, 3.4
+# A record of TLS with a ClientHello (RFC 8446, 4 and 5.1), and a message of STUN (RFC 8489, 5), perhaps behind its length:
+# so browsers send it to peers that they reach by TCP (RFC 6544, 3, and RFC 4571).
 _CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x40].\x01\x00", re.S)
-_STUN = re.compile(rb"\x00[\x01-\x09]..\x21\x12\xa4\x42", re.S)
-_BINARY_SIZE = 8  # bytes: both are known by then
+_STUN = re.compile(rb"(?:..)?[\x00-\x3f]...\x21\x12\xa4\x42", re.S)
+_BINARY_SIZE = 10  # bytes: both are known by then
 _REFUSED = (
     b"this port takes raw bytes, and these begin as an HTTP request does: nothing was stored; use HTTP\n"
 )
@@ -160,7 +162,7 @@ class _Body:
             return TLS_ALERT
         if _STUN.match(self._head) is not None:
             return b""
-        if _REQUEST_LINE.match(self._head) is not None:
+        if _REQUEST_LINE.match(self._head) is not None or self._head.startswith(_HTTP_2):
             return _FORBIDDEN
         return _FORBIDDEN if size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None else None
 
@@ -176,7 +178,7 @@ class _Body:
 
 def _undecided(head: memoryview) -> bool:
     """More bytes may make it something that is refused."""
-    if len(head) < _BINARY_SIZE and head.tobytes()[:1] in (b"\x16", b"\x00"):
+    if len(head) < _BINARY_SIZE or _HTTP_2.startswith(head[: len(_HTTP_2) + 1].tobytes()):
         return True
     return _BEGINNING.fullmatch(head) is not None
 
