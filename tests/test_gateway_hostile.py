@@ -665,6 +665,35 @@ def test_bytes_that_only_begin_alike_are_stored(gateway: Gateway, raw: bytes) ->
         assert connection.file.read()[8] == Status.SAVED
 
 
+TRAILERS = b"0\r\na: " + b"x" * (limits.HTTP_HEAD_SIZE_MAX + 1)
+
+
+@pytest.mark.parametrize(
+    ("api", "raw", "words"),
+    [
+        (
+            None,
+            b"PUT /objects/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + TRAILERS,
+            "trailers",
+        ),
+        ("stream", b"GET / HTTP/1.1\r\n\r\n", "was refused"),
+        (None, b"\x16\x03\x01aaaa", "speaks TLS"),
+    ],
+)
+def test_strangers_fill_no_log(
+    api: str | None, raw: bytes, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with memory_gateway() as running:
+        for _ in range(20):
+            with running.connect(api) as connection:
+                connection.send(raw)
+                connection.sock.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionError):
+                    connection.file.read()
+    assert len([line for line in caplog.messages if words in line]) == 1
+
+
 # --- HTTP to the raw stream
 
 

@@ -226,7 +226,8 @@ class Wire(asyncio.BufferedProtocol):
     def _take_of_body(self, end: SizedEnd | ChunkedEnd, data: bytes) -> bytes:
         size = end.take(data)
         if isinstance(end, ChunkedEnd) and end.too_long:
-            log.info("%s sent too long trailers: closed", self._peer())
+            if self._wires.may_say("sent too long trailers"):
+                log.info("%s sent too long trailers: closed", self._peer())
             self._abort()
             return b""
         if isinstance(end, ChunkedEnd) and end.too_thin:
@@ -338,7 +339,8 @@ class Wire(asyncio.BufferedProtocol):
         elif self._acked_at is None or acked != self._acked:
             self._acked, self._acked_at = acked, now
         elif now - self._acked_at >= HTTP_UNREAD_TIMEOUT_S:
-            log.info("%s took nothing for %.1f s: closed", self._peer(), now - self._acked_at)
+            if self._wires.may_say("took nothing for too long"):
+                log.info("%s took nothing for %.1f s: closed", self._peer(), now - self._acked_at)
             self._abort()
 
     def _abort(self) -> None:

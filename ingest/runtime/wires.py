@@ -61,8 +61,13 @@ class Wires:
 
     def tell_of_tls(self, peer: Any) -> None:
         """A line for each is what a client could fill a disk with."""
-        if self._lines.take("TLS", time.monotonic()):
+        if self.may_say("spoke TLS to a port of plain HTTP"):
             log.warning("%s: the client speaks TLS to a port of plain HTTP (--tls-cert)", peer)
+
+    def may_say(self, kind: str) -> bool:
+        """Whether there may be a line about what any client can cause at will. ``kind``: of those who did, told with their
+        number when there were more."""
+        return self._lines.take(kind, time.monotonic())
 
     async def watch(self) -> None:
         """Ends the connections of clients that took not one byte for too long: what they were sent would stay in memory, and
@@ -73,8 +78,8 @@ class Wires:
         """
         while True:
             await asyncio.sleep(HTTP_UNREAD_TIMEOUT_S / 4)
-            for _, number in self._lines.lapsed(time.monotonic()):
-                log.warning("%d more clients spoke TLS to a port of plain HTTP", number)
+            for kind, number in self._lines.lapsed(time.monotonic()):
+                log.warning("%d more clients %s", number, kind)
             now = asyncio.get_running_loop().time()
             for wire in list(self.open):
                 wire.check(now)

@@ -116,7 +116,8 @@ class StreamServer:
             await body.begin()
             self._wires.guests.busy(guest)
             if (answer := await body.refusal()) is not None:
-                log.warning("%s: stream: an HTTP request, TLS or STUN was refused", id_)
+                if self._wires.may_say("sent HTTP, TLS or STUN to the raw stream"):
+                    log.warning("%s: stream: an HTTP request, TLS or STUN was refused", id_)
                 return answer
             version = await self._store.put(NAMESPACE, f"{moment} {id_}", body, condition=ABSENT)
         except RefusedError as error:
@@ -128,7 +129,10 @@ class StreamServer:
         except (IngestError, OSError, TimeoutError) as error:
             if isinstance(error, ConnectionError):
                 raise
-            log.warning("%s: stream: %s", id_, str(error) or "not one byte came for too long")
+            if str(error):
+                log.warning("%s: stream: %s", id_, error)
+            elif self._wires.may_say("sent not one byte to the raw stream for too long"):
+                log.warning("%s: stream: not one byte came for too long", id_)
             return _reply("", Status.ERROR)
         return _reply(version.object_id, Status.SAVED)
 
