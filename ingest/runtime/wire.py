@@ -81,8 +81,7 @@ class Connection(web.RequestHandler):
         if isinstance(message, RawRequestMessage) and not is_length(
             message.headers.get("Content-Length", "0")
         ):
-            self._messages[-1] = _refusal("the Content-Length is larger than any body")
-            message = self._messages[-1][0]
+            message, _ = self._messages[-1] = _refusal("the Content-Length is larger than any body")
         return message
 
     def data_received(self, data: bytes) -> None:
@@ -212,6 +211,7 @@ class Wire(asyncio.BufferedProtocol):
         """A head is whole, or what came is none."""
         self._busy = True
         self._wires.guests.busy(self)
+        self._wires.unfinished.pop(self, None)
         self._head = HeadEnd()
         if self._late is not None:
             self._late.cancel()
@@ -242,8 +242,7 @@ class Wire(asyncio.BufferedProtocol):
         return data[size:]
 
     def is_last(self, method: str) -> bool:
-        """Whether nothing may come behind the request under way. A body in chunks that is still to come when its request is
-        answered is not worth their reading. What CONNECT is followed by has no end."""
+        """Whether nothing is read behind the request under way: chunks that are to come, what follows CONNECT."""
         return isinstance(self._end, ChunkedEnd) or method == "CONNECT"
 
     def answered(self, last: bool) -> None:
@@ -272,6 +271,7 @@ class Wire(asyncio.BufferedProtocol):
         """Of the memory for a head."""
         self._wires.heads -= self._head_borrowed
         self._head_borrowed = 0
+        self._wires.unfinished.pop(self, None)
 
     def hold(self) -> None:
         """Nothing more is read while something waits."""
@@ -283,10 +283,11 @@ class Wire(asyncio.BufferedProtocol):
         more = max(0, self._head.size - HTTP_HEAD_SIZE_OWN) - self._head_borrowed
         if more <= 0:
             return True
-        if self._wires.heads + more > HTTP_HEADS_SIZE_MAX:
+        if not self._wires.has_room(self, more, HTTP_HEADS_SIZE_MAX):
             return False
         self._wires.heads += more
         self._head_borrowed += more
+        self._wires.unfinished[self] = self._head_borrowed
         return True
 
     def _refuse_tls(self) -> None:
@@ -403,6 +404,7 @@ class Wire(asyncio.BufferedProtocol):
     def evict(self) -> None:
         """Nothing waits for the client: aiohttp has waited until all was sent."""
         self._over = True
+        self._let_go()
         if self._transport is not None:
             self._transport.abort()
         elif self.opening is not None:
