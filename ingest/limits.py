@@ -268,6 +268,12 @@ HTTP_LINE_SIZE_MAX = (
 HTTP_FIELD_SIZE_MAX = 8190  # bytes of one header
 HTTP_FIELDS_MAX = 100  # headers of one request
 HTTP_HEAD_SIZE_MAX = 32 << 10  # bytes of a request's line and headers: browsers with many cookies send 16 kB
+HTTP_BODY_DIGITS_MAX = (
+    18  # of a Content-Length: larger ones are no length to every reader of it, and no disk is
+)
+HTTP_CHUNKS_EXCESS_MAX = (
+    16 << 10
+)  # bytes of a body's chunk sizes and extensions beyond those of its data: 4096 chunks of one
 HTTP_HEAD_SIZE_OWN = 4 << 10  # bytes of a head that each connection may have; what is beyond it counts in …
 HTTP_HEADS_SIZE_MAX = 8 << 20  # … bytes, of all heads of a process: parsed, each takes up to five
 HTTP_CONNECTIONS_MAX = (

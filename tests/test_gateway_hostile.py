@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -147,6 +147,56 @@ def test_absolute_targets(gateway: Gateway, name: str) -> None:
     assert (answer.status, answer.code) == (403, "foreign_host")
     assert gateway.request("OPTIONS", "*").status == 400
     assert gateway.request("GET", "/objects/a#b").status == 400
+
+
+@pytest.mark.parametrize("length", [10**18, 2**63 - 1, 2**64 - 1, "0" * 19 + "5", "0" * 5000 + "5"])
+@pytest.mark.parametrize("path", ["/alive", "/objects/a"])
+def test_a_length_that_is_none_is_refused(gateway: Gateway, length: object, path: str) -> None:
+    """2^64 - 1 is "no length" to aiohttp's parser: it would see no body, and we would wait for one."""
+    with gateway.connect() as connection:
+        head = connection.head("PUT", path, {"Content-Length": str(length)})
+        connection.send(head + b"GET /alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = connection.answer()
+        assert (answer.status, answer.code) == (400, "bad_http")
+        assert connection.ended()
+
+
+THIN = b"1\r\na\r\n" * (limits.HTTP_CHUNKS_EXCESS_MAX // 4 + 1)
+
+
+def test_chunks_of_next_to_nothing_are_refused(gateway: Gateway, name: str) -> None:
+    """Each takes as much time as kilobytes of data, of a process that serves others too."""
+    with gateway.connect() as connection:
+        connection.send(connection.head("PUT", f"/objects/{name}", {"Transfer-Encoding": "chunked"}) + THIN)
+        answer = connection.answer()
+        assert (answer.status, answer.code, answer.headers["connection"]) == (400, "bad_http", "close")
+        assert connection.ended()
+    assert gateway.request("GET", f"/objects/{name}").status == 404
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("PUT", "/alive", 405), ("GET", "/alive", 200)])
+def test_chunks_behind_an_answer_are_not_read(gateway: Gateway, method: str, path: str, status: int) -> None:
+    """Nor what follows them: the answer says that it is the last."""
+    with gateway.connect() as connection:
+        connection.send(connection.head(method, path, {"Transfer-Encoding": "chunked"}))
+        answer = connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (status, "close")
+        connection.send(b"0\r\n\r\n" + connection.head("GET", "/alive"))
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.ended()
+
+
+@pytest.mark.parametrize("framing", [{"Content-Length": "48"}, {"Transfer-Encoding": "chunked"}, {}])
+def test_nothing_is_answered_behind_connect(framing: dict[str, str]) -> None:
+    """What follows it has no end: its body was answered as a request of its own."""
+    with memory_gateway() as gateway, gateway.connect() as connection:
+        inner = b"PUT /objects/smuggled HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+        connection.send(connection.head("CONNECT", "localhost:80", framing) + inner)
+        answer = connection.answer()
+        assert 400 <= answer.status < 500 and answer.headers["connection"] == "close"
+        connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.ended()
+        assert gateway.request("GET", "/objects/smuggled").status == 404
 
 
 # --- bodies that end early
@@ -493,6 +543,37 @@ def test_connections_without_a_request_give_way(
         assert busy.answer().status == 200
 
 
+REFUSED = {
+    "length": b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+    "chunked": b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "answered 200": b"GET /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n",
+    "large": b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (len(DIRECT)),
+    "raw stream": b"GET / HTTP/1.1\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_who_is_answered_before_the_end_of_its_body_gives_way(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(limits, "HTTP_LINGER_S", 60.0)
+    monkeypatch.setattr("ingest.gateway.apis.stream_api.HTTP_LINGER_S", 60.0)
+    with memory_gateway() as running, ExitStack() as stack:
+        port = "stream" if kind == "raw stream" else None
+        early = [stack.enter_context(running.connect(port)) for _ in range(2)]
+        for connection in early:
+            connection.send(REFUSED[kind])
+            status, headers = connection.answer_head()
+            connection.exactly(int(headers["content-length"]))
+            assert status in (200, 403, 405)
+        for _ in range(3000):  # an answer is seen before its sender goes on
+            if running.request("GET", "/alive").status == 200:
+                break
+        assert running.request("GET", "/alive").status == 200
+        assert early[0].ended()
+
+
 def test_an_address_has_a_share_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.runtime.wires.HTTP_SHARE_MAX", 2)
     with memory_gateway() as running, running.connect() as first, running.connect() as second:
@@ -526,7 +607,8 @@ def test_a_head_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- other protocols
 
 ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # of TLS: fatal, handshake_failure
-STUN = bytes.fromhex("000100002112a442") + bytes(12)
+BINDING = bytes.fromhex("000100002112a442") + bytes(12)
+STUN = [BINDING, len(BINDING).to_bytes(2) + BINDING, bytes.fromhex("001100002112a442") + bytes(12)]
 
 
 def client_hello() -> bytes:
@@ -552,21 +634,64 @@ def test_tls_to_a_plain_port_gets_an_alert(gateway: Gateway, step: int) -> None:
                     break
             assert connection.file.read(len(ALERT)) == ALERT
             assert connection.ended()
-    with gateway.connect("stream") as connection:
-        for at in range(0, len(STUN), step):
-            connection.send(STUN[at : at + step])
-        assert connection.ended()
+    for message in STUN:  # as WebRTC asks a server, as it asks a peer by TCP, and an indication
+        with gateway.connect("stream") as connection:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for at in range(0, len(message), step):
+                with suppress(ConnectionError):
+                    connection.send(message[at : at + step])
+            assert connection.ended()
     assert gateway.request("GET", "/catalog/objects?namespace=stream").json["objects"] == stored
 
 
 @pytest.mark.parametrize(
-    "raw", [b"\x16", b"\x16\x03\x01\x02\x00\x02\x00data", b"\x00", b"\x00\x01data", b"\r\n\r\n", bytes(100)]
+    "raw",
+    [
+        b"\x16",
+        b"\x16\x03\x01\x02\x00\x02\x00data",
+        b"\x00",
+        b"\x00\x01data",
+        b"\x00\x14" + BINDING[:7],
+        b"\x00" + BINDING,
+        b"PRI * HTTP/2.0",
+        b"\r\n\r\n",
+        bytes(100),
+    ],
 )
 def test_bytes_that_only_begin_alike_are_stored(gateway: Gateway, raw: bytes) -> None:
     with gateway.connect("stream") as connection:
         connection.send(raw)
         connection.sock.shutdown(socket.SHUT_WR)
         assert connection.file.read()[8] == Status.SAVED
+
+
+TRAILERS = b"0\r\na: " + b"x" * (limits.HTTP_HEAD_SIZE_MAX + 1)
+
+
+@pytest.mark.parametrize(
+    ("api", "raw", "words"),
+    [
+        (
+            None,
+            b"PUT /objects/a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + TRAILERS,
+            "trailers",
+        ),
+        ("stream", b"GET / HTTP/1.1\r\n\r\n", "was refused"),
+        (None, b"\x16\x03\x01aaaa", "speaks TLS"),
+    ],
+)
+def test_strangers_fill_no_log(
+    api: str | None, raw: bytes, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with memory_gateway() as running:
+        for _ in range(20):
+            with running.connect(api) as connection:
+                connection.send(raw)
+                connection.sock.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionError):
+                    connection.file.read()
+    assert len([line for line in caplog.messages if words in line]) == 1
 
 
 # --- HTTP to the raw stream
@@ -585,6 +710,7 @@ def in_steps(connection: Connection, raw: bytes, step: int) -> None:
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"POST /x?y HTTP/1.1\r\nOrigin: http://evil.example\r\nContent-Length: 5\r\n\r\nbytes",
         b"OPTIONS * HTTP/1.0\n\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"\r\n\nGET / HTTP/1.1\r\n\r\n",
         b"POST /" + b"x" * (limits.STREAM_HEAD_MAX + 1) + b" HTTP/1.1\r\n\r\n",
     ],

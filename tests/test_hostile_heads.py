@@ -141,6 +141,29 @@ def test_large_heads_have_a_limit_together(monkeypatch: pytest.MonkeyPatch) -> N
             assert third.answer().status == 200
 
 
+def test_the_memory_for_heads_is_not_one_address_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds most of it with unfinished heads gives way to another address."""
+    size = 20_000
+    monkeypatch.setattr("ingest.runtime.wire.HTTP_HEADS_SIZE_MAX", 2 * size)
+    with memory_gateway() as running, ExitStack() as stack:
+        held = [stack.enter_context(running.connect()) for _ in range(3)]
+        for connection in held[:2]:
+            connection.send(head_of(size)[:-1])
+        while True:  # until both are counted
+            with running.connect() as late:
+                late.send(head_of(size))
+                if late.answer().status == 503:  # its own address has most
+                    break
+        with socket.socket() as other:
+            other.bind(("127.0.0.2", 0))
+            other.settimeout(60)
+            other.connect(running.address)
+            other.sendall(head_of(size))
+            assert other.recv(12) == b"HTTP/1.1 200"
+        held[0].sock.setblocking(True)
+        assert any(connection.ended() for connection in held[:1])
+
+
 def test_requests_that_were_sent_at_once_are_answered_one_by_one(gateway: Gateway) -> None:
     with gateway.connect() as connection:
         requests, methods = b"", []

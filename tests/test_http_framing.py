@@ -81,3 +81,30 @@ def test_trailers_are_counted() -> None:
     end = ChunkedEnd()
     ends(end, b"0\r\n", b"X: " + b"x" * limits.HTTP_HEAD_SIZE_MAX)
     assert end.too_long and not end.ended
+
+
+@pytest.mark.parametrize("step", [1 << 20, 1000, 7, 1])
+@pytest.mark.parametrize(
+    "chunk",
+    [b"1\r\na\r\n", b"3\r\nabc\r\n", b"4;name=value\r\nabcd\r\n", b"5;" + b"x" * 40_000 + b"\r\nabcde\r\n"],
+)
+def test_framing_may_have_little_more_bytes_than_data(chunk: bytes, step: int) -> None:
+    end = ChunkedEnd()
+    sent = chunk * (100_000 // len(chunk) + 1)
+    taken = 0
+    for at in range(0, len(sent), step):
+        taken += end.take(sent[at : at + step])
+        if end.too_thin:
+            break
+    assert end.too_thin and not end.ended
+    data = len(chunk.partition(b"\r\n")[2].strip())
+    assert taken <= limits.HTTP_CHUNKS_EXCESS_MAX * len(chunk) // (len(chunk) - 2 * data) + len(chunk)
+
+
+@pytest.mark.parametrize("step", [1 << 20, 1000, 7])
+@pytest.mark.parametrize("size", [5, 16, 100])
+def test_small_chunks_may_be_many(size: int, step: int) -> None:
+    body = b"%x\r\n%s\r\n" % (size, b"a" * size) * 20_000 + b"0\r\n\r\n"
+    end = ChunkedEnd()
+    assert ends(end, *(body[at : at + step] for at in range(0, len(body), step))) == len(body)
+    assert end.ended and not end.too_thin

@@ -8,7 +8,8 @@ import hashlib
 import itertools
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -22,10 +23,13 @@ from ingest.gateway.apis import blob_api, files_api, objects_api, store_api
 from ingest.gateway.http.body_digests import digests_of
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.fields import SINGLE, Fields
-from ingest.gateway.http.preconditions import parse_date
+from ingest.gateway.http.form_part import boundary_of, is_form, parse_head
+from ingest.gateway.http.preconditions import parse_date, parse_etags
+from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.request_target import parse_query
 from ingest.gateway.process.api_table import shared_routes
 from ingest.limits import SMALL_OBJECT_MAX
+from ingest.runtime.cache_policy import of_an_answer
 
 GATEWAY = Path(objects_api.__file__).parent.parent
 LARGE = bytes(range(256)) * (SMALL_OBJECT_MAX // 256) + b"and more than fits into one call"
@@ -484,3 +488,35 @@ def test_a_digest_that_was_checked_comes_back(gateway: Gateway, name: str) -> No
         assert gateway.request(method, path).headers["repr-digest"] == f"sha-256=:{sha}:"
     gateway.request("PUT", path, b"bytes", {"Content-MD5": encoded("md5", b"bytes")})
     assert "repr-digest" not in gateway.request("GET", path).headers
+
+
+BLANKS = " \t" * 500_000  # the square of them is hours
+
+
+@pytest.mark.parametrize("field", ["Digest", "Content-Digest", "Repr-Digest", "Content-MD5"])
+@pytest.mark.parametrize(
+    "text", [f"md5=a{BLANKS}b", f"a{BLANKS}", f"{BLANKS}=,{BLANKS},{BLANKS}=", f"a{BLANKS}=x"]
+)
+def test_digests_are_read_in_the_time_of_their_length(field: str, text: str) -> None:
+    with pytest.raises(Failure):
+        digests_of({field: text})
+
+
+@pytest.mark.parametrize("end", ["", "\x01", "b", ",", ";", '"', "="])
+@pytest.mark.parametrize("start", ["", "a", "a=", 'a="', "a:", ";", "bytes", "form-data;a", "max-age="])
+def test_fields_are_read_in_the_time_of_their_length(start: str, end: str) -> None:
+    """Whatever they say: what was a square of the blanks would not end."""
+    text = start + BLANKS + end
+    readers: list[Callable[[], object]] = [
+        lambda: parse_etags(text),
+        lambda: parse_date(text),
+        lambda: parse_range(text, 10),
+        lambda: of_an_answer(text),
+        lambda: is_form(text),
+        lambda: parse_head(f"Content-Disposition: form-data; {text}".encode()),
+        lambda: parse_head(f"A:{text}".encode()),
+        lambda: boundary_of(f"multipart/form-data;{text}"),
+    ]
+    for read in readers:
+        with suppress(Failure):
+            read()

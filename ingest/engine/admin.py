@@ -25,7 +25,8 @@ from ingest.engine import exposition, readiness, reload
 from ingest.errors import DiskError, TicketError
 from ingest.runtime import heartbeat, listeners, signals
 from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
-from ingest.runtime.wire import Connection, Wire
+from ingest.runtime.http_connection import Connection
+from ingest.runtime.wire import Wire
 from ingest.runtime.wires import Wires
 from ingest.status import Status
 from ingest.store.layouts.layout import make_reader

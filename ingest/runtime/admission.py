@@ -67,6 +67,10 @@ class Admission:
             if not self._counts[network]:
                 del self._counts[network]
 
+    def network(self, guest: Guest) -> str:
+        """Of a guest; "" of who has left."""
+        return self._networks.get(guest, "")
+
     def busy(self, guest: Guest) -> None:
         """It has a request, and its place until that is answered."""
         self._idle.pop(guest, None)

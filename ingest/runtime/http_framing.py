@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from ingest.limits import HTTP_HEAD_SIZE_MAX
+from ingest.limits import HTTP_BODY_DIGITS_MAX, HTTP_CHUNKS_EXCESS_MAX, HTTP_HEAD_SIZE_MAX
 
 _END = b"\r\n\r\n"
 _HEX = b"0123456789abcdefABCDEF"
@@ -34,6 +34,12 @@ class HeadEnd:
         return taken
 
 
+def is_length(text: str) -> bool:
+    """Whether ``text``, a Content-Length that the parser took, is one for us too. llhttp means "no length" by 2^64 - 1: then
+    aiohttp sees no body, where others wait for one. Python reads no number of thousands of digits."""
+    return len(text) <= HTTP_BODY_DIGITS_MAX
+
+
 class SizedEnd:
     """The end of a body whose ``size`` was said: bytes, more than 0. ``left``: of them, to come."""
 
@@ -54,7 +60,8 @@ class SizedEnd:
 
 class ChunkedEnd:
     """The end of a body in chunks, trailers and all. ``trailers``: bytes of them so far; more than a head may have is too
-    much for whoever keeps them.
+    much for whoever keeps them. ``excess``: bytes of framing beyond those of data, as they have come. A chunk costs as much
+    time as kilobytes of data do, so chunks of next to nothing are refused; Go's net/http counts the same way.
 
     | state | what comes | then |
     |---|---|---|
@@ -66,6 +73,7 @@ class ChunkedEnd:
     def __init__(self) -> None:
         self.ended = False
         self.trailers = 0
+        self.excess = 0
         self._size = 0  # of the chunk, as far as its digits have come
         self._digits = True  # no extension has begun
         self._data = 0  # bytes of the chunk that are to come, with its CR LF
@@ -76,10 +84,14 @@ class ChunkedEnd:
     def too_long(self) -> bool:
         return self.trailers > HTTP_HEAD_SIZE_MAX
 
+    @property
+    def too_thin(self) -> bool:
+        return self.excess > HTTP_CHUNKS_EXCESS_MAX
+
     def take(self, data: bytes) -> int:
-        """How many bytes of ``data`` are of the body."""
+        """How many bytes of ``data`` are of the body, or until it is too thin."""
         at = 0
-        while at < len(data) and not self.ended:
+        while at < len(data) and not self.ended and self.excess <= HTTP_CHUNKS_EXCESS_MAX:
             if self._data:
                 step = min(self._data, len(data) - at)
                 self._data -= step
@@ -89,9 +101,12 @@ class ChunkedEnd:
             elif (
                 self._digits and not self._size and (whole := _SIZE_LINE.match(data, at))
             ):  # nearly all of them
-                size, at = int(whole[1], 16), whole.end()
+                size = int(whole[1], 16)
+                self.excess += whole.end() - at
+                at = whole.end()
                 if 0 < size <= len(data) - at - 2:
                     at += size + 2
+                    self._count(size)
                 else:
                     self._begin(size)
             else:
@@ -102,10 +117,16 @@ class ChunkedEnd:
         """A chunk, or the trailers."""
         self._in_trailers = size == 0
         self._data = size + 2 if size else 0
+        self._count(size)
+
+    def _count(self, size: int) -> None:
+        """A chunk's data, and the CR LF behind them."""
+        self.excess = max(0, self.excess + 2 - size)
 
     def _size_line(self, data: bytes, at: int) -> int:
         end = data.find(b"\n", at)
         line = data[at:] if end < 0 else data[at:end]
+        self.excess += len(line) + 1
         if self._digits:
             digits = line[: len(line) - len(line.lstrip(_HEX))]
             self._digits = len(digits) == len(line)

@@ -10,17 +10,13 @@ known length is bytes and nothing else, and goes by it. aiohttp never sees its e
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import socket
 import struct
-import sys
-import termios
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
 from ingest.limits import (
@@ -32,14 +28,13 @@ from ingest.limits import (
     HTTP_LINGER_SIZE,
     HTTP_UNREAD_TIMEOUT_S,
 )
+from ingest.runtime.http_connection import Connection
 from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
 from ingest.runtime.last_answer import TLS_ALERT, last_answer
+from ingest.runtime.tcp_progress import progress_of
 from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
-
-TCP_INFO_SIZE = 128  # bytes of linux/tcp.h's struct tcp_info that are asked for
-BYTES_ACKED = slice(120, 128)  # its tcpi_bytes_acked
 
 
 class DirectBody(Protocol):
@@ -54,75 +49,6 @@ class DirectBody(Protocol):
 
 
 Body = TypeVar("Body", bound=DirectBody)
-
-
-class Connection(web.RequestHandler):
-    """aiohttp's part of a connection. ``wire``: the other one, once it is open; ``busy``: has a request that is not
-    answered."""
-
-    __slots__ = ("_answered", "_broken", "_content", "busy", "wire")
-
-    def __init__(self, server: web.Server, **settings: Any) -> None:
-        super().__init__(server, **settings)
-        self.busy = False
-        self.wire: Wire | None = None
-        self._content: Any = None  # of the request under way
-        self._answered = False  # that request
-        self._broken = False  # what came was no HTTP
-
-    def parse(self, data: bytes) -> object | None:
-        """The message whose head ends with ``data``: a RawRequestMessage, or something else if this is no HTTP."""
-        self._content = None
-        self._answered = False
-        self.data_received(data)
-        if not self._messages:
-            return None
-        message, self._content = self._messages[-1]
-        return message
-
-    def data_received(self, data: bytes) -> None:
-        """aiohttp tells nobody who waits for a body that its chunks are malformed, and notes it again with each piece. Once
-        the request is answered nobody waits."""
-        if self._broken:
-            return
-        super().data_received(data)
-        if self._upgraded and self._parser is not None:
-            # No protocol is changed here. aiohttp would keep back what comes.
-            self._parser.set_upgraded(False)
-            self._upgraded = False
-        if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-            self._broken = True
-            if self.unread:
-                self.close()  # after the answer, and without another one
-                if not self._answered:
-                    self._content.set_exception(self._messages[-1][0].exc)
-                    self._content.feed_eof()
-
-    @property
-    def unread(self) -> bool:
-        """Not all of its body has come."""
-        return self._content is not None and not self._content.is_eof()
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        super().connection_lost(exc)
-        if self._answered and self.unread:
-            self._content.feed_eof()  # for which aiohttp waits a while
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: Any
-    ) -> Any:
-        if self._broken:
-            resp.force_close()
-        sent = await super().finish_response(request, resp, start_time)
-        self._answered = True
-        if self.wire is not None:
-            self.wire.answered(last=not sent[0].keep_alive)
-        return sent
-
-    def resume_reading(self, *args: Any, **settings: Any) -> None:
-        super().resume_reading(*args, **settings)
-        if self.wire is not None:
-            self.wire.hold()
 
 
 class Wire(asyncio.BufferedProtocol):
@@ -217,6 +143,7 @@ class Wire(asyncio.BufferedProtocol):
         """A head is whole, or what came is none."""
         self._busy = True
         self._wires.guests.busy(self)
+        self._wires.unfinished.pop(self, None)
         self._head = HeadEnd()
         if self._late is not None:
             self._late.cancel()
@@ -231,8 +158,13 @@ class Wire(asyncio.BufferedProtocol):
     def _take_of_body(self, end: SizedEnd | ChunkedEnd, data: bytes) -> bytes:
         size = end.take(data)
         if isinstance(end, ChunkedEnd) and end.too_long:
-            log.info("%s sent too long trailers: closed", self._peer())
+            if self._wires.may_say("sent too long trailers"):
+                log.info("%s sent too long trailers: closed", self._peer())
             self._abort()
+            return b""
+        if isinstance(end, ChunkedEnd) and end.too_thin:
+            self._over, self._end = True, None
+            self._handler.refuse_body("the chunks are too small for their number")
             return b""
         if end.ended:
             self._end = None
@@ -241,15 +173,21 @@ class Wire(asyncio.BufferedProtocol):
             self._next()
         return data[size:]
 
+    def is_last(self, method: str) -> bool:
+        """Whether nothing is read behind the request under way: chunks that are to come, what follows CONNECT."""
+        return isinstance(self._end, ChunkedEnd) or method == "CONNECT"
+
     def answered(self, last: bool) -> None:
-        """The request under way is; ``last``: aiohttp takes no other."""
+        """The request under way is, whatever of its body is to come; ``last``: aiohttp takes no other."""
         self._busy = False
+        self._wires.guests.idle(self)
         self._last = last
         if self._handler.unread:
-            self._wires.guests.idle(self)  # nothing waits for it any more
             self._heard = asyncio.get_running_loop().time()
             self._end_quiet()
-        if self._end is None:
+        if last and isinstance(self._end, ChunkedEnd):
+            self._over = True  # aiohttp closes: at the client's end, or when it has lingered
+        elif self._end is None:
             self._next()
             rest, self._rest = self._rest, b""
             self._take(rest)
@@ -267,7 +205,6 @@ class Wire(asyncio.BufferedProtocol):
 
     def _next(self) -> None:
         """All of a request has come and is answered."""
-        self._wires.guests.idle(self)
         self._let_go()
         if self._last:
             self._over = True
@@ -278,6 +215,7 @@ class Wire(asyncio.BufferedProtocol):
         """Of the memory for a head."""
         self._wires.heads -= self._head_borrowed
         self._head_borrowed = 0
+        self._wires.unfinished.pop(self, None)
 
     def hold(self) -> None:
         """Nothing more is read while something waits."""
@@ -289,10 +227,11 @@ class Wire(asyncio.BufferedProtocol):
         more = max(0, self._head.size - HTTP_HEAD_SIZE_OWN) - self._head_borrowed
         if more <= 0:
             return True
-        if self._wires.heads + more > HTTP_HEADS_SIZE_MAX:
+        if not self._wires.has_room(self, more, HTTP_HEADS_SIZE_MAX):
             return False
         self._wires.heads += more
         self._head_borrowed += more
+        self._wires.unfinished[self] = self._head_borrowed
         return True
 
     def _refuse_tls(self) -> None:
@@ -339,13 +278,14 @@ class Wire(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
-        waiting, acked = _progress(transport)
+        waiting, acked = progress_of(transport)
         if not waiting:
             self._acked_at = None
         elif self._acked_at is None or acked != self._acked:
             self._acked, self._acked_at = acked, now
         elif now - self._acked_at >= HTTP_UNREAD_TIMEOUT_S:
-            log.info("%s took nothing for %.1f s: closed", self._peer(), now - self._acked_at)
+            if self._wires.may_say("took nothing for too long"):
+                log.info("%s took nothing for %.1f s: closed", self._peer(), now - self._acked_at)
             self._abort()
 
     def _abort(self) -> None:
@@ -408,6 +348,7 @@ class Wire(asyncio.BufferedProtocol):
     def evict(self) -> None:
         """Nothing waits for the client: aiohttp has waited until all was sent."""
         self._over = True
+        self._let_go()
         if self._transport is not None:
             self._transport.abort()
         elif self.opening is not None:
@@ -436,14 +377,3 @@ class Wire(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._handler.resume_writing()
-
-
-def _progress(transport: asyncio.Transport) -> tuple[int, int]:
-    """Bytes that wait for the client, here or in the kernel, and bytes that its machine has acknowledged in all."""
-    sock = transport.get_extra_info("socket")
-    try:
-        unacked = int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-    except OSError:  # closed meanwhile
-        return 0, 0
-    return transport.get_write_buffer_size() + unacked, int.from_bytes(info[BYTES_ACKED], sys.byteorder)

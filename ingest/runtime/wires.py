@@ -7,6 +7,7 @@ import logging
 import os
 import resource
 import time
+from collections import Counter
 from typing import Any, Protocol
 
 from ingest.limits import (
@@ -44,6 +45,7 @@ class Wires:
         self.refused: set[object] = set()  # who is told that there are too many
         self._lines = LineBudget(1, HTTP_UNREAD_TIMEOUT_S / 4)
         self.heads = 0  # bytes of heads beyond what each connection may have
+        self.unfinished: dict[Guest, int] = {}  # whose heads have come in part, and such bytes of each
         self._memory = memoryview(bytearray(HTTP_RECEIVE_SIZE))
         # For one receive, which is copied out of it at once: the more connections there are, the less each may have waiting.
         self.scratch = self._memory
@@ -66,8 +68,38 @@ class Wires:
 
     def tell_of_tls(self, peer: Any) -> None:
         """A line for each is what a client could fill a disk with."""
-        if self._lines.take("TLS", time.monotonic()):
+        if self.may_say("spoke TLS to a port of plain HTTP"):
             log.warning("%s: the client speaks TLS to a port of plain HTTP (--tls-cert)", peer)
+
+    def may_say(self, kind: str) -> bool:
+        """Whether there may be a line about what any client can cause at will. ``kind``: of those who did, told with their
+        number when there were more."""
+        return self._lines.take(kind, time.monotonic())
+
+    def has_room(self, guest: Guest, more: int, size: int) -> bool:
+        """Whether ``guest`` may have ``more`` bytes of the ``size`` that there are for heads, perhaps those of others."""
+        while self.heads + more > size:
+            if not self._give_way(guest, more):
+                return False
+        return True
+
+    def _give_way(self, guest: Guest, more: int) -> bool:
+        """Ends the connection with the largest unfinished head, of the address that has most of such bytes. False when
+        ``guest``'s own address would have most with ``more``, or nobody else is unfinished."""
+        shares: Counter[str] = Counter()
+        for one, size in self.unfinished.items():
+            shares[self.guests.network(one)] += size
+        mine = self.guests.network(guest)
+        network, most = max(shares.items(), key=lambda share: share[1], default=(mine, 0))
+        if network == mine or most <= shares[mine] + more:
+            return False
+        old = max(
+            (one for one in self.unfinished if self.guests.network(one) == network),
+            key=self.unfinished.__getitem__,
+        )
+        self.dismissed(old)
+        old.evict()
+        return True
 
     async def watch(self) -> None:
         """Ends the connections of clients that took not one byte for too long: what they were sent would stay in memory, and
@@ -78,8 +110,8 @@ class Wires:
         """
         while True:
             await asyncio.sleep(HTTP_UNREAD_TIMEOUT_S / 4)
-            for _, number in self._lines.lapsed(time.monotonic()):
-                log.warning("%d more clients spoke TLS to a port of plain HTTP", number)
+            for kind, number in self._lines.lapsed(time.monotonic()):
+                log.warning("%d more clients %s", number, kind)
             now = asyncio.get_running_loop().time()
             for wire in list(self.open):
                 wire.check(now)

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,10 +43,12 @@ _REQUEST_LINE = re.compile(rb"[\r\n]*" + _METHOD + rb" [^\s]+ HTTP/1\.[01]\r?\n"
 _BEGINNING = re.compile(
     rb"[\r\n]*|[\r\n]*" + _METHOD + rb"( [^\s]*( (H(T(T(P(/(1(\.([01]\r?)?)?)?)?)?)?)?)?)?)?"
 )
-# A record of TLS with a ClientHello (RFC 8446, 4 and 5.1), and a request of STUN (RFC 8489, 5).
+_HTTP_2 = b"PRI * HTTP/2.0\r\n"  # RFC 9113, 3.4
+# A record of TLS with a ClientHello (RFC 8446, 4 and 5.1), and a message of STUN (RFC 8489, 5), perhaps behind its length:
+# so browsers send it to peers that they reach by TCP (RFC 6544, 3, and RFC 4571).
 _CLIENT_HELLO = re.compile(rb"\x16\x03[\x00-\x04][\x00-\x40].\x01\x00", re.S)
-_STUN = re.compile(rb"\x00[\x01-\x09]..\x21\x12\xa4\x42", re.S)
-_BINARY_SIZE = 8  # bytes: both are known by then
+_STUN = re.compile(rb"(?:..)?[\x00-\x3f]...\x21\x12\xa4\x42", re.S)
+_BINARY_SIZE = 10  # bytes: both are known by then
 _REFUSED = (
     b"this port takes raw bytes, and these begin as an HTTP request does: nothing was stored; use HTTP\n"
 )
@@ -75,9 +77,10 @@ class StreamServer:
         try:
             if self._wires.guests.admit(guest, transport.get_extra_info("peername")):
                 with self._noted():
-                    await _answer(transport, incoming, await self._receive(guest, incoming))
+                    reply = await self._receive(guest, incoming)
+                    await _answer(transport, incoming, reply, lambda: self._wires.guests.idle(guest))
             elif self._wires.may_refuse(guest):
-                await _answer(transport, incoming, _reply("", Status.BUSY))
+                await _answer(transport, incoming, _reply("", Status.BUSY), lambda: None)
             else:
                 transport.abort()
         except (ConnectionError, ClientGoneError) as error:
@@ -113,7 +116,8 @@ class StreamServer:
             await body.begin()
             self._wires.guests.busy(guest)
             if (answer := await body.refusal()) is not None:
-                log.warning("%s: stream: an HTTP request, TLS or STUN was refused", id_)
+                if self._wires.may_say("sent HTTP, TLS or STUN to the raw stream"):
+                    log.warning("%s: stream: an HTTP request, TLS or STUN was refused", id_)
                 return answer
             version = await self._store.put(NAMESPACE, f"{moment} {id_}", body, condition=ABSENT)
         except RefusedError as error:
@@ -125,7 +129,10 @@ class StreamServer:
         except (IngestError, OSError, TimeoutError) as error:
             if isinstance(error, ConnectionError):
                 raise
-            log.warning("%s: stream: %s", id_, str(error) or "not one byte came for too long")
+            if str(error):
+                log.warning("%s: stream: %s", id_, error)
+            elif self._wires.may_say("sent not one byte to the raw stream for too long"):
+                log.warning("%s: stream: not one byte came for too long", id_)
             return _reply("", Status.ERROR)
         return _reply(version.object_id, Status.SAVED)
 
@@ -159,7 +166,7 @@ class _Body:
             return TLS_ALERT
         if _STUN.match(self._head) is not None:
             return b""
-        if _REQUEST_LINE.match(self._head) is not None:
+        if _REQUEST_LINE.match(self._head) is not None or self._head.startswith(_HTTP_2):
             return _FORBIDDEN
         return _FORBIDDEN if size == len(buffer) and _BEGINNING.fullmatch(self._head) is not None else None
 
@@ -175,7 +182,7 @@ class _Body:
 
 def _undecided(head: memoryview) -> bool:
     """More bytes may make it something that is refused."""
-    if len(head) < _BINARY_SIZE and head.tobytes()[:1] in (b"\x16", b"\x00"):
+    if len(head) < _BINARY_SIZE or _HTTP_2.startswith(head[: len(_HTTP_2) + 1].tobytes()):
         return True
     return _BEGINNING.fullmatch(head) is not None
 
@@ -213,12 +220,17 @@ class _Connection(asyncio.BufferedProtocol):
         self._incoming.finish(str(error or "the connection was lost"))
 
 
-async def _answer(transport: asyncio.Transport, incoming: Incoming, reply: bytes) -> None:
-    """Sends it. What the client still sends is read for a while: unread, it would make a reset that eats the reply."""
+async def _answer(
+    transport: asyncio.Transport, incoming: Incoming, reply: bytes, then: Callable[[], None]
+) -> None:
+    """Sends it, and calls ``then`` when the system has it. What the client still sends is read for a while: unread, it would
+    make a reset that eats the reply."""
     transport.write(reply)
     if incoming.ended:
         return
     transport.write_eof()
+    await asyncio.sleep(0)  # uvloop sends at the end of a turn
+    then()
     done = asyncio.Event()
     incoming.discard(done.set)
     try:

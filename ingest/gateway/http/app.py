@@ -24,7 +24,8 @@ from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
 from ingest.gateway.http.s3_refusal import refuse_s3
-from ingest.runtime.wire import Connection, Wire
+from ingest.runtime.http_connection import Connection
+from ingest.runtime.wire import Wire
 from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)

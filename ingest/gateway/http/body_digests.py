@@ -22,7 +22,6 @@ _FIELDS = ("Content-Digest", "Repr-Digest")
 _IN_TRAILERS = {name.lower() for name in (*_FIELDS, "Digest", "Content-MD5")}
 _MEMBER = re.compile(r"([a-z*][a-z0-9_.*-]*)[ \t]*=[ \t]*:([A-Za-z0-9+/=]*):")
 _OLD_MEMBER = re.compile(r"([A-Za-z0-9-]+)=([^,]*)")
-_SEPARATOR = re.compile(r"[ \t]*,[ \t]*")
 
 REPR_DIGEST = "Repr-Digest"
 
@@ -30,7 +29,7 @@ REPR_DIGEST = "Repr-Digest"
 def digests_of(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
     """(algorithm, digest) of each that a request names, by the names of RFC 9530. Failure 400 for what cannot be one, 501
     for one that is to come behind the body: trailers are not read, and what is not compared must not pass for true."""
-    for name in _SEPARATOR.split(headers.get("Trailer", "").strip(" \t")):
+    for name in (one.strip(" \t") for one in headers.get("Trailer", "").split(",")):
         if name.lower() in _IN_TRAILERS:
             raise Failure(501, "trailer", f"trailers are not read: send {name} before the body")
     found: list[tuple[str, bytes]] = []
@@ -38,7 +37,7 @@ def digests_of(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
         if field in headers:
             found += [(name, _bytes(field, name, text)) for name, text in _members(field, headers[field])]
     if "Digest" in headers:
-        for part in _SEPARATOR.split(headers["Digest"].strip(" \t")):
+        for part in _parts(headers["Digest"]):
             match = _OLD_MEMBER.fullmatch(part)
             if match is None:
                 raise _malformed("Digest")
@@ -53,13 +52,18 @@ def digests_of(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
 def _members(field: str, text: str) -> list[tuple[str, str]]:
     """Of a dictionary of byte sequences (RFC 9651): those whose algorithms are known."""
     found = []
-    for part in _SEPARATOR.split(text.strip(" \t")):
+    for part in _parts(text):
         match = _MEMBER.fullmatch(part)
         if match is None:
             raise _malformed(field)
         if match[1] in _ALGORITHMS:
             found.append((match[1], match[2]))
     return found
+
+
+def _parts(text: str) -> list[str]:
+    """Of a list. A pattern for the commas and the blanks around them takes the square of many blanks' time."""
+    return [part.strip(" \t") for part in text.split(",")]
 
 
 def _bytes(field: str, algorithm: str, text: str) -> bytes:

@@ -17,7 +17,7 @@ _PARAMETER = re.compile(
     rf"""[ \t]*;[ \t]*(?:({_TOKEN})[ \t]*=[ \t]*(?:"((?:[^"\\]|\\["\\]|\\(?!["\\]))*)"|([^;" \t]*)))?"""
 )
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
-_LINE = re.compile(rf"({_TOKEN}):[ \t]*([^\0-\x08\x0a-\x1f\x7f]*)")
+_LINE = re.compile(rf"({_TOKEN}):([^\0-\x08\x0a-\x1f\x7f]*)")
 _AS_IT_IS = ("7bit", "8bit", "binary")
 
 
@@ -61,7 +61,7 @@ def parse_head(head: bytes) -> Part:
         found = _LINE.fullmatch(line)
         if found is None or found[1] in headers:
             raise bad_form("the head of a part cannot be read")
-        headers[found[1]] = found[2].rstrip(" \t")
+        headers[found[1]] = found[2].strip(" \t")
     kind, separator, parameters = headers.get("content-disposition", "").partition(";")
     if kind.strip(" \t").lower() != "form-data":
         raise bad_form("a part has no Content-Disposition: form-data")
@@ -90,7 +90,8 @@ def _parameters(text: str) -> dict[str, str]:
     """By their names in small letters. Failure 400."""
     found: dict[str, str] = {}
     at = 0
-    while at < len(text.rstrip(" \t")):
+    size = len(text.rstrip(" \t"))
+    while at < size:
         match = _PARAMETER.match(text, at)
         if match is None or (match[1] or "").lower() in found:
             raise bad_form("a parameter of a head cannot be read, or stands twice")

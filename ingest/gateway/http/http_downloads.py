@@ -25,7 +25,7 @@ from ingest.limits import HTTP_TLS_WRITE_SIZE
 from ingest.objects.memory_budget import ALLOWANCE_SIZE
 from ingest.objects.object_store import StoredDownload
 from ingest.runtime.cache_policy import CACHE_CONTROL, REVALIDATE
-from ingest.runtime.wire import Connection
+from ingest.runtime.http_connection import Connection
 
 # An object is somebody's bytes: in a browser it runs no scripts here.
 SANDBOX = {"Content-Security-Policy": "sandbox"}

@@ -12,7 +12,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from ingest.gateway.http.failures import ClientGoneError, Failure
 from ingest.gateway.http.incoming import Incoming
 from ingest.limits import HTTP_DIRECT_MIN, HTTP_STALL_TIMEOUT_S
-from ingest.runtime.wire import Connection
+from ingest.runtime.http_connection import Connection
 
 
 class RequestBody:

@@ -1,0 +1,103 @@
+"""aiohttp's part of a connection: it parses what `wire` gives it, one request at a time, and writes the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import _ErrInfo
+
+from ingest.runtime.http_framing import is_length
+
+if TYPE_CHECKING:
+    from ingest.runtime.wire import Wire
+
+
+class Connection(web.RequestHandler):
+    """``wire``: the other part, once it is open; ``busy``: has a request that is not answered."""
+
+    __slots__ = ("_answered", "_broken", "_content", "busy", "wire")
+
+    def __init__(self, server: web.Server, **settings: Any) -> None:
+        super().__init__(server, **settings)
+        self.busy = False
+        self.wire: Wire | None = None
+        self._content: Any = None  # of the request under way
+        self._answered = False  # that request
+        self._broken = False  # what came was no HTTP
+
+    def parse(self, data: bytes) -> object | None:
+        """The message whose head ends with ``data``: a RawRequestMessage, or something else if this is no HTTP."""
+        self._content = None
+        self._answered = False
+        self.data_received(data)
+        if not self._messages:
+            return None
+        message, self._content = self._messages[-1]
+        if isinstance(message, RawRequestMessage) and not is_length(
+            message.headers.get("Content-Length", "0")
+        ):
+            message, _ = self._messages[-1] = _refusal("the Content-Length is larger than any body")
+        return message
+
+    def data_received(self, data: bytes) -> None:
+        """aiohttp tells nobody who waits for a body that its chunks are malformed, and notes it again with each piece. Once
+        the request is answered nobody waits."""
+        if self._broken:
+            return
+        super().data_received(data)
+        if self._upgraded and self._parser is not None:
+            # No protocol is changed here. aiohttp would keep back what comes.
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+        if self._messages and isinstance(refusal := self._messages[-1][0], _ErrInfo):
+            self._break(refusal)
+
+    def refuse_body(self, why: str) -> None:
+        """Of the request under way: 400 to whoever waits for it."""
+        refusal, nothing = _refusal(why)
+        self._messages.append((refusal, nothing))
+        self._break(refusal)
+
+    def _break(self, refusal: _ErrInfo) -> None:
+        self._broken = True
+        if self.unread:
+            self.close()  # after the answer, and without another one
+            if not self._answered:
+                self._content.set_exception(refusal.exc)
+                self._content.feed_eof()
+
+    @property
+    def unread(self) -> bool:
+        """Not all of its body has come."""
+        return self._content is not None and not self._content.is_eof()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._answered and self.unread:
+            self._content.feed_eof()  # for which aiohttp waits a while
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: Any
+    ) -> Any:
+        if self._broken or (self.wire is not None and self.wire.is_last(request.method)):
+            resp.force_close()
+        sent = await super().finish_response(request, resp, start_time)
+        self._answered = True
+        if self.wire is not None:
+            self.wire.answered(last=not sent[0].keep_alive)
+        return sent
+
+    def resume_reading(self, *args: Any, **settings: Any) -> None:
+        super().resume_reading(*args, **settings)
+        if self.wire is not None:
+            self.wire.hold()
+
+
+def _refusal(why: str) -> tuple[_ErrInfo, Any]:
+    """What aiohttp answers with 400, in place of a request and its body."""
+    error = BadHttpMessage(why)
+    return _ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD
