@@ -250,3 +250,50 @@ def test_one_that_starts_has_as_long_as_it_takes(parent):
     parent.child.heart.reset()
     parent.listen(*SECONDS, *SECONDS)
     assert is_running(parent)
+
+
+class TestOneThatEndsAtOnce:
+    """Started again and again: none of them ever beats."""
+
+    def test_is_missing_from_the_first_start_on(self, heart):
+        first = time.monotonic_ns()
+        for _ in range(3):
+            heart.reset()  # it ended
+            heart.reset()  # another one is started
+        assert heart.trouble("x", first + 3 * S) == "x does not run"
+
+    def test_is_missing_from_the_end_of_the_last_that_beat(self, heart):
+        heart.beat()
+        before = time.monotonic_ns()
+        heart.reset()
+        heart.reset()
+        later = time.monotonic_ns() + 3 * S
+        assert 3.0 <= heart.missing(later) <= (later - before) * 1e-9
+        heart.beat()
+        assert (heart.missing(later), heart.trouble("x", time.monotonic_ns())) == (0.0, "")
+
+    def test_stays_unready_through_real_starts_and_is_told_once(self, caplog, monkeypatch):
+        """By a parent whose patience is none, so that nothing has to pass."""
+        monkeypatch.setattr(limits, "HEART_UNREADY_S", 0.0)
+        child = Child("child", lambda: 1)
+        supervisor = Supervisor([[child]], 10.0)
+        supervisor._signals_read, supervisor._signals_write = os.pipe()
+        child.start(lambda: None)
+        first = child.heart.missing(time.monotonic_ns())
+        with caplog.at_level(logging.WARNING):
+            for _ in range(3):
+                supervisor._ended(child)
+                supervisor._miss(child, time.monotonic_ns())
+                last = child.heart.missing(time.monotonic_ns())
+                assert last > first and child.heart.trouble("x", time.monotonic_ns()) == "x does not run"
+                first = last
+                child.start(lambda: None)
+        supervisor._ended(child)
+        child.heart.beat()
+        with caplog.at_level(logging.WARNING):
+            supervisor._miss(child, time.monotonic_ns())
+        said = [record.getMessage() for record in caplog.records]
+        assert sum("has not run for" in line for line in said) == 1
+        assert said[-1].endswith("runs again")
+        os.close(supervisor._signals_read)
+        os.close(supervisor._signals_write)

@@ -299,6 +299,25 @@ def test_a_worker_that_dies_while_there_is_no_committer_waits_for_the_next_one(s
     assert stage.exit_code() == 0
 
 
+def test_a_worker_is_replaced_while_the_committer_ends_at_once_again_and_again(stage: Stage) -> None:
+    actors = Actors(stage)
+    lives = stage.queue.counter_row(_queue.ROW_ADMIN)
+
+    def committer(node: Node) -> int:
+        lives[0] += 1
+        if lives[0] == 1:
+            return actors.committer(node)
+        stage.report("fails")
+        return 70
+
+    serve(stage, committer=committer)
+    os.kill(pid_of(stage, "committer"), signal.SIGKILL)
+    stage.wait_for("fails")
+    os.kill(pid_of(stage, "worker", slot=0), signal.SIGKILL)
+    stage.wait_for("worker", 2, slot=0)
+    assert stage.queue.epoch % 2 == 1
+
+
 def test_a_killed_committer_is_replaced_while_the_workers_live(stage: Stage) -> None:
     serve(stage)
     epoch = stage.queue.epoch

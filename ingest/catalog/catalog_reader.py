@@ -13,7 +13,7 @@ import msgspec
 
 from ingest import ticket
 from ingest.catalog import extent
-from ingest.catalog.database import REBUILD, Database
+from ingest.catalog.database import REPLACE, Database
 from ingest.catalog.extent import Extent
 from ingest.catalog.version import Transition, Version, VersionState, check_name, check_text, order_at
 from ingest.errors import CatalogError, NotFoundError, UsageError
@@ -111,7 +111,7 @@ class CatalogReader:
     def identity(self) -> Identity:
         row = self._db.row("SELECT id, bound FROM binding")
         if row is None:
-            raise CatalogError(f"{self.path}: this catalog has no id; {REBUILD}")
+            raise CatalogError(f"{self.path}: this catalog has no id; {REPLACE}")
         return Identity(row[0], bool(row[1]))
 
     # --- one version

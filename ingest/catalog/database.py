@@ -14,7 +14,7 @@ import apsw
 
 from ingest.catalog.catalog_reserve import CatalogReserve
 from ingest.catalog.schema import APPLICATION_ID, FORMAT, FROM_1, ID_SIZE, SET_ID, TABLES
-from ingest.errors import BusyError, CatalogError, DiskError, NoSpaceError, ReadOnlyError
+from ingest.errors import BusyError, CatalogError, ConfigError, DiskError, NoSpaceError, ReadOnlyError
 from ingest.limits import (
     CATALOG_BUSY_S,
     CATALOG_CACHE_SIZE,
@@ -39,6 +39,7 @@ SPOILING = (
     apsw.CorruptError,  # a disk may read wrongly once
 )
 REBUILD = "`ingest catalog rebuild` makes one from the packs"
+REPLACE = "`ingest catalog rebuild --replace` makes another one from the packs"  # where there is a file
 
 
 class Database:
@@ -99,7 +100,7 @@ class Database:
         db.set_busy_timeout(round(CATALOG_BUSY_S * 1000))
         application, found = db.pragma("application_id"), db.pragma("user_version")
         if application != APPLICATION_ID:
-            raise CatalogError(f"{self.path}: this SQLite file is not a catalog of ingest; {REBUILD}")
+            raise CatalogError(f"{self.path}: this SQLite file is not a catalog of ingest; {REPLACE}")
         if found in OUTDATED and found not in self._formats:
             raise CatalogError(
                 f"{self.path}: a catalog of format {found}, which a start of `ingest gateway` or `ingest serve` makes one of"
@@ -220,7 +221,7 @@ def explained(error: apsw.Error, path: Path, number: int = 0) -> DiskError | Bus
     if isinstance(error, apsw.BusyError):
         return BusyError(f"{path}: another process has been changing it for {CATALOG_BUSY_S:g} s")
     if isinstance(error, (apsw.NotADBError, apsw.CorruptError)):
-        return CatalogError(f"{path}: this file is no whole catalog ({error}); {REBUILD}")
+        return CatalogError(f"{path}: this file is no whole catalog ({error}); {REPLACE}")
     # A file beside it that finds no room is an error like any other to SQLite, and so is a quota.
     no_room = isinstance(error, (apsw.IOError, apsw.CantOpenError)) and number in OUT_OF_SPACE
     # Without an inode it looks whether the file is there then, so that ENOENT is what failed last.
@@ -271,13 +272,14 @@ def _make(path: Path) -> None:
     _refuse_lost(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
-        make_file(temporary)
         try:
+            make_file(temporary)
             os.link(temporary, path)
         except FileExistsError:
             pass  # another process was faster
         finally:
-            os.unlink(temporary)
+            for left in ("", "-journal", "-wal", "-shm"):  # a full disk keeps SQLite from removing its own
+                temporary.with_name(temporary.name + left).unlink(missing_ok=True)
         sync_directory(path.parent)
     except OSError as error:
         raise DiskError(explain(error, path.parent)) from error
@@ -287,7 +289,12 @@ def make_file(path: Path) -> None:
     """An empty catalog in a file that must not exist; synced, but not its directory. OSError, DiskError."""
     fd = open_new(path)  # SQLite would take the umask
     try:
-        db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        except apsw.Error as error:  # a name that is too long for it
+            raise explained(error, path) from error
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"{str(path)!r}: SQLite opens only files whose names are UTF-8") from error
         try:
             db.pragma("application_id", APPLICATION_ID)
             db.pragma("user_version", FORMAT)

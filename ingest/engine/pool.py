@@ -2,7 +2,8 @@
 
 How a process is started, watched and ended is `supervisor`'s business. The parent forks, in this order, the admin
 process, the committer, and, once the store has recovered and the frame ports listen, the workers. A worker that died is
-RETIRING as long as the committer may still read its arena: another one starts when that is released.
+RETIRING as long as the committer may still read its arena: another one starts when that is released. While there is no
+committer process the parent releases it.
 
 A committer that died makes the queue's epoch odd; its replacement recovers and makes it even. Workers keep their frames
 meanwhile and submit them again.
@@ -153,7 +154,12 @@ class Pool(Supervisor):
         if not self._serving and self._committer.state is State.RUNNING and self._queue.epoch % 2 == 0:
             self._committer_is_ready(now)
         for slot, worker in enumerate(self._workers):
-            if worker.state is State.RETIRING and self._queue.is_retired(slot):
+            if worker.state is not State.RETIRING:
+                continue
+            if self._committer.state is not State.RUNNING and self._queue.is_retiring(slot):
+                # Nobody reads the arena: the last committer is reaped, and this thread starts the next one.
+                self._queue.release(slot)
+            if self._queue.is_retired(slot):
                 self._queue.reset_ring(slot)
                 worker.state = State.RESTING
         super()._step(now)

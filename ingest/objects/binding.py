@@ -48,7 +48,7 @@ _HEADER = struct.Struct(
 )  # magic, version of the format, id of the catalog; zeros to the end
 ADVICE = (
     "nothing is stored or deleted there. Either --connect and --read-connect name the wrong engine, or this is not the"
-    " catalog of that store: `ingest catalog rebuild` on the store's data directory makes one that is"
+    " catalog of that store: `ingest catalog rebuild --replace` on the store's data directory makes one that is"
 )
 
 DELETED = "ticket %s was deleted in the engine's store, which no longer says whose it is; the objects do"

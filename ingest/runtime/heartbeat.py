@@ -17,7 +17,8 @@ from ingest.disk_wait import DiskWait
 
 # Words of 8 bytes: each is written whole.
 _BEAT = 0  # ns; 0: none since the process was started
-SINCE = 1  # ns: of the wait; of the start, or of the end, of a process that has not beaten since
+# ns: of the wait; without a beat, of the end of the last process that had one, or of the first start
+SINCE = 1
 WAIT = 2  # DiskWait
 _STALLED = 3  # ns; 0: what was handed over is answered
 _STALLED_BY = 4  # DiskWait
@@ -54,9 +55,11 @@ class Heart:
     # --- who started it
 
     def reset(self) -> None:
-        """There is no process, or one that has not beaten yet."""
+        """There is no process, or one that has not beaten yet. Since when that is so stays, however often one starts that
+        ends before its first beat."""
+        if self.words[_BEAT] or not self.words[SINCE]:
+            self.words[SINCE] = time.monotonic_ns()
         self.words[_BEAT] = self.words[WAIT] = self.words[_STALLED] = 0
-        self.words[SINCE] = time.monotonic_ns()
 
     # --- who listens
 
@@ -69,6 +72,11 @@ class Heart:
         """Seconds since the last beat, by ``now``, ns of the monotonic clock; None when there was none."""
         beat = self.words[_BEAT]
         return max(0.0, (now - beat) * 1e-9) if beat else None
+
+    def missing(self, now: int) -> float:
+        """For how many seconds there has been no process that beat; 0 while there is one, and before the first start."""
+        since = self.words[SINCE]
+        return max(0.0, (now - since) * 1e-9) if since and not self.words[_BEAT] else 0.0
 
     def waiting(self, now: int) -> tuple[DiskWait, float]:
         """What it waits for, or its work does, and for how many seconds."""
@@ -83,9 +91,7 @@ class Heart:
         """What is wrong with the process, in words; empty when it answers, or did a moment ago."""
         age, (wait, seconds) = self.age(now), self.waiting(now)
         if age is None:
-            since = self.words[SINCE]
-            gone = (now - since) * 1e-9
-            return f"{name} does not run" if since and gone >= limits.HEART_UNREADY_S else ""
+            return f"{name} does not run" if self.missing(now) >= limits.HEART_UNREADY_S else ""
         if wait and seconds >= limits.HEART_UNREADY_S:
             return f"{name} waits for the disk: {wait.words} for {seconds:.0f} s"
         return f"{name} has not answered for {age:.0f} s" if age >= limits.HEART_UNREADY_S else ""
@@ -100,6 +106,7 @@ class Listener:
         self.seconds = 0.0
         self.patience = limits.HEART_SILENCE_MAX_S  # seconds after which it is killed, if it may be
         self.told = False  # the log says that it is silent
+        self.told_missing = False  # the log says that none comes up
 
     def listen(self, passed: float) -> float:
         """``passed``: seconds since the last call that count. Returns for how many there was no beat; a process that has not

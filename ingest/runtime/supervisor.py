@@ -191,6 +191,18 @@ class Supervisor:
         for child in self._children:
             if child.state is State.RUNNING:
                 self._judge(child, self._listeners[child.name].listen(counts))
+            self._miss(child, time.monotonic_ns())
+
+    def _miss(self, child: Child, now: int) -> None:
+        """Tells once of one that is started again and again and never gets to its first beat. One that runs is starting."""
+        listener, seconds = self._listeners[child.name], child.heart.missing(now)
+        ended = child.state in (State.RESTING, State.RETIRING)
+        if ended and seconds >= limits.HEART_UNREADY_S and not listener.told_missing:
+            listener.told_missing = True
+            log.error("%s has not run for %.0f s: it ends before it does anything", child.name, seconds)
+        elif listener.told_missing and child.heart.last_beat:
+            listener.told_missing = False
+            log.warning("%s (pid %d) runs again", child.name, child.pid)
 
     def _judge(self, child: Child, silent: float) -> None:
         """``silent``: for how many seconds it has been."""
