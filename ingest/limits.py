@@ -271,6 +271,7 @@ HTTP_CONNECTIONS_MAX = (
     1024  # of a process: each may hold 50 kB of state, what it received, and a transfer's allowance twice
 )
 HTTP_SHARE_MAX = 768  # of them, of one address: a proxy has enough, and others have a quarter
+HTTP_FRESH_S = 1.0  # without a request, and not evicted by others of its address: its head may be on the way
 HTTP_HEAD_TIMEOUT_S = (
     15.0  # for a head, from its first byte; for the first one, from the beginning of its connection
 )
