@@ -6,9 +6,8 @@ import asyncio
 
 import pytest
 
-from ingest.client.channel import Channel
+from ingest.client.channel import Channel, Proof
 from ingest.client.get_channel import GetChannel
-from ingest.client.proof import Proof
 from ingest.client.put_channel import PutChannel
 from ingest.errors import ConnectionLostError, ProtocolError
 from ingest.runtime.listeners import parse_address
