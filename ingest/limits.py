@@ -281,6 +281,7 @@ HTTP_CONNECTIONS_MAX = (
 )
 HTTP_SHARE_MAX = 768  # of them, of one address: a proxy has enough, and others have a quarter
 HTTP_DESCRIPTORS_KEPT = 64  # of a process: for the engine, the catalog, files, and what closes
+HTTP_FRESH_S = 1.0  # without a request, and not evicted by others of its address: its head may be on the way
 HTTP_HEAD_TIMEOUT_S = (
     15.0  # for a head, from its first byte; for the first one, from the beginning of its connection
 )

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import uvloop
+from aiohttp import web
 
-from ingest.runtime.wire import Wire
+from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
 
 
@@ -72,3 +73,46 @@ def test_who_may_write_on_has_left_nothing_behind(size: int) -> None:
         assert writer.transport.get_write_buffer_size() == 0
 
     uvloop.run(connected(test))
+
+
+@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n\r\n"])
+def test_an_empty_line_behind_a_request_begins_none(empty: bytes) -> None:
+    """Old clients send one. Only the connection's first head is waited for before its first byte."""
+    began = []
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    alone = asyncio.Event()  # an empty line came by itself
+
+    class Timed(Wire):
+        def _expect_head(self) -> None:
+            began.append(self)
+            super()._expect_head()
+
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            if nbytes == len(empty):
+                alone.set()
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="here")
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        wires, server = Wires(), web.Server(answer)
+        port = await loop.create_server(
+            lambda: Timed(wires, Connection(server, loop=loop), lambda: "id"), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*port.sockets[0].getsockname())
+        try:
+            writer.write(request + empty)
+            await reader.readuntil(b"here")
+            writer.write(request)
+            await reader.readuntil(b"here")
+            writer.write(empty)
+            await alone.wait()
+            assert len(began) == 1
+        finally:
+            writer.close()
+            port.close()
+            await server.shutdown()
+
+    uvloop.run(test())

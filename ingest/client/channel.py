@@ -57,11 +57,16 @@ class Proof:
     judge: Callable[[bytes], None]
 
 
+HTTP_ANSWER = b"HTTP/"
+TLS_ALERT = b"\x15\x03"  # RFC 8446, 5.1
+
+
 class Channel(ABC):
     """``timeout``: seconds for connecting and for silence; ``retry_for``: seconds without any answer after which
     what is not answered fails with ConnectionLostError; ``tls``: None for a server that speaks plainly."""
 
     receive_size: ClassVar[int]  # bytes that are received at once; more than any record
+    port: ClassVar[str]  # of the server, which it talks to: put or get
 
     def __init__(
         self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
@@ -172,7 +177,7 @@ class Channel(ABC):
             async with asyncio.timeout(self.timeout):
                 answer = await connection.ask(proof.message(), proof.size)
         except TimeoutError:
-            raise ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s") from None
+            raise self._silence(connection) from None
         except OSError as error:
             raise ConnectionLostError(f"{self._name}: {error.strerror or error}") from error
         proof.judge(answer)
@@ -240,7 +245,7 @@ class Channel(ABC):
             while not connection.ended.done():
                 await asyncio.wait([connection.ended], timeout=self.timeout / 4)
                 if self.in_flight() and time.monotonic() - self._answered_at > self.timeout:
-                    connection.end(ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s"))
+                    connection.end(self._silence(connection))
             error = connection.ended.result()
             if isinstance(error, OSError):
                 return ConnectionLostError(f"{self._name}: {error.strerror or error}")
@@ -249,6 +254,11 @@ class Channel(ABC):
             self._connection = None
             connection.end(ConnectionLostError(f"{self._name}: the client was closed"))
             connection.transport.abort()
+
+    def _silence(self, connection: _Connection) -> ConnectionLostError:
+        """Another port of the server waits for the rest of what it takes for its own."""
+        hint = "" if connection.greeting else f" (is this the {self.port} port?)"
+        return ConnectionLostError(f"{self._name}: no answer for {self.timeout:g} s{hint}")
 
     def _send(self) -> None:
         """Sends what there is, as far as the connection takes it."""
@@ -279,6 +289,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._channel = channel
         self._buffer = memoryview(bytearray(channel.receive_size))
         self._held = 0  # bytes of the buffer that were not taken yet
+        self.greeting = b""  # the first bytes that came, as many as tell who answers
         self.writable = True
         self.ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._asked: tuple[Callable[[memoryview], int], asyncio.Future[bytes]] | None = None
@@ -297,6 +308,16 @@ class _Connection(asyncio.BufferedProtocol):
         if not answer.done():
             raise self.ended.result()
         return answer.result()
+
+    def _check_greeting(self) -> None:
+        """ProtocolError for the answers of other servers. No record begins as they do: all begin with a ticket."""
+        name = self._channel._name
+        if self.greeting == HTTP_ANSWER:
+            raise ProtocolError(
+                f"{name} answers with HTTP: this is not the {self._channel.port} port of a server"
+            )
+        if self.greeting.startswith(TLS_ALERT):
+            raise ProtocolError(f"{name} answers with an alert of TLS: it does not speak plainly (tls=)")
 
     def _take(self) -> int:
         if self._asked is None:
@@ -329,7 +350,11 @@ class _Connection(asyncio.BufferedProtocol):
         if self.ended.done():
             return  # the channel is done with this connection
         self._held += nbytes
+        if len(self.greeting) < len(HTTP_ANSWER):
+            # What was taken of the buffer before was whole records: those are longer.
+            self.greeting = bytes(self._buffer[: min(self._held, len(HTTP_ANSWER))])
         try:
+            self._check_greeting()
             taken = self._take()
         except Exception as error:
             self.end(error)

@@ -52,6 +52,7 @@ class _Request:
 
 
 class GetChannel(Channel):
+    port = "get"
     receive_size = limits.FRAMES_RECEIVE_SIZE
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +16,15 @@ from ingest.runtime.key_file import read_keys
 Key = bytes | str | Sequence[bytes | str] | Path
 
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+_SECRET = re.compile(
+    r"[0-9A-Fa-f]{32}|[0-9A-Za-z+/=_-]{43}"
+)  # a part of a key in hex digits, or one in base64
 _ONE = f"{mac.SHARED_KEY_SIZE} bytes, or {2 * mac.SHARED_KEY_SIZE} hex digits"
 
 
 def shared_keys(key: Key) -> list[bytes]:
     """The keys, 32 bytes each, at least one. UsageError for what is none, KeyFileError for a file that is none, or is not
-    there. What was given is never in a message: it could be a key with a character too many."""
+    there. What was given is in a message only if it can be no key: it could be one with a character too many."""
     if isinstance(key, Path):
         return read_keys(key)
     if isinstance(key, str):
@@ -30,13 +34,19 @@ def shared_keys(key: Key) -> list[bytes]:
         if not os.path.lexists(key):
             raise KeyFileError(
                 f"the key: neither {2 * mac.SHARED_KEY_SIZE} hex digits nor the path of a key file that is there "
-                f"({len(key)} characters, not shown because they could be a key)"
+                f"({_shown(key)})"
             )
         return read_keys(Path(key))
     keys = [_one(item) for item in ([bytes(key)] if isinstance(key, (bytes, bytearray, memoryview)) else key)]
     if not keys:
         raise UsageError("at least one shared key is needed")
     return keys
+
+
+def _shown(text: str) -> str:
+    if "/" in text and not _SECRET.search(text):
+        return repr(text)
+    return f"{len(text)} characters, not shown because they could be a key: pass a pathlib.Path to see it"
 
 
 def _one(item: bytes | str) -> bytes:

@@ -153,6 +153,7 @@ class _Spans:
 
 
 class PutChannel(Channel):
+    port = "put"
     receive_size = limits.ACKS_RECEIVE_SIZE
 
     def __init__(

@@ -3,13 +3,20 @@
 A connection without a request costs its client nothing, so those give way: of the address that has most of them the one
 that has been so longest. An address has a share. When it has that, its own idle connections give way first. When all of
 them have requests it is refused, though there are places: those are for others. A proxy before the process is one address.
+
+A burst of one address would evict its own connections before their requests have come. So within a share who has been idle
+for a moment only stays, and the newcomer is refused. Between addresses that does not count: silent ones give way at once.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
+
+from ingest.limits import HTTP_FRESH_S
 
 NETWORK_BITS = 64  # of an IPv6 address: what one client has of them
 
@@ -23,13 +30,14 @@ class Guest(Protocol):
 
 class Admission:
     """``places``: for how many connections; ``share``: how many of them one address may have. A guest is idle until it is
-    busy."""
+    busy. ``clock``: seconds, never going back."""
 
-    def __init__(self, places: int, share: int) -> None:
+    def __init__(self, places: int, share: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.places = places
         self.share = share
+        self._clock = clock
         self._networks: dict[Guest, str] = {}
-        self._idle: dict[Guest, None] = {}  # the one that has been so longest is the first
+        self._idle: dict[Guest, float] = {}  # since when; the one that has been so longest is the first
         self._counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -44,6 +52,8 @@ class Admission:
         network = network_of(peer)
         if self._counts[network] >= self.share:
             old = next((idle for idle in self._idle if self._networks[idle] == network), None)
+            if old is not None and self._clock() - self._idle[old] < HTTP_FRESH_S:
+                old = None
         elif len(self._networks) >= self.places:
             old = max(self._idle, key=lambda idle: self._counts[self._networks[idle]], default=None)
         else:
@@ -54,7 +64,7 @@ class Admission:
             self.leave(old)
             old.evict()
         self._networks[guest] = network
-        self._idle[guest] = None
+        self._idle[guest] = self._clock()
         self._counts[network] += 1
         return True
 
@@ -78,7 +88,7 @@ class Admission:
     def idle(self, guest: Guest) -> None:
         """It has none any more."""
         if guest in self._networks:
-            self._idle[guest] = None
+            self._idle[guest] = self._clock()
 
 
 def network_of(peer: Any) -> str:

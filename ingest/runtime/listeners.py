@@ -18,6 +18,9 @@ Address = tuple[str, int]
 
 def parse_address(text: str) -> Address:
     """`HOST:PORT` or `[V6]:PORT` as (host, port). Port 0 lets the system choose. ValueError for anything else."""
+    scheme, is_url, _ = text.partition("://")
+    if is_url:
+        raise ValueError(f"{text!r} is a URL, no address: HOST:PORT is expected, without {scheme}://")
     host, colon, port = text.rpartition(":")
     if (
         not colon

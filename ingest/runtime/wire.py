@@ -127,6 +127,8 @@ class Wire(asyncio.BufferedProtocol):
             if data.startswith(b"\x16") and not self._is_tls:
                 self._refuse_tls()
                 return b""
+            if not data:  # empty lines before a head are none of it: RFC 9112, 2.2
+                return b""
         size = self._head.take(data)
         if self._head.size > HTTP_HEAD_SIZE_MAX:
             why = f"the request line and the headers have more than {HTTP_HEAD_SIZE_MAX} bytes"
