@@ -174,6 +174,7 @@ LOCK_TRY_INTERVAL_S = 0.02
 # --- the client ----------------------------------------------------------------------------------
 RETRY_DELAY_MIN_S = 0.02  # back-off of a client that tries again: first …
 RETRY_DELAY_MAX_S = 2.0  # … and last
+WAIT_TOLD_S = 2.0  # a gateway that waits for its engine says so: one that starts beside it is there by then
 CLIENT_TIMEOUT_S = 30.0  # for a connection to open, and of silence with something unanswered
 CLIENT_RETRY_S = (
     60.0  # a client gives up what could not be settled for so long: longer than a restart with recovery

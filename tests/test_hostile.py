@@ -435,7 +435,9 @@ def test_http_on_a_frame_port(node: NodeRig) -> None:
             browser.close()
         more(node, before, "ingest_foreign_protocol_connections_total", protocol="http")(2)
     wait_for_log(
-        node, "the peer speaks HTTP on the put port: this port speaks frames, HTTP is on the admin port"
+        node,
+        "the peer speaks HTTP on the put port: this port speaks frames (docs/protocol.md), not HTTP."
+        " HTTP is on the port of the gateway (--http-listen) and on the admin port (--admin-listen)",
     )
 
 

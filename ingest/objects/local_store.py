@@ -33,12 +33,14 @@ class LocalStore:
         membership: Membership,
         key: bytes,
         possession: Possession | None = None,
+        admit: Callable[[], None] | None = None,
     ) -> None:
         self._client = client
         self._catalog = catalog
         self._reader = reader
         self._membership = membership
         self._possession = possession
+        self._admit = admit
         self.budget = Budget()
         self._receiver = Receiver(client, catalog, membership, manifest_key(key), self.budget)
 
@@ -52,12 +54,13 @@ class LocalStore:
         what: str,
         lease_tickets: int = LEASE_TICKETS,
         possession: Possession | None = None,
+        admit: Callable[[], None] | None = None,
     ) -> Self:
         """``key``: the first shared key of the node. ``what`` names this process to people. ``lease_tickets``: that it takes
         in advance for small objects. ``possession``: of the data directory, which somebody looks at; while it is lost, `put`
-        and `delete` raise DataDirLostError at once."""
+        and `delete` raise DataDirLostError at once. ``admit``: raises while nothing may be stored; `put` and `check` do."""
         membership = await Membership.enter(catalog, what, lease_tickets)
-        return cls(client, catalog, reader, membership, key, possession)
+        return cls(client, catalog, reader, membership, key, possession, admit)
 
     async def leave(self) -> None:
         """To be called when nobody uploads any more."""
@@ -76,6 +79,7 @@ class LocalStore:
     ) -> Version:
         self._membership.check()
         self._check_possession()
+        self._check_admission()
         if isinstance(name, str):
             await self.check(namespace, name, condition)
         return await self._receiver.receive(
@@ -95,10 +99,15 @@ class LocalStore:
         if self._possession is not None:
             self._possession.check()
 
+    def _check_admission(self) -> None:
+        if self._admit is not None:
+            self._admit()
+
     async def check(self, namespace: str, name: str, condition: Condition) -> None:
         check_namespace(namespace)
         check_name(name)
         self._membership.check()
+        self._check_admission()
         if condition != ANY:
             condition.check(name, self._reader.lookup(namespace, name))
 

@@ -54,7 +54,10 @@ class PeerLog:
             log.warning("%d more lines about peers were left out: %s", number, kind)
 
     def _report_foreign(self, port: Port, what: str, peer: str) -> None:
-        hint = "this port speaks frames, HTTP is on the admin port"
+        hint = (
+            "this port speaks frames (docs/protocol.md), not HTTP. HTTP is on the port of the gateway (--http-listen) "
+            "and on the admin port (--admin-listen)"
+        )
         if what == SPEAKS_TLS:
             hint = "this port speaks plain frames, not TLS (--tls-cert)"
         self.line(what, logging.WARNING, "%s: the peer %s on the %s port: %s", peer, what, port.name, hint)

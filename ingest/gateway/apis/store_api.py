@@ -38,6 +38,8 @@ async def _healthz(exchange: Exchange) -> web.StreamResponse:
     for name, heart in services.hearts.items():
         if name != "collector" and (trouble := heart.trouble(name, now)):
             raise Failure(503, "not_ready", f"{trouble}: requests may find nobody", RETRY)
+    if services.check_ready is not None:
+        services.check_ready()
     return text_response("Ok!")
 
 

@@ -38,6 +38,7 @@ class Services:
     collect: Collect | None = None
     possession: Possession | None = None  # of the data directory, which the process looks at
     hearts: Mapping[str, Heart] = field(default_factory=dict)  # of the gateway's processes, by name
+    check_ready: Callable[[], None] | None = None  # raises what keeps this process from being of any use
 
 
 @dataclass(slots=True)

@@ -35,7 +35,7 @@ from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.node_address import admin_address
 from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
-from ingest.gateway.process.upstream import connected
+from ingest.gateway.process.upstream import Binding, connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.objects.shared_namespace import SharedNamespace
@@ -156,7 +156,7 @@ async def _serve(
     loop = asyncio.get_running_loop()
     _cancel_at_end()
     async with (
-        connected(config, telling) as (client, catalog, keys),
+        connected(config, telling) as (client, catalog, keys, binding),
         NodeFigures(partial(admin_address, config), client.prove) as figures,
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
@@ -168,7 +168,9 @@ async def _serve(
                 read_keys(config)[0],
                 f"gateway {os.getpid()}",
                 possession=possession,
+                admit=binding.check,
             )
+            binding.tell(server.ended.set)
             loop.add_signal_handler(signals.end(), server.ended.set)
             loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
             signals.take_reloads()
@@ -178,10 +180,20 @@ async def _serve(
                 collect = _collect_once(client, catalog, reader)
                 links = DownloadLinks(link_key)
                 shared = SharedNamespace(store)
-                await server.serve(Services(shared, client.get, figures, links, collect, possession, hearts))
+                ready = partial(_check_ready, reader, binding)
+                await server.serve(
+                    Services(shared, client.get, figures, links, collect, possession, hearts, ready)
+                )
+                binding.raise_failure()
             finally:
                 looking.cancel()
                 await store.leave()
+
+
+def _check_ready(reader: CatalogReader, binding: Binding) -> None:
+    """NoSpaceError when there is nothing to read and nothing can be stored."""
+    if not reader.newest(1):
+        binding.check()
 
 
 async def _look_at(possession: Possession) -> None:
@@ -216,7 +228,8 @@ def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Tell
 
 async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
     _cancel_at_end()
-    async with connected(config, telling) as (client, catalog, keys):
+    async with connected(config, telling) as (client, catalog, keys, binding):
+        await binding.wait()
         with CatalogReader(catalog_path(config.data_dir)) as reader:
 
             def reload() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 from ingest import limits
 from ingest.catalog.catalog_client import CatalogClient
@@ -21,14 +22,118 @@ from ingest.objects.binding import bind
 log = logging.getLogger(__name__)
 
 
+class _Wait:
+    """For something that comes by itself: with growing pauses, and told only when it lasts."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._begun = time.monotonic()
+        self._delay = limits.RETRY_DELAY_MIN_S
+        self._told = False
+
+    async def pause(self, why: Exception) -> None:
+        if not self._told and time.monotonic() - self._begun >= limits.WAIT_TOLD_S:
+            log.warning("%s: %s", self._what, why)
+            self._told = True
+        await asyncio.sleep(self._delay)
+        self._delay = min(2 * self._delay, limits.RETRY_DELAY_MAX_S)
+
+    def end(self) -> None:
+        if self._told:
+            log.info("%s is over: goes on", self._what)
+
+
+class Binding:
+    """Of the engine's store to the catalog. A store that is ours by its objects, and only lacks the room for the chunk that
+    says so, is read and deleted from meanwhile; nothing is stored or collected there."""
+
+    def __init__(
+        self, config: GatewayConfig, client: AsyncClient, catalog: CatalogClient, keys: SigningKeys
+    ) -> None:
+        self._config = config
+        self._client = client
+        self._catalog = catalog
+        self._keys = keys
+        self._reader = CatalogReader(catalog_path(config.data_dir))
+        self._refusal: NoSpaceError | None = None
+        self._pending: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Back when the store is bound, or when all that it lacks is room. ForeignStoreError."""
+        waiting = _Wait("waiting until the engine says whose its store is")
+        while True:
+            try:
+                await self._bind()
+                break
+            except NoSpaceError as error:
+                log.warning(
+                    "%s; until then objects are read and deleted, uploads are answered 507, and nothing is collected",
+                    error,
+                )
+                self._refusal = error
+                self._pending = asyncio.create_task(self._go_on())
+                break
+            except PeerError as error:
+                await waiting.pause(error)
+                self._keys.load(self._config)  # it may be the key that is refused
+        waiting.end()
+
+    def check(self) -> None:
+        """NoSpaceError as long as nothing may be stored."""
+        if self._refusal is not None:
+            raise NoSpaceError(str(self._refusal))
+
+    def tell(self, failed: Callable[[], None]) -> None:
+        """``failed`` is called when the store turns out to be another catalog's; `wait` says so then."""
+        if self._pending is not None:
+            self._pending.add_done_callback(lambda task: failed() if _failed(task) else None)
+
+    async def wait(self) -> None:
+        """Back when it is bound. ForeignStoreError."""
+        if self._pending is not None:
+            await asyncio.shield(self._pending)
+
+    def raise_failure(self) -> None:
+        """ForeignStoreError when it has turned out to be another catalog's."""
+        if self._pending is not None and _failed(self._pending):
+            self._pending.result()
+
+    async def close(self) -> None:
+        if self._pending is not None:
+            self._pending.cancel()
+            await asyncio.wait([self._pending])
+        self._reader.close()
+
+    async def _bind(self) -> None:
+        await bind(self._client, self._catalog, self._reader, read_keys(self._config))
+
+    async def _go_on(self) -> None:
+        delay = limits.RETRY_DELAY_MIN_S
+        while True:
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
+            try:
+                await self._bind()  # all of it: another server may answer there by now
+                break
+            except (PeerError, NoSpaceError) as error:
+                log.debug("the store is not bound yet: %s", error)
+        self._refusal = None
+        log.info("there is room again, the store is bound: uploads go on")
+
+
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
+
+
 @contextlib.asynccontextmanager
 async def connected(
     config: GatewayConfig, telling: Telling
-) -> AsyncIterator[tuple[AsyncClient, CatalogClient, SigningKeys]]:
-    """The engine and the catalog, once both can be reached: at the start of a node they may come later than we do. And the
-    keys of the engine's client, to be loaded again at SIGHUP. ForeignStoreError when they do not belong together."""
-    delay = limits.RETRY_DELAY_MIN_S
+) -> AsyncIterator[tuple[AsyncClient, CatalogClient, SigningKeys, Binding]]:
+    """The engine and the catalog, once both can be reached: at the start of a node they may come later than we do. The
+    keys of the engine's client, to be loaded again at SIGHUP. And the binding of the two, which may lack room still.
+    ForeignStoreError when they do not belong together."""
     context = credentials.engine_context(config)
+    waiting = _Wait("waiting for the engine")
     while True:
         try:
             client = await AsyncClient.connect(
@@ -36,36 +141,21 @@ async def connected(
             )
             break
         except ConnectionLostError as error:
-            if delay == limits.RETRY_DELAY_MIN_S:
-                log.warning("waiting for the engine: %s", error)
-        await asyncio.sleep(delay)
-        delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
+            await waiting.pause(error)
+    waiting.end()
     keys = SigningKeys(client, telling)
     try:
         keys.load(config)
         catalog = await CatalogClient.connect(config.data_dir)
         try:
-            await _bound(config, client, catalog, keys)
-            yield client, catalog, keys
+            binding = Binding(config, client, catalog, keys)
+            try:
+                await binding.begin()
+                yield client, catalog, keys, binding
+            finally:
+                await binding.close()
         finally:
             await catalog.close()
     finally:
         keys.close()
         await client.close()
-
-
-async def _bound(
-    config: GatewayConfig, client: AsyncClient, catalog: CatalogClient, keys: SigningKeys
-) -> None:
-    """Back when the engine's store is known to be that of this catalog."""
-    delay = limits.RETRY_DELAY_MIN_S
-    with CatalogReader(catalog_path(config.data_dir)) as reader:
-        while True:
-            try:
-                return await bind(client, catalog, reader, read_keys(config))
-            except (PeerError, NoSpaceError) as error:
-                if delay == limits.RETRY_DELAY_MIN_S:
-                    log.warning("waiting until the engine says whose its store is: %s", error)
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
-            keys.load(config)  # it may be the key that is refused

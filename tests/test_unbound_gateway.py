@@ -1,0 +1,122 @@
+"""A gateway whose store has no room for the chunk that binds it: it is reached, reads, deletes, and says what it lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import apsw
+import pytest
+from gateway_rig import TIMEOUT_S, Gateway, NodeGateway
+from reference_server import ReferenceServer, build_frame
+from test_gateway_processes import until
+
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.extent import FIRST, RESERVED
+from ingest.objects import binding
+from ingest.runtime.key_file import make_key_file, read_keys
+from ingest.status import Status
+
+WHY = "the engine has no space for the chunk that binds its store to this catalog"
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "data"
+    (path / ".ingest").mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def engine(data_dir: Path) -> Iterator[ReferenceServer]:
+    with ReferenceServer([make_key_file(data_dir / ".ingest" / "key")]) as server:
+        yield server
+
+
+@contextmanager
+def gateway_of(data_dir: Path, engine: ReferenceServer) -> Iterator[NodeGateway]:
+    put, get = (f"{host}:{port}" for host, port in (engine.put_address, engine.get_address))
+    flags = (f"--connect={put}", f"--read-connect={get}", "--http-workers=2", "--collect-interval=0.1")
+    node = NodeGateway(data_dir, *flags, command="gateway")
+    try:
+        node.start()
+        yield node
+    finally:
+        node.close()
+
+
+def is_bound(data_dir: Path) -> bool:
+    with CatalogReader(data_dir / ".ingest" / "catalog.db") as reader:
+        return reader.identity().bound
+
+
+def never_bound(data_dir: Path, engine: ReferenceServer) -> None:
+    """As the release before left them."""
+    db = apsw.Connection(str(data_dir / ".ingest" / "catalog.db"))
+    db.execute("UPDATE binding SET bound = 0")
+    db.close()
+    del engine.model.frames[RESERVED]
+
+
+def fill(engine: ReferenceServer) -> None:
+    engine.faults.answer = lambda index, seen: int(Status.NO_SPACE)
+
+
+def refuses_uploads(gateway: Gateway) -> None:
+    for method, path in (("PUT", "/objects/c"), ("POST", "/store/new"), ("POST", "/blob/new")):
+        answer = gateway.request(method, path, b"new")
+        assert (answer.status, answer.code) == (507, "no_space"), (path, answer)
+        assert WHY in answer.json["message"]
+
+
+def test_a_store_that_is_ours_by_its_objects_is_read_and_deleted_from(data_dir, engine) -> None:
+    with gateway_of(data_dir, engine) as node:
+        for name in "ab":
+            assert node.gateway.request("PUT", f"/objects/{name}", name.encode() * 3000).status == 200
+        assert node.stop() == 0, node.log()
+    never_bound(data_dir, engine)
+    stored = set(engine.model.frames)
+    fill(engine)
+    with gateway_of(data_dir, engine) as node:
+        assert node.gateway.request("GET", "/healthz").status == 200
+        assert node.gateway.request("GET", "/objects/a").body == b"a" * 3000
+        assert node.gateway.request("DELETE", "/objects/a").status in (200, 204)
+        assert node.gateway.request("GET", "/objects/a").status == 404
+        assert node.gateway.request("POST", "/gc").status == 507
+        refuses_uploads(node.gateway)
+        assert set(engine.model.frames) == stored and not engine.model.deleted and not is_bound(data_dir)
+        assert WHY in node.log() and "uploads are answered 507" in node.log()
+        engine.faults.answer = None
+        until(
+            lambda: all(node.gateway.request("PUT", "/objects/c", b"c").status == 200 for _ in range(20)),
+            "both processes take uploads",
+        )
+        assert is_bound(data_dir) and RESERVED in engine.model.frames
+        until(lambda: FIRST in engine.model.deleted, "what was deleted meanwhile is collected")
+        assert node.gateway.request("GET", "/objects/b").body == b"b" * 3000
+        assert node.stop() == 0, node.log()
+
+
+def test_a_new_store_without_room_answers_why(data_dir, engine) -> None:
+    fill(engine)
+    with gateway_of(data_dir, engine) as node:
+        answer = node.gateway.request("GET", "/healthz")
+        assert answer.status == 507 and WHY in answer.json["message"]
+        assert node.gateway.request("GET", "/objects/a").status == 404
+        refuses_uploads(node.gateway)
+        engine.faults.answer = None
+        until(lambda: node.gateway.request("GET", "/healthz").status == 200, "it is ready")
+        until(lambda: "uploads go on" in node.log(), "it says so")
+        assert node.stop() == 0, node.log()
+
+
+def test_a_store_that_somebody_else_binds_meanwhile_is_left(data_dir, engine) -> None:
+    fill(engine)
+    with gateway_of(data_dir, engine) as node:
+        (key,) = read_keys(data_dir / ".ingest" / "key")
+        engine.model.frame(build_frame(key, RESERVED, binding.serialize(b"\x10" * 16)))
+        assert node.process is not None
+        assert node.process.wait(TIMEOUT_S) == 78, node.log()
+        assert re.search(r"belongs to the catalog (10)+", node.log())
