@@ -284,7 +284,6 @@ def test_where_post_makes_an_object(
         ("POST", "/objects/x"),
         ("PUT", "/store/x"),
         ("POST", "/gc"),
-        ("POST", "/objects/"),
     ],
 )
 def test_where_it_makes_none(gateway: Gateway, method: str, path: str) -> None:

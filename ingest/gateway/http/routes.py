@@ -40,6 +40,8 @@ class Route:
         """A form where no object is made of its file would be stored with all that is around that. Failure 415."""
         if method not in CHANGING or (self.forms and method == "POST") or not is_form(content_type):
             return
+        if method not in self.handlers and "PUT" not in self.handlers:
+            return  # 405 says so: the advice would fail too
         message = (
             "a form (curl -F) is not taken here: send the file itself, with -T FILE or --data-binary @FILE"
         )
@@ -58,7 +60,9 @@ class Route:
         known = self.query.get("GET" if method == "HEAD" else method, frozenset())
         unknown = query.keys() - known
         if unknown:
-            raise Failure(400, "bad_query", f"unknown parameters: {', '.join(sorted(unknown))[:100]}")
+            knows = ", ".join(sorted(known)) or "none"
+            message = f"unknown parameters: {', '.join(sorted(unknown))[:100]}; this path knows {knows}"
+            raise Failure(400, "bad_query", message)
 
 
 class Routes:
