@@ -6,8 +6,10 @@ the padding. The length that stands at the end of a record's chunk tells. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from ingest import ticket
 from ingest.errors import RecordError, UsageError
 from ingest.limits import DATA_SIZE, RECORD_LENGTH_SIZE, RECORD_SIZE_MAX
 
@@ -42,3 +44,9 @@ def parse(chunk: bytes, name: str) -> bytes:
             "bytes than zeros stand behind that: `get` reads any chunk"
         )
     return chunk[:size]
+
+
+def chunks(first: str, records: Iterable[Buffer]) -> Iterator[tuple[str, bytes]]:
+    """(ticket, data) of the chunks of one record after the other, from the ticket ``first`` on. TicketError, UsageError."""
+    for index, data in enumerate(records, ticket.parse(first)):
+        yield ticket.format(index), serialize(data)

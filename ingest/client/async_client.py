@@ -20,7 +20,6 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Iterable,
-    Iterator,
 )
 from dataclasses import dataclass
 from itertools import islice
@@ -229,7 +228,7 @@ class AsyncClient:
 
         Returns and raises what ``put_many`` does.
         """
-        return await self.put_many(record_chunks(first, records), window)
+        return await self.put_many(record.chunks(first, records), window)
 
     async def put_range(
         self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT
@@ -418,12 +417,6 @@ def _address(address: Address) -> tuple[str, int]:
         return listeners.parse_address(address)
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def record_chunks(first: str, records: Iterable[Buffer]) -> Iterator[Item]:
-    """What ``put_many`` takes, for one record after the other under tickets from ``first`` on. TicketError, UsageError."""
-    for index, data in enumerate(records, ticket.parse(first)):
-        yield ticket.format(index), record.serialize(data)
 
 
 def _signed(put_key: bytes, items: list[Item]) -> bytearray:

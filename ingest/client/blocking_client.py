@@ -26,7 +26,6 @@ from ingest.client.async_client import (
     Chunk,
     Item,
     Run,
-    record_chunks,
 )
 from ingest.client.key import Key
 from ingest.client.loop_thread import LoopThread
@@ -103,7 +102,7 @@ class Client:
         self, first: str, records: Iterable[Buffer], window: int = WINDOW_DEFAULT
     ) -> dict[str, Status]:
         """See ``AsyncClient.put_records``. ``records`` is iterated in the calling thread, so it may use this client."""
-        return self.put_many(record_chunks(first, records), window)
+        return self.put_many(record.chunks(first, records), window)
 
     def put_range(self, first: str, data: Buffer, window: int = RANGE_WINDOW_DEFAULT) -> dict[str, Status]:
         """See ``AsyncClient.put_range``."""

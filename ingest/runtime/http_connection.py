@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
@@ -12,8 +14,32 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ingest.runtime.http_framing import is_length
 
-if TYPE_CHECKING:
-    from ingest.runtime.wire import Wire
+
+class DirectBody(Protocol):
+    """Who takes the rest of a body straight from the socket: `Incoming`. ``left`` bytes come; ``waste``: memory for what
+    nobody wants."""
+
+    def __init__(self, transport: asyncio.Transport, left: int, waste: memoryview) -> None: ...
+    def buffer(self) -> memoryview: ...
+    def received(self, size: int) -> None: ...
+    def finish(self, lost: str | None = None) -> None: ...
+    def discard(self, then: Callable[[], None]) -> None: ...
+
+
+Body = TypeVar("Body", bound=DirectBody)
+
+
+class SocketPart(Protocol):
+    """The other part of a connection: `Wire`, whose methods these are."""
+
+    @property
+    def much_to_come(self) -> bool: ...
+    def is_last(self, method: str) -> bool: ...
+    def answered(self, last: bool) -> None: ...
+    def hold(self) -> None: ...
+    def send_now(self, data: memoryview) -> int: ...
+    def take_body(self, kind: type[Body], size: int) -> Body: ...
+    def end_body(self, content: Any) -> bool: ...
 
 
 class Connection(web.RequestHandler):
@@ -24,7 +50,7 @@ class Connection(web.RequestHandler):
     def __init__(self, server: web.Server, **settings: Any) -> None:
         super().__init__(server, **settings)
         self.busy = False
-        self.wire: Wire | None = None
+        self.wire: SocketPart | None = None
         self._content: Any = None  # of the request under way
         self._answered = False  # that request
         self._broken = False  # what came was no HTTP

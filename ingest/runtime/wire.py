@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from aiohttp.http import RawRequestMessage
 
@@ -28,27 +28,13 @@ from ingest.limits import (
     HTTP_LINGER_SIZE,
     HTTP_UNREAD_TIMEOUT_S,
 )
-from ingest.runtime.http_connection import Connection
+from ingest.runtime.http_connection import Body, Connection, DirectBody
 from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
 from ingest.runtime.last_answer import TLS_ALERT, last_answer
 from ingest.runtime.tcp_progress import progress_of
 from ingest.runtime.wires import Wires
 
 log = logging.getLogger(__name__)
-
-
-class DirectBody(Protocol):
-    """Who takes the rest of a body straight from the socket: `Incoming`. ``left`` bytes come; ``waste``: memory for what
-    nobody wants."""
-
-    def __init__(self, transport: asyncio.Transport, left: int, waste: memoryview) -> None: ...
-    def buffer(self) -> memoryview: ...
-    def received(self, size: int) -> None: ...
-    def finish(self, lost: str | None = None) -> None: ...
-    def discard(self, then: Callable[[], None]) -> None: ...
-
-
-Body = TypeVar("Body", bound=DirectBody)
 
 
 class Wire(asyncio.BufferedProtocol):
