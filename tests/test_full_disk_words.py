@@ -15,13 +15,13 @@ from ingest.status import Status
 def test_full_stdout_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "wb") as full, Target(None) as target:
         monkeypatch.setattr(target, "_fd", full.fileno())
-        with pytest.raises(DiskError, match="^stdout: No space left on device$"):
+        with pytest.raises(DiskError, match=r"^stdout: No space left on device$"):
             asyncio.run(target.write(b"a"))
 
 
 def test_a_full_device_is_named() -> None:
     with (
-        pytest.raises(DiskError, match="^/dev/full: No space left on device$"),
+        pytest.raises(DiskError, match=r"^/dev/full: No space left on device$"),
         Target(Path("/dev/full")) as target,
     ):
         asyncio.run(target.write(b"a"))
