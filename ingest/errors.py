@@ -105,7 +105,8 @@ class RefusedError(PeerError):
     """The server answered ``status`` for ``ticket``."""
 
     def __init__(self, ticket: str, status: Status) -> None:
-        super().__init__(f"ticket {ticket}: the server answered {status.name}")
+        why = " (the disk is full: nothing was stored)" if status is Status.NO_SPACE else ""
+        super().__init__(f"ticket {ticket}: the server answered {status.name}{why}")
         self.ticket = ticket
         self.status = status
 

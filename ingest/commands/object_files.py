@@ -139,6 +139,10 @@ class Target:
         except BrokenPipeError:
             raise
         except OSError as error:
+            if self.path is None:  # its disk, if there is one, is not that of the working directory
+                raise DiskError(f"stdout: {error.strerror or error}") from error
+            if not self._temporary:  # a device or a pipe takes no room of the directory that names it
+                raise DiskError(f"{shown(str(self.path))}: {error.strerror or error}") from error
             raise DiskError(explain(error, self._directory)) from error
 
     def _write(self, data: bytes | memoryview) -> None:
