@@ -38,6 +38,9 @@ class Services:
     collect: Collect | None = None
     possession: Possession | None = None  # of the data directory, which the process looks at
     hearts: Mapping[str, Heart] = field(default_factory=dict)  # of the gateway's processes, by name
+    prove: Callable[[], Awaitable[None]] | None = (
+        None  # ForeignStoreError when the engine is known not to be the right one
+    )
 
 
 @dataclass(slots=True)

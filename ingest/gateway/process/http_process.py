@@ -178,7 +178,18 @@ async def _serve(
                 collect = _collect_once(client, catalog, reader)
                 links = DownloadLinks(link_key)
                 shared = SharedNamespace(store)
-                await server.serve(Services(shared, client.get, figures, links, collect, possession, hearts))
+                await server.serve(
+                    Services(
+                        shared,
+                        client.get,
+                        figures,
+                        links,
+                        collect,
+                        possession,
+                        hearts,
+                        partial(client.prove, always=False),
+                    )
+                )
             finally:
                 looking.cancel()
                 await store.leave()
