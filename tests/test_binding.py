@@ -225,6 +225,8 @@ def test_a_server_that_comes_into_the_place_of_another_one(run, whose):
         with pytest.raises(ForeignStoreError):
             await mine.client.get("00000000")
         with pytest.raises(ForeignStoreError):
+            await mine.client.prove(always=False)
+        with pytest.raises(ForeignStoreError):
             await mine.client.prove()
         with pytest.raises(ForeignStoreError):
             await mine.bind()

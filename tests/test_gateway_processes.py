@@ -381,6 +381,7 @@ def test_a_gateway_and_the_engine_of_another_one(tmp_path: Path) -> None:
                 answer = node.gateway.request("PUT", "/objects/b", SMALL)
                 assert (answer.status, answer.code) == (503, "foreign_store")
                 until(lambda: node.gateway.request("GET", "/node").code == "foreign_store", "it is not ready")
+                until(lambda: node.gateway.request("GET", "/healthz").status == 503, "it is not well")
                 assert node.gateway.request("DELETE", "/objects/a").status in (200, 204)
                 until(
                     lambda: "not everything was collected: the engine's store" in node.log(),

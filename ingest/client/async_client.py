@@ -15,12 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Iterable,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from types import TracebackType
@@ -142,10 +137,11 @@ class AsyncClient:
         if self._puts is not None:
             self._puts.proof = put_proof(expected, lambda: self._keys, self.prove)
 
-    async def prove(self) -> None:
-        """Looks whether the server at the get port is the one that is required, over a connection of its own.
-        ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
-        if self._gets is None or self._gets.proof is None:
+    async def prove(self, always: bool = True) -> None:
+        """Looks whether the server at the get port is the one that is required, over a connection of its own;
+        if not ``always``, when another one was met. ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
+        asked = always or any(channel.met_foreign for channel in self._channels)
+        if not asked or self._gets is None or self._gets.proof is None:
             return
         looking = GetChannel(self._gets.address, self._timeout, 0.0, self._tls)
         looking.proof = self._gets.proof
@@ -156,10 +152,8 @@ class AsyncClient:
 
     async def unproven(self, key: Key) -> AsyncClient:
         """Another client, of the get port alone, of which nothing is required. What `connect` raises."""
-        address = None if self._gets is None else self._gets.address
-        return await AsyncClient.connect(
-            None, address, key, timeout=self._timeout, retry_for=0.0, tls=self._tls
-        )
+        get = None if self._gets is None else self._gets.address
+        return await AsyncClient.connect(None, get, key, retry_for=0.0, tls=self._tls)
 
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:

@@ -83,6 +83,7 @@ class Channel(ABC):
         self._sends_soon = False  # `_send` is scheduled
         self._closed = False
         self._task: asyncio.Task[None] | None = None
+        self.met_foreign = False  # the last server that was connected to is not the one that is required
         self._outage_since: float | None = None
         self._delay = 0.0  # before the next attempt to connect
 
@@ -229,8 +230,11 @@ class Channel(ABC):
             )  # not all clients of a dead server at once
             self._delay = min(max(2 * self._delay, limits.RETRY_DELAY_MIN_S), limits.RETRY_DELAY_MAX_S)
             try:
-                return await self._connect()
+                connection = await self._connect()
+                self.met_foreign = False
+                return connection
             except (ForeignStoreError, RefusedError) as failed:
+                self.met_foreign = isinstance(failed, ForeignStoreError)
                 self.give_up(failed)  # the next try may meet another server
             except PeerError as failed:
                 error = failed

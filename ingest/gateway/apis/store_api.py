@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from aiohttp import web
 
 from ingest.catalog.version import ABSENT, ANY, PRESENT
+from ingest.errors import PeerError
 from ingest.gateway.http.exchange import Exchange, json_response, text_response
 from ingest.gateway.http.failures import RETRY, Failure
 from ingest.gateway.http.http_downloads import send_object
@@ -40,6 +42,9 @@ async def _healthz(exchange: Exchange) -> web.StreamResponse:
             raise Failure(503, "not_ready", f"{trouble}: requests may find nobody", RETRY)
     if services.check_ready is not None:
         services.check_ready()
+    if services.prove is not None:
+        with suppress(PeerError):  # an engine that is away comes back: uploads wait for it
+            await services.prove()
     return text_response("Ok!")
 
 

@@ -39,6 +39,9 @@ class Services:
     possession: Possession | None = None  # of the data directory, which the process looks at
     hearts: Mapping[str, Heart] = field(default_factory=dict)  # of the gateway's processes, by name
     check_ready: Callable[[], None] | None = None  # raises what keeps this process from being of any use
+    prove: Callable[[], Awaitable[None]] | None = (
+        None  # ForeignStoreError when the engine is known not to be the right one
+    )
 
 
 @dataclass(slots=True)

@@ -180,10 +180,18 @@ async def _serve(
                 collect = _collect_once(client, catalog, reader)
                 links = DownloadLinks(link_key)
                 shared = SharedNamespace(store)
-                ready = partial(_check_ready, reader, binding)
-                await server.serve(
-                    Services(shared, client.get, figures, links, collect, possession, hearts, ready)
+                services = Services(
+                    shared,
+                    client.get,
+                    figures,
+                    links,
+                    collect,
+                    possession,
+                    hearts,
+                    check_ready=partial(_check_ready, reader, binding),
+                    prove=partial(client.prove, always=False),
                 )
+                await server.serve(services)
                 binding.raise_failure()
             finally:
                 looking.cancel()
