@@ -576,6 +576,7 @@ def test_who_is_answered_before_the_end_of_its_body_gives_way(
 
 def test_an_address_has_a_share_of_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.runtime.wires.HTTP_SHARE_MAX", 2)
+    monkeypatch.setattr("ingest.runtime.admission.HTTP_FRESH_S", 0.0)
     with memory_gateway() as running, running.connect() as first, running.connect() as second:
         begin_upload(first)
         begin_upload(second)
