@@ -331,7 +331,9 @@ def test_a_gateway_reads_deletes_ends_and_starts(tmp_path):
                 assert status("PUT", name, LARGE) == 200
             eventually(lambda: (disk / "data/.ingest/catalog.reserve").exists(), "a reserve")
             fill(disk)
-            eventually(lambda: "no space:" in node.log(), "the engine has looked")  # it does so 20 times a second
+            eventually(
+                lambda: "no space:" in node.log(), "the engine has looked"
+            )  # it does so 20 times a second
             assert status("GET", "large") == 200
             assert status("DELETE", "old") == 200
             assert status("PUT", "new", LARGE) == 507

@@ -61,7 +61,9 @@ def test_silent_connections_keep_nobody_out(tmp_path: Path) -> None:
         for _ in range(LIMIT + 16):
             silent = socket.create_connection(node.gateway.address, TIMEOUT_S)
             stack.enter_context(silent)
-        with socket.socket() as other:  # of another address: those of one are refused while all it has are fresh
+        with (
+            socket.socket() as other
+        ):  # of another address: those of one are refused while all it has are fresh
             other.bind(("127.0.0.2", 0))
             other.settimeout(TIMEOUT_S)
             other.connect(node.gateway.address)
