@@ -107,6 +107,13 @@ class NodeRig:
                 continue
         return sorted(found)
 
+    def wait_for_another(self, name: str, pid: int) -> None:
+        """Until the only process of this name is another one than ``pid``."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.children(name) in ([], [pid]):
+            assert time.monotonic() < deadline, self.log()
+            time.sleep(0.01)
+
     def kill_all(self) -> None:
         """SIGKILL to every process at once."""
         for pid in [self.pid, *self.children()]:

@@ -344,10 +344,7 @@ def test_a_failed_sync_of_packs_keeps_the_log_that_covers_them(tmp_path: Path, l
         try:
             with rig.connect() as connection:
                 assert set(connection.put(range(first, first + 50)).values()) == {Status.SAVED}
-            deadline = time.monotonic() + 30
-            while rig.children("ingest-committer") in ([], [committer]):
-                assert time.monotonic() < deadline, rig.log()
-                time.sleep(0.01)
+            rig.wait_for_another("ingest-committer", committer)
         finally:
             tracer.terminate()
             tracer.wait()

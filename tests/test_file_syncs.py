@@ -179,10 +179,7 @@ def test_a_file_that_can_not_be_synced_keeps_the_log_that_covers_it(mounted: Pat
             if layout == "tree":  # a file is written to once more, when it is deleted
                 assert connection.delete(FIRST, 1) is Status.DELETED
             assert set(connection.put(indices[1:]).values()) == {Status.SAVED}
-            deadline = time.monotonic() + 30
-            while rig.children("ingest-committer") in ([], [committer]):
-                assert time.monotonic() < deadline, rig.log()
-                time.sleep(0.01)
+            rig.wait_for_another("ingest-committer", committer)
         finally:
             tracer.terminate()
             tracer.wait()

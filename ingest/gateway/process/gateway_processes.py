@@ -22,7 +22,14 @@ from ingest.engine.server import raise_open_files_limit
 from ingest.errors import ConfigError, DiskError, IngestError
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
-from ingest.gateway.process.http_process import SHARED, ReadConfig, Sockets, collector_main, http_main
+from ingest.gateway.process.http_process import (
+    SHARED,
+    HttpRole,
+    ReadConfig,
+    Sockets,
+    collector_main,
+    http_main,
+)
 from ingest.gateway.process.signing_keys import Telling, read_keys
 from ingest.runtime import listeners, logs
 from ingest.runtime.durable_files import replacing, write_all
@@ -207,7 +214,7 @@ def _http_main(
     _close([share for share in shares if share is not own])
     possession.look()
     possession.check()
-    return http_main(latest.config, own, latest.read, latest.telling, link_key, possession, hearts)
+    return http_main(HttpRole(latest.config, own, latest.read, latest.telling, link_key, possession, hearts))
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:

@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import uvloop
@@ -125,38 +126,36 @@ class GatewayServer:
         use_log_level(config.log_level)
 
 
-def http_main(
-    config: GatewayConfig,
-    sockets: Sockets,
-    read_config: ReadConfig,
-    telling: Telling,
-    link_key: bytes,
-    possession: Possession,
-    hearts: Mapping[str, Heart],
-) -> int:
-    """An HTTP process, until TERM. ``link_key``: with which all of them sign links. ``possession``: of the data directory
-    that the gateway was started on. ``hearts``: of its processes. Returns its exit code."""
+@dataclass(frozen=True)
+class HttpRole:
+    """What an HTTP process has of its parent. ``link_key``: with which all of them sign links. ``possession``: of the data
+    directory that the gateway was started on. ``hearts``: of its processes."""
+
+    config: GatewayConfig
+    sockets: Sockets
+    read_config: ReadConfig
+    telling: Telling
+    link_key: bytes
+    possession: Possession
+    hearts: Mapping[str, Heart]
+
+
+def http_main(role: HttpRole) -> int:
+    """An HTTP process, until it is told to end. Returns its exit code."""
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
         gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
         gc.set_threshold(limits.CYCLES_THRESHOLD)
-        uvloop.run(_serve(config, sockets, read_config, telling, link_key, possession, hearts))
+        uvloop.run(_serve(role))
     return 0
 
 
-async def _serve(
-    config: GatewayConfig,
-    sockets: Sockets,
-    read_config: ReadConfig,
-    telling: Telling,
-    link_key: bytes,
-    possession: Possession,
-    hearts: Mapping[str, Heart],
-) -> None:
-    server = GatewayServer(config, sockets, read_config)
+async def _serve(role: HttpRole) -> None:
+    config, possession = role.config, role.possession
+    server = GatewayServer(config, role.sockets, role.read_config)
     loop = asyncio.get_running_loop()
     _cancel_at_end()
     async with (
-        connected(config, telling) as (client, catalog, keys, binding),
+        connected(config, role.telling) as (client, catalog, keys, binding),
         NodeFigures(partial(admin_address, config), client.prove) as figures,
     ):
         with CatalogReader(catalog_path(config.data_dir)) as reader:
@@ -178,7 +177,7 @@ async def _serve(
             heartbeat.keep_beating()
             try:
                 collect = _collect_once(client, catalog, reader)
-                links = DownloadLinks(link_key)
+                links = DownloadLinks(role.link_key)
                 shared = SharedNamespace(store)
                 services = Services(
                     shared,
@@ -187,7 +186,7 @@ async def _serve(
                     links,
                     collect,
                     possession,
-                    hearts,
+                    role.hearts,
                     check_ready=partial(_check_ready, reader, binding),
                     prove=partial(client.prove, always=False),
                 )
