@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping
-from dataclasses import replace
 
 from blake3 import blake3
+from msgspec.structs import replace
 
 from ingest import ticket
 from ingest.catalog.catalog_reader import Entry

@@ -282,24 +282,26 @@ def test_nothing_of_a_given_up_owner_is_given_to_an_upload(
         membership = await Membership.enter(catalog, "test", 50)
         old = membership.owner
         number = await membership.number()
-        async with membership.tickets(2) as (owner, before):
-            assert owner == old
-        upload = membership.tickets(3)
+        before = await membership.take(2)
+        assert before.owner == old
+        await membership.settle(before)
         if busy:
-            owner, under_way = await upload.__aenter__()
-            assert owner == old and under_way.first == before.stop
+            under_way = await membership.take(3)
+            assert under_way.owner == old and under_way.place.first == before.place.stop
         lose_owner(path, old)
         async with asyncio.timeout(20):
             while membership.owner == old:
                 await asyncio.sleep(0)
         for count in (1, 3, 60):
-            async with membership.tickets(count) as (owner, place):
-                assert owner == membership.owner != old
-                assert place.first >= before.first + 50, "tickets of the old lease, which is garbage"
+            taken = await membership.take(count)
+            assert taken.owner == membership.owner != old
+            assert taken.place.first >= before.place.first + 50, "tickets of the old lease, which is garbage"
+            await membership.settle(taken)
         if busy:
-            await upload.__aexit__(None, None, None)
-            async with membership.tickets(1) as (owner, place):
-                assert owner == membership.owner and place.first >= before.first + 50
+            await membership.settle(under_way)
+            taken = await membership.take(1)
+            assert taken.owner == membership.owner and taken.place.first >= before.place.first + 50
+            await membership.settle(taken)
         assert await membership.number() != number
         await membership.leave()
         with Catalog(path) as found:

@@ -15,8 +15,9 @@ from ingest.ticket import COUNT
 
 
 async def take(membership: Membership, count: int) -> Extent:
-    async with membership.tickets(count) as (_, place):
-        return place
+    taken = await membership.take(count)
+    await membership.settle(taken)
+    return taken.place
 
 
 def set_deadline(path: Path, owner: int, deadline: float) -> None:

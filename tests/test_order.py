@@ -2,7 +2,9 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
+import apsw
 import pytest
 
 from ingest.catalog.catalog_changes import Catalog
@@ -249,3 +251,26 @@ def test_versions_of_before_there_was_an_order_come_before_those_that_replace_th
     names.now -= HOUR
     assert names.catalog.last_order("n", "a") > order_at(old.saved or 0)
     assert save().order > order_at(NOON)
+
+
+def test_no_statement_is_parsed_again(names):
+    """SQLite plans some anew whenever something is bound, because it may look at what is: that takes most of the time."""
+    parsed: list[tuple[Any, ...]] = []
+
+    def work() -> None:
+        for _ in range(3):
+            names.catalog.shares_second(names.store())
+            names.catalog.history("n", "a")
+            names.catalog.page("n", "a", "")
+            names.catalog.garbage(10)
+
+    def seen(*step: Any) -> int:
+        parsed.append(step)
+        return apsw.SQLITE_OK
+
+    names.catalog._db.connection.authorizer = seen  # asked about each step of a statement that is parsed
+    work()
+    assert parsed
+    parsed.clear()
+    work()
+    assert not parsed

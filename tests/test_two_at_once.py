@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import psutil
 import pytest
 from blake3 import blake3
 from gateway_rig import Gateway, memory_gateway
+from msgspec.structs import replace
 from node_rig import Connection, running_node
 from test_reload import Log, hup, write_keys
 from test_supervisor import Rig as SupervisorRig

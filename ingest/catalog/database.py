@@ -98,6 +98,8 @@ class Database:
     def _prepare(self) -> None:
         db = self.connection
         db.set_busy_timeout(round(CATALOG_BUSY_S * 1000))
+        # Its plans go by the indexes, never by what is bound: otherwise it parses some statements anew at each call.
+        db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
         application, found = db.pragma("application_id"), db.pragma("user_version")
         if application != APPLICATION_ID:
             raise CatalogError(f"{self.path}: this SQLite file is not a catalog of ingest; {REPLACE}")

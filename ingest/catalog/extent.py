@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+
+import msgspec
 
 from ingest import ticket
 from ingest.errors import CatalogError
@@ -19,8 +20,7 @@ RESERVED = ticket.LAST  # ZZZZZZZZ, which says whose the store is: no range goes
 _ENTRY = struct.Struct(">QQ")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Extent:
+class Extent(msgspec.Struct, frozen=True, order=True, gc=False):
     """``count`` tickets from the one with index ``first`` on."""
 
     first: int

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
+
+import msgspec
 
 from ingest import ticket
 from ingest.catalog.extent import Extent
@@ -21,8 +23,7 @@ class VersionState(IntEnum):
     DELETED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(msgspec.Struct, frozen=True):
     """One upload of a name. ``digest``: BLAKE3 of its bytes, 32 bytes (none while PENDING or FAILED)."""
 
     number: int
@@ -33,7 +34,7 @@ class Version:
     digest: bytes
     created: float  # seconds since 1970
     extents: tuple[Extent, ...]
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     saved: float | None = None  # seconds since 1970, when the name came to point to it
     order: int = (
         0  # its place among the versions of its name: `order_at` the clock, and above all that it replaced

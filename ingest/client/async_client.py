@@ -350,6 +350,9 @@ class AsyncClient:
         tickets = TicketRange(first, count).indices
         data = bytearray(len(tickets) * limits.DATA_SIZE)
         view = memoryview(data)
+        if count <= limits.GET_FRAMES:  # nothing to read ahead, and most objects are of a chunk or two
+            _raise_not_saved(await self._source.read(tickets, view))
+            return data
 
         async def read(part: range) -> None:
             at = (part.start - tickets.start) * limits.DATA_SIZE

@@ -65,7 +65,10 @@ class SmallDownload:
         """See `StoredDownload.read`."""
         stop = self.version.size if stop is None else min(stop, self.version.size)
         at = start
-        late = asyncio.get_running_loop().call_later(PIECE_PATIENCE_S, self._let_go)
+        # What is within the allowance is nobody else's, however long it takes.
+        late = self._transfer.borrowed and asyncio.get_running_loop().call_later(
+            PIECE_PATIENCE_S, self._let_go
+        )
         try:
             while at < stop and self._pinned is None:
                 self._taken = None
@@ -74,7 +77,8 @@ class SmallDownload:
                 if self._pinning is not None:
                     self._pinned, self._pinning = await self._pinning, None
         finally:
-            late.cancel()
+            if late:
+                late.cancel()
         if at < stop:
             assert self._pinned is not None
             async with contextlib.aclosing(self._pinned.read(at, stop)) as pieces:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
 
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.extent import Extent
@@ -31,6 +30,17 @@ class _Lease:
         self.left = Extent(place.stop, self.left.count - count)
         self.unsettled += 1
         return place
+
+
+class Taken:
+    """Tickets ``place`` of a lease, for one upload. ``owner``: whose the lease is."""
+
+    __slots__ = ("lease", "owner", "place")
+
+    def __init__(self, lease: _Lease, place: Extent) -> None:
+        self.lease = lease
+        self.owner = lease.owner
+        self.place = place
 
 
 class Membership:
@@ -129,23 +139,22 @@ class Membership:
         if self._refusal is not None:
             raise type(self._refusal)(str(self._refusal))
 
-    @contextlib.asynccontextmanager
-    async def tickets(self, count: int) -> AsyncIterator[tuple[int, Extent]]:
-        """The owner, and ``count`` tickets of its lease, for an upload that is decided when the context ends."""
+    async def take(self, count: int) -> Taken:
+        """``count`` tickets of its lease, for an upload that ends with `settle`, whatever becomes of it."""
         lease = self._lease
         if lease is not None and lease.left.count >= count:
-            place = lease.take(count)
-        else:
-            lease, place = await self._take_of_next(count)
-        try:
-            yield lease.owner, place
-        finally:
-            lease.unsettled -= 1
-            if lease.closed and not lease.unsettled:
-                with contextlib.suppress(IngestError):  # the upload is decided: the rest goes with the owner
-                    await self._catalog.give_back(lease.owner, lease.extent)
+            return Taken(lease, lease.take(count))
+        return await self._take_of_next(count)
 
-    async def _take_of_next(self, count: int) -> tuple[_Lease, Extent]:
+    async def settle(self, taken: Taken) -> None:
+        """To be called once, when the upload that took them is decided."""
+        lease = taken.lease
+        lease.unsettled -= 1
+        if lease.closed and not lease.unsettled:
+            with contextlib.suppress(IngestError):  # the upload is decided: the rest goes with the owner
+                await self._catalog.give_back(lease.owner, lease.extent)
+
+    async def _take_of_next(self, count: int) -> Taken:
         """Of a new lease, which one of those who wait for it has got when it is their turn."""
         async with self._lock:
             lease = self._lease
@@ -153,7 +162,7 @@ class Membership:
                 await self._close_lease()
                 wanted = max(count, self._lease_tickets)
                 lease = self._lease = await self._next_lease(wanted)
-            return lease, lease.take(count)
+            return Taken(lease, lease.take(count))
 
     async def _next_lease(self, wanted: int) -> _Lease:
         owner = self.owner

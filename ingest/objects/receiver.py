@@ -28,7 +28,7 @@ from ingest.objects import manifest
 from ingest.objects.body import Body, as_body
 from ingest.objects.chunk_writer import ChunkWriter
 from ingest.objects.manifest import Manifest
-from ingest.objects.membership import Membership
+from ingest.objects.membership import Membership, Taken
 from ingest.objects.memory_budget import ALLOWANCE_SIZE, SEALED_SIZE, Budget, Transfer
 from ingest.objects.streamed_upload import Shared, StreamedUpload
 from ingest.objects.upload import (
@@ -108,9 +108,11 @@ class Receiver:
         more = manifest.size_max(about, 1)
         data += bytes(chunks * DATA_SIZE - len(data))
         for _ in range(RELOCATIONS_MAX):
-            async with contextlib.AsyncExitStack() as lease:
-                owner, place = await lease.enter_async_context(self._membership.tickets(chunks + more))
-                refused: dict[str, Status] = {}
+            taken: Taken | None = await self._membership.take(chunks + more)
+            assert taken is not None
+            owner, place = taken.owner, taken.place
+            refused: dict[str, Status] = {}
+            try:
                 try:
                     text = sealed_manifest(about, [place], Extent(place.first + chunks, more), self._key)
                     await self.writer.put_chunks(owner, place, data + text, refused)
@@ -122,20 +124,24 @@ class Receiver:
                 except OrderError:
                     about = upload.later(about)
                 except BaseException as error:
-                    await self.writer.end(self._discard(lease.pop_all(), owner, place, refused))
+                    broken, taken = taken, None
+                    await self.writer.end(self._discard(broken, refused))
                     if isinstance(error, UploadLostError) and await self._membership.entered_again(owner):
                         continue  # its deadline passed while this process stood still
                     raise
                 await self._catalog.discard(owner, ours([place], refused))
                 raise_unless_foreign(refused)
+            finally:
+                if taken is not None:
+                    await self._membership.settle(taken)
         raise UploadLostError(
             f"{RELOCATIONS_MAX} ranges in a row hold tickets of somebody else, or the name got another version each time"
         )
 
-    async def _discard(
-        self, lease: contextlib.AsyncExitStack, owner: int, place: Extent, refused: Mapping[str, Status]
-    ) -> None:
-        async with lease:  # not given back before
+    async def _discard(self, taken: Taken, refused: Mapping[str, Status]) -> None:
+        try:
             await self.writer.settled()
             with contextlib.suppress(IngestError):  # then it is swept with the lease
-                await self._catalog.discard(owner, ours([place], refused))
+                await self._catalog.discard(taken.owner, ours([taken.place], refused))
+        finally:
+            await self._membership.settle(taken)  # not given back before

@@ -7,9 +7,9 @@ never again beside another object of its name: the same bytes are the ones that 
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Mapping
-from dataclasses import replace
 
 from blake3 import blake3
+from msgspec.structs import replace
 
 from ingest.catalog.catalog_reader import Entry
 from ingest.catalog.version import ABSENT, ANY, SAME, Condition, Transition, Version

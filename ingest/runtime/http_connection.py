@@ -117,8 +117,8 @@ class Connection(web.RequestHandler):
             self.wire.answered(last=not sent[0].keep_alive)
         return sent
 
-    def resume_reading(self, *args: Any, **settings: Any) -> None:
-        super().resume_reading(*args, **settings)
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        super().resume_reading(resume_parser)
         if self.wire is not None:
             self.wire.hold()
 

@@ -26,11 +26,16 @@ class HeadEnd:
 
     def take(self, data: bytes) -> int:
         """How many bytes of ``data`` are of the head."""
-        at = (self._last + data).find(_END)
-        taken = len(data) if at < 0 else at + len(_END) - len(self._last)
-        self.ended = at >= 0
+        before = len(self._last)
+        whole = self._last + data if before else data
+        at = whole.find(_END)
+        if at < 0:
+            taken = len(data)
+            self._last = whole[-3:]
+        else:
+            taken = at + len(_END) - before
+            self.ended = True
         self.size += taken
-        self._last = (self._last + data[:taken])[-3:]
         return taken
 
 

@@ -22,6 +22,8 @@ from ingest.runtime.cache_policy import CACHE_CONTROL, FENCE, NO_STORE
 from ingest.runtime.heartbeat import Heart
 from ingest.store.possession import Possession
 
+_ALWAYS = {"Server": f"ingest/{__version__}", **FENCE}
+
 Handler = Callable[["Exchange"], Awaitable[web.StreamResponse]]
 Collect = Callable[[bool], Awaitable[Collected]]  # True: only says what it would delete; `Collector.run`
 ReadChunk = Callable[[str], Awaitable[bytes]]  # the 1458 bytes of a ticket; errors of `ChunkStore.get`
@@ -131,8 +133,7 @@ def mark(headers: MutableMapping[str, str], id_: str, guarded: bool) -> None:
     """Completes the headers of an answer: what every answer has, and who may keep it when it does not say so itself.
     ``guarded``: a token decides about it. Who prepares an answer himself calls this; all others get it on the way out."""
     headers["X-Request-Id"] = id_
-    headers["Server"] = f"ingest/{__version__}"
-    headers.update(FENCE)
+    headers.update(_ALWAYS)
     headers.setdefault(CACHE_CONTROL, NO_STORE)
     if guarded:
         headers["Vary"] = f"{headers['Vary']}, Authorization" if "Vary" in headers else "Authorization"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from ingest.catalog.version import ANY, Condition, Version
@@ -115,4 +116,10 @@ def describe(version: Version) -> dict[str, Any]:
 
 def format_time(seconds: float) -> str:
     """RFC 3339, in UTC: `2026-11-21T12:00:00.123Z`."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    whole, micro = divmod(round(seconds * 1_000_000), 1_000_000)
+    return f"{_to_the_second(whole)}.{micro // 1000:03d}Z"
+
+
+@lru_cache(16)  # what is stored now is stored within the same few seconds
+def _to_the_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")

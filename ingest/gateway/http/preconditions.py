@@ -71,8 +71,8 @@ def condition_of(headers: Mapping[str, str], base: Condition) -> Condition:
     if "If-Match" in headers:  # compared strongly: a weak one fits nothing
         strong = frozenset(tag for weak, tag in parse_etags(headers["If-Match"]) if not weak)
         condition = replace(condition, etags=strong)
-    else:
-        condition = replace(condition, unmodified_since=parse_date(headers.get("If-Unmodified-Since")))
+    elif (moment := parse_date(headers.get("If-Unmodified-Since"))) is not None:
+        condition = replace(condition, unmodified_since=moment)
     if "If-None-Match" in headers:
         condition = replace(
             condition, none_of=frozenset(tag for _, tag in parse_etags(headers["If-None-Match"]))

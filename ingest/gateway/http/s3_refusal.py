@@ -49,9 +49,14 @@ def refuse_s3(exchange: Exchange) -> None:
 
 def _is_of_s3(exchange: Exchange) -> bool:
     for name in exchange.request.headers:
-        small = name.lower()
-        if small.startswith(_HEADERS) and small != _OF_A_CDN:
+        # In each request, and nearly none of them: the first letter spares the rest.
+        if name[:1] in "xX" and (small := name.lower()).startswith(_HEADERS) and small != _OF_A_CDN:
             return True
-    if exchange.headers.get("Authorization", "").lower().startswith(_SCHEMES):
+    authorization = exchange.headers.get("Authorization")
+    if authorization is not None and authorization.lower().startswith(_SCHEMES):
         return True
-    return any(name.lower().startswith(_PARAMETERS) for name in exchange.query)
+    return (
+        any(name.lower().startswith(_PARAMETERS) for name in exchange.query)
+        if exchange.target.query
+        else False
+    )
