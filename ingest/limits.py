@@ -237,6 +237,9 @@ TRANSFER_ALLOWANCE_CHUNKS = (
 PIECE_PATIENCE_S = (
     1.0  # for what is borrowed to be filled by the client of an upload, or taken by that of a download
 )
+HTTP_HEAP_KEPT = (
+    8 << 20
+)  # bytes that an HTTP process does not give back to the system: pieces of two transfers
 PIECES_READ_AHEAD = 2  # of one download, 1.5 MB: the engine never waits for the client
 RANGE_TICKETS_MIN = 4 * PIECE_CHUNKS  # the first range of an upload of unknown size; the next ones double …
 RANGE_TICKETS_MAX = 64 * 1296  # … up to 121 MB: what an upload that breaks may have to delete in vain

@@ -40,7 +40,7 @@ from ingest.gateway.process.upstream import Binding, connected
 from ingest.objects.collector import Collected, Collector, waiting
 from ingest.objects.local_store import LocalStore
 from ingest.objects.shared_namespace import SharedNamespace
-from ingest.runtime import heartbeat, listeners, signals
+from ingest.runtime import heap, heartbeat, listeners, signals
 from ingest.runtime.heartbeat import Heart
 from ingest.runtime.wires import Wires
 from ingest.store.possession import Possession
@@ -145,6 +145,7 @@ def http_main(role: HttpRole) -> int:
     with contextlib.suppress(asyncio.CancelledError):  # told to end before it served anything
         gc.freeze()  # what is there stays to the end: cycles are looked for among the rest
         gc.set_threshold(limits.CYCLES_THRESHOLD)
+        heap.keep(limits.HTTP_HEAP_KEPT, 2 * limits.PIECE_CHUNKS * limits.DATA_SIZE)
         uvloop.run(_serve(role))
     return 0
 
