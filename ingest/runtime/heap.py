@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 
-# malloc.h of glibc
+# As glibc numbers what mallopt(3) sets.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 
