@@ -19,11 +19,10 @@ from ingest.runtime import listeners
 from ingest.runtime.file_system import file_system
 from ingest.runtime.key_file import read_keys
 from ingest.runtime.listeners import Address, format_address
-from ingest.runtime.lock_file import holder, is_held
 from ingest.secret_text import shown
 from ingest.store.data_dir import DataDir
 from ingest.store.space import existing
-from ingest.store.store import Store, check_new
+from ingest.store.store import Store, check_new, refuse_locked
 
 ADDRESSES = {
     "listen": "put",
@@ -128,18 +127,7 @@ def _store(config: ServerConfig, checked: CheckedConfig) -> None:
             check_new(config.data_dir, wal, config.layout)
         return
     Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
-    other = _server_on(config.data_dir)
-    if other is not None:
-        checked.problems.append(Problem(f"{config.data_dir} is in use by an ingest server{other}", 75))
-
-
-def _server_on(data_dir: Path) -> str | None:
-    """Who holds the lock; None when nobody does."""
-    inside = DataDir(data_dir)
-    try:
-        return holder(inside.lock) if is_held(inside.lock, inside.meta) else None
-    except FileNotFoundError:
-        return None
+    refuse_locked(config.data_dir)
 
 
 def _keys(config: ServerConfig, checked: CheckedConfig) -> None:

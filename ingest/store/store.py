@@ -24,7 +24,7 @@ from typing import Any
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.runtime.durable_files import make_directory, sync_directory
-from ingest.runtime.lock_file import acquire, holder, open_directory
+from ingest.runtime.lock_file import acquire, holder, is_held, open_directory
 from ingest.store.data_dir import LOG_ID_FILE, META, DataDir
 from ingest.store.layouts import tree_file
 from ingest.store.layouts.layout import LAYOUTS
@@ -212,6 +212,18 @@ def check_new(data_dir: Path, wal: Path, layout: str) -> None:
         tree_file.check_file_system(existing(DataDir(data_dir).meta))
 
 
+def refuse_locked(data_dir: Path) -> None:
+    """StoreLockedError when another server has it. Makes nothing. Who can't look learns more when he opens it."""
+    inside = DataDir(data_dir)
+    with suppress(OSError):
+        if is_held(inside.lock, inside.meta):
+            raise _locked(data_dir)
+
+
+def _locked(data_dir: Path) -> StoreLockedError:
+    return StoreLockedError(f"{data_dir} is in use by another ingest server{holder(DataDir(data_dir).lock)}")
+
+
 def _refuse_unfinished(data_dir: Path) -> None:
     _refuse_links(data_dir)
     if DataDir(data_dir).export_mark.exists():
@@ -244,8 +256,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int, int]:
         return data_fd, *acquire(lock_path, meta)
     except BlockingIOError as error:
         os.close(data_fd)
-        other = holder(lock_path)
-        raise StoreLockedError(f"{data_dir} is in use by another ingest server{other}") from error
+        raise _locked(data_dir) from error
     except OSError:
         os.close(data_fd)
         raise
