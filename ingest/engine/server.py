@@ -17,12 +17,13 @@ from ingest.engine.announcement import addresses, announce
 from ingest.engine.node import Node
 from ingest.engine.pool import Pool, Roles
 from ingest.engine.server_config import ServerConfig
-from ingest.errors import DiskError, KeyFileError
+from ingest.errors import ConfigError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.runtime import failpoints, listeners, logs
 from ingest.runtime.file_system import file_system, refuse_unsuitable
 from ingest.runtime.key_file import close_key, make_key_file, read_keys
 from ingest.store.data_dir import DataDir
+from ingest.store.permission import refuse_unwritable
 from ingest.store.space import existing
 from ingest.store.store import Store, check_new, refuse_locked
 
@@ -104,7 +105,8 @@ def load_keys(config: ServerConfig, store: Store) -> KeyRing:
 
 def check_before(config: ServerConfig) -> None:
     """What can be refused before anything is made: the file systems, another server on this directory, a key file that was
-    named, what keeps a store from being made. ConfigError, StoreFormatError, StoreLockedError."""
+    named, what keeps a store from being made. ConfigError, StoreFormatError, StoreLockedError, DiskError."""
+    refuse_unwritable(config.data_dir, config.wal_dir)
     refuse_file_systems(config)
     refuse_locked(config.data_dir)
     inside = DataDir(config.data_dir)
@@ -160,10 +162,10 @@ def refuse_file_systems(config: ServerConfig) -> None:
 
 
 def check_file_size_limit() -> None:
-    """A log segment is the largest file that a server writes. DiskError when it may not."""
+    """A log segment is the largest file that a server writes. ConfigError when it may not."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < limits.LOG_SEGMENT_SIZE:
-        raise DiskError(
+        raise ConfigError(
             f"files may have {limit} bytes here (ulimit -f), "
             f"a segment of the log has {limits.LOG_SEGMENT_SIZE}: raise the limit"
         )

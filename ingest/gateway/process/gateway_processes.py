@@ -19,7 +19,7 @@ from ingest.catalog.catalog_socket import catalog_path, check_place, service_loc
 from ingest.catalog.database import migrate
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
-from ingest.errors import ConfigError, DiskError, IngestError, StoreLockedError
+from ingest.errors import DiskError, IngestError, StoreLockedError
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.http_process import (
@@ -39,6 +39,7 @@ from ingest.runtime.lock_file import is_held, open_directory
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
 from ingest.store.data_dir import DataDir
+from ingest.store.permission import refuse_absent, refuse_unwritable_meta
 from ingest.store.possession import Identity, Possession, identity_of
 from ingest.store.space import OUT_OF_SPACE
 
@@ -54,6 +55,7 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     logs.name_process("gateway")
     raise_open_files_limit()
     check(config)
+    refuse_unwritable_meta(config.data_dir)
     refuse_other_gateway(config.data_dir)
     shares = bind(
         config
@@ -112,8 +114,7 @@ class _Latest:
 
 def check(config: GatewayConfig) -> None:
     """That everything can be read which is needed: better now than in each process. IngestError."""
-    if not DataDir(config.data_dir).meta.is_dir():
-        raise ConfigError(f"{config.data_dir} holds no store: start `ingest server` on it first")
+    refuse_absent(config.data_dir)
     check_before(config)
     made = DataDir(config.data_dir).key
     if config.key_file in (None, made):
