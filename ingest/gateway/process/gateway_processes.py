@@ -225,7 +225,10 @@ def _http_main(
     close([share for share in shares if share is not own])
     possession.look()
     possession.check()
-    return http_main(HttpRole(latest.config, own, latest.read, latest.telling, link_key, possession, hearts))
+    tells = own is shares[0]  # one is enough: each port has a socket in each process
+    return http_main(
+        HttpRole(latest.config, own, latest.read, latest.telling, link_key, possession, hearts, tells)
+    )
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:
