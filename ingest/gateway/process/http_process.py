@@ -27,7 +27,7 @@ from ingest.errors import BusyError, IngestError
 from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.app import App, make_app
 from ingest.gateway.http.download_links import DownloadLinks
-from ingest.gateway.http.exchange import Collect, Services
+from ingest.gateway.http.exchange import Collect, ReadChunk, Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
@@ -183,6 +183,7 @@ async def _serve(role: HttpRole) -> None:
                 f"gateway {os.getpid()}",
                 possession=possession,
                 admit=binding.check,
+                admit_reads=binding.check_shown,
             )
             binding.tell(server.ended.set)
             loop.add_signal_handler(signals.end(), server.ended.set)
@@ -191,12 +192,12 @@ async def _serve(role: HttpRole) -> None:
             looking = asyncio.create_task(_look_at(possession))
             heartbeat.keep_beating()
             try:
-                collect = _collect_once(client, catalog, reader)
+                collect = _collect_once(client, catalog, reader, binding)
                 links = DownloadLinks(role.link_key)
                 shared = SharedNamespace(store)
                 services = Services(
                     shared,
-                    client.get,
+                    _read_chunk(client, binding),
                     figures,
                     links,
                     collect,
@@ -213,7 +214,8 @@ async def _serve(role: HttpRole) -> None:
 
 
 def _check_ready(reader: CatalogReader, binding: Binding) -> None:
-    """NoSpaceError when there is nothing to read and nothing can be stored."""
+    """What `Binding` raises when there is nothing to read and nothing can be stored."""
+    binding.check_shown()
     if not reader.newest(1):
         binding.check()
 
@@ -226,12 +228,23 @@ async def _look_at(possession: Possession) -> None:
         await asyncio.sleep(limits.POSSESSION_IDLE_INTERVAL_S)
 
 
-def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+def _read_chunk(client: ChunkStore, binding: Binding) -> ReadChunk:
+    async def read(name: str) -> bytes:
+        binding.check_shown()
+        return await client.get(name)
+
+    return read
+
+
+def _collect_once(
+    client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader, binding: Binding
+) -> Collect:
     """For who does not want to wait for the collector's next turn."""
 
     async def collect(dry_run: bool) -> Collected:
         if dry_run:
             return waiting(reader)
+        binding.check()  # nothing is put or deleted in a store that may be another catalog's
         if (done := await Collector(client, catalog, reader).run()) is None:
             raise BusyError("another collector is at work")
         return done
