@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from gateway_rig import node_gateway
 from node_rig import NodeRig, running_node
+from small_disk import fill, small_disk
 from stores import everything_of
 from test_cli import complains, run
 
@@ -91,9 +95,86 @@ def test_an_address_of_nobody(tmp_path):
     assert code == 78 and "192.0.2.1" in text
 
 
-def test_a_data_directory_that_is_a_file(tmp_path):
+@contextmanager
+def read_only(path: Path) -> Iterator[Path]:
+    """``path``, on a file system that is mounted read-only. Takes root, or the test is skipped."""
+    path.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "none", path], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted: {done.stderr!r}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+def both_refuse(match: str, *flags: str) -> None:
+    """A start and the check say the same, and both exit with 78."""
+    start = run("server", *FLAGS, *flags)
+    complains(start, 78, match)
+    checked = run("check-config", *FLAGS, *flags)
+    (problem,) = [line for line in checked.stdout.splitlines() if line.startswith("problem: ")]
+    assert problem.removeprefix("problem: ") == start.stderr.removeprefix("ingest: ").rstrip("\n")
+    assert checked.returncode == 78
+
+
+def test_directories_that_are_none(tmp_path):
+    (tmp_path / "file").write_text("hello")
+    (tmp_path / "link").symlink_to("nowhere")
+    with everything_of(tmp_path):
+        both_refuse("file: Not a directory", f"--data-dir={tmp_path / 'file'}")
+        both_refuse("file/below: Not a directory", f"--data-dir={tmp_path / 'file/below'}")
+        both_refuse("link: No such file or directory", f"--data-dir={tmp_path / 'link'}")
+        flags = (f"--data-dir={tmp_path / 'data'}", f"--wal-dir={tmp_path / 'file'}")
+        both_refuse("file: Not a directory; the directory of the log", *flags)
+
+
+def test_directories_that_are_read_only(tmp_path):
+    with read_only(tmp_path / "disk") as disk:
+        both_refuse("disk: Read-only file system", f"--data-dir={disk / 'data'}")
+        both_refuse(
+            "disk: Read-only file system", f"--data-dir={tmp_path / 'data'}", f"--wal-dir={disk / 'wal'}"
+        )
+        (text,) = {text for _, text in codes(of_both(disk))}
+        assert text.startswith(f"{disk}: Read-only file system")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_gateway_s_directory_that_is_none(tmp_path):
     (tmp_path / "data").write_text("hello")
-    assert any("no directory" in text for _, text in what(tmp_path))
+    ((code, text),) = codes(of_gateway(tmp_path / "data"))
+    assert code == 78 and "Not a directory" in text
+    complains(run("gateway", f"--data-dir={tmp_path / 'data'}", "--http-listen=127.0.0.1:0"), 78, text)
+
+
+def test_less_room_than_the_reserve_is_a_note(tmp_path):
+    found = os.statvfs(tmp_path)
+    much = f"{(found.f_bavail * found.f_frsize >> 20) + 4096}MiB"
+    checked = check({**FREE, "data_dir": str(tmp_path / "data"), "reserve": much}, {}, None)
+    (note,) = [note for note in checked.notes if note.startswith("no space: ")]
+    assert "--reserve" in note and checked.exit_code == 0
+    checked = check(
+        {**FREE, "data_dir": str(tmp_path / "data"), "reserve": "0", "wal_size": "96MiB"}, {}, None
+    )
+    assert not any(note.startswith("no space: ") for note in checked.notes)
+
+
+def test_less_room_than_the_catalog_takes_is_a_note(tmp_path):
+    with small_disk(tmp_path, "disk", 16) as disk:
+        assert not any("the reserve of the catalog" in note for note in of_both(disk / "data").notes)
+        fill(disk, 1 << 20)
+        assert any("the reserve of the catalog" in note for note in of_both(disk / "data").notes)
+
+
+def test_two_names_of_one_port(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    ((code, text),) = codes(
+        of_both(tmp_path / "data", listen=f"127.0.0.1:{port}", http_listen=f"localhost:{port}")
+    )
+    assert code == 75 and text.startswith("http_listen: ")
 
 
 def test_packs_without_a_description(tmp_path):
@@ -226,7 +307,7 @@ def test_a_gateway_that_runs(tmp_path):
         address = format_address(node.gateway.address)
         apis = tuple(f"{name}={format_address(at)}" for name, at in node.gateway.alone.items())
         ((code, text),) = codes(of_gateway(tmp_path / "data", http_listen=address, api=apis))
-        assert code == 75 and "a gateway runs on" in text
+        assert code == 75 and "is another gateway's" in text
         assert [code for code, _ in codes(of_both(tmp_path / "data", http_listen=address))] == [75, 75]
         node.stop()
     assert codes(of_gateway(tmp_path / "data", http_listen=address, api=apis)) == []

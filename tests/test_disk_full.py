@@ -259,5 +259,5 @@ def test_a_server_that_may_not_write_a_segment_does_not_start(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (16 << 20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
     done = start_fails(tmp_path / "data", preexec_fn=limit)
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "ulimit -f" in done.stderr

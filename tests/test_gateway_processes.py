@@ -620,3 +620,26 @@ def test_an_http_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         assert {node.gateway.request("GET", "/alive").status for _ in range(16)} == {200}
         assert "killing it" in node.log()
         assert node.stop() == 0
+
+
+# --- what a start says
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_start_says_where_it_serves(tmp_path: Path, scheme: str) -> None:
+    """Each port that speaks HTTP, once, when it does."""
+    flags = ["--http-workers=2"]
+    if scheme == "https":
+        import trustme
+
+        pem = tmp_path / "pem"
+        trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+        flags += [f"--tls-cert={pem}", f"--tls-key={pem}"]
+    with node_gateway(tmp_path / "data", *flags) as node:
+        until(lambda: " serving on " in node.log(), "it says so")
+        (line,) = [line for line in node.log().splitlines() if " serving on " in line]
+        alone = [(name, port) for name, (_, port) in node.gateway.alone.items() if name != "stream"]
+        urls = [f"{scheme}://127.0.0.1:{port} ({name})" for name, port in alone]
+        shared = f"{scheme}://127.0.0.1:{node.gateway.address[1]}"
+        assert line.endswith("serving on " + ", ".join([shared, *urls]))
+        assert node.stop() == 0

@@ -374,7 +374,7 @@ def test_a_committer_that_starts_while_it_is_lost_takes_a_reload_over(tmp_path: 
 
 def test_a_data_directory_that_is_none(config: ServerConfig, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refused(replace(config, data_dir=tmp_path / "file"), IngestError, "file")
+    refused(replace(config, data_dir=tmp_path / "file"), ConfigError, "file: Not a directory")
 
 
 def test_one_worker_for_each_core_that_may_be_used(config: ServerConfig) -> None:

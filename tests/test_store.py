@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingest import limits
-from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.errors import BusyError, ConfigError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.runtime.key_file import make_key_file
 from ingest.store.check.fsck import fsck
@@ -125,21 +125,21 @@ class TestOpen:
 
     def test_a_file_in_its_place(self, tmp_path):
         (tmp_path / "data").touch()
-        with pytest.raises(DiskError, match="must be a directory that we may write"):
+        with pytest.raises(ConfigError, match="Not a directory; the data directory must be"):
             Store.open(tmp_path / "data")
 
     def test_a_symbolic_link_for_our_directory(self, tmp_path):
         (tmp_path / "elsewhere").mkdir()
         (tmp_path / "data").mkdir()
         (tmp_path / "data/.ingest").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(DiskError, match="symbolic link"):
+        with pytest.raises(ConfigError, match="symbolic link"):
             Store.open(tmp_path / "data")
         assert os.listdir(tmp_path / "elsewhere") == []
 
     def test_a_symbolic_link_for_the_lock(self, tmp_path, data):
         (data / ".ingest/lock").unlink()
         (data / ".ingest/lock").symlink_to(tmp_path / "victim")
-        with pytest.raises(DiskError):
+        with pytest.raises(ConfigError):
             Store.open(data)
         assert not (tmp_path / "victim").exists()
 

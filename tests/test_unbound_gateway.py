@@ -9,7 +9,8 @@ from pathlib import Path
 
 import apsw
 import pytest
-from gateway_rig import TIMEOUT_S, Gateway, NodeGateway
+from gateway_rig import TIMEOUT_S, Gateway, NodeGateway, node_gateway
+from node_rig import running_node
 from reference_server import ReferenceServer, build_frame
 from test_gateway_processes import until
 
@@ -17,6 +18,7 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import FIRST, RESERVED
 from ingest.objects import binding
 from ingest.runtime.key_file import make_key_file, read_keys
+from ingest.runtime.listeners import format_address
 from ingest.status import Status
 
 WHY = "the engine has no space for the chunk that binds its store to this catalog"
@@ -120,3 +122,85 @@ def test_a_store_that_somebody_else_binds_meanwhile_is_left(data_dir, engine) ->
         assert node.process is not None
         assert node.process.wait(TIMEOUT_S) == 78, node.log()
         assert re.search(r"belongs to the catalog (10)+", node.log())
+
+
+# --- an engine that is not there, does not answer, or refuses
+
+OBJECT = b"a" * 3000
+
+
+def bound(data_dir: Path, engine: ReferenceServer) -> None:
+    """With an object in it."""
+    with gateway_of(data_dir, engine) as node:
+        assert node.gateway.request("PUT", "/objects/a", OBJECT).status == 200
+        assert node.stop() == 0, node.log()
+
+
+def asks_to_wait(gateway: Gateway, method: str, path: str) -> None:
+    answer = gateway.request(method, path, b"new" if method in ("PUT", "POST") else None)
+    assert (answer.status, answer.code) == (503, "engine_unreachable"), (path, answer)
+    assert "retry-after" in answer.headers and "waiting for the engine" in answer.json["message"]
+
+
+def goes_on(node: NodeGateway) -> None:
+    until(lambda: node.gateway.request("GET", "/healthz").status == 200, "it is ready")
+    until(
+        lambda: all(node.gateway.request("PUT", "/objects/c", b"c").status == 200 for _ in range(20)),
+        "both processes take uploads",
+    )
+    assert node.gateway.request("GET", "/objects/a").body == OBJECT
+    assert node.stop() == 0, node.log()
+
+
+def test_while_nothing_is_where_the_engine_was(tmp_path: Path) -> None:
+    """Its port answers all the same, and what the catalog knows."""
+    with running_node(tmp_path / "data") as server:
+        put, get = (format_address(address) for address in (server.put_address, server.get_address))
+        flags = (f"--connect={put}", f"--read-connect={get}", "--http-workers=2")
+        with node_gateway(tmp_path / "data", *flags, command="gateway") as node:
+            assert node.gateway.request("PUT", "/objects/a", OBJECT).status == 200
+            assert node.stop() == 0, node.log()
+        assert server.stop() == 0
+        with node_gateway(tmp_path / "data", *flags, command="gateway") as node:
+            for method, path in (
+                ("PUT", "/objects/b"),
+                ("POST", "/gc"),
+                ("GET", "/objects/a"),
+                ("GET", "/healthz"),
+            ):
+                asks_to_wait(node.gateway, method, path)
+            asks_to_wait(node.gateway, "GET", "/00/00/00/00/obj")
+            assert [one["name"] for one in node.gateway.request("GET", "/objects/").json["objects"]] == ["a"]
+            assert "serving on http://" in node.log()
+            server.flags = (f"--listen={put}", f"--read-listen={get}")
+            server.start()
+            goes_on(node)
+
+
+@pytest.mark.parametrize("status", [Status.ERROR, Status.BUSY, Status.BAD_CHECKSUM])
+def test_an_engine_that_refuses_puts(data_dir: Path, engine: ReferenceServer, status: Status) -> None:
+    """The store has shown whose it is: it is read."""
+    bound(data_dir, engine)
+    engine.faults.answer = lambda index, seen: int(status)
+    with gateway_of(data_dir, engine) as node:
+        assert node.gateway.request("GET", "/objects/a").body == OBJECT
+        assert node.gateway.request("GET", "/healthz").status == 200
+        asks_to_wait(node.gateway, "PUT", "/objects/b")
+        asks_to_wait(node.gateway, "POST", "/gc")
+        engine.faults.answer = None
+        node.stop()
+
+
+def test_a_store_of_somebody_else_is_never_read_or_written(data_dir: Path, engine: ReferenceServer) -> None:
+    """It comes to where the engine was, while the gateway waits."""
+    bound(data_dir, engine)
+    engine.faults.answer = lambda index, seen: int(Status.ERROR)
+    with gateway_of(data_dir, engine) as node:
+        (key,) = read_keys(data_dir / ".ingest" / "key")
+        del engine.model.frames[RESERVED]
+        engine.model.frame(build_frame(key, RESERVED, binding.serialize(b"\x10" * 16)))
+        stored = set(engine.model.frames)
+        engine.faults.answer = None
+        assert node.process is not None
+        assert node.process.wait(TIMEOUT_S) == 78, node.log()
+        assert set(engine.model.frames) == stored

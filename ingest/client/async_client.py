@@ -112,12 +112,18 @@ class AsyncClient:
         """
         client = cls(put, get, key, timeout=timeout, retry_for=retry_for, tls=tls)
         try:
-            for channel in client._channels:
-                await channel.open()
+            await client.open()
         except BaseException:
             await client.close()
             raise
         return client
+
+    async def open(self) -> None:
+        """Connects for the first time, what is not connected yet: until then calls raise ConnectionLostError. What `connect`
+        raises; then it may be called again."""
+        for channel in self._channels:
+            if not channel.is_open:
+                await channel.open()
 
     @property
     def puts(self) -> bool:

@@ -143,9 +143,16 @@ class Channel(ABC):
         self._progress = True
         self._answered_at = time.monotonic()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has connected for the first time."""
+        return self._task is not None
+
     def check_open(self) -> None:
         if self._closed or self._task is None:
-            raise ConnectionLostError(f"{self._name}: the client is closed")
+            raise ConnectionLostError(
+                f"{self._name}: the client is {'closed' if self._closed else 'not connected yet'}"
+            )
 
     # --- the loop --------------------------------------------------------------------------------
 

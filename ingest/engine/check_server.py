@@ -4,14 +4,15 @@ nothing."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Container, Mapping
+import socket
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ingest.engine.announcement import running
 from ingest.engine.reload import read_certificates
-from ingest.engine.server import refuse_file_systems
+from ingest.engine.server import check_file_size_limit, refuse_file_systems
 from ingest.engine.server_config import ServerConfig, resolve
 from ingest.errors import IngestError
 from ingest.mac import KeyRing
@@ -19,11 +20,11 @@ from ingest.runtime import listeners
 from ingest.runtime.file_system import file_system
 from ingest.runtime.key_file import read_keys
 from ingest.runtime.listeners import Address, format_address
-from ingest.runtime.lock_file import holder, is_held
 from ingest.secret_text import shown
 from ingest.store.data_dir import DataDir
-from ingest.store.space import existing
-from ingest.store.store import Store, check_new
+from ingest.store.permission import refuse_unwritable
+from ingest.store.space import existing, shortage_at_start
+from ingest.store.store import Store, check_new, refuse_locked
 
 ADDRESSES = {
     "listen": "put",
@@ -62,7 +63,8 @@ class CheckedConfig:
         except IngestError as error:
             self.problems.append(Problem(str(error), error.exit_code))
         except OSError as error:
-            self.problems.append(Problem(str(error), 1))
+            text = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+            self.problems.append(Problem(text, IngestError.exit_code))
 
     def as_json(self) -> dict[str, Any]:
         settings = {
@@ -74,15 +76,30 @@ class CheckedConfig:
 
 def check(flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None) -> CheckedConfig:
     """Resolves the configuration as a server does and tries what a start would fail at: the directory, the store, its
-    log, the keys, the certificates, the addresses. Not what it needs while it goes on: memory, room on the disk.
+    log, the keys, the certificates, the addresses; of room on the disk a note, as a server without it starts all the same.
+    Not what it needs while it goes on: memory.
 
     ConfigError or UsageError, as from a start, for values that can't be read at all.
     """
+    config, checked = check_all_but_addresses(flags, environ, file)
+    check_addresses(addresses_of(config), held_addresses(config.data_dir), checked)
+    return checked
+
+
+def check_all_but_addresses(
+    flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None
+) -> tuple[ServerConfig, CheckedConfig]:
+    """As `check`."""
     config, sources = resolve(flags, environ, file)
     checked = CheckedConfig({name: (_text(config, name), source) for name, source in sources.items()})
-    for step in (_data_dir, _file_systems, _store, _keys, _certificates, _addresses):
+    checked.attempt(check_file_size_limit)
+    held = len(checked.problems)
+    checked.attempt(refuse_unwritable, config.data_dir, config.wal_dir)
+    there = len(checked.problems) == held  # else nothing can be said of what is in it
+    for step in (_data_dir, _file_systems, _space, _store, _keys) if there else (_named_key,):
         checked.attempt(step, config, checked)
-    return checked
+    checked.attempt(_certificates, config, checked)
+    return config, checked
 
 
 def _text(config: ServerConfig, name: str) -> str:
@@ -98,15 +115,15 @@ def _text(config: ServerConfig, name: str) -> str:
 
 
 def _data_dir(config: ServerConfig, checked: CheckedConfig) -> None:
-    path = config.data_dir
-    if not path.exists():
-        above = next(parent for parent in Path(os.path.abspath(path)).parents if parent.exists())
-        checked.notes.append(f"{path} will be made")
-        path = above
-    if not path.is_dir():
-        checked.problems.append(Problem(f"{path} is no directory", 1))
-    elif not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
-        checked.problems.append(Problem(f"{path} may not be written by this user", 1))
+    if not config.data_dir.exists():
+        checked.notes.append(f"{config.data_dir} will be made")
+
+
+def _space(config: ServerConfig, checked: CheckedConfig) -> None:
+    wal = config.wal_dir if config.wal_dir is not None else DataDir(config.data_dir).wal
+    reason = shortage_at_start(config.data_dir, wal, config.layout, config.reserve, config.wal_size)
+    if reason is not None:
+        checked.notes.append(f"no space: {reason}; new frames would be refused")
 
 
 def _file_systems(config: ServerConfig, checked: CheckedConfig) -> None:
@@ -123,23 +140,11 @@ def _store(config: ServerConfig, checked: CheckedConfig) -> None:
         checked.notes.append(
             f"{config.data_dir} holds no store yet: one with layout {config.layout} will be made"
         )
-        if not checked.problems:  # else the directory is none that anything could be made in
-            wal = config.wal_dir if config.wal_dir is not None else DataDir(config.data_dir).wal
-            check_new(config.data_dir, wal, config.layout)
+        wal = config.wal_dir if config.wal_dir is not None else DataDir(config.data_dir).wal
+        check_new(config.data_dir, wal, config.layout)
         return
     Store.read(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
-    other = _server_on(config.data_dir)
-    if other is not None:
-        checked.problems.append(Problem(f"{config.data_dir} is in use by an ingest server{other}", 75))
-
-
-def _server_on(data_dir: Path) -> str | None:
-    """Who holds the lock; None when nobody does."""
-    inside = DataDir(data_dir)
-    try:
-        return holder(inside.lock) if is_held(inside.lock, inside.meta) else None
-    except FileNotFoundError:
-        return None
+    refuse_locked(config.data_dir)
 
 
 def _keys(config: ServerConfig, checked: CheckedConfig) -> None:
@@ -158,27 +163,39 @@ def _keys(config: ServerConfig, checked: CheckedConfig) -> None:
         store.require_keys(ring)
 
 
+def _named_key(config: ServerConfig, _: CheckedConfig) -> None:
+    """A key file that is not in the data directory."""
+    if config.key_file is not None and not config.key_file.is_relative_to(config.data_dir):
+        KeyRing(read_keys(config.key_file))
+
+
 def _certificates(config: ServerConfig, _: CheckedConfig) -> None:
     read_certificates(config)
 
 
-def _addresses(config: ServerConfig, checked: CheckedConfig) -> None:
-    """Whether each address can be bound. One that the server on this very DATA has is no second problem."""
-    own = _held_addresses(config.data_dir)
-    for name in ADDRESSES:
-        check_address(name, getattr(config, name), own, checked)
+def addresses_of(config: ServerConfig) -> list[tuple[str, Address]]:
+    return [(name, getattr(config, name)) for name in ADDRESSES]
 
 
-def check_address(name: str, address: Address, own: Container[str], checked: CheckedConfig) -> None:
-    """Whether it can be bound, or is one of ``own``, which is HOST:PORT each."""
-    try:
-        if any(format_address(found) in own for found in (address, *listeners.resolve(address))):
-            return
-        listeners.close_all(listeners.bind_alone(address))
-    except IngestError as error:
-        checked.problems.append(Problem(f"{name}: {error}", error.exit_code))
+def check_addresses(
+    addresses: Iterable[tuple[str, Address]], own: Container[str], checked: CheckedConfig
+) -> None:
+    """Whether all of them can be bound together, but for those of ``own``, which is HOST:PORT each: what the server and the
+    gateway on this very DATA have is no second problem."""
+    bound: list[socket.socket] = []
+    for name, address in addresses:
+        try:
+            if any(format_address(found) in own for found in (address, *listeners.resolve(address))):
+                continue
+            bound += listeners.bind_shared(
+                address, 1
+            )  # `bind_alone` would pass over one that does not listen yet
+        except IngestError as error:
+            checked.problems.append(Problem(f"{name}: {error}", error.exit_code))
+    listeners.close_all(bound)
 
 
-def _held_addresses(data_dir: Path) -> set[str]:
+def held_addresses(data_dir: Path) -> set[str]:
+    """Where the server of a data directory says that it listens."""
     found = running(data_dir) or {}
     return {str(found[key]) for key in ADDRESSES.values() if key in found}

@@ -8,6 +8,7 @@ import resource
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from ingest import limits
 from ingest.engine import reload
@@ -16,14 +17,15 @@ from ingest.engine.announcement import addresses, announce
 from ingest.engine.node import Node
 from ingest.engine.pool import Pool, Roles
 from ingest.engine.server_config import ServerConfig
-from ingest.errors import DiskError, KeyFileError
+from ingest.errors import ConfigError, KeyFileError
 from ingest.mac import KeyRing
 from ingest.runtime import failpoints, listeners, logs
 from ingest.runtime.file_system import file_system, refuse_unsuitable
 from ingest.runtime.key_file import close_key, make_key_file, read_keys
 from ingest.store.data_dir import DataDir
+from ingest.store.permission import refuse_unwritable
 from ingest.store.space import existing
-from ingest.store.store import Store
+from ingest.store.store import Store, check_new, refuse_locked
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ def run_server(
     raise_open_files_limit()
     check_file_size_limit()
     certificates = reload.read_certificates(config)
-    refuse_file_systems(config)
+    check_before(config)
+    ports = bind(config)  # before anything is made: a start that is refused for its addresses leaves nothing
     store = Store.open(config.data_dir, wal_dir=config.wal_dir, layout=config.layout)
     keys = load_keys(config, store)
     node = Node(
@@ -50,12 +53,14 @@ def run_server(
         store=store,
         keys=keys,
         queue=Queue(worker_count(config), limits.BLOCK_PLACES * limits.ARENA_BLOCKS),
-        admin_sockets=listeners.bind_alone(config.admin_listen),
+        admin_sockets=ports.admin,
+        put_sockets=ports.put,
+        get_sockets=ports.get,
+        passing=passing_pairs(worker_count(config)),
         certificates=certificates,
         key_names=reload.name_keys(keys),
         read_config=read_config,
     )
-    bind_frame_sockets(node)
     for sock in node.admin_sockets:
         listeners.listen(sock, limits.LISTEN_BACKLOG)
     node.addresses = addresses(node)
@@ -98,16 +103,55 @@ def load_keys(config: ServerConfig, store: Store) -> KeyRing:
     return keys
 
 
-def bind_frame_sockets(node: Node) -> None:
-    """A put and a get socket for each worker, and the pairs through which they pass connections on."""
-    workers = node.queue.workers
-    node.put_sockets += listeners.bind_shared(node.config.listen, workers)
-    node.get_sockets += listeners.bind_shared(node.config.read_listen, workers)
-    for _ in range(workers):
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+def check_before(config: ServerConfig) -> None:
+    """What can be refused before anything is made: the file systems, another server on this directory, a key file that was
+    named, what keeps a store from being made. ConfigError, StoreFormatError, StoreLockedError, DiskError."""
+    refuse_unwritable(config.data_dir, config.wal_dir)
+    refuse_file_systems(config)
+    refuse_locked(config.data_dir)
+    inside = DataDir(config.data_dir)
+    with suppress(OSError):  # what can't be looked at is said by whoever opens it
+        if not inside.store_json.exists():
+            check_new(config.data_dir, config.wal_dir or inside.wal, config.layout)
+    if config.key_file is not None:
+        if config.key_file == inside.key:
+            close_key(inside.key)
+        KeyRing(read_keys(config.key_file, data_dir=config.data_dir, own=config.key_file == inside.key))
+
+
+@dataclass
+class Ports:
+    """The bound sockets of a server, which do not listen yet: `Node` says which is whose."""
+
+    put: list[socket.socket] = field(default_factory=list)
+    get: list[socket.socket] = field(default_factory=list)
+    admin: list[socket.socket] = field(default_factory=list)
+
+    def close(self) -> None:
+        listeners.close_all((*self.put, *self.get, *self.admin))
+
+
+def bind(config: ServerConfig) -> Ports:
+    """A put and a get socket for each worker, and the admin port. PortTakenError, ConfigError."""
+    workers = worker_count(config)
+    ports = Ports()
+    try:
+        ports.admin += listeners.bind_alone(config.admin_listen)
+        ports.put += listeners.bind_shared(config.listen, workers)
+        ports.get += listeners.bind_shared(config.read_listen, workers)
+    except BaseException:
+        ports.close()
+        raise
+    return ports
+
+
+def passing_pairs(workers: int) -> list[tuple[socket.socket, socket.socket]]:
+    """Through which workers pass connections on."""
+    pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(workers)]
+    for pair in pairs:
         for end in pair:
             end.setblocking(False)
-        node.passing.append(pair)
+    return pairs
 
 
 def refuse_file_systems(config: ServerConfig) -> None:
@@ -118,10 +162,10 @@ def refuse_file_systems(config: ServerConfig) -> None:
 
 
 def check_file_size_limit() -> None:
-    """A log segment is the largest file that a server writes. DiskError when it may not."""
+    """A log segment is the largest file that a server writes. ConfigError when it may not."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY and limit < limits.LOG_SEGMENT_SIZE:
-        raise DiskError(
+        raise ConfigError(
             f"files may have {limit} bytes here (ulimit -f), "
             f"a segment of the log has {limits.LOG_SEGMENT_SIZE}: raise the limit"
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ingest import ticket
@@ -77,10 +77,14 @@ def parse(data: bytes) -> bytes:
 
 
 async def bind(
-    client: AsyncClient, catalog: CatalogAccess, reader: CatalogReader, keys: Sequence[bytes]
+    client: AsyncClient,
+    catalog: CatalogAccess,
+    reader: CatalogReader,
+    keys: Sequence[bytes],
+    shown: Callable[[], None] = lambda: None,
 ) -> None:
     """Sees to it that the engine's store is the one of this catalog, now and with each connection that ``client`` opens
-    later. ``keys``: the shared ones.
+    later. ``keys``: the shared ones. ``shown`` is called when the store is known to be ours by what is in it.
 
     ForeignStoreError when it is another one's. What the client and the catalog raise, when that can't be known yet:
     RefusedError for ERROR, BUSY and a key that is not accepted, NoSpaceError, CorruptFrameError.
@@ -90,13 +94,16 @@ async def bind(
     if status is Status.SAVED:
         _require_own(identity, parse(data))
         _require(client, reader, keys, identity)
+        shown()
     elif status is Status.DELETED:
         await _accept_deleted(client, reader, keys, identity)
+        shown()
         return
     elif status is Status.MISSING:
         if identity.bound:
             raise ForeignStoreError(f"the engine's store does not carry the id of this catalog: {ADVICE}")
         await _require_objects(client, reader, keys)
+        shown()
     if client.puts:
         await confirm(client, reader)
     elif status is not Status.SAVED:

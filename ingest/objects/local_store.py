@@ -34,6 +34,7 @@ class LocalStore:
         key: bytes,
         possession: Possession | None = None,
         admit: Callable[[], None] | None = None,
+        admit_reads: Callable[[], None] | None = None,
     ) -> None:
         self._client = client
         self._catalog = catalog
@@ -41,6 +42,7 @@ class LocalStore:
         self._membership = membership
         self._possession = possession
         self._admit = admit
+        self._admit_reads = admit_reads
         self.budget = Budget()
         self._receiver = Receiver(client, catalog, membership, manifest_key(key), self.budget)
 
@@ -55,12 +57,14 @@ class LocalStore:
         lease_tickets: int = LEASE_TICKETS,
         possession: Possession | None = None,
         admit: Callable[[], None] | None = None,
+        admit_reads: Callable[[], None] | None = None,
     ) -> Self:
         """``key``: the first shared key of the node. ``what`` names this process to people. ``lease_tickets``: that it takes
         in advance for small objects. ``possession``: of the data directory, which somebody looks at; while it is lost, `put`
-        and `delete` raise DataDirLostError at once. ``admit``: raises while nothing may be stored; `put` and `check` do."""
+        and `delete` raise DataDirLostError at once. ``admit``: raises while nothing may be stored; `put` and `check` do.
+        ``admit_reads``: the same of `open` and `open_object`."""
         membership = await Membership.enter(catalog, what, lease_tickets)
-        return cls(client, catalog, reader, membership, key, possession, admit)
+        return cls(client, catalog, reader, membership, key, possession, admit, admit_reads)
 
     async def leave(self) -> None:
         """To be called when nobody uploads any more."""
@@ -111,7 +115,12 @@ class LocalStore:
         if condition != ANY:
             condition.check(name, self._reader.lookup(namespace, name))
 
+    def _check_reads(self) -> None:
+        if self._admit_reads is not None:
+            self._admit_reads()
+
     async def open(self, namespace: str, name: str) -> SmallDownload | PinnedDownload:
+        self._check_reads()
         return await open_version(
             lambda: self._reader.find(namespace, name),
             self._client,
@@ -121,6 +130,7 @@ class LocalStore:
         )
 
     async def open_object(self, object_id: str) -> SmallDownload | PinnedDownload:
+        self._check_reads()
         return await open_version(
             lambda: self._reader.find_object(object_id),
             self._client,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,8 @@ def make_directory(path: Path) -> None:
         return
     if not path.parent.exists():
         make_directory(path.parent)
+    if os.path.lexists(path) and not stat.S_ISDIR(os.stat(path).st_mode):  # or a link that leads nowhere
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
     path.mkdir(mode=0o700, exist_ok=True)
     sync_directory(path.parent)
 

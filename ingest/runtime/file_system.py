@@ -38,6 +38,7 @@ _NAMES = {
 _REPORTING = ("ext4", "xfs", "btrfs", "tmpfs")
 _SYNCFS_REPORTS = (5, 8)  # Linux: syncfs(2), "Versions"
 _VOLATILE = {"volatile", "fsync=volatile"}  # overlayfs, mount options: what old kernels and new ones call it
+_AT_FDCWD, _AT_EACCESS = -100, 0x200  # linux/fcntl.h
 BLOCK_SIZE_MAX = 4096  # bytes; direct writes of ours are multiples of it
 
 
@@ -104,6 +105,14 @@ def refuse_unsuitable(path: Path, *, durable: bool) -> None:
         )
 
 
+def check_access(path: Path, mode: int) -> None:
+    """OSError when this process may not do with ``path`` what ``mode`` says: `os.R_OK` and so on. It asks as who it is in
+    effect, and unlike `os.access` it tells why: a file system may be read-only."""
+    if _libc.faccessat(_AT_FDCWD, os.fsencode(path), mode, _AT_EACCESS) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+
+
 def sync_everything(path: Path, fd: int) -> None:
     """Makes all files below the directory ``path``, and their names, durable, whoever wrote them. ``fd``: of that directory,
     open since before they were written. OSError: something is not durable."""
@@ -165,4 +174,12 @@ def _block_size(fd: int) -> int:
     return 0
 
 
-__all__ = ["FileSystem", "doubt_of", "file_system", "kernel_version", "refuse_unsuitable", "sync_everything"]
+__all__ = [
+    "FileSystem",
+    "check_access",
+    "doubt_of",
+    "file_system",
+    "kernel_version",
+    "refuse_unsuitable",
+    "sync_everything",
+]

@@ -21,15 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.errors import ConfigError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.runtime.durable_files import make_directory, sync_directory
-from ingest.runtime.lock_file import acquire, holder, open_directory
+from ingest.runtime.lock_file import acquire, holder, is_held, open_directory
 from ingest.store.data_dir import LOG_ID_FILE, META, DataDir
 from ingest.store.layouts import tree_file
 from ingest.store.layouts.layout import LAYOUTS
+from ingest.store.permission import refusal
 from ingest.store.possession import Possession
-from ingest.store.space import OUT_OF_SPACE, existing, explain
+from ingest.store.space import existing
 from ingest.store.store_json import (
     CHECK,
     FORMAT_VERSION,
@@ -69,27 +70,21 @@ class Store:
         """Locks `data_dir` and reads what it is; makes it on first use.
 
         Raises StoreLockedError (another server has it), StoreFormatError (a version or layout that is not ours),
-        ConfigError (the log is elsewhere), DiskError.
+        ConfigError (the log is elsewhere, a directory is none or not ours to write), DiskError.
         """
         if layout not in LAYOUTS:
             raise ConfigError(f"layout {layout!r} is not in this version; it knows: {', '.join(LAYOUTS)}")
         try:
             fds = _open_and_lock(data_dir)
         except OSError as error:
-            if error.errno in OUT_OF_SPACE:
-                raise DiskError(explain(error, existing(data_dir))) from error
-            raise DiskError(
-                f"{data_dir}: {error.strerror}; the data directory must be a directory that we may write"
-            ) from error
+            raise refusal(error, data_dir, "the data directory") from error
         try:
             return cls._open_locked(data_dir, wal_dir, layout, fds)
         except BaseException as error:
             _close(fds)
             if isinstance(error, OSError):
                 elsewhere = wal_dir is not None and str(error.filename).startswith(str(wal_dir))
-                raise DiskError(
-                    explain(error, existing(wal_dir if elsewhere and wal_dir else data_dir))
-                ) from error
+                raise refusal(error, wal_dir if elsewhere and wal_dir else data_dir) from error
             raise
 
     @classmethod
@@ -212,6 +207,18 @@ def check_new(data_dir: Path, wal: Path, layout: str) -> None:
         tree_file.check_file_system(existing(DataDir(data_dir).meta))
 
 
+def refuse_locked(data_dir: Path) -> None:
+    """StoreLockedError when another server has it. Makes nothing. Who can't look learns more when he opens it."""
+    inside = DataDir(data_dir)
+    with suppress(OSError):
+        if is_held(inside.lock, inside.meta):
+            raise _locked(data_dir)
+
+
+def _locked(data_dir: Path) -> StoreLockedError:
+    return StoreLockedError(f"{data_dir} is in use by another ingest server{holder(DataDir(data_dir).lock)}")
+
+
 def _refuse_unfinished(data_dir: Path) -> None:
     _refuse_links(data_dir)
     if DataDir(data_dir).export_mark.exists():
@@ -244,8 +251,7 @@ def _open_and_lock(data_dir: Path) -> tuple[int, int, int]:
         return data_fd, *acquire(lock_path, meta)
     except BlockingIOError as error:
         os.close(data_fd)
-        other = holder(lock_path)
-        raise StoreLockedError(f"{data_dir} is in use by another ingest server{other}") from error
+        raise _locked(data_dir) from error
     except OSError:
         os.close(data_fd)
         raise

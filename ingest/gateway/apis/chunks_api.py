@@ -6,7 +6,7 @@ from aiohttp import web
 
 from ingest import ticket
 from ingest.errors import TicketError
-from ingest.gateway.http.exchange import Exchange, no_route
+from ingest.gateway.http.exchange import Exchange
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.http_downloads import SANDBOX
 from ingest.gateway.http.preconditions import parse_etags
@@ -16,14 +16,19 @@ from ingest.runtime.cache_policy import CACHE_CONTROL, REVALIDATE
 
 
 def routes() -> list[Route]:
-    return [Route("/*", {"GET": _get})]
+    return [Route("/*", {"GET": _get}, leads=_leads)]
+
+
+def _leads(path: str) -> bool:
+    try:
+        ticket.from_tree_path(path)
+    except TicketError:
+        return False
+    return True
 
 
 async def _get(exchange: Exchange) -> web.StreamResponse:
-    try:
-        name = ticket.from_tree_path(exchange.tail)
-    except TicketError:
-        raise no_route() from None
+    name = ticket.from_tree_path(exchange.tail)
     chunk = await exchange.services.read_chunk(name)
     etag = f'"{name}"'  # a ticket never gets other bytes, but it may be deleted
     headers = {"ETag": etag, "Accept-Ranges": "bytes", CACHE_CONTROL: REVALIDATE, **SANDBOX}

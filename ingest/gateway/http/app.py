@@ -23,7 +23,7 @@ from ingest.gateway.http.fields import Fields
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.request_target import parse_target, without_query
 from ingest.gateway.http.routes import CHANGING, Route, Routes
-from ingest.gateway.http.s3_refusal import refuse_s3
+from ingest.gateway.http.s3_refusal import S3Failure, refuse_s3
 from ingest.runtime.http_connection import Connection
 from ingest.runtime.wire import Wire
 from ingest.runtime.wires import Wires
@@ -118,7 +118,13 @@ class Gate:
         return response
 
     async def _handle(self, exchange: Exchange) -> web.StreamResponse:
-        refuse_s3(exchange)
+        unreadable: Failure | None = None
+        try:
+            refuse_s3(exchange)
+        except S3Failure:
+            raise
+        except Failure as error:  # of its query: whether there is such a path goes first
+            unreadable = error
         try:
             route, exchange.tail = self._routes.find(exchange.target.path)
         except Failure:
@@ -126,10 +132,13 @@ class Gate:
             raise
         exchange.guarded = self._guards and not route.public
         self._check(exchange, public=route.public)
-        route.check_form(exchange.request.method, exchange.headers.get("Content-Type"))
-        handler = route.handler(exchange.request.method)
-        route.check_query(exchange.request.method, exchange.query)
-        route.check_part(exchange.request.method, exchange.headers.get("Content-Range"))
+        method = exchange.request.method
+        handler = route.handler(method)
+        if unreadable is not None:
+            raise unreadable
+        route.check_form(method, exchange.headers.get("Content-Type"))
+        route.check_query(method, exchange.query)
+        route.check_part(method, exchange.headers.get("Content-Range"))
         return await handler(exchange)
 
     def _check(self, exchange: Exchange, *, public: bool) -> None:

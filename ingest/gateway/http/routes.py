@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ingest.gateway.http.exchange import Handler, no_route
@@ -15,13 +15,15 @@ CHANGING = frozenset(("PUT", "POST", "DELETE", "PATCH"))
 @dataclass(frozen=True)
 class Route:
     """``path`` is exact, or ends in `/*`: whatever follows is the tail. GET answers HEAD too. ``public``: needs no token.
-    ``query``: the parameters that each method knows. ``forms``: POST makes an object, of the file of a form too."""
+    ``query``: the parameters that each method knows. ``forms``: POST makes an object, of the file of a form too. ``leads``:
+    whether there can be anything under a tail."""
 
     path: str
     handlers: Mapping[str, Handler]
     public: bool = False
     query: Mapping[str, frozenset[str]] = field(default_factory=dict)
     forms: bool = False
+    leads: Callable[[str], bool] = bool
 
     def handler(self, method: str) -> Handler:
         """Failure 405."""
@@ -40,12 +42,8 @@ class Route:
         """A form where no object is made of its file would be stored with all that is around that. Failure 415."""
         if method not in CHANGING or (self.forms and method == "POST") or not is_form(content_type):
             return
-        if method not in self.handlers and "PUT" not in self.handlers:
-            return  # 405 says so: the advice would fail too
-        message = (
-            "a form (curl -F) is not taken here: send the file itself, with -T FILE or --data-binary @FILE"
-        )
-        raise Failure(415, "form", message)
+        advice = "send the file itself, with -T FILE" if method == "PUT" else f"this {method} takes no file"
+        raise Failure(415, "form", f"a form (curl -F) is not taken here: {advice}")
 
     def check_part(self, method: str, content_range: str | None) -> None:
         """A part that is stored as the whole would replace it. Failure 400."""
@@ -85,6 +83,6 @@ class Routes:
         first = path[: path.find("/", 1) + 1]
         for prefix in (first, "/"):
             route = self._below.get(prefix)
-            if route is not None:
-                return route, path[len(prefix) :]
+            if route is not None and route.leads(tail := path[len(prefix) :]):
+                return route, tail
         raise no_route()

@@ -13,7 +13,7 @@ from aiohttp import web
 from blake3 import blake3
 
 from ingest.gateway.apis.objects_api import send_status
-from ingest.gateway.http.exchange import Exchange, json_response, no_route
+from ingest.gateway.http.exchange import Exchange, json_response
 from ingest.gateway.http.preconditions import parse_etags
 from ingest.gateway.http.routes import Route
 from ingest.runtime.cache_policy import CACHE_CONTROL, REVALIDATE
@@ -71,7 +71,7 @@ def static_files() -> dict[str, StaticFile]:
 def routes() -> list[Route]:
     return [
         Route(ROOT, {"GET": _root}, public=True),
-        Route("/page/*", {"GET": _file}, public=True),
+        Route("/page/*", {"GET": _file}, public=True, leads=_leads),
         Route("/node", {"GET": _node}),
     ]
 
@@ -83,9 +83,11 @@ async def _root(exchange: Exchange) -> web.StreamResponse:
     return response
 
 
+def _leads(name: str) -> bool:
+    return name != INDEX and name in static_files()
+
+
 async def _file(exchange: Exchange) -> web.StreamResponse:
-    if exchange.tail == INDEX or exchange.tail not in static_files():
-        raise no_route()
     return _send(exchange, exchange.tail)
 
 

@@ -19,7 +19,7 @@ from ingest.catalog.catalog_socket import catalog_path, check_place, service_loc
 from ingest.catalog.database import migrate
 from ingest.engine.reload import use_log_level
 from ingest.engine.server import raise_open_files_limit
-from ingest.errors import ConfigError, DiskError, IngestError
+from ingest.errors import DiskError, IngestError, StoreLockedError
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.http_process import (
@@ -35,10 +35,11 @@ from ingest.runtime import listeners, logs
 from ingest.runtime.durable_files import replacing, write_all
 from ingest.runtime.heartbeat import Heart
 from ingest.runtime.key_file import close_key
-from ingest.runtime.lock_file import open_directory
+from ingest.runtime.lock_file import is_held, open_directory
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
 from ingest.store.data_dir import DataDir
+from ingest.store.permission import refuse_absent, refuse_unwritable_meta
 from ingest.store.possession import Identity, Possession, identity_of
 from ingest.store.space import OUT_OF_SPACE
 
@@ -54,12 +55,16 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     logs.name_process("gateway")
     raise_open_files_limit()
     check(config)
+    refuse_unwritable_meta(config.data_dir)
+    refuse_other_gateway(config.data_dir)
+    shares = bind(
+        config
+    )  # before a catalog is made: a start that is refused for its addresses leaves nothing
     with service_lock(
         config.data_dir
     ):  # another gateway that runs here is told of before anything of it is touched
         migrate(catalog_path(config.data_dir))
     possession = possession_of(config)
-    shares = bind(config)
     announce(config, shares[0])
     link_key = secrets.token_bytes(32)
     latest = _Latest(config, read_config)
@@ -75,7 +80,7 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
         return Supervisor(
             [children[:1], children[1:]],
             config.drain_timeout,
-            release=partial(_close, shares),
+            release=partial(close, shares),
             reload=latest.reload,
         ).run()
     finally:
@@ -109,8 +114,7 @@ class _Latest:
 
 def check(config: GatewayConfig) -> None:
     """That everything can be read which is needed: better now than in each process. IngestError."""
-    if not DataDir(config.data_dir).meta.is_dir():
-        raise ConfigError(f"{config.data_dir} holds no store: start `ingest server` on it first")
+    refuse_absent(config.data_dir)
     check_before(config)
     made = DataDir(config.data_dir).key
     if config.key_file in (None, made):
@@ -124,6 +128,13 @@ def check_before(config: GatewayConfig) -> None:
     credentials.read_access(config)
     credentials.http_context(config)
     credentials.engine_context(config)
+
+
+def refuse_other_gateway(data_dir: Path) -> None:
+    """StoreLockedError when another gateway has the catalog. Makes nothing. Who can't look learns more when he opens it."""
+    with suppress(OSError):
+        if is_held(DataDir(data_dir).catalog_lock, data_dir):
+            raise StoreLockedError(f"the catalog of {data_dir} is another gateway's: stop it first")
 
 
 def possession_of(config: GatewayConfig) -> Possession:
@@ -159,7 +170,7 @@ def bind(config: GatewayConfig) -> list[Sockets]:
                 bound = listeners.format_address(listeners.bound_address(sock))
                 share[key if key not in share else f"{name} {bound}"] = sock
     except BaseException:
-        _close(shares)
+        close(shares)
         raise
     return list(shares)
 
@@ -196,7 +207,7 @@ def _unlink(path: Path) -> bool:
 
 
 def catalog_main(config: GatewayConfig, shares: list[Sockets], possession: Possession) -> int:
-    _close(shares)
+    close(shares)
     possession.look()
     possession.check()  # before a lock or a catalog is made in somebody else's directory
     serve_catalog(config.data_dir)
@@ -211,17 +222,20 @@ def _http_main(
     possession: Possession,
     hearts: dict[str, Heart],
 ) -> int:
-    _close([share for share in shares if share is not own])
+    close([share for share in shares if share is not own])
     possession.look()
     possession.check()
-    return http_main(HttpRole(latest.config, own, latest.read, latest.telling, link_key, possession, hearts))
+    tells = own is shares[0]  # one is enough: each port has a socket in each process
+    return http_main(
+        HttpRole(latest.config, own, latest.read, latest.telling, link_key, possession, hearts, tells)
+    )
 
 
 def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:
-    _close(shares)
+    close(shares)
     return collector_main(latest.config, latest.read, latest.telling)
 
 
-def _close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:
+def close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:
     for share in shares:
         listeners.close_all(share.values())

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,7 +27,7 @@ from ingest.errors import BusyError, IngestError
 from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.app import App, make_app
 from ingest.gateway.http.download_links import DownloadLinks
-from ingest.gateway.http.exchange import Collect, Services
+from ingest.gateway.http.exchange import Collect, ReadChunk, Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.tls_port import TlsPort
@@ -53,9 +53,12 @@ ReadConfig = Callable[[], GatewayConfig]  # reads the configuration once more
 
 
 class GatewayServer:
-    """Serves ``sockets`` until `ended` is set."""
+    """Serves ``sockets`` until `ended` is set. ``tells``: it is this process of the gateway that says so in the log."""
 
-    def __init__(self, config: GatewayConfig, sockets: Sockets, read_config: ReadConfig) -> None:
+    def __init__(
+        self, config: GatewayConfig, sockets: Sockets, read_config: ReadConfig, tells: bool = False
+    ) -> None:
+        self._tells = tells
         self._config = config
         self._sockets = sockets
         self._read_config = read_config
@@ -91,6 +94,8 @@ class GatewayServer:
                     await web.SockSite(runner, sock, backlog=limits.LISTEN_BACKLOG).start()
                 else:
                     tls_ports.append(TlsPort(sock, self._context, app, wires))
+            if self._tells:
+                log.info("serving on %s", ", ".join(self._urls()))
             await self.ended.wait()
         finally:
             if listening is not None:
@@ -103,6 +108,15 @@ class GatewayServer:
             await asyncio.gather(stream.drain(patience), *(app.drain(patience) for app in self._apps))
             await asyncio.gather(*(runner.cleanup() for runner in runners))
             watching.cancel()
+
+    def _urls(self) -> Iterator[str]:
+        """Of the ports that speak HTTP, with the API of each one that has one alone."""
+        scheme = "http" if self._context is None else "https"
+        for port, sock in self._sockets.items():
+            name = port.split()[0]
+            if name != "stream":
+                url = f"{scheme}://{listeners.format_address(listeners.bound_address(sock))}"
+                yield url if name == SHARED else f"{url} ({name})"
 
     def reload(self, keys: SigningKeys) -> None:
         """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
@@ -129,7 +143,7 @@ class GatewayServer:
 @dataclass(frozen=True)
 class HttpRole:
     """What an HTTP process has of its parent. ``link_key``: with which all of them sign links. ``possession``: of the data
-    directory that the gateway was started on. ``hearts``: of its processes."""
+    directory that the gateway was started on. ``hearts``: of its processes. ``tells``: see `GatewayServer`."""
 
     config: GatewayConfig
     sockets: Sockets
@@ -138,6 +152,7 @@ class HttpRole:
     link_key: bytes
     possession: Possession
     hearts: Mapping[str, Heart]
+    tells: bool
 
 
 def http_main(role: HttpRole) -> int:
@@ -152,7 +167,7 @@ def http_main(role: HttpRole) -> int:
 
 async def _serve(role: HttpRole) -> None:
     config, possession = role.config, role.possession
-    server = GatewayServer(config, role.sockets, role.read_config)
+    server = GatewayServer(config, role.sockets, role.read_config, role.tells)
     loop = asyncio.get_running_loop()
     _cancel_at_end()
     async with (
@@ -169,6 +184,7 @@ async def _serve(role: HttpRole) -> None:
                 f"gateway {os.getpid()}",
                 possession=possession,
                 admit=binding.check,
+                admit_reads=binding.check_shown,
             )
             binding.tell(server.ended.set)
             loop.add_signal_handler(signals.end(), server.ended.set)
@@ -177,12 +193,12 @@ async def _serve(role: HttpRole) -> None:
             looking = asyncio.create_task(_look_at(possession))
             heartbeat.keep_beating()
             try:
-                collect = _collect_once(client, catalog, reader)
+                collect = _collect_once(client, catalog, reader, binding)
                 links = DownloadLinks(role.link_key)
                 shared = SharedNamespace(store)
                 services = Services(
                     shared,
-                    client.get,
+                    _read_chunk(client, binding),
                     figures,
                     links,
                     collect,
@@ -199,7 +215,8 @@ async def _serve(role: HttpRole) -> None:
 
 
 def _check_ready(reader: CatalogReader, binding: Binding) -> None:
-    """NoSpaceError when there is nothing to read and nothing can be stored."""
+    """What `Binding` raises when there is nothing to read and nothing can be stored."""
+    binding.check_shown()
     if not reader.newest(1):
         binding.check()
 
@@ -212,12 +229,23 @@ async def _look_at(possession: Possession) -> None:
         await asyncio.sleep(limits.POSSESSION_IDLE_INTERVAL_S)
 
 
-def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+def _read_chunk(client: ChunkStore, binding: Binding) -> ReadChunk:
+    async def read(name: str) -> bytes:
+        binding.check_shown()
+        return await client.get(name)
+
+    return read
+
+
+def _collect_once(
+    client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader, binding: Binding
+) -> Collect:
     """For who does not want to wait for the collector's next turn."""
 
     async def collect(dry_run: bool) -> Collected:
         if dry_run:
             return waiting(reader)
+        binding.check()  # nothing is put or deleted in a store that may be another catalog's
         if (done := await Collector(client, catalog, reader).run()) is None:
             raise BusyError("another collector is at work")
         return done

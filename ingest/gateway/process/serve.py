@@ -11,13 +11,19 @@ from pathlib import Path
 
 from ingest import limits, workers
 from ingest.engine import admin, pool
+from ingest.engine import server as server_of
 from ingest.engine.announcement import announced, reachable
 from ingest.engine.commit import committer
-from ingest.engine.server import run_server
 from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConfigError
 from ingest.gateway.process.gateway_config import GatewayConfig
-from ingest.gateway.process.gateway_processes import check_before, run_gateway
+from ingest.gateway.process.gateway_processes import (
+    bind,
+    check_before,
+    close,
+    refuse_other_gateway,
+    run_gateway,
+)
 from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address
 from ingest.runtime.supervised import Child
@@ -35,6 +41,9 @@ def run_both(read_server: ReadServer, read_gateway: ReadGateway) -> int:
     logs.start(server_config.log_level)
     logs.name_process("serve")
     check_before(gateway_config)
+    server_of.check_before(server_config)
+    refuse_other_gateway(gateway_config.data_dir)
+    _refuse_addresses(server_config, gateway_config)
     server = Child("server", lambda: _server_main(server_config, read_server), stays=True, reloads=True)
     gateway = Child(
         "gateway", lambda: _gateway_main(server, read_server, read_gateway), stays=True, reloads=True
@@ -42,6 +51,16 @@ def run_both(read_server: ReadServer, read_gateway: ReadGateway) -> int:
     # Each of them drains within its own time-out.
     patience = server_config.drain_timeout + gateway_config.drain_timeout + limits.SERVE_MARGIN_S
     return Supervisor([[server], [gateway]], patience).run()
+
+
+def _refuse_addresses(server: ServerConfig, gateway: GatewayConfig) -> None:
+    """All of them are bound at once, and let go again: the gateway binds its own only when the server has made a store.
+    PortTakenError, ConfigError."""
+    ports = server_of.bind(server)
+    try:
+        close(bind(gateway))
+    finally:
+        ports.close()
 
 
 def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
@@ -61,7 +80,7 @@ def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
 def _server_main(config: ServerConfig, read_config: ReadServer) -> int:
     _leave_the_terminal()
     roles = pool.Roles(admin.admin_main, committer.committer_main, workers.worker_main)
-    return run_server(config, roles, read_config)
+    return server_of.run_server(config, roles, read_config)
 
 
 def _gateway_main(server: Child, read_server: ReadServer, read_gateway: ReadGateway) -> int:

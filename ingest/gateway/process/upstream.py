@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import AsyncIterator, Callable
 
 from ingest import limits
@@ -13,7 +12,7 @@ from ingest.catalog.catalog_client import CatalogClient
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.client.async_client import AsyncClient
-from ingest.errors import ConnectionLostError, NoSpaceError, PeerError
+from ingest.errors import ConnectionLostError, KeyFileError, NoSpaceError, PeerError, ReadOnlyError
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
@@ -22,30 +21,16 @@ from ingest.objects.binding import bind
 log = logging.getLogger(__name__)
 
 
-class _Wait:
-    """For something that comes by itself: with growing pauses, and told only when it lasts."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._begun = time.monotonic()
-        self._delay = limits.RETRY_DELAY_MIN_S
-        self._told = False
-
-    async def pause(self, why: Exception) -> None:
-        if not self._told and time.monotonic() - self._begun >= limits.WAIT_TOLD_S:
-            log.warning("%s: %s", self._what, why)
-            self._told = True
-        await asyncio.sleep(self._delay)
-        self._delay = min(2 * self._delay, limits.RETRY_DELAY_MAX_S)
-
-    def end(self) -> None:
-        if self._told:
-            log.info("%s is over: goes on", self._what)
-
-
 class Binding:
-    """Of the engine's store to the catalog. A store that is ours by its objects, and only lacks the room for the chunk that
-    says so, is read and deleted from meanwhile; nothing is stored or collected there."""
+    """Of the engine's store to the catalog. Until it is bound nothing is stored or collected there. What is read from it
+    waits for less: that the store has shown itself to be ours, by its chunk or by its objects.
+
+    why it is not bound                                what is answered meanwhile, once that has lasted `WAIT_TOLD_S`
+    there is no room for the chunk that says so        507 to uploads; told at once
+    no engine, or none that answers, or takes the key  503 to uploads, and to reads unless the store has shown itself
+    the catalog may only be read                       503 to uploads
+    it is another catalog's                            nothing: the gateway ends
+    """
 
     def __init__(
         self, config: GatewayConfig, client: AsyncClient, catalog: CatalogClient, keys: SigningKeys
@@ -55,70 +40,96 @@ class Binding:
         self._catalog = catalog
         self._keys = keys
         self._reader = CatalogReader(catalog_path(config.data_dir))
-        self._refusal: NoSpaceError | None = None
-        self._pending: asyncio.Task[None] | None = None
+        self._refusal: Exception | None = ConnectionLostError("the engine has not said whose its store is")
+        self._shown = False  # the store has shown that it is ours
+        self._shows = False  # … in the present try
+        self._told = False  # that it lasts
+        self._answers = asyncio.Event()  # bound, or what it lacks may last
+        self._settling: asyncio.Task[None] | None = None
 
     async def begin(self) -> None:
-        """Back when the store is bound, or when all that it lacks is room. ForeignStoreError."""
-        waiting = _Wait("waiting until the engine says whose its store is")
-        while True:
-            try:
-                await self._bind()
-                break
-            except NoSpaceError as error:
-                log.warning(
-                    "%s; until then objects are read and deleted, uploads are answered 507, and nothing is collected",
-                    error,
-                )
-                self._refusal = error
-                self._pending = asyncio.create_task(self._go_on())
-                break
-            except PeerError as error:
-                await waiting.pause(error)
-                self._keys.load(self._config)  # it may be the key that is refused
-        waiting.end()
+        """Back when the store is bound, or when it is time to answer without that. ForeignStoreError."""
+        self._settling = asyncio.create_task(self._settle())
+        self._settling.add_done_callback(lambda _: self._answers.set())
+        try:
+            await asyncio.wait_for(self._answers.wait(), limits.WAIT_TOLD_S)
+        except TimeoutError:
+            self._told = True
+            log.warning("waiting for the engine: %s; until then what needs it is answered 503", self._refusal)
+        self.raise_failure()
 
     def check(self) -> None:
-        """NoSpaceError as long as nothing may be stored."""
+        """As long as nothing may be stored: NoSpaceError, ReadOnlyError, or ConnectionLostError for all that the engine
+        can lack."""
+        if isinstance(self._refusal, (NoSpaceError, ReadOnlyError)):
+            raise type(self._refusal)(str(self._refusal))
         if self._refusal is not None:
-            raise NoSpaceError(str(self._refusal))
+            raise ConnectionLostError(f"waiting for the engine: {self._refusal}")
+
+    def check_shown(self) -> None:
+        """The same, as long as nothing may be read."""
+        if not self._shown:
+            self.check()
 
     def tell(self, failed: Callable[[], None]) -> None:
-        """``failed`` is called when the store turns out to be another catalog's; `wait` says so then."""
-        if self._pending is not None:
-            self._pending.add_done_callback(lambda task: failed() if _failed(task) else None)
+        """``failed`` is called when the store turns out to be another catalog's; `raise_failure` says so then."""
+        assert self._settling is not None
+        self._settling.add_done_callback(lambda task: failed() if _failed(task) else None)
 
     async def wait(self) -> None:
         """Back when it is bound. ForeignStoreError."""
-        if self._pending is not None:
-            await asyncio.shield(self._pending)
+        assert self._settling is not None
+        await asyncio.shield(self._settling)
 
     def raise_failure(self) -> None:
         """ForeignStoreError when it has turned out to be another catalog's."""
-        if self._pending is not None and _failed(self._pending):
-            self._pending.result()
+        if self._settling is not None and _failed(self._settling):
+            self._settling.result()
 
     async def close(self) -> None:
-        if self._pending is not None:
-            self._pending.cancel()
-            await asyncio.wait([self._pending])
+        if self._settling is not None:
+            self._settling.cancel()
+            await asyncio.wait([self._settling])
         self._reader.close()
 
-    async def _bind(self) -> None:
-        await bind(self._client, self._catalog, self._reader, read_keys(self._config))
-
-    async def _go_on(self) -> None:
-        delay = limits.RETRY_DELAY_MIN_S
+    async def _settle(self) -> None:
+        delay, told_of_room = limits.RETRY_DELAY_MIN_S, False
         while True:
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
+            self._shows = False
             try:
+                await self._client.open()
                 await self._bind()  # all of it: another server may answer there by now
                 break
-            except (PeerError, NoSpaceError) as error:
-                log.debug("the store is not bound yet: %s", error)
+            except NoSpaceError as error:
+                self._refuse(error)
+                if not told_of_room:
+                    log.warning(
+                        "%s; until then objects are read and deleted, uploads are answered 507, and nothing is collected",
+                        error,
+                    )
+                told_of_room = True
+                self._answers.set()
+            except (PeerError, ReadOnlyError, KeyFileError) as error:
+                self._refuse(error)
+            log.debug("the store is not bound yet: %s", self._refusal)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
+            with contextlib.suppress(KeyFileError):  # the next try says so
+                self._keys.load(self._config)  # it may be the key that is refused
         self._refusal = None
-        log.info("there is room again, the store is bound: uploads go on")
+        if self._told:
+            log.info("waiting for the engine is over: goes on")
+        if told_of_room:
+            log.info("there is room again, the store is bound: uploads go on")
+
+    async def _bind(self) -> None:
+        await bind(self._client, self._catalog, self._reader, read_keys(self._config), self._show)
+
+    def _show(self) -> None:
+        self._shows = self._shown = True
+
+    def _refuse(self, error: Exception) -> None:
+        self._refusal, self._shown = error, self._shows
 
 
 def _failed(task: asyncio.Task[None]) -> bool:
@@ -129,20 +140,11 @@ def _failed(task: asyncio.Task[None]) -> bool:
 async def connected(
     config: GatewayConfig, telling: Telling
 ) -> AsyncIterator[tuple[AsyncClient, CatalogClient, SigningKeys, Binding]]:
-    """The engine and the catalog, once both can be reached: at the start of a node they may come later than we do. The
-    keys of the engine's client, to be loaded again at SIGHUP. And the binding of the two, which may lack room still.
+    """The engine's client, and the catalog, once that can be reached. The keys of the client, to be loaded again at SIGHUP.
+    And the binding of the two, which may be under way still: at the start of a node the engine may come later than we do.
     ForeignStoreError when they do not belong together."""
     context = credentials.engine_context(config)
-    waiting = _Wait("waiting for the engine")
-    while True:
-        try:
-            client = await AsyncClient.connect(
-                config.connect, config.read_connect, read_keys(config), tls=context
-            )
-            break
-        except ConnectionLostError as error:
-            await waiting.pause(error)
-    waiting.end()
+    client = AsyncClient(config.connect, config.read_connect, read_keys(config), tls=context)
     keys = SigningKeys(client, telling)
     try:
         keys.load(config)
