@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from faults.damaged_store import SMALL_SEGMENT, started
+from faults.damaged_store import SMALL_SEGMENT, Builder, started
 from faults.name_rules import MARK
 from ingest.catalog.backup import backup
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.extent import FIRST
 from ingest.commands.object_files import Target
 from ingest.objects.rebuild import rebuild
 from ingest.runtime.durable_files import make_directory
@@ -83,8 +85,14 @@ def copy_catalog(home: Path) -> None:
 
 
 def rebuild_catalog(home: Path) -> None:
+    """Of a store with chunks where the allocator gives tickets: the catalog says so."""
+    stored = Builder(home / "objects", "pack", random.Random(1), SMALL_SEGMENT)
+    stored.put([FIRST, FIRST + 1])
+    stored.settle()
+    stored.close()
+    os.sync()
     for _ in range(2):
-        rebuild(home / "store", replace=True, segment_size=SMALL_SEGMENT)
+        rebuild(home / "objects", replace=True, segment_size=SMALL_SEGMENT)
 
 
 def export_store(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +45,28 @@ class Small:
         return KeyRing(read_keys(self.template.directory / ".ingest" / "key")).signing
 
     def fsck(self, repair: bool = False, **options: Any) -> Report:
-        return fsck(self.path, repair=repair, segment_size=self.template.segment_size, **options)
+        """Whatever a repair has copied is what was there before it."""
+        before = self._files() if repair else {}
+        report = fsck(self.path, repair=repair, segment_size=self.template.segment_size, **options)
+        for copy in {problem.copy for problem in report.problems if problem.repaired and problem.copy}:
+            self._check_copy(self.path / copy, before)
+        return report
+
+    def _files(self) -> dict[str, bytes]:
+        found = (path for path in self.path.rglob("*") if path.is_file() and not path.is_symlink())
+        return {str(path.relative_to(self.path)): path.read_bytes() for path in found}
+
+    def _check_copy(self, copy: Path, before: dict[str, bytes]) -> None:
+        about = json.loads(copy.with_suffix(".json").read_text())
+        was = before.get(about["path"])
+        if was is None or not copy.is_file():
+            return  # a directory or a link, or the log, which may lie elsewhere
+        kept = copy.read_bytes()
+        for piece in about["pieces"]:
+            at, offset, size = piece["at"], piece["offset"], piece["size"]
+            assert kept[at : at + size] == was[offset : offset + size], about
+        if about.get("moved"):
+            assert kept == was, about
 
     def export(self, target: Path, layout: str = "pack", **options: Any) -> Exported:
         return export(self.path, target, layout, segment_size=self.template.segment_size, **options)

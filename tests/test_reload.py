@@ -281,6 +281,27 @@ class TestKeys:
             with Connection(rig.put_address, keys) as client:
                 assert client.put([1]) == {1: Status.SAVED}
 
+    def test_a_key_that_the_store_cannot_name_is_not_taken(self, tmp_path: Path, key_file: Path) -> None:
+        """What it signed would be lost to a server that starts without it: nobody would say that it is missing."""
+        old = mac.derive(read_keys(key_file)[0])
+        with running_node(tmp_path / "data", f"--key-file={key_file}", "--workers=1") as rig:
+            meta = rig.data_dir / ".ingest"
+            before = (meta / "store.json").read_bytes()
+            (meta / "store.json.new").mkdir()  # where the next one would be written
+            (meta / "store.json.new" / "file").touch()
+            rotate_key_file(key_file)
+            (added,) = (keys for key in read_keys(key_file) if (keys := mac.derive(key)).id != old.id)
+            hup(rig, Log(rig), "nothing was reloaded")
+            assert (meta / "store.json").read_bytes() == before
+            with Connection(rig.put_address, added) as client:
+                assert client.put([1]) == {1: Status.BAD_CHECKSUM}
+            with Connection(rig.put_address, old) as client:
+                assert client.put([2]) == {2: Status.SAVED}
+            (meta / "store.json.new" / "file").unlink()
+            (meta / "store.json.new").rmdir()
+            hup(rig, Log(rig), "reloaded: keys")
+            assert added.id in (meta / "store.json").read_text()
+
     def test_processes_that_die_later_come_back_with_the_new_keys(
         self, tmp_path: Path, key_file: Path
     ) -> None:
