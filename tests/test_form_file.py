@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.form_file import FormFile
 from ingest.gateway.http.form_part import Part, boundary_of, is_form, parse_head
-from ingest.limits import FORM_BESIDE_SIZE_MAX, FORM_HEAD_SIZE_MAX, FORM_SEARCH_SIZE
+from ingest.limits import FORM_BESIDE_SIZE_MAX, FORM_HEAD_SIZE_MAX, FORM_SEARCH_SIZE, FORM_TAKE_SIZE
 
 BOUNDARY = b"----ab"
 TYPE = {"Content-Type": "multipart/form-data; boundary=----ab"}
@@ -133,12 +133,15 @@ def test_a_form_that_is_cut(cut: int, sizes: list[int]) -> None:
     assert caught.value.code == "bad_form"
 
 
-@pytest.mark.parametrize("size", [FORM_SEARCH_SIZE - 8, FORM_SEARCH_SIZE, 3 * FORM_SEARCH_SIZE + 5])
-@pytest.mark.parametrize("shift", range(-12, 13, 4))
-def test_where_pieces_of_the_search_meet(size: int, shift: int) -> None:
-    data = (b"\r\n-----" * (size // 7 + 4))[: size + shift]
-    assert read(form(part(data)), buffers=[1 << 20])[1] == data
-    assert read(form(part(data)), buffers=[FORM_SEARCH_SIZE + 1])[1] == data
+@pytest.mark.parametrize("searches", [1, 3])
+@pytest.mark.parametrize("before", range(-1, len(BOUNDARY) + 5))
+def test_where_pieces_of_the_search_meet(searches: int, before: int) -> None:
+    """So many bytes of the delimiter stand ``before`` the place."""
+    head = len(form(part(b"x")).partition(b"x\r\n--" + BOUNDARY)[0])
+    came = FORM_TAKE_SIZE - head  # of the file, with its head
+    data = (b"\r\n-----" * (searches * FORM_SEARCH_SIZE))[: came + searches * FORM_SEARCH_SIZE - before]
+    for buffer in (1 << 20, came + FORM_SEARCH_SIZE + 1, FORM_SEARCH_SIZE):
+        assert read(form(part(data)), buffers=[buffer])[1] == data
 
 
 @pytest.mark.parametrize(
