@@ -88,7 +88,8 @@ class AsyncClient:
 
     def use_keys(self, key: Key) -> None:
         """Calls that come from now on sign and verify with these. KeyFileError, UsageError."""
-        self._keys = mac.KeyRing(shared_keys(key))
+        self._shared = tuple(shared_keys(key))
+        self._keys = mac.KeyRing(self._shared)
         self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
         if self._gets is not None:
             self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
@@ -118,6 +119,11 @@ class AsyncClient:
             await client.close()
             raise
         return client
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The shared keys, 32 bytes each, that it was given last: the first one signs."""
+        return self._shared
 
     @property
     def puts(self) -> bool:
@@ -150,10 +156,11 @@ class AsyncClient:
         finally:
             await looking.close()
 
-    async def unproven(self, key: Key) -> AsyncClient:
-        """Another client, of the get port alone, of which nothing is required. What `connect` raises."""
+    async def unproven(self) -> AsyncClient:
+        """Another client, of the get port alone, with the present keys, of which nothing is required. What `connect`
+        raises."""
         get = None if self._gets is None else self._gets.address
-        return await AsyncClient.connect(None, get, key, retry_for=0.0, tls=self._tls)
+        return await AsyncClient.connect(None, get, self._shared, retry_for=0.0, tls=self._tls)
 
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:

@@ -105,7 +105,7 @@ class Binding:
         self._reader.close()
 
     async def _bind(self) -> None:
-        await bind(self._client, self._catalog, self._reader, read_keys(self._config))
+        await bind(self._client, self._catalog, self._reader)
 
     async def _go_on(self) -> None:
         delay = limits.RETRY_DELAY_MIN_S
