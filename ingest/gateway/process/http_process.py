@@ -236,17 +236,17 @@ def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Tell
 async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
     _cancel_at_end()
     async with connected(config, telling) as (client, catalog, keys, binding):
+
+        def reload() -> None:
+            try:
+                keys.load(read_config())
+            except IngestError as error:
+                log.error("nothing was reloaded: %s", error)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        signals.take_reloads()
         await binding.wait()
         with CatalogReader(catalog_path(config.data_dir)) as reader:
-
-            def reload() -> None:
-                try:
-                    keys.load(read_config())
-                except IngestError as error:
-                    log.error("nothing was reloaded: %s", error)
-
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-            signals.take_reloads()
             heartbeat.keep_beating()
             await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
 

@@ -13,7 +13,15 @@ from ingest.catalog.catalog_client import CatalogClient
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.client.async_client import AsyncClient
-from ingest.errors import ConnectionLostError, NoSpaceError, PeerError
+from ingest.errors import (
+    BusyError,
+    ConnectionLostError,
+    ForeignStoreError,
+    IngestError,
+    KeyFileError,
+    NoSpaceError,
+    PeerError,
+)
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
@@ -25,11 +33,11 @@ log = logging.getLogger(__name__)
 class _Wait:
     """For something that comes by itself: with growing pauses, and told only when it lasts."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, told: bool = False) -> None:
         self._what = what
         self._begun = time.monotonic()
         self._delay = limits.RETRY_DELAY_MIN_S
-        self._told = False
+        self._told = told
 
     async def pause(self, why: Exception) -> None:
         if not self._told and time.monotonic() - self._begun >= limits.WAIT_TOLD_S:
@@ -50,13 +58,13 @@ class Binding:
     def __init__(
         self, config: GatewayConfig, client: AsyncClient, catalog: CatalogClient, keys: SigningKeys
     ) -> None:
-        self._config = config
         self._client = client
         self._catalog = catalog
         self._keys = keys
         self._reader = CatalogReader(catalog_path(config.data_dir))
         self._refusal: NoSpaceError | None = None
         self._pending: asyncio.Task[None] | None = None
+        self._key_trouble = ""  # that is in the log
 
     async def begin(self) -> None:
         """Back when the store is bound, or when all that it lacks is room. ForeignStoreError."""
@@ -71,11 +79,11 @@ class Binding:
                     error,
                 )
                 self._refusal = error
-                self._pending = asyncio.create_task(self._go_on())
+                self._pending = asyncio.create_task(self._go_on(error))
                 break
-            except PeerError as error:
+            except (PeerError, BusyError) as error:
                 await waiting.pause(error)
-                self._keys.load(self._config)  # it may be the key that is refused
+                self._load_keys()
         waiting.end()
 
     def check(self) -> None:
@@ -107,16 +115,31 @@ class Binding:
     async def _bind(self) -> None:
         await bind(self._client, self._catalog, self._reader)
 
-    async def _go_on(self) -> None:
-        delay = limits.RETRY_DELAY_MIN_S
+    def _load_keys(self) -> None:
+        """It may be the key that is refused. A file that can't be read now may be whole the next time."""
+        try:
+            self._keys.load_changed()
+        except KeyFileError as error:
+            if str(error) != self._key_trouble:
+                log.warning("the keys of before are used: %s", error)
+            self._key_trouble = str(error)
+
+    async def _go_on(self, error: IngestError) -> None:
+        """``error``: why it is not bound, which is in the log. Whatever comes after it may be over the next time, too: what
+        reads and deletes here must not end by it. But for ForeignStoreError."""
+        waits = {type(error): _Wait("", told=True)}
         while True:
-            await asyncio.sleep(delay)
-            delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
+            wait = waits.setdefault(type(error), _Wait("the store is not bound yet"))
+            await wait.pause(error)
             try:
                 await self._bind()  # all of it: another server may answer there by now
                 break
-            except (PeerError, NoSpaceError) as error:
-                log.debug("the store is not bound yet: %s", error)
+            except ForeignStoreError:
+                raise
+            except IngestError as found:
+                error = found
+                if isinstance(error, PeerError):
+                    self._load_keys()
         self._refusal = None
         log.info("there is room again, the store is bound: uploads go on")
 
