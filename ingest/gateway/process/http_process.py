@@ -23,7 +23,7 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.client.chunk_store import ChunkStore
 from ingest.engine.reload import use_log_level
-from ingest.errors import BusyError, IngestError
+from ingest.errors import BusyError, IngestError, NoSpaceError
 from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.app import App, make_app
 from ingest.gateway.http.download_links import DownloadLinks
@@ -198,9 +198,12 @@ async def _serve(role: HttpRole) -> None:
 
 
 def _check_ready(reader: CatalogReader, binding: Binding) -> None:
-    """NoSpaceError when there is nothing to read and nothing can be stored."""
-    if not reader.newest(1):
+    """NoSpaceError when there is nothing to read and nothing can be stored. With a bound store the catalog is not asked."""
+    try:
         binding.check()
+    except NoSpaceError:
+        if not reader.newest(1):
+            raise
 
 
 async def _look_at(possession: Possession) -> None:
