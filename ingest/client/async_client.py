@@ -88,8 +88,8 @@ class AsyncClient:
 
     def use_keys(self, key: Key) -> None:
         """Calls that come from now on sign and verify with these. KeyFileError, UsageError."""
-        self._shared = tuple(shared_keys(key))
-        self._keys = mac.KeyRing(self._shared)
+        self.keys = tuple(shared_keys(key))  # 32 bytes each, the first one signs
+        self._keys = mac.KeyRing(self.keys)
         self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
         if self._gets is not None:
             self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
@@ -121,11 +121,6 @@ class AsyncClient:
         return client
 
     @property
-    def keys(self) -> tuple[bytes, ...]:
-        """The shared keys, 32 bytes each, that it was given last: the first one signs."""
-        return self._shared
-
-    @property
     def puts(self) -> bool:
         """Whether it knows the put port."""
         return self._puts is not None
@@ -143,11 +138,15 @@ class AsyncClient:
         if self._puts is not None:
             self._puts.proof = put_proof(expected, lambda: self._keys, self.prove)
 
-    async def prove(self, always: bool = True) -> None:
-        """Looks whether the server at the get port is the one that is required, over a connection of its own;
-        if not ``always``, when another one was met. ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
-        asked = always or any(channel.met_foreign for channel in self._channels)
-        if not asked or self._gets is None or self._gets.proof is None:
+    @property
+    def met_foreign(self) -> bool:
+        """The last server that one of its ports was connected to is not the one that is required."""
+        return any(channel.met_foreign for channel in self._channels)
+
+    async def prove(self) -> None:
+        """Looks whether the server at the get port is the one that is required, over a connection of its own.
+        ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
+        if self._gets is None or self._gets.proof is None:
             return
         looking = GetChannel(self._gets.address, self._timeout, 0.0, self._tls)
         looking.proof = self._gets.proof
@@ -160,7 +159,7 @@ class AsyncClient:
         """Another client, of the get port alone, with the present keys, of which nothing is required. What `connect`
         raises."""
         get = None if self._gets is None else self._gets.address
-        return await AsyncClient.connect(None, get, self._shared, retry_for=0.0, tls=self._tls)
+        return await AsyncClient.connect(None, get, self.keys, retry_for=0.0, tls=self._tls)
 
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:

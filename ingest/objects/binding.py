@@ -136,26 +136,30 @@ def _require_own(identity: Identity, found: bytes) -> None:
 
 def _require(client: AsyncClient, reader: CatalogReader, identity: Identity) -> None:
     looking: set[asyncio.Task[None]] = set()  # one at a time
+    told: set[str] = set()  # the last complaint that is in the log: each new connection has another look made
 
     def deleted() -> None:
         if not looking and client.gets:
-            task = asyncio.create_task(_look_at_objects(client, reader.path, identity))
+            task = asyncio.create_task(_look_at_objects(client, reader.path, identity, told))
             looking.add(task)
             task.add_done_callback(looking.discard)
 
     client.require(Expected(TICKET, serialize(identity.id), _complaint(identity), deleted))
 
 
-async def _look_at_objects(client: AsyncClient, catalog: Path, identity: Identity) -> None:
+async def _look_at_objects(client: AsyncClient, catalog: Path, identity: Identity, told: set[str]) -> None:
     """The chunk was deleted while ``client`` was there: the store is known by its objects, as at a start."""
     try:
         with CatalogReader(catalog) as reader:
             async with await client.unproven() as other:
                 await _require_objects(other, reader)
     except IngestError as error:
-        log.error(
-            "ticket %s was deleted in the engine's store, which does not prove itself: %s", TICKET, error
-        )
+        if str(error) not in told:
+            log.error(
+                "ticket %s was deleted in the engine's store, which does not prove itself: %s", TICKET, error
+            )
+        told.clear()
+        told.add(str(error))
         return
     log.warning(DELETED, TICKET)
     client.require(Expected(TICKET, None, _complaint(identity)))

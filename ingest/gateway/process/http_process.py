@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from ingest import limits
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
+from ingest.client.async_client import AsyncClient
 from ingest.client.chunk_store import ChunkStore
 from ingest.engine.reload import use_log_level
 from ingest.errors import BusyError, IngestError, NoSpaceError
@@ -30,6 +31,7 @@ from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Collect, Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.shared_look import SharedLook
 from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.process import credentials
 from ingest.gateway.process.api_table import APIS, shared_routes
@@ -188,13 +190,24 @@ async def _serve(role: HttpRole) -> None:
                     possession,
                     role.hearts,
                     check_ready=partial(_check_ready, reader, binding),
-                    prove=partial(client.prove, always=False),
+                    prove=_proving(client),
                 )
                 await server.serve(services)
                 binding.raise_failure()
             finally:
                 looking.cancel()
                 await store.leave()
+
+
+def _proving(client: AsyncClient) -> Callable[[], Awaitable[None]]:
+    """Looks, when another engine was met, whether it is still there: once for all who ask, whom no token keeps out."""
+    look = SharedLook(client.prove, limits.FIGURES_KEPT_S)
+
+    async def prove() -> None:
+        if client.met_foreign:
+            await look.read()
+
+    return prove
 
 
 def _check_ready(reader: CatalogReader, binding: Binding) -> None:
