@@ -178,7 +178,7 @@ async def _serve(role: HttpRole) -> None:
             looking = asyncio.create_task(_look_at(possession))
             heartbeat.keep_beating()
             try:
-                collect = _collect_once(client, catalog, reader)
+                collect = _collect_once(client, catalog, reader, possession)
                 links = DownloadLinks(role.link_key)
                 shared = SharedNamespace(store)
                 services = Services(
@@ -227,29 +227,35 @@ async def _look_at(possession: Possession) -> None:
         await asyncio.sleep(limits.POSSESSION_IDLE_INTERVAL_S)
 
 
-def _collect_once(client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> Collect:
+def _collect_once(
+    client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader, possession: Possession
+) -> Collect:
     """For who does not want to wait for the collector's next turn."""
 
     async def collect(dry_run: bool) -> Collected:
         if dry_run:
             return waiting(reader)
-        if (done := await Collector(client, catalog, reader).run()) is None:
+        if (done := await Collector(client, catalog, reader, possession).run()) is None:
             raise BusyError("another collector is at work")
         return done
 
     return collect
 
 
-def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> int:
-    """The collector, until it is told to end. Returns its exit code."""
+def collector_main(
+    config: GatewayConfig, read_config: ReadConfig, telling: Telling, possession: Possession
+) -> int:
+    """The collector, until it is told to end. Returns its exit code. ``possession``: as `HttpRole` has it."""
     with contextlib.suppress(
         asyncio.CancelledError
     ):  # whatever it was at: what is left is collected the next time
-        uvloop.run(_collect(config, read_config, telling))
+        uvloop.run(_collect(config, read_config, telling, possession))
     return 0
 
 
-async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
+async def _collect(
+    config: GatewayConfig, read_config: ReadConfig, telling: Telling, possession: Possession
+) -> None:
     _cancel_at_end()
     async with connected(config, telling) as (client, catalog, keys, binding):
 
@@ -263,8 +269,9 @@ async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Tell
         signals.take_reloads()
         await binding.wait()
         with CatalogReader(catalog_path(config.data_dir)) as reader:
+            possession.add_changing(lambda: reader.beside)
             heartbeat.keep_beating()
-            await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
+            await Collector(client, catalog, reader, possession).run_for_ever(config.collect_interval)
 
 
 def _cancel_at_end() -> None:
