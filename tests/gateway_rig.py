@@ -344,9 +344,11 @@ def memory_gateway(
     tls: ssl.SSLContext | None = None,
     admin: Address | None = None,
     clock: Callable[[], float] = time.time,
+    check_ready: Callable[[], None] | None = None,
 ) -> Iterator[Gateway]:
     """The whole HTTP of a gateway over a store in memory, in a thread of this process. ``admin``: where the figures of a
-    node are asked for; None: at a port where nobody listens. ``clock``: of links."""
+    node are asked for; None: at a port where nobody listens. ``clock``: of links.
+    ``check_ready``: raises what `/healthz` says."""
     store = MemoryStore()
     silent = socket.socket()  # bound, so that nobody else listens there meanwhile
     silent.bind(("127.0.0.1", 0))
@@ -358,7 +360,10 @@ def memory_gateway(
         async with NodeFigures(lambda: admin) as figures:
             links = DownloadLinks(secrets.token_bytes(32), clock)
             await _answer(
-                Services(SharedNamespace(store), store.read_chunk, figures, links), access, tls, listening
+                Services(SharedNamespace(store), store.read_chunk, figures, links, check_ready=check_ready),
+                access,
+                tls,
+                listening,
             )
 
     def listening(**found: Any) -> None:

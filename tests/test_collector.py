@@ -16,10 +16,11 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.client.async_client import AsyncClient
-from ingest.errors import BusyError, ConnectionLostError, RefusedError
+from ingest.errors import BusyError, ConnectionLostError, DataDirLostError, RefusedError
 from ingest.limits import COLLECT_BATCH
 from ingest.objects.collector import Collector, waiting
 from ingest.status import Status
+from ingest.store.possession import Possession
 
 KEY = bytes(range(32))
 BUSY = int(Status.BUSY)
@@ -54,7 +55,9 @@ class Rig:
                 catalog = await LocalCatalog.open(self.path)
                 put = self.server.put_address
                 async with await AsyncClient.connect(put, None, KEY, retry_for=self.retry_for) as client:
-                    result = await work(Collector(client, catalog, reader))
+                    possession = Possession({})
+                    possession.add_changing(lambda: reader.beside)
+                    result = await work(Collector(client, catalog, reader, possession))
                 await catalog.close()
                 return result
 
@@ -90,6 +93,34 @@ def test_what_is_refused_keeps_nothing_else(rig: Rig, status: int, place: int) -
     rig.run(work)
     assert rig.garbage() == []
     assert rig.server.model.deleted == {one.first for one in places}
+
+
+@pytest.mark.parametrize("place", [0, COLLECT_BATCH - 1, COLLECT_BATCH])
+def test_a_catalog_that_is_lost_meanwhile(rig: Rig, place: int) -> None:
+    """The page that is under way is the last one, and the catalog of now is not told of it."""
+    places = extents(3 * COLLECT_BATCH)
+    rig.throw_away(*places)
+
+    async def work(collector: Collector) -> None:
+        answer = rig._answer
+
+        def lose(index: int, seen: int) -> int | None:
+            if index == places[place].first:
+                rig.path.with_name(f"{rig.path.name}-wal").unlink(missing_ok=True)
+            return answer(index, seen)
+
+        rig.faults.answer = lose
+        with pytest.raises(DataDirLostError, match="is gone"):
+            await collector.run(retry_for=0)
+        page = place // COLLECT_BATCH
+        assert len(rig.server.model.deleted) == (page + 1) * COLLECT_BATCH
+        assert len(collector._reader.garbage(len(places))) == len(places) - page * COLLECT_BATCH
+        asked = rig.asked.total()
+        with pytest.raises(DataDirLostError):
+            await collector.run(retry_for=0)
+        assert rig.asked.total() == asked
+
+    rig.run(work)
 
 
 def test_more_are_refused_than_are_asked_for_together(rig: Rig) -> None:

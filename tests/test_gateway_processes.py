@@ -569,6 +569,23 @@ def test_nothing_is_stored_where_a_file_was_removed(node: NodeGateway, name: str
     assert node.stop() == 0, node.log()
 
 
+def test_nothing_is_collected_by_what_was_in_a_file_that_was_removed(tmp_path: Path) -> None:
+    """The catalog's process has a new log by then: what the others have open is the one of before."""
+    with node_gateway(tmp_path / "data", "--collect-interval=0.05", "--http-workers=1") as node:
+        assert node.gateway.request("PUT", "/objects/a", body=SMALL).status == 200
+        log = node.data_dir / ".ingest" / "catalog.db-wal"
+        log.unlink()
+        until(lambda: f"nothing is collected: {log} is gone" in node.log(), "the collector sees it")
+        child(node, "ingest-catalog").kill()
+        until(
+            lambda: f"nothing is collected: {log} is not the one" in node.log(), "and that it is another one"
+        )
+        answer = node.gateway.request("POST", "/gc")
+        assert (answer.status, answer.code) == (503, "data_dir_lost")
+        assert node.log().count("nothing is collected") == 2
+        assert node.stop() == 0, node.log()
+
+
 def test_no_process_that_starts_works_on_another_directory(node: NodeGateway, tmp_path: Path) -> None:
     node.gateway.request("PUT", "/objects/a", body=SMALL)
     catalog, http = child(node, "ingest-catalog"), child(node, "ingest-http-0")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import apsw
 import pytest
 from gateway_rig import TIMEOUT_S, Gateway, NodeGateway, node_gateway
 from node_rig import running_node
-from reference_server import ReferenceServer, build_frame
+from reference_server import Model, ReferenceServer, build_frame
 from test_gateway_processes import until
 
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import FIRST, RESERVED
 from ingest.objects import binding
-from ingest.runtime.key_file import make_key_file, read_keys
+from ingest.runtime.key_file import make_key_file, read_keys, rotate_key_file
 from ingest.runtime.listeners import format_address
 from ingest.status import Status
 
@@ -112,6 +114,57 @@ def test_a_new_store_without_room_answers_why(data_dir, engine) -> None:
         until(lambda: node.gateway.request("GET", "/healthz").status == 200, "it is ready")
         until(lambda: "uploads go on" in node.log(), "it says so")
         assert node.stop() == 0, node.log()
+
+
+def use_keys(engine: ReferenceServer, keys: list[bytes]) -> None:
+    """As after a rotation: what is stored stays, and the keys of before are accepted no more."""
+    model = Model(keys)
+    model.frames, model.deleted = engine.model.frames, engine.model.deleted
+    engine.model = model
+    engine.drop_connections()
+
+
+def fully_binds(node: NodeGateway, engine: ReferenceServer) -> None:
+    """The HTTP processes and the collector."""
+    engine.faults.answer = None
+    put = partial(node.gateway.request, "PUT", "/objects/a", b"a")
+    until(lambda: all(put().status == 200 for _ in range(20)), "both processes take uploads")
+    assert node.gateway.request("DELETE", "/objects/a").status in (200, 204)
+    until(lambda: bool(engine.model.deleted), "what was deleted is collected")
+    assert node.stop() == 0, node.log()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_keys_are_rotated_while_there_is_no_room(data_dir, engine, told: bool) -> None:
+    """None of those that it began with is accepted in the end."""
+    key_file = data_dir / ".ingest" / "key"
+    fill(engine)
+    with gateway_of(data_dir, engine) as node:
+        refuses_uploads(node.gateway)
+        for _ in range(3):
+            use_keys(engine, rotate_key_file(key_file)[:2])
+            if told:
+                assert node.process is not None
+                node.process.send_signal(signal.SIGHUP)
+        fully_binds(node, engine)
+
+
+def test_a_key_file_that_cannot_be_read_while_there_is_no_room(data_dir, engine) -> None:
+    """It outlives that, and says in its log what keeps it from more. The engine that refuses its key may be another one."""
+    key_file = data_dir / ".ingest" / "key"
+    away = key_file.with_name("away")
+    fill(engine)
+    with gateway_of(data_dir, engine) as node:
+        refuses_uploads(node.gateway)
+        key_file.rename(away)
+        use_keys(engine, rotate_key_file(away)[1:])
+        until(lambda: node.log().count("the keys of before are used") == 3, "each process looks for it")
+        until(lambda: node.log().count("the store is not bound yet") == 3, "each process says why it waits")
+        answer = node.gateway.request("GET", "/objects/a")
+        assert (answer.status, answer.headers.get("retry-after")) == (503, "1")
+        away.rename(key_file)
+        use_keys(engine, read_keys(key_file))
+        fully_binds(node, engine)
 
 
 def test_a_store_that_somebody_else_binds_meanwhile_is_left(data_dir, engine) -> None:

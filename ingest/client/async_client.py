@@ -27,7 +27,7 @@ from ingest.client.get_channel import GetChannel
 from ingest.client.key import Key, shared_keys
 from ingest.client.proof import Expected, get_proof, put_proof
 from ingest.client.put_channel import Batch, PutChannel
-from ingest.client.range_reader import RangeSource, StoredRun
+from ingest.client.range_reader import RangeSource
 from ingest.client.read_ahead import ahead, pieces_of
 from ingest.errors import RefusedError, UsageError
 from ingest.runtime import listeners
@@ -88,7 +88,8 @@ class AsyncClient:
 
     def use_keys(self, key: Key) -> None:
         """Calls that come from now on sign and verify with these. KeyFileError, UsageError."""
-        self._keys = mac.KeyRing(shared_keys(key))
+        self.keys = tuple(shared_keys(key))  # 32 bytes each, the first one signs
+        self._keys = mac.KeyRing(self.keys)
         self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
         if self._gets is not None:
             self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
@@ -143,11 +144,15 @@ class AsyncClient:
         if self._puts is not None:
             self._puts.proof = put_proof(expected, lambda: self._keys, self.prove)
 
-    async def prove(self, always: bool = True) -> None:
-        """Looks whether the server at the get port is the one that is required, over a connection of its own;
-        if not ``always``, when another one was met. ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
-        asked = always or any(channel.met_foreign for channel in self._channels)
-        if not asked or self._gets is None or self._gets.proof is None:
+    @property
+    def met_foreign(self) -> bool:
+        """The last server that one of its ports was connected to is not the one that is required."""
+        return any(channel.met_foreign for channel in self._channels)
+
+    async def prove(self) -> None:
+        """Looks whether the server at the get port is the one that is required, over a connection of its own.
+        ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
+        if self._gets is None or self._gets.proof is None:
             return
         looking = GetChannel(self._gets.address, self._timeout, 0.0, self._tls)
         looking.proof = self._gets.proof
@@ -156,10 +161,11 @@ class AsyncClient:
         finally:
             await looking.close()
 
-    async def unproven(self, key: Key) -> AsyncClient:
-        """Another client, of the get port alone, of which nothing is required. What `connect` raises."""
+    async def unproven(self) -> AsyncClient:
+        """Another client, of the get port alone, with the present keys, of which nothing is required. What `connect`
+        raises."""
         get = None if self._gets is None else self._gets.address
-        return await AsyncClient.connect(None, get, key, retry_for=0.0, tls=self._tls)
+        return await AsyncClient.connect(None, get, self.keys, retry_for=0.0, tls=self._tls)
 
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:
@@ -319,7 +325,7 @@ class AsyncClient:
         """
         index = ticket.parse(name)
         data = bytearray(limits.DATA_SIZE)
-        _raise_not_saved(await self._source.read(range(index, index + 1), memoryview(data)))
+        await self._source.read_saved(range(index, index + 1), memoryview(data))
         return bytes(data)
 
     async def get_record(self, name: str) -> bytes:
@@ -357,12 +363,12 @@ class AsyncClient:
         data = bytearray(len(tickets) * limits.DATA_SIZE)
         view = memoryview(data)
         if count <= limits.GET_FRAMES:  # nothing to read ahead, and most objects are of a chunk or two
-            _raise_not_saved(await self._source.read(tickets, view))
+            await self._source.read_saved(tickets, view)
             return data
 
         async def read(part: range) -> None:
             at = (part.start - tickets.start) * limits.DATA_SIZE
-            _raise_not_saved(await self._source.read(part, view[at : at + len(part) * limits.DATA_SIZE]))
+            await self._source.read_saved(part, view[at : at + len(part) * limits.DATA_SIZE])
 
         async for _ in ahead(pieces_of(first, count, limits.GET_FRAMES), read):
             pass
@@ -376,7 +382,7 @@ class AsyncClient:
 
         async def read(part: range) -> bytearray:
             data = bytearray(len(part) * limits.DATA_SIZE)
-            _raise_not_saved(await self._source.read(part, memoryview(data)))
+            await self._source.read_saved(part, memoryview(data))
             return data
 
         return ahead(pieces_of(first, count, limits.GET_FRAMES), read)
@@ -440,8 +446,3 @@ def _signed(put_key: bytes, items: list[Item]) -> bytearray:
 def _raise_refused(batch: Batch) -> None:
     for name, status in batch.refused.items():
         raise RefusedError(name, status)
-
-
-def _raise_not_saved(others: list[StoredRun]) -> None:
-    if others:
-        raise RefusedError(ticket.format(others[0].first), others[0].status)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ingest import limits, ticket
 from ingest.client._seal import seal_request, unseal
 from ingest.client.get_channel import GetChannel
-from ingest.errors import CorruptFrameError
+from ingest.errors import CorruptFrameError, RefusedError
 from ingest.mac import KeyRing
 from ingest.status import RETRIED, Status
 
@@ -89,6 +89,12 @@ class RangeSource:
         message = seal_request(self._signing.inventory, tickets.start, len(tickets))
         await self._channel.fetch(message, tickets, reader)
         return reader.runs
+
+    async def read_saved(self, tickets: range, data: memoryview) -> None:
+        """`read` of tickets that are all SAVED. RefusedError with the first one that is not."""
+        others = await self.read(tickets, data)
+        if others:
+            raise RefusedError(ticket.format(others[0].first), others[0].status)
 
     async def read(self, tickets: range, data: memoryview) -> list[StoredRun]:
         """Fills ``data`` (1458 bytes for each) with what is stored under them; returns the runs that are not SAVED, in

@@ -121,7 +121,7 @@ class LocalNode:
         from ingest.objects.binding import bind
 
         async with self.client(put=put, get=get) as client, self.catalog() as catalog:
-            await bind(client, catalog, reader, self.keys())
+            await bind(client, catalog, reader)
             yield client, catalog
 
     @asynccontextmanager

@@ -80,11 +80,11 @@ async def bind(
     client: AsyncClient,
     catalog: CatalogAccess,
     reader: CatalogReader,
-    keys: Sequence[bytes],
     shown: Callable[[], None] = lambda: None,
 ) -> None:
     """Sees to it that the engine's store is the one of this catalog, now and with each connection that ``client`` opens
-    later. ``keys``: the shared ones. ``shown`` is called when the store is known to be ours by what is in it.
+    later. The keys are those that the client has whenever they are needed: they are changed while it is there. ``shown`` is
+    called when the store is known to be ours by what is in it.
 
     ForeignStoreError when it is another one's. What the client and the catalog raise, when that can't be known yet:
     RefusedError for ERROR, BUSY and a key that is not accepted, NoSpaceError, CorruptFrameError.
@@ -93,16 +93,16 @@ async def bind(
     status, data = await _look(client) if client.gets else (None, b"")
     if status is Status.SAVED:
         _require_own(identity, parse(data))
-        _require(client, reader, keys, identity)
+        _require(client, reader, identity)
         shown()
     elif status is Status.DELETED:
-        await _accept_deleted(client, reader, keys, identity)
+        await _accept_deleted(client, reader, identity)
         shown()
         return
     elif status is Status.MISSING:
         if identity.bound:
             raise ForeignStoreError(f"the engine's store does not carry the id of this catalog: {ADVICE}")
-        await _require_objects(client, reader, keys)
+        await _require_objects(client, reader)
         shown()
     if client.puts:
         await confirm(client, reader)
@@ -111,7 +111,7 @@ async def bind(
     if not identity.bound:
         await catalog.bound()
         log.info("the store of the engine is bound to this catalog, %s", identity.id.hex())
-    _require(client, reader, keys, identity)
+    _require(client, reader, identity)
 
 
 async def confirm(store: ChunkStore, reader: CatalogReader) -> None:
@@ -143,44 +143,44 @@ def _require_own(identity: Identity, found: bytes) -> None:
         )
 
 
-def _require(client: AsyncClient, reader: CatalogReader, keys: Sequence[bytes], identity: Identity) -> None:
+def _require(client: AsyncClient, reader: CatalogReader, identity: Identity) -> None:
     looking: set[asyncio.Task[None]] = set()  # one at a time
+    told: set[str] = set()  # the last complaint that is in the log: each new connection has another look made
 
     def deleted() -> None:
         if not looking and client.gets:
-            task = asyncio.create_task(_look_at_objects(client, reader.path, keys, identity))
+            task = asyncio.create_task(_look_at_objects(client, reader.path, identity, told))
             looking.add(task)
             task.add_done_callback(looking.discard)
 
     client.require(Expected(TICKET, serialize(identity.id), _complaint(identity), deleted))
 
 
-async def _look_at_objects(
-    client: AsyncClient, catalog: Path, keys: Sequence[bytes], identity: Identity
-) -> None:
+async def _look_at_objects(client: AsyncClient, catalog: Path, identity: Identity, told: set[str]) -> None:
     """The chunk was deleted while ``client`` was there: the store is known by its objects, as at a start."""
     try:
         with CatalogReader(catalog) as reader:
-            async with await client.unproven(keys) as other:
-                await _require_objects(other, reader, keys)
+            async with await client.unproven() as other:
+                await _require_objects(other, reader)
     except IngestError as error:
-        log.error(
-            "ticket %s was deleted in the engine's store, which does not prove itself: %s", TICKET, error
-        )
+        if str(error) not in told:
+            log.error(
+                "ticket %s was deleted in the engine's store, which does not prove itself: %s", TICKET, error
+            )
+        told.clear()
+        told.add(str(error))
         return
     log.warning(DELETED, TICKET)
     client.require(Expected(TICKET, None, _complaint(identity)))
 
 
-async def _accept_deleted(
-    client: AsyncClient, reader: CatalogReader, keys: Sequence[bytes], identity: Identity
-) -> None:
+async def _accept_deleted(client: AsyncClient, reader: CatalogReader, identity: Identity) -> None:
     """The chunk was lost, and marked deleted by a repair; or a client deleted it. Nothing is ever stored there again."""
     if not identity.bound:
         raise ForeignStoreError(
             f"ticket {TICKET} was deleted in the engine's store, so that it can't name this catalog: {ADVICE}"
         )
-    await _require_objects(client, reader, keys)
+    await _require_objects(client, reader)
     log.warning(DELETED, TICKET)
     client.require(Expected(TICKET, None, _complaint(identity)))
 
@@ -194,7 +194,7 @@ async def _look(client: AsyncClient) -> tuple[Status, bytes]:
         return error.status, b""
 
 
-async def _require_objects(client: AsyncClient, reader: CatalogReader, keys: Sequence[bytes]) -> None:
+async def _require_objects(client: AsyncClient, reader: CatalogReader) -> None:
     """ForeignStoreError unless one of the newest objects of the catalog is in the store. One that is replaced meanwhile,
     or damaged, proves nothing. A catalog without objects takes any store; one that never gave a ticket, one where the
     first of them was never used."""
@@ -207,7 +207,7 @@ async def _require_objects(client: AsyncClient, reader: CatalogReader, keys: Seq
             raise ForeignStoreError(
                 f"this catalog is new, and ticket {run.first} has been used in the engine's store already: {ADVICE}"
             )
-    signing = [manifest.manifest_key(key) for key in keys]
+    signing = [manifest.manifest_key(key) for key in client.keys]
     for version in newest:
         if await _is_stored(client, version, signing):
             return

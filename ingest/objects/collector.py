@@ -8,6 +8,8 @@ the rest is listed still; deleting it again changes nothing.
     BUSY, BAD_CHECKSUM             the node takes none at all for now: the run ends
     anything else                  this entry stays garbage, and is tried again in the next run; the others go on
     nothing (the connection is lost, the catalog does not answer)  the run ends
+
+What it reads of a catalog that is lost may be another one's by now, or of long ago: it looks before each page.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader, Garbage
 from ingest.catalog.extent import Extent
 from ingest.client.chunk_store import ChunkStore
-from ingest.errors import BusyError, IngestError, RefusedError
+from ingest.errors import BusyError, DataDirLostError, IngestError, RefusedError
 from ingest.limits import (
     COLLECT_BATCH,
     COLLECT_INTERVAL_S,
@@ -34,6 +36,7 @@ from ingest.limits import (
 )
 from ingest.objects.binding import confirm
 from ingest.status import Status
+from ingest.store.possession import Possession
 
 log = logging.getLogger(__name__)
 
@@ -85,12 +88,21 @@ def described(done: Collected) -> dict[str, Any]:
 
 
 class Collector:
-    """One of them runs per catalog at a time, whatever process it is in."""
+    """One of them runs per catalog at a time, whatever process it is in. ``possession``: of the catalog that ``reader`` has
+    open, where it stays open for long."""
 
-    def __init__(self, client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader) -> None:
+    def __init__(
+        self,
+        client: ChunkStore,
+        catalog: CatalogAccess,
+        reader: CatalogReader,
+        possession: Possession | None = None,
+    ) -> None:
         self._client = client
         self._catalog = catalog
         self._reader = reader
+        self._possession = possession
+        self._loss = ""  # that is in the log
         self._told: dict[int, Status] = {}  # refusals that are in the log, by the number of the entry
 
     async def run_for_ever(self, interval: float = COLLECT_INTERVAL_S) -> None:
@@ -99,9 +111,14 @@ class Collector:
         while True:
             try:
                 done = await self.run(retry_for=0)  # the next run is the next try
+            except DataDirLostError as error:
+                if str(error) != self._loss:
+                    log.error("nothing is collected: %s", error)
+                self._loss = str(error)
             except IngestError as error:
                 log.warning("not everything was collected: %s", error)
             else:
+                self._loss = ""
                 if alone and done is None:
                     log.info("nothing is collected here as long as another collector is at work")
                 alone = done is not None
@@ -118,9 +135,10 @@ class Collector:
         """Once over all garbage, in the store that belongs to the catalog; None when another collector is at work.
 
         ``retry_for``: seconds for which ERROR and BUSY are tried again, if it is not the client's. ForeignStoreError before
-        anything is deleted. RefusedError when the node takes no deletes; what the client and the catalog raise. What was
-        deleted until then stays so.
+        anything is deleted, DataDirLostError before more is. RefusedError when the node takes no deletes; what the client
+        and the catalog raise. What was deleted until then stays so.
         """
+        await self._check_possession()
         try:
             owner = await self._catalog.enter_alone("collector")
         except BusyError:
@@ -149,6 +167,7 @@ class Collector:
         last = 0
         try:
             while found := self._reader.garbage(COLLECT_BATCH, after=last):
+                await self._check_possession()
                 if last == 0:
                     await confirm(self._client, self._reader)
                 last = found[-1].id
@@ -157,6 +176,9 @@ class Collector:
                 done.refused += refused
                 kept = {one.garbage.id for one in refused}
                 deleted = [item for item in found if item.id not in kept]
+                await (
+                    self._check_possession()
+                )  # the numbers of entries are those of the catalog that was read
                 await self._catalog.collected(deleted)
                 done.entries += len(deleted)
                 done.tickets += sum(item.extent.count for item in deleted)
@@ -169,6 +191,12 @@ class Collector:
             self._tell(done.refused)
         done.forgotten = await self._catalog.forget()
         return done
+
+    async def _check_possession(self) -> None:
+        """In a thread: a look may wait for a file system, which the requests of this process must not."""
+        if self._possession is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._possession.look)
+            self._possession.check()
 
     async def _delete(self, found: Sequence[Garbage], retry_for: float | None) -> list[Refusal]:
         """Returns which of them were not deleted. RefusedError for what the whole node answers."""

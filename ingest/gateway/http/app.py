@@ -37,7 +37,7 @@ def make_app(
     """The application of one port, for `aiohttp.web.ServerRunner`. To be called within the event loop that serves it.
     ``wires``: those of the whole process."""
     return App(
-        Gate(Routes(routes), services, access, ids),
+        Gate(Routes(routes), services, access, ids, wires),
         wires,
         access_log=None,
         auto_decompress=False,  # the bytes of an object are those that the client sent
@@ -52,11 +52,14 @@ def make_app(
 class Gate:
     """What every request goes through, from its target to its answer."""
 
-    def __init__(self, routes: Routes, services: Services, access: Access, ids: RequestIds) -> None:
+    def __init__(
+        self, routes: Routes, services: Services, access: Access, ids: RequestIds, wires: Wires
+    ) -> None:
         self._routes = routes
         self._services = services
         self.access = access
         self.ids = ids
+        self._wires = wires
         self._under_way = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -107,7 +110,7 @@ class Gate:
         except (asyncio.CancelledError, ClientGoneError):
             raise
         except Exception as error:
-            response = self._fail(request, id_, error)
+            response = self._fail(request, id_, error, exchange)
         if not response.prepared:
             mark(response.headers, id_, self._guards if exchange is None else exchange.guarded)
         if misframed or ("Expect" in headers and not (exchange and exchange.continued)):
@@ -154,19 +157,29 @@ class Gate:
                 public=public,
             )
 
-    def _fail(self, request: web.BaseRequest, id_: str, error: Exception) -> web.StreamResponse:
+    def _fail(
+        self, request: web.BaseRequest, id_: str, error: Exception, exchange: Exchange | None
+    ) -> web.StreamResponse:
         failure = failure_of(error)
         what = f"{request.method} {without_query(request.raw_path)[:200]}"
-        if failure.code == "internal":
-            log.error("%s: %s", id_, what, exc_info=error)
-        elif (
-            failure.status >= 500 and failure.status != 501
-        ):  # not implemented: that is told to the client alone
-            log.warning("%s: %s: %s", id_, what, error)
+        # Not implemented: that is told to the client alone.
+        if failure.status >= 500 and failure.status != 501 and self._may_say(failure, exchange):
+            if failure.code == "internal":
+                log.error("%s: %s", id_, what, exc_info=error)
+            else:
+                log.warning("%s: %s: %s", id_, what, error)
         if request.writer.output_size:
             log.warning("%s: %s: the answer broke off: %s", id_, what, error)
             raise ClientGoneError("the answer broke off") from error
         return failure.response(id_)
+
+    def _may_say(self, failure: Failure, exchange: Exchange | None) -> bool:
+        """Where no token is asked for, strangers could fill the log: one line in a while says of each failure that it is."""
+        try:
+            public = exchange is not None and self._routes.find(exchange.target.path)[0].public
+        except Failure:
+            return True
+        return not public or self._wires.may_say(f"were answered {failure.status} {failure.code}")
 
 
 class App(web.Server):

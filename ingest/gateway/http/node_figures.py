@@ -16,7 +16,8 @@ from typing import Any, Self
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest.errors import ConnectionLostError, ForeignStoreError, PeerError
+from ingest.errors import ConnectionLostError, PeerError
+from ingest.gateway.http.shared_look import SharedLook
 from ingest.limits import FIGURES_KEPT_S, FIGURES_SIZE_MAX, FIGURES_TIMEOUT_S
 from ingest.runtime.listeners import Address, format_address
 
@@ -101,9 +102,7 @@ class NodeFigures:
         self._address = address
         self._prove = prove
         self._session: aiohttp.ClientSession | None = None
-        self._asking = asyncio.Lock()
-        self._last: dict[str, Any] | PeerError | ForeignStoreError = {}  # the answer, or why there was none
-        self._kept_until = 0.0  # seconds of the machine's monotonic clock
+        self._shared = SharedLook(self._read, FIGURES_KEPT_S)
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(FIGURES_TIMEOUT_S))
@@ -117,19 +116,7 @@ class NodeFigures:
         """`parse_figures`, and ``time``: of the machine's monotonic clock, in seconds, at which they were read.
         ConnectionLostError when the port can't be reached, PeerError when what answers there is no node, ForeignStoreError
         when the engine is another one."""
-        async with self._asking:
-            if time.monotonic() >= self._kept_until:
-                try:
-                    self._last = await self._read()
-                except (
-                    PeerError,
-                    ForeignStoreError,
-                ) as error:  # who waits behind this one is told the same at once, not after as long
-                    self._last = error
-                self._kept_until = time.monotonic() + FIGURES_KEPT_S
-            if isinstance(self._last, (PeerError, ForeignStoreError)):
-                raise self._last.with_traceback(None)  # it would grow with each who asks
-            return self._last
+        return await self._shared.read()
 
     async def _read(self) -> dict[str, Any]:
         assert self._session is not None

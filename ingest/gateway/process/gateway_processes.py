@@ -73,7 +73,7 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     for number, sockets in enumerate(shares):
         main = partial(_http_main, latest, shares, sockets, link_key, possession, hearts)
         children.append(Child(f"http-{number}", main, reloads=True, replaced_when_silent=True))
-    collector = partial(_collector_main, latest, shares)
+    collector = partial(_collector_main, latest, shares, possession)
     children.append(Child("collector", collector, reloads=True, replaced_when_silent=True))
     hearts |= {child.name: child.heart for child in children}
     try:
@@ -231,9 +231,11 @@ def _http_main(
     )
 
 
-def _collector_main(latest: _Latest, shares: list[Sockets]) -> int:
+def _collector_main(latest: _Latest, shares: list[Sockets], possession: Possession) -> int:
     close(shares)
-    return collector_main(latest.config, latest.read, latest.telling)
+    possession.look()
+    possession.check()
+    return collector_main(latest.config, latest.read, latest.telling, possession)
 
 
 def close(shares: list[Sockets] | list[dict[str, socket.socket]]) -> None:

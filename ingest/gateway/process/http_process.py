@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from ingest import limits
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
+from ingest.client.async_client import AsyncClient
 from ingest.client.chunk_store import ChunkStore
 from ingest.engine.reload import use_log_level
 from ingest.errors import BusyError, IngestError
@@ -30,6 +31,7 @@ from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Collect, ReadChunk, Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.shared_look import SharedLook
 from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.process import credentials
 from ingest.gateway.process.api_table import APIS, shared_routes
@@ -193,7 +195,7 @@ async def _serve(role: HttpRole) -> None:
             looking = asyncio.create_task(_look_at(possession))
             heartbeat.keep_beating()
             try:
-                collect = _collect_once(client, catalog, reader, binding)
+                collect = _collect_once(client, catalog, reader, binding, possession)
                 links = DownloadLinks(role.link_key)
                 shared = SharedNamespace(store)
                 services = Services(
@@ -205,7 +207,7 @@ async def _serve(role: HttpRole) -> None:
                     possession,
                     role.hearts,
                     check_ready=partial(_check_ready, reader, binding),
-                    prove=partial(client.prove, always=False),
+                    prove=_proving(client),
                 )
                 await server.serve(services)
                 binding.raise_failure()
@@ -214,11 +216,26 @@ async def _serve(role: HttpRole) -> None:
                 await store.leave()
 
 
+def _proving(client: AsyncClient) -> Callable[[], Awaitable[None]]:
+    """Looks, when another engine was met, whether it is still there: once for all who ask, whom no token keeps out."""
+    look = SharedLook(client.prove, limits.FIGURES_KEPT_S)
+
+    async def prove() -> None:
+        if client.met_foreign:
+            await look.read()
+
+    return prove
+
+
 def _check_ready(reader: CatalogReader, binding: Binding) -> None:
-    """What `Binding` raises when there is nothing to read and nothing can be stored."""
+    """What `Binding` raises when there is nothing to read and nothing can be stored. With a bound store the catalog is not
+    asked."""
     binding.check_shown()
-    if not reader.newest(1):
+    try:
         binding.check()
+    except IngestError:
+        if not reader.newest(1):
+            raise
 
 
 async def _look_at(possession: Possession) -> None:
@@ -238,7 +255,11 @@ def _read_chunk(client: ChunkStore, binding: Binding) -> ReadChunk:
 
 
 def _collect_once(
-    client: ChunkStore, catalog: CatalogAccess, reader: CatalogReader, binding: Binding
+    client: ChunkStore,
+    catalog: CatalogAccess,
+    reader: CatalogReader,
+    binding: Binding,
+    possession: Possession,
 ) -> Collect:
     """For who does not want to wait for the collector's next turn."""
 
@@ -246,38 +267,43 @@ def _collect_once(
         if dry_run:
             return waiting(reader)
         binding.check()  # nothing is put or deleted in a store that may be another catalog's
-        if (done := await Collector(client, catalog, reader).run()) is None:
+        if (done := await Collector(client, catalog, reader, possession).run()) is None:
             raise BusyError("another collector is at work")
         return done
 
     return collect
 
 
-def collector_main(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> int:
-    """The collector, until it is told to end. Returns its exit code."""
+def collector_main(
+    config: GatewayConfig, read_config: ReadConfig, telling: Telling, possession: Possession
+) -> int:
+    """The collector, until it is told to end. Returns its exit code. ``possession``: as `HttpRole` has it."""
     with contextlib.suppress(
         asyncio.CancelledError
     ):  # whatever it was at: what is left is collected the next time
-        uvloop.run(_collect(config, read_config, telling))
+        uvloop.run(_collect(config, read_config, telling, possession))
     return 0
 
 
-async def _collect(config: GatewayConfig, read_config: ReadConfig, telling: Telling) -> None:
+async def _collect(
+    config: GatewayConfig, read_config: ReadConfig, telling: Telling, possession: Possession
+) -> None:
     _cancel_at_end()
     async with connected(config, telling) as (client, catalog, keys, binding):
+
+        def reload() -> None:
+            try:
+                keys.load(read_config())
+            except IngestError as error:
+                log.error("nothing was reloaded: %s", error)
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+        signals.take_reloads()
         await binding.wait()
         with CatalogReader(catalog_path(config.data_dir)) as reader:
-
-            def reload() -> None:
-                try:
-                    keys.load(read_config())
-                except IngestError as error:
-                    log.error("nothing was reloaded: %s", error)
-
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
-            signals.take_reloads()
+            possession.add_changing(lambda: reader.beside)
             heartbeat.keep_beating()
-            await Collector(client, catalog, reader).run_for_ever(config.collect_interval)
+            await Collector(client, catalog, reader, possession).run_for_ever(config.collect_interval)
 
 
 def _cancel_at_end() -> None:

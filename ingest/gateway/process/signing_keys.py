@@ -57,16 +57,25 @@ class SigningKeys:
         self._client = client
         self._telling = telling
         self._present: bytes | None = None  # that is signed with
+        self._loaded: tuple[GatewayConfig, list[bytes]] | None = None  # what names the file, and what it had
         self._switching: asyncio.Task[None] | None = None
 
     def load(self, config: GatewayConfig) -> None:
         """Reads the file. What it has is verified with from now on. KeyFileError."""
         keys = read_keys(config)
+        self._loaded = config, keys
         accepted = keys[:ACCEPTED_KEYS]
         self.close()
         self._sign_with(self._present if self._present in accepted else accepted[0], keys)
         if self._present != accepted[-1]:
             self._switching = asyncio.create_task(self._switch(config, keys, accepted[-1]))
+
+    def load_changed(self) -> None:
+        """As `load` of the file that was loaded last, if it has other keys now. KeyFileError."""
+        assert self._loaded is not None
+        config, keys = self._loaded
+        if read_keys(config) != keys:
+            self.load(config)
 
     def close(self) -> None:
         if self._switching is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 
 from ingest import limits
@@ -12,7 +13,15 @@ from ingest.catalog.catalog_client import CatalogClient
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.client.async_client import AsyncClient
-from ingest.errors import ConnectionLostError, KeyFileError, NoSpaceError, PeerError, ReadOnlyError
+from ingest.errors import (
+    ConnectionLostError,
+    ForeignStoreError,
+    IngestError,
+    KeyFileError,
+    NoSpaceError,
+    PeerError,
+    ReadOnlyError,
+)
 from ingest.gateway.process import credentials
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
@@ -35,17 +44,18 @@ class Binding:
     def __init__(
         self, config: GatewayConfig, client: AsyncClient, catalog: CatalogClient, keys: SigningKeys
     ) -> None:
-        self._config = config
         self._client = client
         self._catalog = catalog
         self._keys = keys
         self._reader = CatalogReader(catalog_path(config.data_dir))
-        self._refusal: Exception | None = ConnectionLostError("the engine has not said whose its store is")
+        self._refusal: IngestError | None = ConnectionLostError("the engine has not said whose its store is")
         self._shown = False  # the store has shown that it is ours
         self._shows = False  # … in the present try
         self._told = False  # that it lasts
+        self._told_of: set[type] = set()  # kinds of why
         self._answers = asyncio.Event()  # bound, or what it lacks may last
         self._settling: asyncio.Task[None] | None = None
+        self._key_trouble = ""  # that is in the log
 
     async def begin(self) -> None:
         """Back when the store is bound, or when it is time to answer without that. ForeignStoreError."""
@@ -55,6 +65,7 @@ class Binding:
             await asyncio.wait_for(self._answers.wait(), limits.WAIT_TOLD_S)
         except TimeoutError:
             self._told = True
+            self._told_of.add(type(self._refusal))
             log.warning("waiting for the engine: %s; until then what needs it is answered 503", self._refusal)
         self.raise_failure()
 
@@ -93,13 +104,18 @@ class Binding:
         self._reader.close()
 
     async def _settle(self) -> None:
+        """Whatever keeps the store from being bound may be over the next time: what reads and deletes here must not end by
+        it. But for ForeignStoreError."""
         delay, told_of_room = limits.RETRY_DELAY_MIN_S, False
+        since: dict[type, float] = {}
         while True:
             self._shows = False
             try:
                 await self._client.open()
                 await self._bind()  # all of it: another server may answer there by now
                 break
+            except ForeignStoreError:
+                raise
             except NoSpaceError as error:
                 self._refuse(error)
                 if not told_of_room:
@@ -108,14 +124,15 @@ class Binding:
                         error,
                     )
                 told_of_room = True
+                self._told_of.add(NoSpaceError)
                 self._answers.set()
-            except (PeerError, ReadOnlyError, KeyFileError) as error:
+            except IngestError as error:
                 self._refuse(error)
-            log.debug("the store is not bound yet: %s", self._refusal)
+                self._tell_what_lasts(error, since)
+                if isinstance(error, PeerError):
+                    self._load_keys()
             await asyncio.sleep(delay)
             delay = min(2 * delay, limits.RETRY_DELAY_MAX_S)
-            with contextlib.suppress(KeyFileError):  # the next try says so
-                self._keys.load(self._config)  # it may be the key that is refused
         self._refusal = None
         if self._told:
             log.info("waiting for the engine is over: goes on")
@@ -123,12 +140,31 @@ class Binding:
             log.info("there is room again, the store is bound: uploads go on")
 
     async def _bind(self) -> None:
-        await bind(self._client, self._catalog, self._reader, read_keys(self._config), self._show)
+        await bind(self._client, self._catalog, self._reader, self._show)
+
+    def _load_keys(self) -> None:
+        """It may be the key that is refused. A file that can't be read now may be whole the next time."""
+        try:
+            self._keys.load_changed()
+        except KeyFileError as error:
+            if str(error) != self._key_trouble:
+                log.warning("the keys of before are used: %s", error)
+            self._key_trouble = str(error)
+
+    def _tell_what_lasts(self, error: IngestError, since: dict[type, float]) -> None:
+        """Each kind of why once. ``since``: when each was first met."""
+        now = time.monotonic()
+        if (
+            type(error) not in self._told_of
+            and now - since.setdefault(type(error), now) >= limits.WAIT_TOLD_S
+        ):
+            log.warning("the store is not bound yet: %s", error)
+            self._told_of.add(type(error))
 
     def _show(self) -> None:
         self._shows = self._shown = True
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: IngestError) -> None:
         self._refusal, self._shown = error, self._shows
 
 
