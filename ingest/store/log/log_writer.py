@@ -15,6 +15,7 @@ import os
 import secrets
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ class LogWriter:
 
     `segments`: how many files there are. `number`: of the last batch so far. `synced_to`: up to
     which the packs hold everything; `recorded` is what the log itself says of that. `sync`: whether a batch is synced
-    before `append` returns.
+    before `append` returns. `opening`: what surrounds the opening of a segment; an OSError of it is one of `make_spare`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class LogWriter:
         use: int = 0,
         synced_to: int = 0,
         segment_size: int = limits.LOG_SEGMENT_SIZE,
+        opening: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.directory = directory
         self.log_id = log_id
@@ -78,6 +80,7 @@ class LogWriter:
         self.recorded = synced_to
         # Kept open: the log must be able to grow when the packs have taken all descriptors but one.
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._opening = opening
         self._making = threading.Lock()
         self._use = use
         self._in_use = deque(in_use or [])
@@ -206,7 +209,8 @@ class LogWriter:
         """A new segment, its blocks written and durable. A half-made one from a crash is made again under its name."""
         name = next(name for i in range(SEGMENTS_MAX) if (name := f"{i:04d}.log") not in self._names)
         path = self.directory / name
-        fd = open_segment(path)
+        with self._opening():
+            fd = open_segment(path)
         try:
             there = os.stat(name, dir_fd=self._directory_fd)
             if not os.path.samestat(
