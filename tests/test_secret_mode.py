@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import pytest
 from gateway_rig import node_gateway
 from node_rig import running_node
 
+from ingest.client.key import shared_keys
 from ingest.engine.check_server import check
 from ingest.errors import KeyFileError
 from ingest.gateway.http.token_file import read_token, read_tokens
@@ -101,6 +105,28 @@ def test_a_gateway_closes_the_key_too(tmp_path: Path) -> None:
     as_fs_group(data)
     with node_gateway(data):
         assert stat.S_IMODE((data / ".ingest/key").stat().st_mode) == 0o600
+
+
+def test_a_client_takes_the_key_of_a_store_as_its_server_does(tmp_path: Path) -> None:
+    with running_node(tmp_path / "data") as rig:
+        own, copy = tmp_path / "data/.ingest/key", tmp_path / "key"
+        shutil.copy(own, copy)
+        keys = shared_keys(own)
+        for path in (own, copy):
+            path.chmod(0o660)
+        assert shared_keys(own) == shared_keys(str(own)) == keys
+        put = ["put", "-", "--name", "a", f"--data-dir={tmp_path / 'data'}"]
+        command = [sys.executable, "-m", "ingest", *put, "--connect={}:{}".format(*rig.put_address)]
+        done = subprocess.run(command, input=b"x", capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        own.with_name("link").symlink_to("key")
+        for path in (copy, own.with_name("link")):
+            with pytest.raises(KeyFileError, match="chmod 600"):
+                shared_keys(path)
+        own.chmod(0o664)
+        with pytest.raises(KeyFileError, match="chmod 600"):
+            shared_keys(own)
+        assert rig.stop() == 0
 
 
 def test_a_key_that_everybody_could_read_stays_refused(tmp_path: Path) -> None:
