@@ -37,7 +37,7 @@ class LostStore:
 
     def watch(self, log_writer: LogWriter) -> None:
         """Also looks at the log's segments: what is written into one that has no name any more is gone with the process."""
-        self._possession.add_changing(log_writer.opened)
+        self._possession.add_changing(log_writer.opened, log_writer.opened_in_turn)
         if not log_writer.segments and holds_packs(self._data_fd):
             log.warning("%s %s", log_writer.directory, NO_SEGMENT)
 

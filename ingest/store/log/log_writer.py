@@ -81,6 +81,7 @@ class LogWriter:
         # Kept open: the log must be able to grow when the packs have taken all descriptors but one.
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._opening = opening
+        self._turn = 0  # of `opened_in_turn`
         self._making = threading.Lock()
         self._use = use
         self._in_use = deque(in_use or [])
@@ -103,6 +104,14 @@ class LogWriter:
     def opened(self) -> dict[Path, int]:
         """The descriptor of each segment by its path, also of free ones: any of them may be the next to be written."""
         return {segment.path: segment.fd for segment in (*self._in_use, *self._free)}
+
+    def opened_in_turn(self) -> dict[Path, int]:
+        """The same of some: the segment that is written, the one that is next, and others in turn with each call."""
+        segments = [*self._in_use, *self._free]
+        start = self._turn if self._turn < len(segments) else 0
+        self._turn = start + limits.POSSESSION_SEGMENTS
+        some = [*segments[start : self._turn], *([*self._in_use][-1:]), *([*self._free, *self._in_use][:1])]
+        return {segment.path: segment.fd for segment in some}
 
     def ends_segment(self, length: int) -> bool:
         """Whether a batch of `length` bytes needs another segment than the present one."""
