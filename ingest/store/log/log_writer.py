@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import secrets
@@ -95,6 +96,15 @@ class LogWriter:
     @property
     def segments(self) -> int:
         return len(self._names)
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of segments that somebody removed: each is made under the first name that is free."""
+        names = (f"{i:04d}.log" for i in range(SEGMENTS_MAX))
+        last = max(self._names, default="")
+        return [
+            name for name in itertools.takewhile(lambda name: name < last, names) if name not in self._names
+        ]
 
     @property
     def needs_spare(self) -> bool:
