@@ -155,7 +155,10 @@ HEART_SILENCE_MAX_S = (
 )
 
 # --- a data directory that is gone ---------------------------------------------------------------
-POSSESSION_INTERVAL_S = 0.05  # how old a look may be after which something is saved: four stat() take 0.01 ms
+POSSESSION_INTERVAL_S = 0.05  # how old a look may be after which something is saved: 20 stat() take 0.1 ms
+POSSESSION_SEGMENTS = (
+    16  # of the log, that one look is at in turn: all of the default log, and 64 GiB in 6.4 s
+)
 POSSESSION_IDLE_INTERVAL_S = 1.0  # between looks of a process that has nothing to save
 
 # --- the operator's side -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from put_rig import frame
 from ingest import limits, sharding
 from ingest.engine import _queue, metrics, readiness
 from ingest.engine.commit.committer import EX_CORRUPT, EX_SYNC_FAILED
+from ingest.engine.commit.lost_store import MAY_BE_MISSING
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.log.log_reader import LogReader
@@ -157,6 +158,23 @@ class TestLost:
             committer.start()
             assert committer.wait(committer.put(FIRST, 100), committer.put(FIRST + 100)) == [{S}, {S}]
             assert committer.stop() == 0
+
+    @pytest.mark.parametrize("segment", [0, 1])
+    def test_who_recovers_after_a_segment_was_removed_says_so(self, data, segment):
+        path = data / f".ingest/wal/{segment:04}.log"
+        with CommitterProcess(data) as committer:
+            committer.start()
+            committer.wait(committer.put(FIRST, 100))
+            while not (data / ".ingest/wal/0001.log").exists():
+                committer.wait(committer.put(FIRST, 1))
+            path.unlink()
+            self.until(committer, B)
+            committer.kill()
+            committer.start()
+            self.until(committer, S)
+            assert MAY_BE_MISSING in committer.log()
+            assert committer.stop() == 0
+            assert committer.log().count(MAY_BE_MISSING) == 1
 
     def test_a_log_without_segments_is_told_of(self, data):
         with CommitterProcess(data) as committer:

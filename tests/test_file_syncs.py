@@ -7,8 +7,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -337,21 +338,42 @@ class TestTables:
         table.replay_puts(b"".join(frame(FIRST + PACK_SLOTS * i) for i in range(10)))
         table.write_headers()
         table.flush_begins()
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-        used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
-        taken = []
-        resource.setrlimit(resource.RLIMIT_NOFILE, (used, limit[1]))
-        try:
-            with suppress(OSError):
-                while True:
-                    taken.append(os.dup(data_fd))
+        with no_descriptor_left(data_fd):
             table.sync()
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-            for fd in taken:
-                os.close(fd)
         table.flush_done()
         table.close()
+
+    @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
+    @pytest.mark.parametrize("kind", ["_pack_table.PackTable", "_tree_table.TreeTable"])
+    def test_nor_where_the_kernel_has_no_openat2(self, kind: str, tmp_path: Path) -> None:
+        module, name = kind.split(".")
+        script = (
+            "import os, resource, sys\n"
+            "from put_rig import frame\n"
+            "from ingest import ticket\n"
+            f"from ingest.store.layouts.{module} import {name} as Kind\n"
+            "root = os.open(sys.argv[1], os.O_RDONLY)\n"
+            "table = Kind(root, bytes(16), 64)\n"
+            "table.sync_each_file()\n"
+            "table.replay_puts(frame(ticket.parse('FSYNC00')))\n"
+            "table.write_headers()\n"
+            "table.flush_begins()\n"
+            "used = max(map(int, os.listdir('/proc/self/fd'))) + 1\n"
+            "resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))\n"
+            "try:\n"
+            "    while True: os.dup(root)\n"
+            "except OSError: table.sync()\n"
+            "print('synced')\n"
+        )
+        options = ["-o", str(tmp_path / "calls"), "-e", "inject=openat2:error=ENOSYS"]
+        data = tmp_path / "data"
+        data.mkdir()
+        traced = [str(STRACE), "-f", *options, sys.executable, "-c", script, str(data)]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+        done = subprocess.run(
+            traced, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stdout == "synced\n", done.stderr
 
     def test_a_sync_that_fails_is_an_error(self, tmp_path: Path) -> None:
         fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
@@ -361,6 +383,116 @@ class TestTables:
         with pytest.raises(OSError) as caught:
             table.sync()
         assert caught.value.errno == errno.EBADF
+
+
+@contextmanager
+def no_descriptor_left(fd: int) -> Iterator[None]:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    taken = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used, limit[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(fd))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for duplicate in taken:
+            os.close(duplicate)
+
+
+class TestOthersDuringAFlush:
+    """What a flush opens a directory with is nobody else's to keep: neither a put's, for its pack, nor the log's."""
+
+    FLUSHES = 4  # a flush gives up its descriptors for moments only: others must meet one
+
+    @pytest.fixture
+    def rig(self, tmp_path: Path) -> Iterator[CommitterRig]:
+        with CommitterRig(tmp_path, open_max=128) as rig:
+            rig.packs.sync_each_file()
+            for index in self.packs(0, 3):
+                rig.put(index)
+            rig.settle()
+            self.flush(rig)
+            yield rig
+
+    def packs(self, first: int, count: int) -> list[int]:
+        """A ticket of each, in directories of their own."""
+        return [FIRST + PACK_SLOTS * 36 * i for i in range(first, first + count)]
+
+    def flush(self, rig: CommitterRig) -> None:
+        rig.packs.flush_begins()
+        rig.packs.sync()
+        rig.packs.flush_done()
+        rig.packs.give_back(99)
+
+    def flush_while(self, rig: CommitterRig, work: Callable[[], object]) -> None:
+        """A flush of dirty packs in a thread, with no descriptor left, and `work` again and again until it ends."""
+        thread = threading.Thread(target=rig.packs.sync, daemon=True)
+        rig.packs.flush_begins()
+        with no_descriptor_left(rig.data_fd):
+            thread.start()
+            deadline = time.monotonic() + 10
+            while thread.is_alive() and time.monotonic() < deadline:
+                work()
+            ended = not thread.is_alive()
+        thread.join()
+        assert ended, "the flush got no descriptor"
+
+    def test_a_put_waits_for_the_flush(self, rig: CommitterRig) -> None:
+        for flush in range(self.FLUSHES):
+            for index in self.packs(10 + 20 * flush, 20):
+                rig.put(index)
+            rig.settle()
+            waiting = [rig.put(index + 1 + flush) for index in self.packs(0, 3)]
+            self.flush_while(rig, rig.commit)
+            assert [rig.answer(cookie) for cookie in waiting] == [None] * 3
+            rig.packs.flush_done()
+            rig.packs.give_back(99)
+            rig.settle()
+            assert [rig.answer(cookie) for cookie in waiting] == [Status.SAVED] * 3
+            self.flush(rig)
+
+    def test_a_log_segment_waits_for_the_flush(self, rig: CommitterRig) -> None:
+        refused = []
+
+        def grow() -> None:
+            try:
+                rig.log.make_spare()
+            except OSError as error:
+                refused.append(error.errno)
+
+        segments = rig.log.segments
+        for flush in range(self.FLUSHES):
+            for index in self.packs(10 + 20 * flush, 20):
+                rig.put(index)
+            rig.settle()
+            self.flush_while(rig, grow)
+            rig.packs.flush_done()
+            rig.packs.give_back(99)
+        assert set(refused) == {errno.EMFILE}
+        assert rig.log.segments == segments
+        rig.log.make_spare()
+        assert rig.log.segments == segments + 1
+
+    def test_what_was_lost_to_somebody_comes_back(self, rig: CommitterRig) -> None:
+        for index in self.packs(10, 20):
+            rig.put(index)
+        rig.settle()
+        taken: list[int] = []
+
+        def take() -> None:
+            """As whoever opens something for a moment, and knows nothing of the flush."""
+            while taken:
+                os.close(taken.pop())
+            with suppress(OSError):
+                taken.append(os.dup(rig.data_fd))
+
+        self.flush_while(rig, take)
+        rig.packs.flush_done()
+        while taken:
+            os.close(taken.pop())
 
 
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")

@@ -8,6 +8,8 @@ import os
 import random
 import re
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -411,6 +414,25 @@ def test_a_process_that_dies_is_replaced(node: NodeGateway, name: str) -> None:
     assert patiently(lambda: gateway.request("GET", "/objects/a")).body == LARGE
     until(lambda: name[:15] in [one.name() for one in node.family()], "another one took its place")
     assert child(node, name).pid != process.pid
+    assert node.stop() == 0, node.log()
+
+
+def test_the_catalog_s_process_is_replaced_while_somebody_changes_the_catalog(node: NodeGateway) -> None:
+    gateway, meta = node.gateway, node.data_dir / ".ingest"
+    assert gateway.request("PUT", "/objects/a", SMALL).status == 200
+
+    def listens() -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            return sock.connect_ex(str(meta / "catalog.sock")) == 0
+
+    with closing(sqlite3.connect(meta / "catalog.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        process = child(node, "ingest-catalog")
+        process.kill()
+        psutil.wait_procs([process], TIMEOUT_S)
+        until(listens, "another one took its place")
+        assert patiently(lambda: gateway.request("GET", "/objects/a")).body == SMALL
+    assert patiently(lambda: gateway.request("PUT", "/objects/b", SMALL)).status == 200
     assert node.stop() == 0, node.log()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import resource
 import stat
@@ -12,8 +13,11 @@ import pytest
 from log_rig import LOG_ID, SEGMENT_SIZE, append, buffer_of, new_log, puts, read_log
 from lossy_disk import LossyDisk
 
+from ingest import limits
 from ingest.store.log import log_writer
 from ingest.store.log.log_format import BLOCK_SIZE, SegmentHeader
+from ingest.store.log.log_writer import LogWriter, Segment
+from ingest.store.possession import Possession
 
 
 @pytest.fixture
@@ -283,3 +287,28 @@ def test_a_link_in_a_segment_s_place_is_not_followed(tmp_path):
     with pytest.raises(OSError):
         append(log, puts(1))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_look_is_at_some_segments_and_all_have_their_turn(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "POSSESSION_SEGMENTS", 3)
+    segments = [Segment(tmp_path / f"{i:04}.log", os.open(os.devnull, os.O_RDONLY)) for i in range(20)]
+    log = LogWriter(tmp_path, bytes(16), size_max=1 << 30, in_use=segments[:8], free=segments[8:])
+    looks = [log.opened_in_turn() for _ in range(7)]
+    assert all(len(look) <= 5 and {segments[7].path, segments[8].path} <= set(look) for look in looks)
+    assert set().union(*looks) == set(log.opened()) == {segment.path for segment in segments}
+    log.close()
+
+
+def test_a_loss_is_over_when_all_segments_are_there(tmp_path):
+    paths = [tmp_path / f"{i}" for i in range(2)]
+    opened = {path: os.open(path, os.O_CREAT | os.O_RDWR) for path in paths}
+    turns = itertools.cycle(paths)
+    possession = Possession({})
+    possession.add_changing(lambda: opened, lambda: {path: opened[path] for path in [next(turns)]})
+    paths[1].rename(tmp_path / "away")
+    assert "is gone" in possession.look() + possession.look()
+    assert all(possession.look() for _ in range(4))
+    (tmp_path / "away").rename(paths[1])
+    assert not possession.look()
+    for fd in opened.values():
+        os.close(fd)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import apsw
@@ -66,6 +68,14 @@ def test_it_is_migrated_once(old):
     with CatalogReader(old) as reader:
         assert reader.identity() == first
     assert format_of(old) == FORMAT and not is_outdated(old)
+
+
+def test_one_that_lacks_nothing_is_not_locked(tmp_path):
+    path = tmp_path / "catalog.db"
+    migrate(path)
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        migrate(path)
 
 
 def test_none_is_made_by_who_only_asks(tmp_path):

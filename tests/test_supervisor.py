@@ -103,3 +103,45 @@ def test_where_no_process_can_be_watched_nothing_is_started(monkeypatch: pytest.
     with pytest.raises(ConfigError, match=r"Linux 5\.3 or later"):
         Supervisor([[Child("one", lambda: started.append(1) or 0)]], 1).run()
     assert not started
+
+
+class TestBusy:
+    """Exit 75: somebody else has it, for now."""
+
+    def run(self, directory: Path, *codes: int) -> int:
+        """A family of one, whose processes end with `codes`, one after the other; the last one ends all when told to."""
+        script = (
+            "import os, signal, sys\n"
+            "from ingest.runtime import signals\n"
+            "from ingest.runtime.supervised import Child\n"
+            "from ingest.runtime.supervisor import Supervisor\n"
+            "codes = [int(code) for code in sys.argv[2:]]\n"
+            "def main():\n"
+            "    with open(sys.argv[1], 'a+') as file:\n"
+            "        file.write('x')\n"
+            "        file.flush()\n"
+            "        lives = file.tell()\n"
+            "    if lives <= len(codes): return codes[lives - 1]\n"
+            "    signal.signal(signals.end(), lambda *_: sys.exit(0))\n"
+            "    os.kill(os.getppid(), signal.SIGTERM)\n"
+            "    while True: signal.pause()\n"
+            "signals.begin_server()\n"
+            "try: sys.exit(Supervisor([[Child('one', main)]], 10.0).run())\n"
+            "except Exception as error: sys.exit(error.exit_code)\n"
+        )
+        command = [sys.executable, "-c", script, str(directory / "lives"), *map(str, codes)]
+        environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+        return subprocess.run(command, env=environment, timeout=60, check=False).returncode
+
+    def test_a_start_is_refused(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, 75) == 75
+        assert (tmp_path / "lives").stat().st_size == 1
+
+    def test_who_takes_the_place_of_another_tries_again(self, tmp_path: Path) -> None:
+        assert self.run(tmp_path, 1, 75, 75) == 0
+        assert (tmp_path / "lives").stat().st_size == 4
+
+    @pytest.mark.parametrize("code", [78, 65])
+    def test_what_is_no_matter_of_time_ends_all(self, tmp_path: Path, code: int) -> None:
+        assert self.run(tmp_path, 1, code) not in (0, 75)
+        assert (tmp_path / "lives").stat().st_size == 2

@@ -124,7 +124,10 @@ class Database:
         return int(self.value("PRAGMA user_version")) in OUTDATED
 
     def add_missing(self) -> None:
-        """What a catalog of format 1 lacks is added, unless another process was faster."""
+        """What a catalog of format 1 lacks is added, unless another process was faster. One that lacks nothing is only read:
+        whoever changes it meanwhile may take long."""
+        if not self.is_outdated:
+            return
         with self.transaction():
             if self.is_outdated:
                 self.run(FROM_1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from ingest import mac
 from ingest.errors import KeyFileError, UsageError
 from ingest.runtime.key_file import read_keys
+from ingest.store.data_dir import DataDir
 
 # 32 bytes, or their 64 hex digits; several of them, the first of which signs and all of which verify; or the path of a key
 # file.
@@ -26,7 +27,7 @@ def shared_keys(key: Key) -> list[bytes]:
     """The keys, 32 bytes each, at least one. UsageError for what is none, KeyFileError for a file that is none, or is not
     there. What was given is in a message only if it can be no key: it could be one with a character too many."""
     if isinstance(key, Path):
-        return read_keys(key)
+        return _of_file(key)
     if isinstance(key, str):
         digits = _from_hex(key)
         if digits is not None:
@@ -36,11 +37,16 @@ def shared_keys(key: Key) -> list[bytes]:
                 f"the key: neither {2 * mac.SHARED_KEY_SIZE} hex digits nor the path of a key file that is there "
                 f"({_shown(key)})"
             )
-        return read_keys(Path(key))
+        return _of_file(Path(key))
     keys = [_one(item) for item in ([bytes(key)] if isinstance(key, (bytes, bytearray, memoryview)) else key)]
     if not keys:
         raise UsageError("at least one shared key is needed")
     return keys
+
+
+def _of_file(path: Path) -> list[bytes]:
+    """A store's own key may have been given to its group, as a server takes it, too: `fsGroup` of Kubernetes."""
+    return read_keys(path, own=DataDir.is_key_of_one(path))
 
 
 def _shown(text: str) -> str:

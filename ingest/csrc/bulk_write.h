@@ -61,7 +61,7 @@ static int bulk_sync_directories(int data_fd, int64_t pack, int64_t previous)
     pack_path(pack, path);
     if (previous >= 0)
         pack_path(previous, other);
-    return sync_directories(data_fd, path, other);
+    return sync_directories(data_fd, path, other, NULL);
 }
 
 #endif

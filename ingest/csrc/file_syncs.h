@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-#include "beneath.h"
+#include "spare_descriptors.h"
 
 /* Calls `sync` until it was not interrupted; an errno or 0. One that failed is never called again. */
 static int synced(int (*sync)(int), int fd)
@@ -15,8 +15,9 @@ static int synced(int (*sync)(int), int fd)
     return 0;
 }
 
-/* Syncs the directories of `path`, from `root` down, except those that it shares with `previous` ("": none). An errno or 0. */
-static int sync_directories(int root, const char *path, const char *previous)
+/* Syncs the directories of `path`, from `root` down, except those that it shares with `previous` ("": none). An errno or 0.
+ * With `spares` it waits for a descriptor where there is none; without (NULL) that is an error. */
+static int sync_directories(int root, const char *path, const char *previous, spare_descriptors *spares)
 {
     int error = *previous ? 0 : synced(fsync, root);
     for (const char *slash = strchr(path, '/'); slash && !error; slash = strchr(slash + 1, '/')) {
@@ -28,11 +29,16 @@ static int sync_directories(int root, const char *path, const char *previous)
             return ENAMETOOLONG;
         memcpy(directory, path, length);
         directory[length] = 0;
-        int fd = open_beneath(root, directory, O_RDONLY | O_DIRECTORY, 0);
+        int lent = 0, fd = open_beneath(root, directory, O_RDONLY | O_DIRECTORY, 0);
+        if (fd < 0 && lacks_descriptor(errno) && spares) {
+            lent = 1;
+            fd = spares_directory(spares, root, directory);
+        }
         if (fd < 0)
             return errno;
         error = synced(fsync, fd);
-        close(fd);
+        if (!lent)
+            close(fd);
     }
     return error;
 }
@@ -49,6 +55,7 @@ typedef struct {
     unsynced_file *files;
     int count;
     int max;
+    spare_descriptors *spares; /* NULL: none are kept */
 } unsynced_files;
 
 static int unsynced_init(unsynced_files *u, int max)
@@ -56,6 +63,7 @@ static int unsynced_init(unsynced_files *u, int max)
     u->files = calloc((size_t)max, sizeof *u->files);
     u->count = 0;
     u->max = max;
+    u->spares = NULL;
     return u->files ? 0 : -1;
 }
 
@@ -71,7 +79,8 @@ static int unsynced_order(const void *a, const void *b)
 }
 
 /* Syncs all of the files with `sync`, then the directories of the unnamed ones. `write_path` makes a path below `root` of
- * an id, of at most 31 bytes. An errno or 0: after an error nothing is known of any of them. */
+ * an id, of at most 31 bytes. Waits for a descriptor where there is none. An errno or 0: after an error nothing is known of
+ * any of them. */
 static int unsynced_sync(unsynced_files *u, int root, int (*sync)(int), void (*write_path)(int64_t, char *))
 {
     char paths[2][32] = {"", ""};
@@ -82,7 +91,7 @@ static int unsynced_sync(unsynced_files *u, int root, int (*sync)(int), void (*w
     for (int i = 0; i < u->count && !error; i++)
         if (u->files[i].unnamed) {
             write_path(u->files[i].id, paths[!last]);
-            error = sync_directories(root, paths[!last], paths[last]);
+            error = sync_directories(root, paths[!last], paths[last], u->spares);
             last = !last;
         }
     return error;

@@ -158,11 +158,12 @@ typedef struct {
     unsynced_files *unsynced; /* NULL: the file system is synced as a whole */
 } tree_syncs;
 
-/* Ends the writing of a ticket's file. It is closed, kept open for the next flush, or synced now when that is full. */
+/* Ends the writing of a ticket's file. It is closed, kept open for the next flush, or synced now: when that is full, or has
+ * no descriptor but this one. */
 static int tree_written(tree_syncs syncs, int fd, int64_t index)
 {
-    int error = 0;
-    if (syncs.unsynced && syncs.unsynced->count < syncs.unsynced->max) {
+    int error;
+    if (syncs.unsynced && syncs.unsynced->count < syncs.unsynced->max && spares_are_kept(syncs.unsynced->spares)) {
         unsynced_add(syncs.unsynced, index, fd, 1);
         return 0;
     }
@@ -170,11 +171,11 @@ static int tree_written(tree_syncs syncs, int fd, int64_t index)
         char path[TREE_PATH_SIZE];
         tree_path(index, path);
         error = synced(fsync, fd);
-        if (!error)
-            error = sync_directories(syncs.root, path, "");
+        close(fd); /* first: its directories may need the descriptor */
+        return error ? error : sync_directories(syncs.root, path, "", NULL);
     }
     close(fd);
-    return error;
+    return 0;
 }
 
 /* Writes a frame's file: the data first, the attribute last. With `again` it may be there already, and readers may

@@ -40,7 +40,7 @@ def read_keys(path: Path, *, data_dir: Path | None = None, own: bool = False) ->
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise KeyFileError(f"key file {path}: not a regular file")
-        open_to = None if own and is_opened_to_group(status, MODE) else openness(status)
+        open_to = None if own and is_opened_to_group(status, MODE, fd) else openness(status, fd)
         if open_to is not None:
             raise KeyFileError(f"key file {path}: {open_to}: chmod 600 {path}")
         content = _read(fd)
@@ -66,7 +66,7 @@ def close_key(path: Path) -> None:
         return
     try:
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or not is_opened_to_group(status, MODE):
+        if not stat.S_ISREG(status.st_mode) or not is_opened_to_group(status, MODE, fd):
             return
         os.fchmod(fd, MODE)
     except OSError as error:

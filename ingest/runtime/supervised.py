@@ -61,6 +61,7 @@ class Child:
     started: float = 0.0  # of the monotonic clock, as all times here
     delay: float = 0.0  # of the last restart
     due: float = 0.0  # RETIRING, RESTING: not started again before
+    starts: int = 0  # how many processes there were
     told_to_end: bool = False
     exit_code: int = 0  # of the last one that ended; the negative number of a signal
 
@@ -128,6 +129,7 @@ class Child:
             self.line = ends[0]
             ends[1].close()
         self.state = State.RUNNING
+        self.starts += 1
         log.info("%s has pid %d", self.name, pid)
 
     def _live(self, parent: int, leave: Callable[[], None], ends: tuple[socket.socket, ...]) -> NoReturn:

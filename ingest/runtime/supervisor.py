@@ -37,12 +37,17 @@ from ingest.runtime.supervised import Child, State
 
 log = logging.getLogger(__name__)
 
-# What another process in its place would end with too.
+# What another process in its place would end with too. A process that takes the place of another may be told BUSY by who
+# holds something for a while only: it is started again.
 _FINAL: dict[int, type[IngestError]] = {
     EX_BUSY: BusyError,
     EX_CONFIG: ConfigError,
     EX_CORRUPT: CorruptionError,
 }
+
+
+def _is_final(child: Child) -> bool:
+    return child.exit_code in _FINAL and not (child.exit_code == EX_BUSY and child.starts > 1)
 
 
 def require_pidfds() -> None:
@@ -167,7 +172,7 @@ class Supervisor:
         if child.told_to_end:
             child.state = State.DONE
             self._clean &= expected
-        elif child.stays or child.exit_code in _FINAL:
+        elif child.stays or _is_final(child):
             child.state = State.DONE
             self._clean = False
             if child.exit_code in _FINAL and self._error is None:

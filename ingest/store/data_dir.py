@@ -11,7 +11,7 @@ LOG_ID_FILE = "log.json"  # in the directory of the log
 
 @dataclass(frozen=True, slots=True)
 class DataDir:
-    """Paths in the data directory ``path``. Nothing is looked at: what they lead to need not be there."""
+    """Paths in the data directory ``path``. None is looked at: what they lead to need not be there."""
 
     path: Path
 
@@ -33,6 +33,12 @@ class DataDir:
     def key(self) -> Path:
         """The key file, unless another one is named."""
         return self.meta / "key"
+
+    @staticmethod
+    def is_key_of_one(path: Path) -> bool:
+        """Whether ``path`` is the key file that a store made for itself, by where it lies. This one looks: no link is."""
+        store = DataDir(path.absolute().parent.parent)
+        return path.absolute() == store.key and store.store_json.is_file() and not path.is_symlink()
 
     @property
     def wal(self) -> Path:

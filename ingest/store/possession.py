@@ -30,6 +30,7 @@ class Possession:
         self._opened = dict(opened)
         self._present = tuple(present)
         self._more: Callable[[], Mapping[Path, int | Identity]] = dict
+        self._some: Callable[[], Mapping[Path, int | Identity]] = dict
         self._looked_at = 0.0  # of the monotonic clock
         self.loss = (
             ""  # what the last look has found: which path, and what is wrong there; empty when all is well
@@ -38,9 +39,15 @@ class Possession:
     def add(self, path: Path, opened: int | Identity) -> None:
         self._opened[path] = opened
 
-    def add_changing(self, opened: Callable[[], Mapping[Path, int | Identity]]) -> None:
-        """Files that come and go: each look asks what is open now, and at which paths."""
+    def add_changing(
+        self,
+        opened: Callable[[], Mapping[Path, int | Identity]],
+        some: Callable[[], Mapping[Path, int | Identity]] | None = None,
+    ) -> None:
+        """Files that come and go: each look asks what is open now, and at which paths. ``some``: of many, those that one
+        look is enough for while nothing is lost; a loss is over when all are there."""
         self._more = opened
+        self._some = some or opened
 
     def check(self) -> None:
         """DataDirLostError when the last look has found a loss."""
@@ -60,7 +67,8 @@ class Possession:
         return self.loss
 
     def _losses(self) -> Iterator[str]:
-        for opened in (self._opened, dict.fromkeys(self._present), self._more()):
+        more = self._more() if self.loss else self._some()
+        for opened in (self._opened, dict.fromkeys(self._present), more):
             yield from filter(None, map(self._loss_of, opened, opened.values()))
 
     def _loss_of(self, path: Path, was: int | Identity | None) -> str:

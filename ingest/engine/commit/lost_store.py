@@ -23,6 +23,8 @@ from ingest.store.store import NO_SEGMENT, holds_packs
 
 log = logging.getLogger(__name__)
 
+MAY_BE_MISSING = "what was acknowledged last may be missing"
+
 
 class LostStore:
     """Looks, and remembers what it has said. Of one committer, for its own thread."""
@@ -34,12 +36,19 @@ class LostStore:
         self._possession = node.store.possession()
         self._core = core
         self.is_lost = bool(node.queue.flags & _queue.LOST)  # the last committer said so
+        self._was_lost = self.is_lost
 
     def watch(self, log_writer: LogWriter) -> None:
         """Also looks at the log's segments: what is written into one that has no name any more is gone with the process."""
-        self._possession.add_changing(log_writer.opened)
+        self._possession.add_changing(log_writer.opened, log_writer.opened_in_turn)
         if not log_writer.segments and holds_packs(self._data_fd):
             log.warning("%s %s", log_writer.directory, NO_SEGMENT)
+        if missing := log_writer.missing:
+            log.error("%s: %s removed: %s", log_writer.directory, ", ".join(missing), MAY_BE_MISSING)
+        elif self._was_lost:
+            log.warning(
+                "%s: recovered after a loss: if files were removed, %s", self._data_dir, MAY_BE_MISSING
+            )
 
     def look(self) -> bool:
         """Whether it is lost, by a look that is not older than `limits.POSSESSION_INTERVAL_S`."""

@@ -73,7 +73,7 @@ def _read(path: Path) -> bytes:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise KeyFileError(f"token file {path}: not a regular file")
-            open_to = openness(status)
+            open_to = openness(status, fd)
             if open_to is not None:
                 raise KeyFileError(f"token file {path}: {open_to}: chmod 600 {path}")
             content = file.read(TOKEN_FILE_SIZE_MAX + 1)

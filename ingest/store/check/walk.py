@@ -95,13 +95,13 @@ def _unexpected(entry: os.DirEntry[str], path: str) -> Problem:
 
 
 def _mode(found: Walk, entry: os.DirEntry[str], path: str, mode: int) -> None:
-    _check_mode(found, entry.stat(follow_symlinks=False), path, mode)
+    _check_mode(found, entry.stat(follow_symlinks=False), entry.path, path, mode)
 
 
-def _check_mode(found: Walk, status: os.stat_result, path: str, mode: int) -> None:
-    """Others may use what only the server's user should, or that user may not."""
+def _check_mode(found: Walk, status: os.stat_result, file: str, path: str, mode: int) -> None:
+    """Others may use what only the server's user should, or that user may not. ``file`` is ``path`` with DATA before it."""
     have = stat.S_IMODE(status.st_mode)
-    if is_opened_to_group(status, mode):
+    if is_opened_to_group(status, mode, file):
         found.group_count += 1
         return
     # A directory made in one of those has their S_ISGID, which lets nobody in.
@@ -115,7 +115,7 @@ def _check_mode(found: Walk, status: os.stat_result, path: str, mode: int) -> No
 def _meta(found: Walk, data_dir: Path) -> None:
     """.ingest itself; what lies in it is looked at by those whose files they are."""
     meta = DataDir(data_dir).meta
-    _check_mode(found, meta.stat(follow_symlinks=False), META, 0o700)
+    _check_mode(found, meta.stat(follow_symlinks=False), str(meta), META, 0o700)
     for entry in _entries(meta):
         path = f"{META}/{entry.name}"
         if entry.is_symlink() and entry.name in _META_LINKS_REFUSED:

@@ -31,6 +31,8 @@ cdef class OpenPacks(SlotTable):
     cdef slot_writer _writer
     cdef unsynced_files _syncing             # of the flush under way, where each file is synced
 
+    # `_open`, whether or not a flush would lack a descriptor then.
+    cdef int _open_file_of(self, pack_state *p, const uint8_t *store_id) noexcept nogil
     cdef void _advance_headers(self, int state, int following) noexcept nogil
     cdef int _create(self, pack_state *p) noexcept nogil
     cdef void _count_generation(self, pack_state *p) noexcept nogil

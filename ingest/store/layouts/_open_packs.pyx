@@ -14,7 +14,8 @@ from posix.unistd cimport close
 
 from ingest._hmac cimport hmac_digest504, hmac_digests504
 from ingest.store.layouts._slot_table cimport (
-    PACK_SECTOR, SlotTable, pack_state, pack_table, unsynced_add, unsynced_clear, unsynced_init, unsynced_sync,
+    PACK_SECTOR, SlotTable, pack_state, pack_table, spares_begin, spares_end, unsynced_add, unsynced_clear,
+    unsynced_init, unsynced_sync,
 )
 
 from ingest import limits
@@ -136,6 +137,7 @@ cdef class OpenPacks(SlotTable):
     def sync_each_file(self):
         """As `SlotTable` says. Packs stay open until they are synced, so fewer may be dirty."""
         SlotTable.sync_each_file(self)
+        self._syncing.spares = &self._spares
         self.dirty_max = min(limits.UNSYNCED_PACKS_MAX // 2, self.table.max // 4)
 
     def flush_begins(self):
@@ -256,46 +258,56 @@ cdef class OpenPacks(SlotTable):
         return pread_all(p.fd, frames, <size_t>count * 1474, slot_offset(slot))
 
     cdef int _open(self, pack_state *p) noexcept:
+        cdef int error = 0
+        cdef const uint8_t *store_id = <const uint8_t *>PyBytes_AS_STRING(self.store_id)
+        with nogil:
+            if self.syncs_files:
+                error = spares_begin(&self._spares)     # a pack stays open
+            if error == 0:
+                error = self._open_file_of(p, store_id)
+                if self.syncs_files:
+                    spares_end(&self._spares)
+        return error
+
+    cdef int _open_file_of(self, pack_state *p, const uint8_t *store_id) noexcept nogil:
         cdef char path[32]
         cdef const char *name
         cdef int directory, attempt, error = 0
         cdef int64_t size
         cdef int flags = O_RDWR | O_CREAT if self.may_create else O_RDWR
-        cdef const uint8_t *store_id = <const uint8_t *>PyBytes_AS_STRING(self.store_id)
         cdef uint8_t zeros[PACK_SECTOR]
         p.fd = -1
         p.unnamed = 1       # for all we know, too, whoever made it
         pack_path(p.id, path)
-        with nogil:
-            p.fd = open_beneath(self.data_fd, path, flags, 0o600)
-            if p.fd < 0 and errno == ENOENT and not self.may_create:
-                return ENOSPC
-            if p.fd < 0 and errno == ENOENT:
-                directory = directory_beneath(self.data_fd, path, 1, &name)
-                if directory >= 0:
-                    close(directory)
-                    p.fd = open_beneath(self.data_fd, path, O_RDWR | O_CREAT, 0o600)
-            if p.fd < 0:
-                return errno
-            for attempt in range(2):
-                error = pread_all(p.fd, p.header, PACK_SECTOR, 0)
-                if error != 0:
-                    return error
-                error = check_header(p.header, p.id, store_id)
-                if error == 0:
-                    p.header_cached = HEADER_CACHED     # for all we know: a committer before us may have written it
-                    return 0
-            memset(zeros, 0, PACK_SECTOR)
-            size = file_size(p.fd)
-            if size < 0:
-                return errno
-            if memcmp(p.header, zeros, PACK_SECTOR) != 0 or size != 0:
+        p.fd = open_beneath(self.data_fd, path, flags, 0o600)
+        if p.fd < 0 and errno == ENOENT and not self.may_create:
+            return ENOSPC
+        if p.fd < 0 and errno == ENOENT:
+            directory = directory_beneath(self.data_fd, path, 1, &name)
+            if directory >= 0:
+                close(directory)
+                p.fd = open_beneath(self.data_fd, path, O_RDWR | O_CREAT, 0o600)
+        if p.fd < 0:
+            return errno
+        for attempt in range(2):
+            error = pread_all(p.fd, p.header, PACK_SECTOR, 0)
+            if error != 0:
                 return error
-            if not self.may_create:
-                return ENOSPC
-            new_header(p.header, p.id, store_id)
-            p.fresh = 1
-            return 0
+            error = check_header(p.header, p.id, store_id)
+            if error == 0:
+                p.header_cached = HEADER_CACHED     # for all we know: a committer before us may have written it
+                return 0
+        memset(zeros, 0, PACK_SECTOR)
+        size = file_size(p.fd)
+        if size < 0:
+            return errno
+        if memcmp(p.header, zeros, PACK_SECTOR) != 0 or size != 0:
+            return error
+        if not self.may_create:
+            return ENOSPC
+        new_header(p.header, p.id, store_id)
+        p.fresh = 1
+        return 0
 
     cdef int create_past_cache(self, pack_state *p) noexcept nogil:
         cdef int error

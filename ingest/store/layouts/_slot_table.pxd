@@ -32,11 +32,22 @@ cdef extern from "csrc/pack_table.h" nogil:
     void bits_fill(uint8_t *bits, int start, int count, int value)
     int bit_get(const uint8_t *bits, int i)
 
+cdef extern from "csrc/spare_descriptors.h" nogil:
+    ctypedef struct spare_descriptors:
+        pass
+    void spares_init(spare_descriptors *s, int root, int64_t retry_ns)
+    int spares_begin(spare_descriptors *s)
+    void spares_end(spare_descriptors *s)
+    int spares_are_kept(spare_descriptors *s)
+    void spares_close(spare_descriptors *s)
+    bint lacks_descriptor(int error)
+
 cdef extern from "csrc/file_syncs.h" nogil:
     ctypedef struct unsynced_files:
         void *files
         int count
         int max
+        spare_descriptors *spares
     int unsynced_init(unsynced_files *u, int max)
     void unsynced_add(unsynced_files *u, int64_t id, int fd, int unnamed)
     int unsynced_sync(unsynced_files *u, int root, int (*sync)(int), void (*write_path)(int64_t, char *))
@@ -60,7 +71,7 @@ cdef class SlotTable:
     cdef public int64_t room                 # tombstones that may take a file of their own now
     cdef readonly bint syncs_files           # each file must be synced by itself: syncing the file system is not enough
     cdef set _dirty
-    cdef int _spare                          # a descriptor that the flush may have: it opens directories
+    cdef spare_descriptors _spares           # that the flush may have: it opens directories
 
     # --- what a layout does, in the order in which a commit calls it
 

@@ -1,17 +1,16 @@
-# distutils: depends = ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/beneath.h ingest/csrc/ticket.h
+# distutils: depends = ingest/csrc/pack_table.h ingest/csrc/pack_file.h ingest/csrc/beneath.h ingest/csrc/ticket.h ingest/csrc/file_syncs.h ingest/csrc/spare_descriptors.h
 """Slots as the committer sees them: free, present, deleted or claimed. The seam between it and the layouts.
 
 A pack is what 1296 neighbouring tickets share (`ingest.sharding`): in layout pack a file, in layout tree a few directories. In
 both it is the unit in which claims, states and descriptors are kept here. `PackTable` and `TreeTable` know what lies on the disk.
 """
 
-from libc.errno cimport EAGAIN, EMFILE, ENFILE, ENOMEM
+from libc.errno cimport EAGAIN, ENOMEM
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc
-from posix.unistd cimport close, dup
 
 import os
-import time
+from contextlib import contextmanager
 
 from ingest import limits
 from ingest.runtime.durable_files import syncfs
@@ -44,14 +43,13 @@ cdef class SlotTable:
             raise MemoryError
         self.data_fd = data_fd
         self._dirty = set()
-        self._spare = -1
+        spares_init(&self._spares, data_fd, <int64_t>(limits.LOG_DESCRIPTOR_RETRY_S * 1e9))
         self.may_create = True
         self.room = limits.RANGE_COUNT_MAX
 
     def __dealloc__(self):
         pack_table_free(&self.table)
-        if self._spare >= 0:
-            close(self._spare)
+        spares_close(&self._spares)
 
     def __len__(self):
         return self.table.count
@@ -128,7 +126,7 @@ cdef class SlotTable:
         p.fd = -1
         p.slots = ROOT_PACK_SLOTS if pack == 0 else PACK_SLOTS
         error[0] = self._open(p)
-        while error[0] == EMFILE or error[0] == ENFILE:
+        while lacks_descriptor(error[0]):
             # Others used up the descriptors that we counted on: make do with fewer. One may not be enough: to make a
             # directory takes two.
             if pack_table_evict(&self.table) < 0:
@@ -141,6 +139,23 @@ cdef class SlotTable:
             return NULL
         pack_table_insert(&self.table, p)
         return p
+
+    @contextmanager
+    def opening(self):
+        """Around opening what stays open, in any thread: the flush's own descriptors are not given away meanwhile. OSError
+        (EMFILE, ENFILE): one of them is missing, and nothing may be opened."""
+        cdef int error = 0
+        if not self.syncs_files:
+            yield
+            return
+        with nogil:
+            error = spares_begin(&self._spares)
+        if error:
+            raise OSError(error, os.strerror(error))
+        try:
+            yield
+        finally:
+            spares_end(&self._spares)
 
     def give_back(self, int count):
         """Forgets up to `count` packs that nothing is under way for: somebody else needs their descriptors."""
@@ -187,7 +202,7 @@ cdef class SlotTable:
     def sync_each_file(self):
         """From now on `sync` also syncs each file that was written to: before anything is written."""
         self.syncs_files = True
-        self._spare = dup(self.data_fd)
+        spares_are_kept(&self._spares)      # if they are not, whoever opens something sees to them first
 
     def flush_begins(self):
         """A `sync` is about to start: what is dirty now is what it makes durable."""
@@ -198,19 +213,13 @@ cdef class SlotTable:
     def sync(self):
         """Makes durable what was dirty when the flush began; in any thread, while the table is used. OSError: a write-back
         failed, and only recovery can tell of which slots. Waits for a descriptor where there is none."""
-        cdef int error = EMFILE
+        cdef int error = 0
         syncfs(self.data_fd)        # where each file is synced too: writes all of them back at once, which is faster
-        while self.syncs_files and (error == EMFILE or error == ENFILE):
+        if self.syncs_files:
             with nogil:
-                # What is not synced keeps its descriptor, so none may be left: without this one no flush would ever end.
-                if self._spare >= 0:
-                    close(self._spare)
                 error = self._sync_files()
-                self._spare = dup(self.data_fd)
-            if error == EMFILE or error == ENFILE:
-                time.sleep(limits.LOG_DESCRIPTOR_RETRY_S)      # no write has failed
-            elif error:
-                raise OSError(error, os.strerror(error))
+        if error:
+            raise OSError(error, os.strerror(error))
 
     cdef int _sync_files(self) noexcept nogil:
         return 0

@@ -84,6 +84,7 @@ cdef class TreeTable(SlotTable):
     def sync_each_file(self):
         """As `SlotTable` says. Files stay open until they are synced, so fewer may be dirty: one more is synced at once."""
         SlotTable.sync_each_file(self)
+        self._written.spares = self._syncing.spares = &self._spares
         self.dirty_max = min(limits.UNSYNCED_FILES_MAX // 2, self._written.max)
 
     def flush_begins(self):

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import secrets
 import threading
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +53,7 @@ class LogWriter:
 
     `segments`: how many files there are. `number`: of the last batch so far. `synced_to`: up to
     which the packs hold everything; `recorded` is what the log itself says of that. `sync`: whether a batch is synced
-    before `append` returns.
+    before `append` returns. `opening`: what surrounds the opening of a segment; an OSError of it is one of `make_spare`.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class LogWriter:
         use: int = 0,
         synced_to: int = 0,
         segment_size: int = limits.LOG_SEGMENT_SIZE,
+        opening: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         self.directory = directory
         self.log_id = log_id
@@ -78,6 +81,8 @@ class LogWriter:
         self.recorded = synced_to
         # Kept open: the log must be able to grow when the packs have taken all descriptors but one.
         self._directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._opening = opening
+        self._turn = 0  # of `opened_in_turn`
         self._making = threading.Lock()
         self._use = use
         self._in_use = deque(in_use or [])
@@ -93,6 +98,15 @@ class LogWriter:
         return len(self._names)
 
     @property
+    def missing(self) -> list[str]:
+        """Names of segments that somebody removed: each is made under the first name that is free."""
+        names = (f"{i:04d}.log" for i in range(SEGMENTS_MAX))
+        last = max(self._names, default="")
+        return [
+            name for name in itertools.takewhile(lambda name: name < last, names) if name not in self._names
+        ]
+
+    @property
     def needs_spare(self) -> bool:
         """Whether no segment is free and the log may still grow."""
         return not self._free and self.segments < self.segments_max
@@ -100,6 +114,14 @@ class LogWriter:
     def opened(self) -> dict[Path, int]:
         """The descriptor of each segment by its path, also of free ones: any of them may be the next to be written."""
         return {segment.path: segment.fd for segment in (*self._in_use, *self._free)}
+
+    def opened_in_turn(self) -> dict[Path, int]:
+        """The same of some: the segment that is written, the one that is next, and others in turn with each call."""
+        segments = [*self._in_use, *self._free]
+        start = self._turn if self._turn < len(segments) else 0
+        self._turn = start + limits.POSSESSION_SEGMENTS
+        some = [*segments[start : self._turn], *([*self._in_use][-1:]), *([*self._free, *self._in_use][:1])]
+        return {segment.path: segment.fd for segment in some}
 
     def ends_segment(self, length: int) -> bool:
         """Whether a batch of `length` bytes needs another segment than the present one."""
@@ -206,7 +228,8 @@ class LogWriter:
         """A new segment, its blocks written and durable. A half-made one from a crash is made again under its name."""
         name = next(name for i in range(SEGMENTS_MAX) if (name := f"{i:04d}.log") not in self._names)
         path = self.directory / name
-        fd = open_segment(path)
+        with self._opening():
+            fd = open_segment(path)
         try:
             there = os.stat(name, dir_fd=self._directory_fd)
             if not os.path.samestat(

@@ -79,6 +79,7 @@ def recover(
         use=reader.use,
         synced_to=min(reader.synced_to, number),
         segment_size=segment_size,
+        opening=packs.opening,
     )
     return Recovered(writer, batches, replay.frames, replay.deletes, reader.torn if batches else "")
 
