@@ -49,6 +49,8 @@ def harmless(template: Template, damaged: Damage) -> bool:
         dead = [s for s in range(header.slots) if bit(header.deleted, s)]
         if len(damaged.after) < size:
             spaces += [(sharding.slot_offset(s), sharding.slot_offset(s + 1)) for s in dead]
+            if not any(damaged.before[len(damaged.after) :]):
+                spaces.append((len(damaged.after), size))  # so are zeros at the end of a chunk
         return within(damaged.changed, spaces)
     if damaged.kind in ("segment", "batch"):
         if not any(damaged.before) and not any(damaged.after):
