@@ -7,14 +7,14 @@ import os
 import threading
 from pathlib import Path
 
-STEPS = (1 << 20, 4096)  # bytes asked for at a time: the last blocks one by one
+STEPS = (1 << 20, 16_384)  # bytes asked for at a time; then block by block
 AGAIN_S = 0.01  # between looks for what was given back
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Filler(threading.Thread):
-    """Fills the file system of `directory` when told, by bytes or by `inodes`. With `greedy` it also takes what is given back
-    while it is full, until it is freed. OSError of another kind than "no space" ends it; `error` says which."""
+    """Fills the file system of `directory` when told, by bytes or by `inodes`. With `greedy` it also takes what is given
+    back while it is full, until it is freed. OSError of another kind than "no space" ends it; `error` says which."""
 
     def __init__(self, directory: Path, *, inodes: bool, greedy: bool) -> None:
         super().__init__(name="filler", daemon=True)
@@ -70,7 +70,7 @@ class Filler(threading.Thread):
         fd = os.open(self.directory / "ballast", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(fd).st_size
-            for step in STEPS:
+            for step in (*STEPS, os.fstatvfs(fd).f_frsize):
                 while True:
                     if leave and _free(self.directory) < leave + step:
                         break

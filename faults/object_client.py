@@ -1,4 +1,4 @@
-"""Clients of a gateway who know what they were told: they put, get, delete and list objects of their own, and judge each answer."""
+"""Clients of a gateway who know what they were told: they put, get, delete and list their objects, and judge each answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from faults.object_history import Content, ObjectHistory, Promises, content_of
 PATIENCE_S = 60.0  # for one answer: what a gateway does within a second on a quiet machine
 DONE = (200, 201, 204)
 REFUSED = (503, 507)  # nothing was changed
+FAILED = 502  # for chunks whose place in their pack was taken by somebody else behind the log: nothing was changed either
 NAMES = 16  # of one client
-PAUSE_S = 0.01  # before another try to connect
+PAUSE_S = 0.01  # before another try to connect, and after an upload that was refused
 SMALL = (0, 1, 1457, 1458, 1459, 5000, 60_000, 200_000)  # bytes; a chunk has 1458
 
 
@@ -34,7 +35,7 @@ class Gone(Exception):
 
 @dataclass
 class Address:
-    """Where the gateway is now. `ends` grows before it is made to end: what broke after that may have broken because of it."""
+    """Where the gateway is now. `ends` grows before it is made to end: what broke after that may be broken by it."""
 
     at: tuple[str, int] = ("", 0)
     ends: int = 0
@@ -97,10 +98,10 @@ class Teller:
             self.history.append("done", name, content)
             self.counts["puts"] += 1
             return True
-        if answer.status not in REFUSED:
+        if answer.status not in (*REFUSED, FAILED):
             raise Loss(f"PUT {name}: {_shown(answer)}")
         self.history.append("refused", name, content)
-        self.counts["refused_puts"] += 1
+        self.counts["failed_puts" if answer.status == FAILED else "refused_puts"] += 1
         return False
 
     def delete(self, name: str) -> None:
@@ -128,7 +129,10 @@ class Teller:
         (content,) = self.history.promises.possible(name)
         assert content is not None and last < content.size
         answer = self.ask("GET", f"/objects/{name}", Range=f"bytes={first}-{last}")
-        if answer.status != 206 or answer.headers.get("content-range") != f"bytes {first}-{last}/{content.size}":
+        if (
+            answer.status != 206
+            or answer.headers.get("content-range") != f"bytes {first}-{last}/{content.size}"
+        ):
             raise Loss(f"GET {name}, bytes {first}-{last} of {content}: {_shown(answer)}")
         if answer.body != content_of(content)[first : last + 1]:
             raise Loss(f"GET {name}, bytes {first}-{last} of {content}: other bytes")
@@ -148,7 +152,9 @@ class Teller:
         promises = self.history.promises
         wanted = {name: content.size for name in promises.names() if (content := promises.possible(name)[0])}
         if found != wanted:
-            raise Loss(f"the list of {prefix}: {sorted(set(wanted.items()) ^ set(found.items()))} are one-sided")
+            raise Loss(
+                f"the list of {prefix}: {sorted(set(wanted.items()) ^ set(found.items()))} are one-sided"
+            )
         self.counts["lists"] += 1
 
 
@@ -168,7 +174,7 @@ def seen(promises: Promises, name: str, answer: Answer) -> Content | None:
 
 def read_back(address: Address, promises: Promises, patience: float = PATIENCE_S) -> list[str]:
     """Reads all that a history names; a line for each name that is not as it was acknowledged."""
-    losses = []
+    losses: list[str] = []
     for name in promises.names():
         connection = None
         try:
@@ -251,7 +257,8 @@ class ObjectClient(threading.Thread):
         large = chance.random() < 0.3
         size = chance.randrange(SMALL[-1], self.sizes.largest) if large else chance.choice(SMALL)
         if others + size <= self.sizes.together:
-            self.teller.put(name, self.content(size))
+            if not self.teller.put(name, self.content(size)):
+                self.ended.wait(PAUSE_S)
         elif name in there:
             self.teller.delete(name)
         else:

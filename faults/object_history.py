@@ -1,6 +1,7 @@
 """What clients of a gateway were told of objects: an append-only file, and what each name may therefore have.
 
-The history file has one event a line, `EVENT NAME CONTENT`. CONTENT is `SEED:SIZE` (`content_of` gives its bytes) or `-`, no object:
+The history file has one event a line, `EVENT NAME CONTENT`. CONTENT is `SEED:SIZE` (`content_of` gives its bytes), or `-`
+for no object:
 
     try       a PUT with this content, or a DELETE (`-`), is about to be sent
     done      it was answered that this is so now
@@ -17,7 +18,9 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-BLOCK = 1 << 16  # bytes: a content repeats so many, with another number before each, so that it costs little to make
+BLOCK = (
+    1 << 16
+)  # bytes: a content repeats so many, with another number before each, so that it costs little to make
 
 
 @dataclass(frozen=True)
