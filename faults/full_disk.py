@@ -28,7 +28,7 @@ from small_disk import small_disk
 
 from faults import object_history, progress
 from faults.disk_filler import Filler
-from faults.object_client import Address, Loss, ObjectClient, Sizes, Teller, read_back, until
+from faults.object_client import REFUSED_PAUSE_S, Address, Loss, ObjectClient, Sizes, Teller, read_back, until
 from faults.object_history import Content, ObjectHistory
 from faults.outcome import Outcome
 from ingest import limits
@@ -52,7 +52,7 @@ PERIOD_S = 60.0  # for so many answers, and for a start or an end
 ROOM_S = (
     30.0  # after which uploads go on where room was made: the server looks once a second, the catalog too
 )
-KEPT = {"kept/small": 700, "kept/large": 1 << 20, "kept/medium": 100_000}  # bytes of what is never changed
+KEPT = {"kept/small": 700, "kept/large": 300_000, "kept/medium": 100_000}  # bytes of what is never changed
 GOES = 2 * PERIODS_MAX  # objects to delete on a full disk
 
 
@@ -215,7 +215,7 @@ class Case:
         name = self.goes.pop()
         self.own.delete(name)
         self.own.get(name)
-        self.own.get_range("kept/large", 4000, 600_000)
+        self.own.get_range("kept/large", 4000, 290_000)
 
     def room(self) -> None:
         """Every client, and we with a small and a large object, are stored to again, by the same processes."""
@@ -225,6 +225,8 @@ class Case:
         def again() -> bool:
             if missing and self.put(missing[-1], KEPT[missing[-1]]):
                 missing.pop()
+            elif missing:
+                time.sleep(REFUSED_PAUSE_S)
             return not missing and all(
                 client.teller.counts["puts"] > before
                 for client, before in zip(self.clients, stored, strict=True)
@@ -262,7 +264,9 @@ class Case:
                 self.full()
             self.finish()
         except Loss as loss:
-            return [f"{loss}; the log ends with:\n{self.node.log()[-3000:]}"]
+            found = os.statvfs(self.node.data_dir)
+            free = f"{found.f_bavail * found.f_frsize >> 10} KiB and {found.f_favail} inodes are free"
+            return [f"{loss}; {free}; the log ends with:\n{self.node.log()[-3000:]}"]
         finally:
             for client in self.clients:
                 client.ended.set()

@@ -21,7 +21,8 @@ DONE = (200, 201, 204)
 REFUSED = (503, 507)  # nothing was changed
 FAILED = 502  # for chunks whose place in their pack was taken by somebody else behind the log: nothing was changed either
 NAMES = 16  # of one client
-PAUSE_S = 0.01  # before another try to connect, and after an upload that was refused
+PAUSE_S = 0.01  # before another try to connect
+REFUSED_PAUSE_S = 0.1  # after an upload that was refused: its tickets become garbage, whose deletes take room in layout tree
 SMALL = (0, 1, 1457, 1458, 1459, 5000, 60_000, 200_000)  # bytes; a chunk has 1458
 
 
@@ -258,7 +259,7 @@ class ObjectClient(threading.Thread):
         size = chance.randrange(SMALL[-1], self.sizes.largest) if large else chance.choice(SMALL)
         if others + size <= self.sizes.together:
             if not self.teller.put(name, self.content(size)):
-                self.ended.wait(PAUSE_S)
+                self.ended.wait(REFUSED_PAUSE_S)
         elif name in there:
             self.teller.delete(name)
         else:

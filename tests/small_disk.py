@@ -18,8 +18,8 @@ BALLAST = "ballast"
 def small_disk(
     root: Path, name: str, mib: int, *, inodes: int = 0, block: int = 0, image_root: Path | None = None
 ) -> Iterator[Path]:
-    """An empty ext4 of `mib` MiB with so many inodes, and blocks of so many bytes (0: as mkfs chooses), mounted below `root`.
-    Its image lies in `image_root`, or beside it."""
+    """An empty ext4 of `mib` MiB with so many inodes, and blocks of so many bytes (0: as mkfs chooses), mounted below
+    `root`. Its image lies in `image_root`, or beside it."""
     mount = root / name
     fd, made = tempfile.mkstemp(".img", f"{name}-", image_root or root)
     os.close(fd)
