@@ -60,13 +60,16 @@ def until_room(
     """
     if queue.epoch % 2 == 0 or queue.flags & _queue.STARTING or not queue.flags & _queue.NO_SPACE:
         return False
-    until = time.monotonic() + limits.RECOVERY_RETRY_S
+    began = time.monotonic()
 
     def still_full() -> bool:
         try:
-            return not stopping() and time.monotonic() < until and space.check(0) is not None
+            full = space.check(0) is not None
         except OSError:
-            return False  # recovery says it
+            full = False  # recovery says it
+        # Without a reserve a full disk looks like one with room.
+        wait_s = limits.RECOVERY_RETRY_S if full else limits.RECOVERY_RETRY_MIN_S
+        return not stopping() and time.monotonic() - began < wait_s
 
     refuse_while(still_full, queue, core, take_settings, Status.NO_SPACE, limits.FULL_DISK_LOOK_S)
     return True
