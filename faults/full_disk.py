@@ -46,6 +46,7 @@ BLOCK = 4096  # bytes, as on any disk of 512 MiB and more: smaller ones are not 
 # The log, the reserves, and four times what the clients have. Layout tree keeps a file and a directory for each ticket.
 MIB = {"pack": 224, "tree": 512}
 INODES = {"pack": limits.RESERVE_INODES + 1500, "tree": limits.RESERVE_INODES_TREE + 30_000}
+MANY_INODES = 100_000  # of a disk that is full by bytes
 SIZES = {"pack": Sizes(2 << 20, 6 << 20), "tree": Sizes(300_000, 1 << 20)}
 STEPS_BETWEEN = 120  # answers between two events at most
 PERIOD_S = 60.0  # for so many answers, and for a start or an end
@@ -104,6 +105,7 @@ class Case:
     directory: Path  # not on that disk
     chance: random.Random
     sizes: Sizes
+    tree: bool  # the layout
     counts: Counter[str]
 
     def __post_init__(self) -> None:
@@ -192,9 +194,11 @@ class Case:
         chance = self.chance
         self.steps(chance.randrange(1, STEPS_BETWEEN), "on a disk with room")
         outrun = not self.filler.inodes and chance.random() < AT_ONCE_SHARE
-        end = (
-            "" if outrun else chance.choice(("", "kill", "kill", "term"))
-        )  # a start may then have to wait for room
+        # Where the log has chunks without a place a start waits for room. In layout tree each that a recovery does again
+        # needs a file anew: there only a clean end leaves nothing to be done.
+        end = "" if outrun else chance.choice(("", "kill", "kill", "term"))
+        if end and self.tree:
+            end = "term"
         self.fill(at_once=outrun or self.filler.inodes)
         self.counts["times_full"] += 1
         self.counts["reserves_outrun"] += outrun
@@ -285,13 +289,13 @@ def case(seed: int, number: int, directory: Path, counts: Counter[str]) -> list[
     inodes = number % 3 == 2
     # Who takes each inode at once that is given back can take those that a start makes way with.
     greedy = not inodes and chance.random() < 0.5
-    count = INODES[layout] if inodes else 0
+    count = INODES[layout] if inodes else MANY_INODES
     with small_disk(directory, "disk", MIB[layout], inodes=count, block=BLOCK) as disk:
         flags = (*FLAGS, f"--layout={layout}", f"--http-workers={chance.choice((1, 2))}")
         node = FullNode(disk / "data", *flags)
         node.log_path = directory / "node.log"
         filler = Filler(disk / "others", inodes=inodes, greedy=greedy)
-        losses = Case(node, filler, directory, chance, SIZES[layout], counts).run()
+        losses = Case(node, filler, directory, chance, SIZES[layout], layout == "tree", counts).run()
     kind = f"layout {layout}, full by {'inodes' if inodes else 'bytes'}{', greedy' if greedy else ''}"
     return [f"seed {seed}, case {number} ({kind}): {loss}" for loss in losses]
 
