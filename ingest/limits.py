@@ -112,6 +112,11 @@ BULK_RUN_MIN = 128  # consecutive frames from which writing the pack at once is 
 SPACE_CHECK_INTERVAL_S = (
     0.05  # a fast disk takes 100 MB meanwhile, less than half of the smallest sensible reserve
 )
+RECOVERY_RETRY_S = (
+    5.0  # between recoveries that find no room: each reads the log, and meanwhile all is refused
+)
+RECOVERY_RETRY_MIN_S = 1.0  # the same where there seems to be room
+FULL_DISK_LOOK_S = 0.25  # between looks for room meanwhile
 SETTINGS_INTERVAL_S = 0.1  # how often a committer that never sleeps looks whether the parent wants something
 
 # --- reading ---------------------------------------------------------------------------------------

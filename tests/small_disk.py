@@ -16,26 +16,27 @@ BALLAST = "ballast"
 
 @contextmanager
 def small_disk(
-    root: Path, name: str, mib: int, *, inodes: int = 0, image_root: Path | None = None
+    root: Path, name: str, mib: int, *, inodes: int = 0, block: int = 0, image_root: Path | None = None
 ) -> Iterator[Path]:
-    """An empty ext4 of `mib` MiB with so many inodes (0: as many as mkfs chooses), mounted below `root`. Its image lies in
-    `image_root`, or beside it."""
+    """An empty ext4 of `mib` MiB with so many inodes, and blocks of so many bytes (0: as mkfs chooses), mounted below
+    `root`. Its image lies in `image_root`, or beside it."""
     mount = root / name
     fd, made = tempfile.mkstemp(".img", f"{name}-", image_root or root)
     os.close(fd)
     image = Path(made)
     try:
-        yield from _mounted(image, mount, mib, inodes)
+        yield from _mounted(image, mount, mib, inodes, block)
     finally:
         image.unlink()
 
 
-def _mounted(image: Path, mount: Path, mib: int, inodes: int) -> Iterator[Path]:
+def _mounted(image: Path, mount: Path, mib: int, inodes: int, block: int) -> Iterator[Path]:
     mount.mkdir()
     with image.open("wb") as file:
         file.truncate(mib << 20)
     # No blocks are kept for root: what is free for one is free for all.
-    make = ["mkfs.ext4", "-q", "-m", "0", *(["-N", str(inodes)] if inodes else []), str(image)]
+    chosen = [*(["-N", str(inodes)] if inodes else []), *(["-b", str(block)] if block else [])]
+    make = ["mkfs.ext4", "-q", "-m", "0", *chosen, str(image)]
     for command in (make, ["mount", "-o", "loop", str(image), str(mount)]):
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)

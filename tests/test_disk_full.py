@@ -167,6 +167,28 @@ class TestFullByBytes:
             assert connection.put([FIRST]) == {FIRST: S}, "what the first try left is no hindrance"
 
 
+def test_a_recovery_without_room_refuses_and_keeps_nobody_waiting(tmp_path):
+    """Without a reserve, which is as if somebody had taken it between two looks: the log has a frame that its pack has no
+    block for."""
+    with (
+        small_disk(tmp_path, "disk", 192, block=4096) as disk,
+        running_node(disk / "data", "--reserve=0", SMALL_LOG, f"--wal-dir={tmp_path}/wal") as node,
+        node.connect() as connection,
+    ):
+        assert connection.put([FIRST]) == {FIRST: S}
+        flush(disk)
+        ballast = fill(disk)
+        assert connection.put([FIRST + 900]) == {FIRST + 900: Status.ERROR}
+        assert connection.put([FIRST + 901]) == {FIRST + 901: N}
+        assert connection.delete(FIRST, 1) is N
+        assert node.get(FIRST, 1) == [(S, data_of(FIRST))]
+        ballast.unlink()
+        until_ready(node)
+        assert connection.put([FIRST + 900, FIRST + 901]) == {FIRST + 900: S, FIRST + 901: S}
+        assert connection.delete(FIRST, 1) is D
+        assert node.stop() == 0
+
+
 class TestFullByInodes:
     def test_a_flood_of_packs_ends_at_the_reserve(self, tmp_path):
         with (

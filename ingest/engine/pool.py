@@ -167,7 +167,7 @@ class Pool(Supervisor):
     def _committer_is_ready(self, now: float) -> None:
         self._serving = True
         self._queue.clear_flag(_queue.FAILING)
-        if not self._queue.flags & _queue.LOST:  # else it only refuses
+        if not self._queue.flags & (_queue.LOST | _queue.NO_SPACE):  # else it may only refuse
             seconds = now - self._committer.started
             log.info("the store has recovered, %.3f s after its committer started", seconds)
         if self._listening or self._draining:

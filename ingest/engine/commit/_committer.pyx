@@ -45,7 +45,6 @@ cdef extern from "csrc/counters.h" nogil:
 cdef int SAVED = Status.SAVED
 cdef int ERROR = Status.ERROR
 cdef int NO_SPACE = Status.NO_SPACE
-cdef int BUSY = Status.BUSY
 cdef int DELETED = Status.DELETED
 cdef int FRAME = limits.FRAME_SIZE
 cdef int DATA = limits.TICKET_SIZE + limits.CHECKSUM_SIZE   # offset of the data in a frame
@@ -284,11 +283,11 @@ cdef class Committer:
 
     # --- refuse ---------------------------------------------------------------------------------
 
-    def refuse(self):
-        """Answers BUSY to all that is pending, puts and deletes, whatever their tickets hold: nothing of it is looked at."""
+    def refuse(self, int status):
+        """Answers `status` to all that is pending, puts and deletes, whatever their tickets hold: nothing of it is looked at."""
         cdef int i
         for i in range(self.pending.count):
-            self.outcomes.put(&self.pending.items[i], BUSY)
+            self.outcomes.put(&self.pending.items[i], status)
             self.pending.drop(&self.pending.items[i])
         self.pending.compact()
         self.outcomes.wake()

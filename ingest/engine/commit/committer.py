@@ -36,6 +36,7 @@ from ingest.engine.commit._committer import Committer
 from ingest.engine.commit._round import Round
 from ingest.engine.commit.damage_log import tell_of_damage
 from ingest.engine.commit.lost_store import LostStore
+from ingest.engine.commit.refusing import until_room
 from ingest.engine.node import Node
 from ingest.errors import CorruptionError, IngestError
 from ingest.runtime import _failpoints, heartbeat, signals
@@ -94,9 +95,8 @@ class CommitLoop:
         self._grow_again_at = 0.0  # when making a segment failed
         self._growth_errno = 0  # of that failure, until the log grew again
         self._has_space = True
-        self.queue.clear_flag(
-            _queue.NO_SPACE | _queue.NO_LOG
-        )  # the last committer's: this one looks for itself
+        # The last committer's: this one looks for itself.
+        self.queue.clear_flag(_queue.NO_SPACE | _queue.NO_LOG)
         self._space_checked_at = 0.0
         self._housekeep_at = 0  # ns
         self._poll = select.poll()
@@ -128,7 +128,8 @@ class CommitLoop:
         except SyncFailedError as error:
             log.error("%s; saving stops until recovery", error)
             self.counters.sync_failure()
-            return EX_SYNC_FAILED
+            full = until_room(self.space, self.queue, self.core, lambda: self.stopping, self._take_settings)
+            return 0 if full and self.stopping else EX_SYNC_FAILED
         return 0
 
     def _recover(self) -> None:

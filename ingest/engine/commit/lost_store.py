@@ -9,15 +9,15 @@ acknowledged before go on meanwhile: they need no path.
 from __future__ import annotations
 
 import logging
-import select
 from collections.abc import Callable, Iterable
 
 from ingest import limits
 from ingest.engine import _queue
 from ingest.engine.commit._bulk import BulkJob
 from ingest.engine.commit._committer import Committer
+from ingest.engine.commit.refusing import refuse_while
 from ingest.engine.node import Node
-from ingest.runtime import heartbeat
+from ingest.status import Status
 from ingest.store.log.log_writer import LogWriter
 from ingest.store.store import NO_SEGMENT, holds_packs
 
@@ -66,23 +66,18 @@ class LostStore:
     def refuse(self, done: Iterable[BulkJob]) -> bool:
         """Answers all that is pending, and jobs that have ended. False when a sync of them failed."""
         synced = [self._core.discard(job) for job in done]
-        self._core.refuse()
+        self._core.refuse(Status.BUSY)
         return all(synced)
 
     def serve(self, stopping: Callable[[], bool], take_settings: Callable[[], None]) -> bool:
         """What a committer does that starts now, instead of a recovery: the log that it would read may be another store's.
         Returns when it may recover after all (True), or is to stop. ``take_settings``: answers a reload, if there is one."""
-        heartbeat.own().beat()
-        self._queue.committer_ready()  # frames come from then on
-        poll = select.poll()
-        poll.register(self._queue.committer_doorbell, select.POLLIN)
-        while not stopping() and self.look():
-            heartbeat.own().beat()
-            take_settings()
-            self._core.take()
-            self._core.refuse()
-            self._core.sleeping(True)
-            if not self._core.work_waiting():
-                poll.poll(limits.POSSESSION_IDLE_INTERVAL_S * 1000)
-            self._core.sleeping(False)
+        refuse_while(
+            lambda: not stopping() and self.look(),
+            self._queue,
+            self._core,
+            take_settings,
+            Status.BUSY,
+            limits.POSSESSION_IDLE_INTERVAL_S,
+        )
         return not stopping()
