@@ -15,7 +15,7 @@ help:
 	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
 	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"
 	@echo "make soak    200 cycles of kill -9 under load, everything read back"
-	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
+	@echo "make faults PART=n   part n of the proof, 1 to 10, in its long form (docs/faults.md)"
 	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
 	@echo "make screenshot   the pictures of the page in docs/, with Chromium"
 	@echo "make dist    the source archive, installed and tried in a bare environment (RELEASING.md)"
@@ -93,7 +93,7 @@ peers: dev $(VENV)/.peers
 	    --results='$(or $(RESULTS),bench/results/local/peers.json)'
 	@$(RUN) -m bench.plot_peers '$(or $(RESULTS),bench/results/local/peers.json)' '$(or $(PLOT),bench/results/local/peers.png)'
 
-# PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
+# PART=1..10; SEED=s repeats a run; CASES=n runs fewer or more.
 faults: dev
 	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)') $(if $(ON),--on '$(ON)')
 
