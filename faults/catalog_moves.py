@@ -165,7 +165,7 @@ class Moves:
         command = self.chance.choice(
             [
                 ("put", str(file), *here, put_port),
-                ("put", str(file), *here, put_port, get_port),
+                ("get", name_of(0), "-o", str(file), *here, get_port),
                 ("gc", *here, put_port),
             ]
         )
@@ -243,9 +243,13 @@ class Moves:
             f"{catalog}: the collector says why it stands",
             BOUND_S,
         )
-        answer = gateway.ask("GET", "/healthz")
-        if answer.status != 503:
-            raise LossError(f"{catalog}: /healthz says {answer.status} at another catalog's engine")
+        until(  # each process of a gateway knows it when a request to it has met the stranger
+            lambda: (
+                (gateway.ask("GET", "/healthz").status, gateway.ask("GET", "/alive").status) == (503, 200)
+            ),
+            f"{catalog}: /healthz says 503 at another catalog's engine, and /alive 200",
+            BOUND_S,
+        )
         self.counts["foreign_store_answers"] += 1
         ending = self.chance.choice(("", "process", "all"))
         if ending == "all":
