@@ -15,7 +15,7 @@ help:
 	@echo "make bench   all benchmarks     make smoke   a few tests in seconds      make clean   as after the clone"
 	@echo "make peers   benchmarks against Redis, NATS and SeaweedFS, where they are installed"
 	@echo "make soak    200 cycles of kill -9 under load, everything read back"
-	@echo "make faults PART=n   part n of the proof, 1 to 7, in its long form (docs/faults.md)"
+	@echo "make faults PART=n   part n of the proof, 1 to 10, in its long form (docs/faults.md)"
 	@echo "make mutants         deliberate faults, each of which a test must notice (docs/faults.md)"
 	@echo "make screenshot   the pictures of the page in docs/, with Chromium"
 	@echo "make dist    the source archive, installed and tried in a bare environment (RELEASING.md)"

@@ -22,7 +22,18 @@ from faults.stacked import STACKS, stacked, what_lacks
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCUMENT = HERE.parent / "docs" / "faults.md"
-PARTS = ("kill", "steps", "power_cut", "call_order", "failing_calls", "corruption", "wire")  # part 1 first
+PARTS = (  # part 1 first
+    "kill",
+    "steps",
+    "power_cut",
+    "call_order",
+    "failing_calls",
+    "corruption",
+    "wire",
+    "hung",
+    "full_disk",
+    "two_catalogs",
+)
 POWER_CUT = 3
 STACKED_SHARE = (
     5  # on another file system a fifth of the cases: each one has the syncs, which are what differs there
@@ -80,7 +91,7 @@ def run_on(stack: str | None, module: ModuleType, seed: int, cases: int, place: 
 
 @click.command()
 @click.option(
-    "--part", "number", type=click.IntRange(1, len(PARTS)), required=True, help="Which part, 1 to 7."
+    "--part", "number", type=click.IntRange(1, len(PARTS)), required=True, help="Which part, 1 to 10."
 )
 @click.option("--seed", type=int, help="Repeat a run; by default one is drawn and printed.")
 @click.option("--cases", type=click.IntRange(min=1), help="How many, instead of the long run's number.")
