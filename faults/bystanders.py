@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 import node_rig
 from gateway_rig import Connection
 
 from faults.history import FIRST, RANGE, WRITERS, Load
 from faults.object_load import ENDED, ObjectClient, WrongAnswer
-from faults.served_node import HTTP, WORKERS, ServedNode
+from faults.served_node import HTTP, WORKERS, ServedNode, has
 from ingest import ticket
 from ingest.status import Status
 
 ASK_S = 4.0  # for one answer: less than until a silent process is replaced
 CONNECTIONS_MAX = 200  # tries of a connection to one of two processes, each of which gets about half of them
+C = TypeVar("C")
 TICKETS = 1296  # of the bystanders of one case
 # What a request needs besides the process that has its connection.
 WRITE_FRAMES = ("committer",)
@@ -34,47 +35,46 @@ class Bystanders:
         self._service = service
         self._away = away
         self._next = FIRST + WRITERS * RANGE + number * TICKETS  # tickets of nobody else
-        self._known = self._next
-        self.http: dict[str, Connection] = {}
-        self.puts: dict[str, node_rig.Connection] = {}
-        self.gets: dict[str, socket.socket] = {}
         self._saved: list[int] = []
-        for name in HTTP:
-            if name not in away:
-                self.http[name] = self.connect_http(name)
-        for name in WORKERS:
-            if name not in away:
-                self.puts[name] = self._connect_put(name)
-                self.gets[name] = self._connect_get(name)
+        pids = service.processes()
+        http, workers = (
+            {name: pids[name] for name in names if name not in away} for names in (HTTP, WORKERS)
+        )
+        self.http = {name: self._one_of(pid, self._connect_http) for name, pid in http.items()}
+        self.puts = {name: self._one_of(pid, self._connect_put) for name, pid in workers.items()}
+        self.gets = {name: self._one_of(pid, self._connect_get) for name, pid in workers.items()}
+        # To ask whether the gateway is well, from another thread.
+        self.witness = self._one_of(next(iter(http.values())), self._connect_http) if http else None
 
-    def connect_http(self, name: str) -> Connection:
-        for _ in range(CONNECTIONS_MAX):
-            connection = Connection(self._service.http_address)
-            connection.request("GET", "/alive")  # then it is accepted
-            if self._service.owner(connection.sock) == name:
-                connection.sock.settimeout(ASK_S)
-                return connection
-            connection.close()
-        raise AssertionError(f"of {CONNECTIONS_MAX} connections {name} took none")
+    def _one_of(self, pid: int, connect: Callable[[], C]) -> C:
+        """A connection that this process has. Those that others have are kept until then: who has many gets no more."""
+        others: list[C] = []
+        try:
+            while len(others) < CONNECTIONS_MAX:
+                connection = connect()
+                if has(pid, socket_of(connection)):
+                    return connection
+                others.append(connection)
+        finally:
+            for connection in others:
+                close(connection)
+        raise AssertionError(f"of {CONNECTIONS_MAX} connections process {pid} took none")
 
-    def _connect_put(self, name: str) -> node_rig.Connection:
-        for _ in range(CONNECTIONS_MAX):
-            connection = node_rig.Connection(self._service.put_address, self._service.keys)
-            self._put(connection)
-            if self._service.owner(connection.sock) == name:
-                connection.sock.settimeout(ASK_S)
-                return connection
-            connection.sock.close()
-        raise AssertionError(f"of {CONNECTIONS_MAX} connections {name} took none")
+    def _connect_http(self) -> Connection:
+        connection = Connection(self._service.http_address)
+        connection.sock.settimeout(ASK_S)
+        connection.request("GET", "/alive")  # then it is accepted
+        return connection
 
-    def _connect_get(self, name: str) -> socket.socket:
-        for _ in range(CONNECTIONS_MAX):
-            sock = socket.create_connection(self._service.get_address, ASK_S)
-            self._get(sock)
-            if self._service.owner(sock) == name:
-                return sock
-            sock.close()
-        raise AssertionError(f"of {CONNECTIONS_MAX} connections {name} took none")
+    def _connect_put(self) -> node_rig.Connection:
+        connection = node_rig.Connection(self._service.put_address, self._service.keys, ASK_S)
+        self._put(connection)
+        return connection
+
+    def _connect_get(self) -> socket.socket:
+        sock = socket.create_connection(self._service.get_address, ASK_S)
+        self._get(sock)
+        return sock
 
     # --- what they ask
 
@@ -132,8 +132,19 @@ class Bystanders:
     def close(self, load: Load) -> None:
         """What they were told goes into the history."""
         load.history.append("saved", self._saved)
-        for connection in (*self.http.values(), *self.gets.values()):
-            connection.close()
-        for put in self.puts.values():
-            with suppress(OSError):
-                put.sock.close()
+        if self.witness is not None:
+            self.witness.close()
+        for connection in (*self.http.values(), *self.gets.values(), *self.puts.values()):
+            close(connection)
+
+
+def socket_of(connection: Any) -> socket.socket:
+    sock: socket.socket = getattr(connection, "sock", connection)
+    return sock
+
+
+def close(connection: Any) -> None:
+    if isinstance(connection, Connection):
+        connection.close()
+    else:
+        socket_of(connection).close()

@@ -26,12 +26,12 @@ from faults.outcome import Outcome
 from faults.served_node import HTTP, NAMES, PARENT_OF, REPLACED, WORKERS, ServedNode, until
 from ingest.store.layouts.layout import LAYOUTS
 
-NUMBER, TITLE, CASES = 8, "processes that stand still", 100
+NUMBER, TITLE, CASES = 8, "processes that stand still", 70
 STAGE = 10  # cases of one store at most: bounds the disk that a run takes
 # Of frames: what the log, the bulk path and layout tree have to do, and a disk that is not full after ten cases.
 MIXES = {
-    "pack": Mix(counts=(1, 1, 3, 3, 64, 64, 64, 700, 3000), pause_s=0.1),
-    "tree": Mix(counts=(1, 3, 64), pause_s=0.1),
+    "pack": Mix(counts=(*(1, 3, 64) * 8, 700, 700, 3000), pause_s=0.2),
+    "tree": Mix(counts=(1, 3, 64), pause_s=0.2),
 }
 UNREADY_S, SILENCE_S, LISTEN_S = 2.0, 5.0, 0.5
 # `ingest.limits` of the service: what takes a minute there takes seconds here, in the same proportions.
@@ -54,6 +54,7 @@ STEP_S = (
     25.0  # and then for one more answer to each writer: less than the time-out of a client, which begins anew
 )
 KILLABLE = tuple(name for name in NAMES if name not in PARENT_OF.values())
+OFTEN = (*NAMES, *WORKERS, *HTTP, *HTTP, "committer", "catalog", "catalog")  # whose stop others feel
 ENGINE = ("committer", *WORKERS, "server")  # who makes `/readyz` say 503
 GATEWAY = ("catalog", *HTTP)  # … and `/healthz`
 
@@ -69,7 +70,9 @@ class Plan:
 
     def __str__(self) -> str:
         more = f", {self.beside} {self.killed}".rstrip() if self.beside != "nothing" else ""
-        return f"{' and '.join(self.still)} stood still, {self.length}{more}"
+        return (
+            f"{'all' if self.still == NAMES else ' and '.join(self.still)} stood still, {self.length}{more}"
+        )
 
     @property
     def away(self) -> frozenset[str]:
@@ -77,7 +80,8 @@ class Plan:
 
 
 def draw(chance: random.Random) -> Plan:
-    still: tuple[str, ...] = tuple(chance.sample(NAMES, chance.choices((1, 2), (7, 3))[0]))
+    first, second = chance.choice(OFTEN), chance.choice(OFTEN)
+    still: tuple[str, ...] = (first,) if first == second or chance.random() < 0.7 else (first, second)
     length = chance.choices(("moment", "while", "long"), (3, 2, 5))[0]
     beside = chance.choices(("nothing", "hang up", "kill", "end", "crash"), (5, 2, 2, 1, 1))[0]
     if chance.random() < 0.08:
@@ -150,7 +154,7 @@ class Case:
 
     def _long(self) -> list[str]:
         began = time.monotonic()
-        watch = Watch(self.service, self.bystanders.http.get(self._witness()))
+        watch = Watch(self.service, self.bystanders.witness)
         watch.start()
         try:
             self._beside()
@@ -169,10 +173,6 @@ class Case:
             if not self._is_replaced(name) and present.get(name) != self.before[name]:
                 losses.append(f"{name} was replaced: it may not be\n{self._log()}")
         return losses + self._parent_first()
-
-    def _witness(self) -> str:
-        """Who is asked whether the gateway is well. Bystanders ask the others."""
-        return next((name for name in HTTP if name not in self.plan.away), "")
 
     def _listens(self, name: str) -> bool:
         """Whether somebody does to this one's heart."""
@@ -214,15 +214,15 @@ class Case:
         engine = any(
             name in self.plan.away for name in ENGINE
         )  # what it says of the gateway waits for the engine
-        if self._witness() and not engine:
+        if self.bystanders.witness is not None and not engine:
             losses += judge(watch.healthz, "/healthz", still, GATEWAY)
             self.counts["healthz_judged"] += 1
         return losses
 
     def _parent_first(self) -> list[str]:
         """A parent that goes on, and that its child was silent for as long as itself: it has to listen anew."""
-        losses = []
-        for child in self.plan.still:
+        losses: list[str] = []
+        for child in self.plan.still if len(self.plan.still) == 2 else ():
             parent = PARENT_OF.get(child, "")
             if child not in REPLACED or parent not in self.plan.still:
                 continue
@@ -286,13 +286,13 @@ def is_healthy(service: ServedNode) -> bool:
 
 
 def progressed(service: ServedNode, frames: Load, objects: ObjectLoad) -> list[str]:
-    """Waits until each writer was answered once more."""
+    """Waits until each client was answered once more."""
     acks = [writer.acks for writer in frames.writers]
-    done = [writer.done for writer in objects.writers]
+    done = [client.done for client in objects.all]
 
     def late() -> list[str]:
         writers = [w.name for w, old in zip(frames.writers, acks, strict=True) if w.acks <= old]
-        return writers + [w.name for w, old in zip(objects.writers, done, strict=True) if w.done <= old]
+        return writers + [w.name for w, old in zip(objects.all, done, strict=True) if w.done <= old]
 
     def is_over() -> bool:
         return bool(frames.wrong or objects.wrong) or not late()
@@ -303,7 +303,8 @@ def progressed(service: ServedNode, frames: Load, objects: ObjectLoad) -> list[s
 
 
 COUNTS = (
-    "acks", "deletes", "tickets_read_back", "object_puts", "object_deletes", "object_gets", "objects_read_back",
+    "acks", "deletes", "tickets_read_back", "object_puts", "object_deletes", "object_gets", "slow_object_gets",
+    "objects_read_back",
     "processes_stopped", "long", "named", "replaced", "bystanders_answered", "readyz_judged", "healthz_judged",
     "parents_first", "all_at_once", "kills", "hang_ups", "restarts",
 )  # fmt: skip
@@ -364,6 +365,7 @@ def end_of_stage(service: ServedNode, frames: Load, objects: ObjectLoad, counts:
     counts["object_puts"] += sum(client.puts for client in objects.clients)
     counts["object_deletes"] += sum(client.deletes for client in objects.clients)
     counts["object_gets"] += sum(client.gets for client in objects.clients)
+    counts["slow_object_gets"] += sum(reader.done for reader in objects.readers)
     seen = seen_objects = 0
     for again in (True, False):
         losses, seen = frames.check_all()

@@ -1,4 +1,4 @@
-"""Load of objects over HTTP with a memory: writers that put, replace, read and delete, and the judgement of what is there.
+"""Load of objects over HTTP with a memory: writers, readers who take their time, and the judgement of what is there.
 
 A name has one writer, so what it may have is known (`object_history`). A request without an answer, or with one that says
 "try again", may be done at any later time. So that name is left alone from then on: it has what it had, or what was tried.
@@ -18,11 +18,12 @@ from faults.history import PATIENCE_S
 from faults.object_history import Content, ObjectHistory, Promises, content_of, read
 from faults.served_node import ServedNode
 
-WRITERS = 3
+WRITERS, READERS = 3, 2
 LIVE_MAX = 12  # names that a writer comes back to
-SIZES = (0, 10, 1458, 3000, 20_000, 150_000, 1_500_000)  # bytes
+SIZES = (0, 10, 1458, 3000, 20_000, 150_000, 1_500_000, 5_000_000)  # bytes
 STEPS_OF_A_CONNECTION = 12  # then it is another process's turn
 PAUSE_S = 0.02
+RECEIVE_SIZE, RECEIVE_PAUSE_S = 256 << 10, 0.03  # of a slow reader: 5 MB take it half a second
 TRY_AGAIN = 503
 ENDED = (OSError, Broken, ValueError, IndexError)  # of a connection, anywhere in an answer
 
@@ -39,6 +40,7 @@ class ObjectClient:
         self.prefix = prefix
         self.random = random.Random(seed)
         self.live: list[str] = []
+        self.tried: dict[str, list[Content]] = {}  # whatever became of it
         self.touched: set[str] = set()  # since the last check
         self.puts = self.deletes = self.gets = 0  # that were answered
         self._names = 0
@@ -72,8 +74,9 @@ class ObjectClient:
         found = compare(name, answer, self.history.promises)
         if found:
             raise WrongAnswer(found)
-        self.gets += answer.status != TRY_AGAIN
-        return answer.status != TRY_AGAIN
+        answered = bool(answer.status != TRY_AGAIN)
+        self.gets += answered
+        return answered
 
     def _change(
         self, connection: Connection, name: str, content: Content | None, body: bytes | Iterator[bytes] | None
@@ -82,6 +85,8 @@ class ObjectClient:
         if name in self.live:
             self.live.remove(name)  # until there is an answer
         self.touched.add(name)
+        if content:
+            self.tried.setdefault(name, []).append(content)
         self.history.append("try", name, content)
         answer = connection.request(method, f"/objects/{name}", body)
         if answer.status == TRY_AGAIN:
@@ -146,8 +151,51 @@ class ObjectWriter(threading.Thread):
         return client.put(connection, name, slowly=self.random.random() < 0.15)
 
 
+class ObjectReader(threading.Thread):
+    """Reads what others write, slowly: what is replaced and deleted meanwhile comes whole, or its connection breaks."""
+
+    def __init__(self, service: ServedNode, clients: list[ObjectClient], number: int, seed: int) -> None:
+        super().__init__(name=f"object-reader-{number}", daemon=True)
+        self.service = service
+        self.clients = clients
+        self.random = random.Random(seed)
+        self.ended = threading.Event()
+        self.done = 0  # that came whole
+        self.breaks = 0
+        self.wrong: list[str] = []
+
+    def run(self) -> None:
+        while not self.ended.is_set():
+            client = self.random.choice(self.clients)
+            names = list(client.tried)[-LIVE_MAX:]
+            try:
+                if names:
+                    self._read(client, self.random.choice(names))
+            except ENDED:
+                self.breaks += 1
+            self.ended.wait(PAUSE_S)
+
+    def _read(self, client: ObjectClient, name: str) -> None:
+        with Connection(self.service.http_address) as connection:
+            connection.send(connection.head("GET", f"/objects/{name}"))
+            status, headers = connection.answer_head()
+            body = bytearray()
+            size = int(headers["content-length"])
+            while len(body) < size and not self.ended.is_set():
+                body += connection.exactly(min(RECEIVE_SIZE, size - len(body)))
+                if size > RECEIVE_SIZE:
+                    time.sleep(RECEIVE_PAUSE_S)
+        if status == 200 and len(body) == size:
+            same_size = [one for one in list(client.tried[name]) if one.size == size]
+            if not any(content_of(one) == body for one in same_size):
+                self.wrong.append(f"object {name}: a reader got {size} bytes that nobody ever put there")
+        elif status not in (200, 404, TRY_AGAIN):
+            self.wrong.append(f"object {name}: a reader was answered {status} {bytes(body[:200])!r}")
+        self.done += 1
+
+
 class ObjectLoad:
-    """Writers on one service, and the judgement of what they were told."""
+    """Writers and readers on one service, and the judgement of what they were told."""
 
     def __init__(self, service: ServedNode, directory: Path, seed: int) -> None:
         self.service = service
@@ -156,8 +204,16 @@ class ObjectLoad:
             for number in range(WRITERS)
         ]
         self.aside = ObjectClient(directory / "objects-aside.txt", "aside", seed * 10 + WRITERS)
-        for writer in self.writers:
-            writer.start()
+        self.readers = [
+            ObjectReader(service, [writer.client for writer in self.writers], number, seed * 10 + number)
+            for number in range(READERS)
+        ]
+        for client in self.all:
+            client.start()
+
+    @property
+    def all(self) -> list[ObjectWriter | ObjectReader]:
+        return [*self.writers, *self.readers]
 
     @property
     def clients(self) -> list[ObjectClient]:
@@ -165,7 +221,7 @@ class ObjectLoad:
 
     @property
     def wrong(self) -> list[str]:
-        return [line for writer in self.writers for line in writer.wrong]
+        return [line for one in self.all for line in one.wrong]
 
     def check_new(self) -> list[str]:
         """Reads back every name that was changed since the last check, while its writer rests."""
@@ -192,10 +248,10 @@ class ObjectLoad:
         return [loss for loss in losses if loss]
 
     def end(self) -> None:
-        for writer in self.writers:
-            writer.ended.set()
-        for writer in self.writers:
-            writer.join(2 * PATIENCE_S)
+        for one in self.all:
+            one.ended.set()
+        for one in self.all:
+            one.join(2 * PATIENCE_S)
         for client in self.clients:
             client.close()
 

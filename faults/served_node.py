@@ -105,16 +105,6 @@ class ServedNode:
                         found[names[comm]] = pid
         return found
 
-    def owner(self, sock: socket.socket) -> str:
-        """Which of its processes has the other end of a connection; empty when that cannot be told."""
-        mine = sock.getsockname()
-        for name, pid in self.processes().items():
-            with suppress(psutil.Error):
-                for connection in psutil.Process(pid).net_connections("tcp"):
-                    if connection.raddr and tuple(connection.raddr) == mine:
-                        return name
-        return ""
-
     def stopped(self) -> list[str]:
         """Names of the processes that stand still by a signal."""
         return [name for name, pid in self.processes().items() if state_of(pid) == STOPPED]
@@ -144,6 +134,15 @@ class ServedNode:
 
     def close(self) -> None:
         self.node.close()
+
+
+def has(pid: int, sock: socket.socket) -> bool:
+    """Whether this process has the other end of a connection."""
+    try:
+        found = psutil.Process(pid).net_connections("tcp")
+    except psutil.Error:
+        return False
+    return any(one.raddr and tuple(one.raddr) == sock.getsockname() for one in found)
 
 
 def state_of(pid: int) -> str:
