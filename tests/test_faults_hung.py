@@ -107,7 +107,9 @@ def test_the_judge_notices_an_object_that_is_lost_changed_or_back_again(service:
 
 def test_the_judge_knows_the_truth() -> None:
     still = ("worker-0", "collector")
-    assert judge(Said({200, 503}, {"worker-0 has not answered for 3 s"}), "/readyz", still, ("worker-0",)) == []
+    assert (
+        judge(Said({200, 503}, {"worker-0 has not answered for 3 s"}), "/readyz", still, ("worker-0",)) == []
+    )
     assert judge(Said({200}), "/readyz", ("collector",), ("worker-0",)) == []
     (silent, well) = judge(Said({200}), "/readyz", still, ("worker-0",))
     assert "did not name worker-0" in silent and "did not say 503" in well
