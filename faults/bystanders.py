@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import node_rig
 from gateway_rig import Connection
 
-from faults.history import FIRST, RANGE, WRITERS, Load
+from faults.history import FIRST, PATIENCE_S, RANGE, WRITERS, Load
 from faults.object_load import ENDED, ObjectClient, WrongAnswer
 from faults.served_node import HTTP, WORKERS, ServedNode, has
 from ingest import ticket
@@ -62,17 +62,16 @@ class Bystanders:
 
     def _connect_http(self) -> Connection:
         connection = Connection(self._service.http_address)
-        connection.sock.settimeout(ASK_S)
         connection.request("GET", "/alive")  # then it is accepted
         return connection
 
     def _connect_put(self) -> node_rig.Connection:
-        connection = node_rig.Connection(self._service.put_address, self._service.keys, ASK_S)
+        connection = node_rig.Connection(self._service.put_address, self._service.keys, PATIENCE_S)
         self._put(connection)
         return connection
 
     def _connect_get(self) -> socket.socket:
-        sock = socket.create_connection(self._service.get_address, ASK_S)
+        sock = socket.create_connection(self._service.get_address, PATIENCE_S)
         self._get(sock)
         return sock
 
@@ -103,6 +102,8 @@ class Bystanders:
     def ask(self, client: ObjectClient) -> tuple[list[str], int]:
         """Everything that needs nobody who is away. A line for each that was not answered as it should be, and how many
         were."""
+        for connection in (*self.http.values(), *self.puts.values(), *self.gets.values()):
+            socket_of(connection).settimeout(ASK_S)
         losses: list[str] = []
         asked = 0
 

@@ -21,7 +21,7 @@ from faults import progress
 from faults.bystanders import Bystanders
 from faults.history import Load, Mix
 from faults.hung_watch import Said, Watch, ask_ready, judge
-from faults.object_load import ObjectLoad
+from faults.object_load import LARGE, LARGE_IN_FILES, ObjectLoad
 from faults.outcome import Outcome
 from faults.served_node import HTTP, NAMES, PARENT_OF, REPLACED, WORKERS, ServedNode, until
 from ingest.store.layouts.layout import LAYOUTS
@@ -33,6 +33,7 @@ MIXES = {
     "pack": Mix(counts=(*(1, 3, 64) * 8, 700, 700, 3000), pause_s=0.2),
     "tree": Mix(counts=(1, 3, 64), pause_s=0.2),
 }
+LARGES = {"pack": LARGE, "tree": LARGE_IN_FILES}  # of objects
 UNREADY_S, SILENCE_S, LISTEN_S = 2.0, 5.0, 0.5
 # `ingest.limits` of the service: what takes a minute there takes seconds here, in the same proportions.
 SHORT = {
@@ -158,8 +159,7 @@ class Case:
         watch.start()
         try:
             self._beside()
-            losses, asked = self.bystanders.ask(self.objects.aside)
-            self.counts["bystanders_answered"] += asked
+            losses = self._ask()
             for name in self.plan.still:
                 losses += self._named(name)
             for name in self.plan.still:
@@ -173,6 +173,18 @@ class Case:
             if not self._is_replaced(name) and present.get(name) != self.before[name]:
                 losses.append(f"{name} was replaced: it may not be\n{self._log()}")
         return losses + self._parent_first()
+
+    def _ask(self) -> list[str]:
+        """What bystanders did not get. A disk that is so slow that the service says so keeps them all waiting."""
+        losses, asked = self.bystanders.ask(self.objects.aside)
+        self.counts["bystanders_answered"] += asked - len(losses)
+        if (
+            "committer" not in self.plan.still
+            and f"committer (pid {self.before['committer']}) has" in self._log()
+        ):
+            self.counts["bystanders_of_a_slow_disk"] += len(losses)
+            return []
+        return losses
 
     def _listens(self, name: str) -> bool:
         """Whether somebody does to this one's heart."""
@@ -304,9 +316,9 @@ def progressed(service: ServedNode, frames: Load, objects: ObjectLoad) -> list[s
 
 COUNTS = (
     "acks", "deletes", "tickets_read_back", "object_puts", "object_deletes", "object_gets", "slow_object_gets",
-    "objects_read_back",
-    "processes_stopped", "long", "named", "replaced", "bystanders_answered", "readyz_judged", "healthz_judged",
-    "parents_first", "all_at_once", "kills", "hang_ups", "restarts",
+    "objects_read_back", "processes_stopped", "long", "named", "replaced", "bystanders_answered",
+    "bystanders_of_a_slow_disk", "readyz_judged", "healthz_judged", "parents_first", "all_at_once", "kills",
+    "hang_ups", "restarts",
 )  # fmt: skip
 
 
@@ -322,7 +334,7 @@ def stage(
     try:
         service.start()
         frames = Load(service, directory / "history.txt", chance.randrange(1 << 30), MIXES[layout])
-        objects = ObjectLoad(service, directory, chance.randrange(1 << 20))
+        objects = ObjectLoad(service, directory, chance.randrange(1 << 20), LARGES[layout])
         losses = ready(service, READY_S)
         for at in range(cases):
             if losses:

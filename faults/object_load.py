@@ -20,7 +20,9 @@ from faults.served_node import ServedNode
 
 WRITERS, READERS = 3, 2
 LIVE_MAX = 12  # names that a writer comes back to
-SIZES = (0, 10, 1458, 3000, 20_000, 150_000, 1_500_000, 5_000_000)  # bytes
+SMALL = (0, 10, 1458, 3000)  # bytes of objects: three of four
+LARGE = (20_000, 150_000, 1_500_000, 5_000_000)  # … and the others
+LARGE_IN_FILES = (20_000, 150_000)  # where each chunk is a file
 STEPS_OF_A_CONNECTION = 12  # then it is another process's turn
 PAUSE_S = 0.02
 RECEIVE_SIZE, RECEIVE_PAUSE_S = 256 << 10, 0.03  # of a slow reader: 5 MB take it half a second
@@ -35,9 +37,10 @@ class WrongAnswer(AssertionError):
 class ObjectClient:
     """One client's requests, each noted in its history before it is sent and when it is answered."""
 
-    def __init__(self, path: Path, prefix: str, seed: int) -> None:
+    def __init__(self, path: Path, prefix: str, seed: int, large: tuple[int, ...] = LARGE) -> None:
         self.history = ObjectHistory(path)
         self.prefix = prefix
+        self.large = large
         self.random = random.Random(seed)
         self.live: list[str] = []
         self.tried: dict[str, list[Content]] = {}  # whatever became of it
@@ -52,7 +55,7 @@ class ObjectClient:
 
     def new_content(self) -> Content:
         self._contents += 1
-        size = self.random.choice(self.random.choices((SIZES[:4], SIZES[4:]), (3, 1))[0])
+        size = self.random.choice(self.large if self.large and self.random.random() < 0.25 else SMALL)
         return Content(self._contents, size)
 
     def put(self, connection: Connection, name: str, slowly: bool = False) -> bool:
@@ -111,10 +114,12 @@ class ObjectClient:
 class ObjectWriter(threading.Thread):
     """A client that goes on until it is ended. `wrong` collects answers that break a guarantee."""
 
-    def __init__(self, service: ServedNode, path: Path, number: int, seed: int) -> None:
+    def __init__(
+        self, service: ServedNode, path: Path, number: int, seed: int, large: tuple[int, ...]
+    ) -> None:
         super().__init__(name=f"object-writer-{number}", daemon=True)
         self.service = service
-        self.client = ObjectClient(path, f"w{number}", seed)
+        self.client = ObjectClient(path, f"w{number}", seed, large)
         self.random = random.Random(seed)
         self.turn = threading.Lock()  # held while a request is under way
         self.ended = threading.Event()
@@ -197,13 +202,15 @@ class ObjectReader(threading.Thread):
 class ObjectLoad:
     """Writers and readers on one service, and the judgement of what they were told."""
 
-    def __init__(self, service: ServedNode, directory: Path, seed: int) -> None:
+    def __init__(
+        self, service: ServedNode, directory: Path, seed: int, large: tuple[int, ...] = LARGE
+    ) -> None:
         self.service = service
         self.writers = [
-            ObjectWriter(service, directory / f"objects-{number}.txt", number, seed * 10 + number)
+            ObjectWriter(service, directory / f"objects-{number}.txt", number, seed * 10 + number, large)
             for number in range(WRITERS)
         ]
-        self.aside = ObjectClient(directory / "objects-aside.txt", "aside", seed * 10 + WRITERS)
+        self.aside = ObjectClient(directory / "objects-aside.txt", "aside", seed * 10 + WRITERS, ())
         self.readers = [
             ObjectReader(service, [writer.client for writer in self.writers], number, seed * 10 + number)
             for number in range(READERS)
