@@ -1,7 +1,7 @@
 """What clients of a gateway were told of objects: an append-only file, and what each name may therefore have.
 
-The history file has one event a line, `EVENT NAME CONTENT`. CONTENT is `SEED:SIZE` (`content_of` gives its bytes) or `-`,
-no object:
+The history file has one event a line, `EVENT NAME CONTENT`. CONTENT is `SEED:SIZE` (`content_of` gives its bytes), or `-`
+for no object:
 
     try       a PUT with this content, or a DELETE (`-`), is about to be sent
     done      it was answered that this is so now
