@@ -93,7 +93,7 @@ peers: dev $(VENV)/.peers
 	    --results='$(or $(RESULTS),bench/results/local/peers.json)'
 	@$(RUN) -m bench.plot_peers '$(or $(RESULTS),bench/results/local/peers.json)' '$(or $(PLOT),bench/results/local/peers.png)'
 
-# PART=1..7; SEED=s repeats a run; CASES=n runs fewer or more.
+# PART=1..10; SEED=s repeats a run; CASES=n runs fewer or more.
 faults: dev
 	@PYTHONPATH=tests $(RUN) -m faults --part '$(PART)' $(if $(SEED),--seed '$(SEED)') $(if $(CASES),--cases '$(CASES)') $(if $(ON),--on '$(ON)')
 

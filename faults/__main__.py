@@ -91,7 +91,11 @@ def run_on(stack: str | None, module: ModuleType, seed: int, cases: int, place: 
 
 @click.command()
 @click.option(
-    "--part", "number", type=click.IntRange(1, len(PARTS)), required=True, help="Which part, 1 to 10."
+    "--part",
+    "number",
+    type=click.IntRange(1, len(PARTS)),
+    required=True,
+    help=f"Which part, 1 to {len(PARTS)}.",
 )
 @click.option("--seed", type=int, help="Repeat a run; by default one is drawn and printed.")
 @click.option("--cases", type=click.IntRange(min=1), help="How many, instead of the long run's number.")
