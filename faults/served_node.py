@@ -30,8 +30,8 @@ PARENT_OF = (
 NAMES = ("serve", *PARENT_OF)
 REPLACED = ("admin", *WORKERS, *HTTP, "collector")  # when they are silent for too long
 STOPPED = "T"
-END_S = 30.0  # for an end, whose drains take 6 s at most
-SHORT_DRAINS = ("--drain-timeout=2",)
+END_S = 30.0  # for an end, whose drains take 12 s at most
+DRAIN = ("--drain-timeout=5",)  # half of the default: an end waits so long for what stands still
 
 
 class ServedNode:
@@ -44,7 +44,7 @@ class ServedNode:
             "--workers=2",
             "--http-workers=2",
             "--reserve=0",
-            *SHORT_DRAINS,
+            *DRAIN,
             *flags,
             wrapper=(sys.executable, short_limits.__file__, *changed, "--"),
         )
