@@ -68,6 +68,7 @@ def table(results: list[dict[str, Any]]) -> str:
 def write_document() -> None:
     """Puts the table of all committed results into `docs/faults.md`, between its two marks."""
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("part-*.json"))]
+    results.sort(key=lambda result: int(result["part"]))
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     DOCUMENT.write_text(before + BEGIN + table(results) + END + after)

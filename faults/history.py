@@ -116,12 +116,16 @@ def check(rig: NodeRig, acked: Acked, maybe_deleted: set[int]) -> list[str]:
 
 @dataclass(frozen=True)
 class Mix:
-    """What writers do: shares of repeats, rivals and deletes, and the lengths of their runs of new tickets."""
+    """What writers do: shares of repeats, rivals and deletes, and the lengths of their runs of new tickets.
+
+    ``pause_s``: between two of a writer's requests, where a run takes long and is not to fill the disk.
+    """
 
     counts: tuple[int, ...] = (1, 3, 64, 700, 3000)
     repeat: float = 0.1
     rival: float = 0.1
     delete: float = 0.05
+    pause_s: float = 0.0
 
 
 MIXED = Mix()
@@ -161,6 +165,8 @@ class Writer(threading.Thread):
                     while not self.ended.is_set():
                         self.may_go_on.wait()
                         self.step(connection)
+                        if self.mix.pause_s:
+                            self.ended.wait(self.mix.pause_s)
             except (OSError, ValueError):
                 self.breaks += 1
                 self.ended.wait(0.005)

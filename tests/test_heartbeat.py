@@ -15,7 +15,7 @@ from ingest.disk_wait import DiskWait
 from ingest.runtime import heartbeat
 from ingest.runtime.child import IN_THE_KERNEL, state_of
 from ingest.runtime.heartbeat import Heart, Listener
-from ingest.runtime.supervised import Child
+from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
 from ingest.store.log.log_writer import LogWriter
 
@@ -297,3 +297,20 @@ class TestOneThatEndsAtOnce:
         assert said[-1].endswith("runs again")
         os.close(supervisor._signals_read)
         os.close(supervisor._signals_write)
+
+    @pytest.mark.parametrize(
+        ("state", "why"),
+        [
+            (State.RESTING, "it ends before it does anything"),
+            (
+                State.RETIRING,
+                "others still use what the last one had",
+            ),  # of a worker: a committer that stands still
+        ],
+    )
+    def test_is_told_with_what_keeps_it(self, caplog, monkeypatch, state, why):
+        monkeypatch.setattr(limits, "HEART_UNREADY_S", 0.0)
+        child = Child("child", lambda: 1, state=state)
+        child.heart.reset()
+        Supervisor([[child]], 10.0)._miss(child, time.monotonic_ns() + 1)
+        assert [record.getMessage() for record in caplog.records] == [f"child has not run for 0 s: {why}"]

@@ -199,12 +199,15 @@ class Supervisor:
             self._miss(child, time.monotonic_ns())
 
     def _miss(self, child: Child, now: int) -> None:
-        """Tells once of one that is started again and again and never gets to its first beat. One that runs is starting."""
+        """Tells once of one that is started again and again and never gets to its first beat, or that cannot be started.
+        One that runs is starting."""
         listener, seconds = self._listeners[child.name], child.heart.missing(now)
         ended = child.state in (State.RESTING, State.RETIRING)
         if ended and seconds >= limits.HEART_UNREADY_S and not listener.told_missing:
             listener.told_missing = True
-            log.error("%s has not run for %.0f s: it ends before it does anything", child.name, seconds)
+            retires = child.state is State.RETIRING
+            why = "others still use what the last one had" if retires else "it ends before it does anything"
+            log.error("%s has not run for %.0f s: %s", child.name, seconds, why)
         elif listener.told_missing and child.heart.last_beat:
             listener.told_missing = False
             log.warning("%s (pid %d) runs again", child.name, child.pid)
