@@ -116,6 +116,7 @@ class MemoryStore:
         if present is not None:
             self._end(present[0], f"replaced by version {number}")
         count = chunks_needed(len(data)) + 1
+        now = time.time()  # its history says the same second as itself
         extents = (Extent(self._next, count),)
         self._next += count
         version = Version(
@@ -125,12 +126,12 @@ class MemoryStore:
             VersionState.OK,
             len(data),
             digest,
-            time.time(),
+            now,
             extents,
             dict(headers or {}),
         )
         self.live[key] = version, bytes(data)
-        self._note(namespace, name, number, [*steps, (VersionState.OK, "all chunks saved")], len(data))
+        self._note(namespace, name, number, [*steps, (VersionState.OK, "all chunks saved")], len(data), now)
         return version
 
     async def _gather(self, source: Body, size: int | None) -> bytearray:
@@ -223,7 +224,14 @@ class MemoryStore:
         )
 
     def _note(
-        self, namespace: str, name: str, number: int, steps: list[tuple[VersionState, str]], size: int
+        self,
+        namespace: str,
+        name: str,
+        number: int,
+        steps: list[tuple[VersionState, str]],
+        size: int,
+        now: float | None = None,
     ) -> None:
+        now = time.time() if now is None else now
         kept = self.transitions.setdefault((namespace, name), [])
-        kept += [Transition(number, time.time(), state, reason, size) for state, reason in steps]
+        kept += [Transition(number, now, state, reason, size) for state, reason in steps]

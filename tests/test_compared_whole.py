@@ -9,12 +9,12 @@ import asyncio
 import hashlib
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 from committer_rig import CommitterRig
+from msgspec.structs import replace
 from node_rig import running_node
 from packs import A0, KEYS, STORE_ID, Packs, flat
 from put_rig import PUT, Rig, frame

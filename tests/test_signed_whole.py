@@ -17,6 +17,7 @@ from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.token_file import parse_tokens
+from ingest.gateway.page.page import static_files
 from ingest.gateway.process.api_table import shared_routes
 from ingest.limits import DATA_SIZE, LINK_LIFE_S
 from ingest.objects import manifest
@@ -177,7 +178,8 @@ def routes() -> list[tuple[str, str, bool]]:
     found = []
     table = shared_routes()
     for route in table:
-        path = route.path.replace("*", "x")
+        tail = next(tail for tail in ("x", "X/obj", *static_files()) if route.leads(tail))
+        path = route.path.replace("*", tail)
         found += [(path, method, route.public) for method in route.handlers]
     return found
 
