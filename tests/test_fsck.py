@@ -414,7 +414,7 @@ class TestLogOfPacksWithoutAFile:
 
 
 class TestWhatALostBatchBrought:
-    """A bad frame makes its batch one that no recovery replays: a repair brings in what else is in it, whatever that changes.
+    """A bad frame makes its batch one that no recovery replays: a repair brings in what else is in it, whatever it changes.
 
     Each kind of it is alone in a pack which has a file already, and of which nothing else is wrong or pending."""
 
