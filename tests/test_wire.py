@@ -137,6 +137,20 @@ STATES = {
 HOLDS = frozenset(STATES) - {"nothing came", "it is answered"}  # memory for a head
 
 
+def end_connection(end: str, client: socket.socket, wires: Wires, wire: Wire) -> None:
+    if end == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if end in ("reset", "close"):
+        client.close()
+    elif end == "half close":
+        client.shutdown(socket.SHUT_WR)
+    elif end == "gave way":
+        wires.dismissed(wire)
+        wire.evict()
+    elif wire._transport is not None:
+        wire._transport.abort()
+
+
 @pytest.mark.parametrize("end", ["close", "half close", "reset", "aborted here", "gave way"])
 @pytest.mark.parametrize("state", STATES)
 def test_what_a_connection_had_is_given_back_however_it_ends(state: str, end: str) -> None:
@@ -180,17 +194,7 @@ def test_what_a_connection_had_is_given_back_however_it_ends(state: str, end: st
                 while b"HTTP/1.1" not in await loop.sock_recv(client, 1 << 16):
                     pass
             assert (wires.heads > 0) == (state in HOLDS), "it is not in this state"
-            if end == "reset":
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            if end in ("reset", "close"):
-                client.close()
-            elif end == "half close":
-                client.shutdown(socket.SHUT_WR)
-            elif end == "gave way":
-                wires.dismissed(made[0])
-                made[0].evict()
-            elif made[0]._transport is not None:
-                made[0]._transport.abort()
+            end_connection(end, client, wires, made[0])
             if "close" in end or "behind it" in state:
                 goes_on.set()  # who sends no more may wait for an answer, and nobody reads beside one
             while wires.open:
