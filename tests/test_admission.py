@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from ingest.limits import HTTP_FRESH_S
 from ingest.runtime.admission import Admission, network_of
@@ -113,6 +117,81 @@ def test_who_has_left_or_given_way_holds_no_place() -> None:
     assert len(admission) == 1
     fill(admission, A, 1)
     assert len(admission) == 2
+
+
+STEPS = st.tuples(
+    st.sampled_from(["admit", "admit", "busy", "idle", "leave", "wait"]),
+    st.integers(0, 9),
+    st.sampled_from([A, B, C]),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(places=st.integers(1, 6), share=st.integers(1, 4), steps=st.lists(STEPS, max_size=60))
+@example(
+    places=1,
+    share=1,
+    steps=[("admit", 0, A), ("busy", 0, A), ("leave", 0, A), ("idle", 0, A), ("admit", 1, B)] * 2,
+)
+def test_whatever_comes_in_whatever_order(
+    places: int, share: int, steps: list[tuple[str, int, tuple[str, int]]]
+) -> None:
+    """Also of who has left: a request that is answered behind its connection's end. The model is a list of who is there."""
+    clock = Clock()
+    admission = Admission(places, share, clock)
+    guests = [Guest() for _ in range(10)]
+    there: dict[Guest, tuple[str, int]] = {}
+    idle: list[tuple[float, Guest]] = []  # the one that has been so longest first
+
+    def drop(guest: Guest) -> None:
+        there.pop(guest, None)
+        idle[:] = [one for one in idle if one[1] is not guest]
+
+    for what, number, peer in steps:
+        guest = guests[number]
+        evicted = {one: one.evicted for one in guests}
+        if what == "wait":
+            clock.now += HTTP_FRESH_S * (number + 1) / 4
+        elif what == "leave":
+            admission.leave(guest)
+            drop(guest)
+        elif what == "busy":
+            admission.busy(guest)
+            idle[:] = [one for one in idle if one[1] is not guest]
+        elif what == "idle":
+            admission.idle(guest)
+            if guest in there and all(one is not guest for _, one in idle):
+                idle.append((clock.now, guest))
+            else:
+                idle[:] = [(clock.now if one is guest else since, one) for since, one in idle]
+        elif guest not in there:
+            mine = [one for one in idle if there[one[1]] == peer]
+            old: Guest | None = None
+            if sum(one == peer for one in there.values()) >= share:
+                admitted = bool(mine) and clock.now - mine[0][0] >= HTTP_FRESH_S
+                old = mine[0][1] if admitted else None
+            elif len(there) >= places:
+                counts = Counter(there.values())
+                admitted = bool(idle)
+                most = max((counts[there[one]] for _, one in idle), default=0)
+                old = next((one for _, one in idle if counts[there[one]] == most), None)
+            else:
+                admitted = True
+            assert admission.admit(guest, peer) == admitted
+            if old is not None:
+                evicted[old] += 1
+                drop(old)
+            if admitted:
+                there[guest] = peer
+                idle.append((clock.now, guest))
+        assert {one: one.evicted for one in guests} == evicted
+        assert len(admission) == len(there) <= places
+        for one in guests:
+            assert (one in admission) == (one in there)
+            assert admission.network(one) == (there[one][0] if one in there else "")
+    for guest in guests:
+        admission.leave(guest)
+    assert (len(admission), admission._idle, admission._counts) == (0, {}, Counter())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The catalog: each rule by an example, and all of them against a plain model."""
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import apsw
 import pytest
 
 from ingest.catalog import extent
+from ingest.catalog.allocator import atomic
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import FIRST, Extent
@@ -268,6 +271,62 @@ class TestSmallUpload:
         assert rig.catalog.find("new", "a").extents == (one,)
         rig("store", owner, "newer", "b", 1, OLD, [two])
         assert rig.catalog.find("newer", "b").namespace == "newer"
+
+    @pytest.mark.parametrize("makes", ["begin", "store", "restore"])
+    @pytest.mark.parametrize("undone", ["its transaction", "its call"])
+    def test_a_namespace_that_was_unmade_is_forgotten(self, rig, owner, makes, undone):
+        """Its number is another one's then: whoever looked at it meanwhile must not have kept it."""
+
+        class Undone(Exception):
+            pass
+
+        def make(catalog: Catalog, namespace: str, looks: tuple[str, ...]) -> None:
+            place = catalog.lease(owner, 2)
+            (number,) = catalog.reserve(1)
+            if makes == "begin":
+                number = catalog.begin(owner, namespace, "a")
+            elif makes == "store":
+                catalog.store(owner, namespace, "a", 1, OLD, [place], number=number)
+            else:
+                catalog.restore(number, namespace, "a", 1, OLD, [place], {}, 1.0, 1)
+            for look in looks:
+                with contextlib.suppress(NotFoundError):
+                    if look == "version":
+                        catalog.version(number)
+                    elif look == "page":
+                        catalog.page(namespace)
+                    elif look == "begin":
+                        catalog.begin(owner, namespace, "b")
+                    else:
+                        getattr(catalog, look)(namespace, "a")
+            raise Undone
+
+        made: set[str] = set()
+        looks = [
+            (),
+            *((one,) for one in ("lookup", "find", "version", "page", "begin")),
+            ("delete", "lookup"),
+        ]
+        for (number, some), other_first in itertools.product(enumerate(looks), (False, True)):
+            unmade = f"unmade {number} {other_first}"
+            if undone == "its transaction":
+                with pytest.raises(Undone), rig.catalog.change():
+                    make(rig.catalog, unmade, some)
+            else:
+                with rig.catalog.change(), pytest.raises(Undone):
+                    atomic(make)(rig.catalog, unmade, some)
+            assert set(rig.catalog.namespaces()) == made
+            assert rig.catalog.lookup(unmade, "a") is None
+            names = [f"other {number}", unmade] if other_first else [unmade]
+            for name in names:
+                rig("store", owner, name, "a", 1, NEW, [rig("lease", owner, 2)])
+            made.update(names)
+            with CatalogReader(rig.catalog.path) as fresh:
+                for one, name in itertools.product((rig.catalog, fresh), names):
+                    found = one.find(name, "a")
+                    assert found.namespace == one.version(found.number).namespace == name
+                    assert [entry.name for entry in one.page(name)] == ["a"]
+                    assert {step.version for step in one.history(name, "a")} == {found.number}
 
     def test_discarded_tickets_are_garbage_at_once(self, rig, owner):
         lease = rig("lease", owner, 6)

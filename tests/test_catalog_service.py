@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import socket
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from catalog_rig import ServiceRig
 
@@ -22,7 +24,7 @@ from ingest.catalog.catalog_service import CatalogService
 from ingest.catalog.catalog_socket import catalog_path, connect, listen, service_lock
 from ingest.catalog.extent import Extent
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.catalog.version import ABSENT, Condition, VersionState
+from ingest.catalog.version import ABSENT, Condition, Version, VersionState
 from ingest.errors import (
     ConnectionLostError,
     DataDirLostError,
@@ -275,6 +277,104 @@ class TestTogether:
             assert catalog._db.value("SELECT count(*) FROM owners") == 2
 
 
+class TestAgain:
+    """What a client asks once more, after an answer was lost, may have been done: and others have gone on since."""
+
+    # Of which a second time gives something more, that nobody has: it is garbage sooner or later.
+    GIVEN_TWICE = frozenset({"enter", "lease", "reserve", "extend"})
+
+    def arguments(self, catalog: Catalog, call: str) -> list:
+        """Of a call that does something."""
+        me = catalog.enter("me", 1e6)
+        lease = catalog.lease(me, 8)
+        numbers = catalog.reserve(3)
+        small = [Extent(lease.stop - 2, 2)]
+        stored = catalog.store(me, "n", "name", 1, DIGEST, small, number=numbers[0])
+        held = catalog.extend(me, catalog.begin(me, "n", "name", number=numbers[1]), 4)
+        rest = Extent(lease.first, 6)
+        if call == "unpin":
+            catalog.pin(me, stored.number, 1)
+        if call in ("collected", "forget"):
+            catalog.discard(me, [Extent(lease.first, 1)])
+        if call == "forget":
+            catalog.delete("n", "name")
+            catalog.collected(catalog.garbage(10))
+        if call == "expire":
+            catalog.renew(catalog.enter("late"), 0)
+        return {
+            "bound": [],
+            "enter": ["x"],
+            "enter_alone": ["x", 1e6, "token"],
+            "renew": [me, 1e6],
+            "leave": [me],
+            "expire": [],
+            "lease": [me, 4, "x"],
+            "discard": [me, [Extent(lease.first, 2)]],
+            "forgo": [me, Extent(lease.first, 2)],
+            "conflicted": [me, lease.first],
+            "give_back": [me, rest],
+            "reserve": [3],
+            "begin": [me, "n", "name", {"a": "b"}, Condition(), numbers[2]],
+            "extend": [me, numbers[1], 4],
+            "commit": [me, numbers[1], 1, DIGEST, [Extent(held.first, 2)]],
+            "store": [me, "n", "name", 1, DIGEST, [Extent(lease.first, 2)], {}, Condition(), numbers[2]],
+            "fail": [me, numbers[1], "broke"],
+            "delete": ["n", "name"],
+            "pin": [me, stored.number, 1],
+            "unpin": [me, stored.number, 1],
+            "collected": [catalog.garbage(10)],
+            "forget": [-1.0],
+        }[call]
+
+    def stranger(self, catalog: Catalog) -> int:
+        """Who puts under the same name, begins there, holds tickets, and reads what there is."""
+        owner = catalog.enter("stranger", 1e6)
+        lease = catalog.lease(owner, 10)
+        numbers = [*catalog.reserve(2)]
+        catalog.store(owner, "n", "name", 1, DIGEST[::-1], [Extent(lease.first, 2)], number=numbers[0])
+        catalog.extend(owner, catalog.begin(owner, "n", "name", number=numbers[1]), 4)
+        catalog.pin(owner, numbers[0], 1)
+        return owner
+
+    def of_stranger(self, catalog: Catalog, owner: int) -> list:
+        return [
+            catalog.lookup("n", "name"),
+            catalog._db.all("SELECT * FROM owners WHERE id = ?", owner),
+            catalog._db.all("SELECT * FROM leases WHERE owner = ?", owner),
+            catalog._db.all("SELECT * FROM pins WHERE owner = ?", owner),
+            catalog._db.all("SELECT * FROM versions WHERE owner = ?", owner),
+        ]
+
+    def everything(self, catalog: Catalog) -> dict[str, list]:
+        tables = catalog._db.all("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {name: catalog._db.all(f"SELECT * FROM {name}") for (name,) in tables}
+
+    @pytest.mark.parametrize("call", catalog_calls.CALLS)
+    def test_a_call_changes_nothing_of_others(self, tmp_path, call):
+        with Catalog(tmp_path / "catalog.db") as catalog:
+            with catalog.change():
+                arguments = self.arguments(catalog, call)
+            before = self.everything(catalog)
+            (first,) = catalog_calls.run_together(catalog, [(call, arguments)])
+            assert not isinstance(first, Exception)
+            assert self.everything(catalog) != before, "the arguments are of a call that does nothing"
+            with catalog.change():
+                owner = self.stranger(catalog)
+            theirs, before = self.of_stranger(catalog, owner), self.everything(catalog)
+            (second,) = catalog_calls.run_together(catalog, [(call, arguments)])
+            harmless = self.of_stranger(catalog, owner) == theirs
+            assert harmless != (call in catalog_calls.NOT_AGAIN)
+            if harmless and call not in self.GIVEN_TWICE | {"renew"}:
+                assert self.everything(catalog) == before
+            if harmless and call not in self.GIVEN_TWICE | {"expire", "forget"}:
+                as_before = (
+                    msgspec.structs.replace(second, state=first.state)
+                    if isinstance(first, Version)
+                    else second
+                )
+                assert as_before == first
+
+
 class TestDeath:
     def test_of_the_service_is_not_noticed(self, service):
         async def main():
@@ -320,6 +420,33 @@ class TestDeath:
             await client.close()
 
         asyncio.run(main())
+
+    @pytest.mark.parametrize("made", [True, False])
+    def test_a_delete_whose_answer_was_lost_takes_nothing_that_came_since(self, service, made):
+        async def main():
+            client = await CatalogClient.connect(service.data_dir)
+            owner = await client.enter("test", 1e6)
+            first, second = await client.lease(owner, 2), await client.lease(owner, 2)
+            numbers = await client.reserve(2)
+            await store(client, owner, first, "a", numbers[0])
+            service.signal(signal.SIGSTOP)
+            asked = asyncio.create_task(client.delete("n", "a"))
+            await asyncio.sleep(0)
+            service.kill()
+            with Catalog(catalog_path(service.data_dir)) as catalog, catalog.change():
+                if made:
+                    catalog.delete("n", "a")
+                catalog.store(owner, "n", "a", 1, DIGEST, [second], number=numbers[1])
+            service.start()
+            with pytest.raises(ConnectionLostError):
+                await asked
+            await client.renew(owner)  # all that is asked again has been asked
+            await client.close()
+            return numbers[1]
+
+        number = asyncio.run(main())
+        with reader(service.data_dir) as catalog:
+            assert catalog.find("n", "a").number == number
 
     def test_after_which_a_pin_may_be_there_or_not_keeps_nothing(self, service):
         """Who asked was told that the catalog is away: nobody else would ever unpin it."""
@@ -547,6 +674,31 @@ class TestMessages:
         ):
             message = catalog_calls.serialize_call(7, call, arguments)
             assert catalog_calls.parse_call(message) == (7, (call, arguments))
+
+    @pytest.mark.parametrize(
+        ("call", "before"),
+        [
+            ("begin", (1, "n", "a", {})),
+            ("commit", (1, 2, 3, DIGEST, [Extent(5, 2)])),
+            ("store", (1, "n", "a", 3, DIGEST, [Extent(5, 2)], {})),
+            ("delete", ("n", "a")),
+        ],
+    )
+    def test_a_condition_comes_with_all_of_its_fields(self, call, before):
+        values = {
+            "exists": [True, False],
+            "etags": [frozenset(), frozenset("*"), frozenset(["x", "y"])],
+            "none_of": [frozenset(), frozenset("*"), frozenset(["x", "y"])],
+            "same": [True],
+            "unmodified_since": [0, -1, 1 << 40],
+        }
+        assert set(values) == {field.name for field in dataclasses.fields(Condition)}
+        for name, some in values.items():
+            for value in some:
+                condition = Condition(**{name: value})
+                message = catalog_calls.serialize_call(7, call, (*before, condition))
+                _, (_, arguments) = catalog_calls.parse_call(message)
+                assert arguments[len(before)] == condition
 
     def test_every_error_is_told_by_its_name(self):
         for kind in (NameTakenError, UploadLostError, DiskError, errors.BusyError, UsageError):

@@ -16,6 +16,7 @@ from gateway_rig import Connection, Gateway, memory_gateway, node_gateway
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from ingest.gateway.http import form_file
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.form_file import FormFile
 from ingest.gateway.http.form_part import Part, boundary_of, is_form, parse_head
@@ -142,6 +143,22 @@ def test_where_pieces_of_the_search_meet(searches: int, before: int) -> None:
     data = (b"\r\n-----" * (searches * FORM_SEARCH_SIZE))[: came + searches * FORM_SEARCH_SIZE - before]
     for buffer in (1 << 20, came + FORM_SEARCH_SIZE + 1, FORM_SEARCH_SIZE):
         assert read(form(part(data)), buffers=[buffer])[1] == data
+
+
+@pytest.mark.parametrize("take", [1, 2, 64])
+@pytest.mark.parametrize("search", range(1, 2 * len(BOUNDARY)))
+def test_a_delimiter_is_found_wherever_it_lies(
+    monkeypatch: pytest.MonkeyPatch, search: int, take: int
+) -> None:
+    """Each place of it in its piece of the search, and in its buffer: no byte may be where none looks."""
+    monkeypatch.setattr(form_file, "FORM_SEARCH_SIZE", search)
+    monkeypatch.setattr(form_file, "FORM_TAKE_SIZE", take)
+    for filler in (b"x", b"\r", b"\r\n-"):
+        for size in range(take, take + 4 * search + 2):
+            data = (filler * size)[:size]
+            whole = form(part(data), part(b"behind", FIELD))
+            assert read(whole)[1] == data
+            assert read(whole, sizes=[size % 7 + 1, 40], buffers=[size % 5 + 1, 60])[1] == data
 
 
 @pytest.mark.parametrize(

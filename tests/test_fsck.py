@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from stores import Small, everything_of, slot_offset, starts, template
@@ -17,7 +18,9 @@ from test_cli import run
 
 from faults.damaged_store import LONG_PACK, SMALL_SEGMENT, Builder, read_all, started
 from ingest import mac, sharding, ticket
+from ingest._hmac import sign
 from ingest.errors import ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.frame import delete_data
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.mac import build_frame
 from ingest.status import Status
@@ -408,6 +411,84 @@ class TestLogOfPacksWithoutAFile:
         assert named[name] == ticket.tree_path(name)
         assert store.fsck().clean
         assert store.shows_all(), "its file holds it"
+
+
+class TestWhatALostBatchBrought:
+    """A bad frame makes its batch one that no recovery replays: a repair brings in what else is in it, whatever it changes.
+
+    Each kind of it is alone in a pack which has a file already, and of which nothing else is wrong or pending."""
+
+    STORED, DELETED = (3, 10, 1294), (20,)  # slots of each pack
+    BROUGHT: ClassVar = {
+        "a delete of the first slot": [("delete", 0, 1)],
+        "a delete of a free slot": [("delete", 5, 1)],
+        "a delete of free slots": [("delete", 21, 40)],
+        "a delete of the last slot": [("delete", 1295, 1)],
+        "a delete of a stored one": [("delete", 3, 1)],
+        "a delete of stored and free ones": [("delete", 2, 9)],
+        "a delete of all": [("delete", 0, 1296)],
+        "a delete of a deleted one": [("delete", 20, 1)],
+        "a put in the first slot": [("put", 0, 1)],
+        "a put in a free slot": [("put", 5, 1)],
+        "a put in the last slot": [("put", 1295, 1)],
+        "puts": [("put", 4, 1), ("put", 9, 1)],
+        "a put and a delete": [("put", 4, 1), ("delete", 5, 1)],
+        "a put that is lost": [("lost", 5, 1)],
+        "a put that is lost and a delete": [("lost", 5, 1), ("delete", 3, 1)],
+    }
+
+    def test_is_in_the_packs_after_a_repair(self, tmp_path, layout):
+        check_layout(layout, tmp_path)
+        data = tmp_path / "store"
+        builder = Builder(data, layout, random.Random(1), SMALL_SEGMENT)
+        packs = {
+            name: sharding.pack_id("AAC" + ticket.ALPHABET[i] + "0") for i, name in enumerate(self.BROUGHT)
+        }
+        for pack in packs.values():
+            builder.put([sharding.slot_ticket(pack, slot) for slot in (*self.STORED, *self.DELETED)])
+            builder.delete(sharding.slot_ticket(pack, self.DELETED[0]), 1)
+        builder.settle()
+        builder.put([sharding.slot_ticket(5, 1)])
+        spoilt = []
+        for number, (name, brought) in enumerate(self.BROUGHT.items()):
+            raw, about, deletes = bytearray(), [], 0
+            if not any(what == "lost" for what, _, _ in brought):
+                brought = [("lost elsewhere", 100 + number, 1), *brought]
+            for what, slot, count in sorted(brought, key=lambda one: one[0] == "delete"):  # puts come first
+                first = sharding.slot_ticket(5 if what == "lost elsewhere" else packs[name], slot)
+                count = min(count, 64) if layout == "tree" else count  # each one makes a file there
+                indices = [*range(first, first + count)]
+                if what == "delete":
+                    frame = bytearray(ticket.index_to_wire(first) + bytes(8) + delete_data(count))
+                    sign(builder.keys.delete, frame)
+                    raw += frame
+                    deletes += 1
+                else:
+                    raw += builder.frames(indices)
+                if what != "put":
+                    builder.truth.update(dict.fromkeys(indices))
+                if what.startswith("lost"):
+                    spoilt.append((len(builder.batches), len(about)))
+                about.append(indices)
+            builder.append(bytes(raw), about, deletes=deletes)
+        builder.put([sharding.slot_ticket(5, 2)])
+        builder.close()
+        for number, place in spoilt:
+            batch = builder.batches[number]
+            with (data / batch.segment).open("r+b") as file:
+                file.seek([*batch.frames][place] + 700)
+                file.write(b"decay")
+        report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+        assert [problem.kind for problem in report.problems].count("log_frame") == len(self.BROUGHT)
+        assert fsck(data, segment_size=SMALL_SEGMENT).clean
+        found = {}
+        with started(data, SMALL_SEGMENT) as reader:
+            for pack in (5, *packs.values()):
+                for first, status, count, frames in reader.read_range(sharding.slot_ticket(pack, 0), 1296):
+                    for i in range(count if status is not Status.MISSING else 0):
+                        frame = frames[i * FRAME_SIZE : (i + 1) * FRAME_SIZE]
+                        found[first + i] = frame[16:] if status is Status.SAVED else None
+        assert found == builder.truth
 
 
 class TestLog:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+import uvloop
 from gateway_rig import Connection
 from memory_store import MemoryStore
 
@@ -19,6 +21,7 @@ from ingest.client.async_client import AsyncClient
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Services
 from ingest.gateway.http.node_figures import NodeFigures
+from ingest.gateway.process.api_table import APIS
 from ingest.gateway.process.gateway_config import load_config
 from ingest.gateway.process.http_process import GatewayServer
 from ingest.gateway.process.signing_keys import SigningKeys, Telling
@@ -43,11 +46,11 @@ NEW = Settings("second-0123456789", (b"\1" * 32, b"\2" * 32))
 
 
 class Files:
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, tls: bool = True) -> None:
         self.tokens, self.key_file = directory / "tokens", directory / "keys"
         self.chain, self.tls_key = directory / "chain", directory / "tls key"
-        flags = {"tls_cert": self.chain, "tls_key": self.tls_key, "key_file": self.key_file}
-        flags |= {"token_file": self.tokens, "data_dir": directory}
+        flags = {"tls_cert": self.chain, "tls_key": self.tls_key} if tls else {}
+        flags |= {"key_file": self.key_file, "token_file": self.tokens, "data_dir": directory}
         self.config = load_config({name: str(path) for name, path in flags.items()}, {})
 
     def write(self, settings: Settings) -> None:
@@ -63,28 +66,40 @@ class Files:
 class Server:
     """With the ``files`` as they were when it started."""
 
-    def __init__(self, files: Files) -> None:
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self._address = self._socket.getsockname()
+    def __init__(self, files: Files, ports: Sequence[str] = ("http",)) -> None:
+        sockets = {}
+        for port in ports:
+            sockets[port] = socket.socket()
+            sockets[port].bind(("127.0.0.1", 0))
+        self._addresses = [sock.getsockname() for port, sock in sockets.items() if port != "stream"]
+        self._is_tls = files.config.tls_cert is not None
         self._client = AsyncClient(("127.0.0.1", 1), ("127.0.0.1", 1), OLD.keys[0])
         self._keys = SigningKeys(self._client, Telling())
         self._keys.load(files.config)
-        self._server = GatewayServer(files.config, {"http": self._socket}, lambda: files.config)
+        self._server = GatewayServer(files.config, sockets, lambda: files.config)
 
-    async def run(self, work: Callable[[Server], None]) -> None:
-        """``work`` in a thread of its own, while it serves."""
+    async def run(self, work: Callable[[Server], None], steps: int | None = None) -> int:
+        """``work`` in a thread of its own, while it serves. With ``steps``, the signal comes so many turns of the loop after
+        it began to. Returns how many ports it had made then."""
         store = MemoryStore()
         figures = NodeFigures(lambda: ("127.0.0.1", 1))
         services = Services(store, store.read_chunk, figures, DownloadLinks(bytes(32)))
         serving = asyncio.create_task(self._server.serve(services))
         self._loop = asyncio.get_running_loop()
+        for _ in range(steps or 0):
+            await asyncio.sleep(0)
+        made = len(self._server._apps)
+        if steps is not None:
+            self._server.reload(self._keys)
+        while steps is not None and not self._server.ended._waiters:  # type: ignore[attr-defined]
+            await asyncio.sleep(0)  # until it has made all of its ports
         try:
             await asyncio.to_thread(work, self)
         finally:
             self._server.ended.set()
             await serving
             self._keys.close()
+        return made
 
     def hup(self) -> None:
         async def reload() -> None:
@@ -94,31 +109,28 @@ class Server:
 
     def has(self, settings: Settings) -> bool:
         """All of them, or (False) none."""
-        found = {
-            self._shows(settings.authority),
-            self._client._keys.ids == settings.key_ids,
-            self._takes(settings.token),
-        }
+        found = {self._client._keys.ids == settings.key_ids}
+        for address in self._addresses:
+            found.add(self._takes(address, settings.token))
+            if self._is_tls:
+                found.add(self._shows(address, settings.authority))
         assert len(found) == 1, "some of them, and others not"
         return found.pop()
 
-    def _connect(self, context: ssl.SSLContext) -> Connection:
-        return Connection(self._address, context)
-
-    def _shows(self, authority: trustme.CA) -> bool:
+    def _shows(self, address: tuple[str, int], authority: trustme.CA) -> bool:
         context = ssl.create_default_context()
         authority.configure_trust(context)
         try:
-            self._connect(context).close()
+            Connection(address, context).close()
         except ssl.SSLCertVerificationError:
             return False
         return True
 
-    def _takes(self, token: str) -> bool:
-        context = ssl._create_unverified_context()
-        with self._connect(context) as connection:
+    def _takes(self, address: tuple[str, int], token: str) -> bool:
+        context = ssl._create_unverified_context() if self._is_tls else None
+        with Connection(address, context) as connection:
             headers = {"Authorization": f"Bearer {token}"}
-            return connection.request("GET", "/catalog/namespaces", headers=headers).status == 200
+            return connection.request("GET", "/no-such-path", headers=headers).status != 401
 
 
 @pytest.fixture
@@ -161,3 +173,26 @@ def test_hup_takes_nothing_over_when_some_of_it_cannot_be_used(
         await Server(files).run(work)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("tls", [True, False], ids=["TLS", "plain"])
+def test_hup_comes_at_any_step_of_the_start(tmp_path: Path, tls: bool, loop: Callable[[], Any]) -> None:
+    """A process has many ports, and makes one after the other: all of them take over what the files say."""
+
+    def work(server: Server) -> None:
+        assert server.has(NEW) and not server.has(OLD)
+
+    ports = ("http", "stream", *(name for name in APIS if name != "stream"))
+    made: list[int] = []
+    with asyncio.Runner(loop_factory=loop) as runner:
+        while not made or made[-1] < len(ports) - 1:
+            directory = tmp_path / str(len(made))
+            directory.mkdir()
+            files = Files(directory, tls)
+            files.write(OLD)
+            server = Server(files, ports)
+            files.write(NEW)
+            made.append(runner.run(server.run(work, steps=len(made))))
+    # uvloop makes a port without a turn, and so does asyncio where TLS is not its own.
+    assert made[0] == 0 and (tls or loop is uvloop.new_event_loop or set(made) == set(range(len(ports))))

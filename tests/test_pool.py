@@ -270,6 +270,47 @@ def test_a_worker_is_not_replaced_before_the_committer_let_go_of_its_arena(stage
     os.close(permission)
 
 
+@pytest.mark.parametrize("committer_is", ["serving", "recovering"])
+def test_the_parent_does_not_let_go_of_an_arena_that_a_committer_may_read(
+    stage: Stage, committer_is: str
+) -> None:
+    """However often it looks meanwhile: it has replaced another process since."""
+    actors = Actors(stage)
+    lives = stage.queue.counter_row(_queue.ROW_WORKER)  # any shared memory will do
+    permission = os.eventfd(0)
+
+    def committer(node: Node) -> int:
+        lives[0] += 1
+        if lives[0] == 1 and committer_is == "recovering":
+            return actors.committer(node)
+        stage.report("recovers")
+        if committer_is == "serving":
+            node.queue.committer_ready()
+        while not node.queue.is_retiring(0):
+            os.eventfd_read(blocking(node.queue.committer_doorbell))
+        stage.report("asked")
+        os.eventfd_read(permission)
+        assert node.queue.is_retiring(0)
+        actors.release(node.queue)
+        stage.report("released")
+        return actors.committer(node)
+
+    serve(stage, committer=committer)
+    if committer_is == "recovering":
+        os.kill(pid_of(stage, "committer"), signal.SIGKILL)
+    stage.wait_for("recovers")
+    os.kill(pid_of(stage, "worker", slot=0), signal.SIGKILL)
+    stage.wait_for("asked")
+    for number in range(1, 3):
+        os.kill(stage.wait_for("admin", number)[-1]["pid"], signal.SIGKILL)
+        stage.wait_for("admin", number + 1)
+    assert stage.queue.is_retiring(0)
+    os.eventfd_write(permission, 1)
+    stage.wait_for("released")
+    stage.wait_for("worker", 2, slot=0)
+    os.close(permission)
+
+
 def blocking(doorbell: int) -> int:
     os.set_blocking(doorbell, True)
     return doorbell

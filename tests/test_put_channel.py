@@ -167,6 +167,58 @@ class TestAnyOrder:
         assert not channel.in_flight()
 
 
+CONNECTIONS: dict[str, tuple[Status, ...]] = {
+    "nothing": (),
+    "good": (Status.SAVED,),
+    "bad": (Status.BAD_CHECKSUM,),
+    "bad, then good": (Status.BAD_TICKET, Status.CONFLICT),
+    "good, then bad": (Status.DELETED, Status.BAD_CHECKSUM),
+    "busy": (Status.BUSY,),
+    "bad twice": (Status.BAD_TICKET, Status.BAD_CHECKSUM),
+}
+
+
+@pytest.mark.parametrize("first", CONNECTIONS)
+def test_only_what_a_connection_said_itself_counts_at_its_end(first: str) -> None:
+    """One that took a frame for bad, and none for good, fails all; nothing of it, or of an earlier one, counts for the next.
+    Whatever waits for its back-off is sent by its timer alone."""
+
+    async def work(kinds: tuple[str, ...]) -> None:
+        channel, batch = Unconnected(), Batch(1000)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 20), batch)
+        refused: dict[str, Status] = {}
+        waiting, left = 0, 20
+        for kind in kinds:
+            wire.take_all()
+            assert len(wire.in_flight) == left - waiting, kinds
+            statuses = [*CONNECTIONS[kind]][: len(wire.in_flight)]
+            some = wire.in_flight[: len(statuses)]
+            wire.ack(some, statuses)
+            for frame, status in zip(some, statuses, strict=True):
+                waiting += status in RETRIED
+                left -= status not in RETRIED
+                if status not in (*RETRIED, Status.SAVED):
+                    refused[ticket.format(index(frame))] = status
+            wire.disconnect()
+            if kind.startswith("bad") and kind != "bad, then good" and left:
+                left = waiting = 0
+                assert batch.left == 0 and set(batch.refused.values()) >= {statuses[-1]}, kinds
+                break
+            assert batch.left == left and batch.refused == refused, kinds
+        wire.take_all()
+        assert len(wire.in_flight) == left - waiting, kinds
+        assert not waiting or channel._later == waiting, kinds
+        channel.give_up(ConnectionLostError("the test is over"))
+
+    async def all_of_them() -> None:
+        for second in CONNECTIONS:
+            for third in CONNECTIONS:
+                await work((first, second, third))
+
+    asyncio.run(all_of_them())
+
+
 class TestRuns:
     def test_only_what_was_not_acked_is_sent_again(self, no_delay: None) -> None:
         async def work() -> None:

@@ -3,12 +3,13 @@ where passing it over would store, replace, delete or show something else than w
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import itertools
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -20,7 +21,7 @@ from gateway_rig import Answer, Gateway, running_gateway
 from ingest.catalog.version import Condition, Version, VersionState
 from ingest.errors import PreconditionError
 from ingest.gateway.apis import blob_api, files_api, objects_api, store_api
-from ingest.gateway.http.body_digests import digests_of
+from ingest.gateway.http.body_digests import CheckedBody, digests_of
 from ingest.gateway.http.failures import Failure
 from ingest.gateway.http.fields import SINGLE, Fields
 from ingest.gateway.http.form_part import boundary_of, is_form, parse_head
@@ -29,6 +30,7 @@ from ingest.gateway.http.ranges import parse_range
 from ingest.gateway.http.request_target import parse_query
 from ingest.gateway.process.api_table import shared_routes
 from ingest.limits import SMALL_OBJECT_MAX
+from ingest.objects.body import as_body
 from ingest.runtime.cache_policy import of_an_answer
 
 GATEWAY = Path(objects_api.__file__).parent.parent
@@ -475,6 +477,47 @@ def test_what_cannot_be_a_digest(headers: dict[str, str]) -> None:
     with pytest.raises(Failure) as caught:
         digests_of(headers)
     assert (caught.value.status, caught.value.code) == (400, "bad_digest")
+
+
+def members(data: bytes) -> dict[str, list[tuple[str, str]]]:
+    """Of each field: digests that it may have of some data, by their names."""
+    md5, sha256, sha512 = (encoded(name, data) for name in ("md5", "sha256", "sha512"))
+    return {
+        "Content-Digest": [("sha-256", f"sha-256=:{sha256}:"), ("sha-512", f"sha-512=:{sha512}:")],
+        "Repr-Digest": [("md5", f"md5=:{md5}:"), ("sha-256", f"sha-256=:{sha256}:")],
+        "Digest": [("sha-512", f"SHA-512={sha512}"), ("md5", f"md5={md5}")],
+        "Content-MD5": [("md5", md5)],
+    }
+
+
+FALSE = [None, *((field, at) for field, some in members(b"").items() for at in range(len(some)))]
+
+
+@pytest.mark.parametrize("wrong", FALSE)
+def test_each_digest_of_a_request_is_compared_whichever_others_it_has(wrong: tuple[str, int] | None) -> None:
+    """Every set of the fields, with one digest in one of them that is not true."""
+
+    async def fill(headers: dict[str, str]) -> None:
+        body = CheckedBody(as_body(pieces()), digests_of(headers))
+        while not body.ended:
+            await body.fill(memoryview(bytearray(3)))
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"the bytes"
+
+    said = members(b"the bytes")
+    if wrong is not None:
+        said[wrong[0]][wrong[1]] = members(b"other bytes")[wrong[0]][wrong[1]]
+    for fields in itertools.chain.from_iterable(itertools.combinations(said, count) for count in range(5)):
+        headers = {field: ", ".join(text for _, text in said[field]) for field in fields}
+        names = sorted(name for field in fields for name, _ in said[field])
+        assert sorted(name for name, _ in digests_of(headers)) == names
+        if wrong is None or wrong[0] not in fields:
+            asyncio.run(fill(headers))
+        else:
+            with pytest.raises(Failure) as caught:
+                asyncio.run(fill(headers))
+            assert (caught.value.status, caught.value.code) == (400, "bad_digest")
 
 
 def test_digests_that_nobody_knows_are_passed_over() -> None:

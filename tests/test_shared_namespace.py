@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Coroutine, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from blake3 import blake3
 from gateway_rig import Gateway, memory_gateway, node_gateway
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memory_store import MemoryStore
+from msgspec import structs
 from test_cli import run
 
 from ingest.catalog.version import ABSENT, ANY, PRESENT, SAME, Condition
-from ingest.errors import NameTakenError, NotFoundError, PreconditionError
-from ingest.objects.body import IteratedBody
+from ingest.errors import IngestError, NameTakenError, NotFoundError, PreconditionError
+from ingest.objects.body import Body, IteratedBody
 from ingest.objects.shared_namespace import SharedNamespace
 
 T = TypeVar("T")
@@ -328,5 +331,153 @@ def test_puts_without_a_condition_replace_each_other() -> None:
         gate.set()
         replaced = await late
         assert (await store.stat("blob", "name")).digest == replaced.digest
+
+    wait(work())
+
+
+# --- one namespace under two names is told from no other one by any condition
+
+
+OLD_BYTES = b"old"
+ETAG, OTHER = blake3(OLD_BYTES).hexdigest(), blake3(b"other").hexdigest()
+LONG_AGO = 1_000_000_000  # when the old version came, in seconds since 1970
+CONDITIONS = [
+    replace(Condition(same=same), **asked)
+    for same in (False, True)
+    for asked in (
+        {},
+        {"exists": True},
+        {"exists": False},
+        {"etags": frozenset([ETAG])},
+        {"etags": frozenset([OTHER])},
+        {"etags": frozenset("*")},
+        {"etags": frozenset()},
+        {"none_of": frozenset([ETAG])},
+        {"none_of": frozenset([OTHER])},
+        {"none_of": frozenset("*")},
+        {"unmodified_since": LONG_AGO - 1},
+        {"unmodified_since": LONG_AGO},
+        {"exists": True, "unmodified_since": LONG_AGO},
+        {"etags": frozenset([ETAG]), "none_of": frozenset([OTHER])},
+        {"none_of": frozenset([OTHER]), "unmodified_since": LONG_AGO},
+    )
+]
+
+
+def test_each_field_of_a_condition_is_among_those_that_are_tried() -> None:
+    tried = {f.name for f in fields(Condition) for one in CONDITIONS if getattr(one, f.name) != f.default}
+    assert tried == {f.name for f in fields(Condition)}
+
+
+class SlowStore(MemoryStore):
+    """Whose bytes have still to be written when the last one came, as those of a real one have. ``written``: they are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.came, self.written = asyncio.Event(), asyncio.Event()
+        self.slow = False
+
+    async def _gather(self, source: Body, size: int | None) -> bytearray:
+        data = await super()._gather(source, size)
+        if self.slow:
+            self.slow = False
+            self.came.set()
+            await self.written.wait()
+        return data
+
+
+async def history(
+    lies_in: str, namespace: str, condition: Condition, data: bytes, event: str, moment: str
+) -> tuple[type[Exception] | None, bytes | None]:
+    """A put with a condition, and what comes at a moment of it. Returns its error, and which bytes the name has then."""
+    inner = SlowStore()
+    store = SharedNamespace(inner)
+    version = await inner.put(lies_in, "name", body(OLD_BYTES))
+    inner.live[lies_in, "name"] = structs.replace(version, created=float(LONG_AGO)), OLD_BYTES
+    inner.slow = moment == "behind its last byte"
+    gate, began = asyncio.Event(), asyncio.Event()
+    late = inner.slow
+    if late:
+        gate.set()
+    task = asyncio.create_task(store.put(namespace, "name", gated(data, gate, began), condition=condition))
+    reached = asyncio.create_task((inner.came if late else began).wait())
+    await asyncio.wait([task, reached], return_when=asyncio.FIRST_COMPLETED)
+    inner.slow = False
+    if event == "replaced":
+        await store.put(namespace, "name", body(b"other"))
+    elif event == "replaced by the same":
+        await store.put(namespace, "name", body(OLD_BYTES))
+    elif event == "deleted":
+        await store.delete(namespace, "name")
+    elif event == "deleted and put again":
+        await store.delete(namespace, "name")
+        await store.put(namespace, "name", body(b"other"))
+    gate.set()
+    inner.written.set()
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    reached.cancel()
+    try:
+        left = inner.live[(await store.stat(namespace, "name")).namespace, "name"][1]
+    except NotFoundError:
+        left = None
+    return (type(outcome) if isinstance(outcome, Exception) else None), left
+
+
+@pytest.mark.parametrize("moment", ["before its last byte", "behind its last byte"])
+@pytest.mark.parametrize(
+    "event", ["nothing", "replaced", "replaced by the same", "deleted", "deleted and put again"]
+)
+@pytest.mark.parametrize("lies_in", ["blob", "sos"])
+def test_no_condition_tells_a_put_there_from_one_elsewhere(lies_in: str, event: str, moment: str) -> None:
+    """Whichever field a condition has, and whatever comes meanwhile: it is as where all lies in one place, except that
+
+    a put may be refused, and changes nothing, beside one that replaced the old version;
+    with the last byte it is decided whether the same bytes are there, and whether the old version is."""
+
+    async def work() -> None:
+        for number, condition in enumerate(CONDITIONS):
+            for data in (OLD_BYTES, b"new bytes"):
+                namespace = ("blob", "sos")[number % 2]
+                expected = await history("objects", "objects", condition, data, event, moment)
+                found = await history(lies_in, namespace, condition, data, event, moment)
+                case = (condition, data)
+                late = lies_in == "sos" and moment == "behind its last byte"
+                if late and (condition.same or event == "deleted"):
+                    at_last_byte = await history("objects", "objects", condition, data, "nothing", moment)
+                    assert found[0] is at_last_byte[0], case
+                    continue
+                if lies_in == "sos" and event != "nothing" and found[0] is PreconditionError:
+                    untouched = OLD_BYTES if event == "replaced by the same" else b"other"
+                    assert found[1] == (None if event == "deleted" else untouched), case
+                    continue
+                assert found == expected, case
+
+    wait(work())
+
+
+@pytest.mark.parametrize("lies_in", [(), ("blob",), ("sos",), ("sos", "blob")], ids="-".join)
+def test_no_condition_tells_a_check_or_a_delete_there_from_one_elsewhere(lies_in: tuple[str, ...]) -> None:
+    async def outcomes(places: tuple[str, ...], namespace: str, condition: Condition) -> list[Any]:
+        inner = MemoryStore()
+        store = SharedNamespace(inner)
+        for place in places:
+            data = OLD_BYTES if place == places[-1] else b"behind another one"
+            version = await inner.put(place, "name", body(data))
+            inner.live[place, "name"] = structs.replace(version, created=float(LONG_AGO)), data
+        found: list[Any] = []
+        for call in (store.check, store.delete):
+            try:
+                await call(namespace, "name", condition)
+                found.append("done")
+            except IngestError as error:
+                found.append(type(error))
+        left = {data for _, data in inner.live.values()}
+        return [*found, left and left >= {OLD_BYTES} and len(inner.live) == len(places)]
+
+    async def work() -> None:
+        for condition in CONDITIONS:
+            expected = await outcomes(("objects",) if lies_in else (), "objects", condition)
+            for namespace in ("blob", "sos"):
+                assert await outcomes(lies_in, namespace, condition) == expected, condition
 
     wait(work())

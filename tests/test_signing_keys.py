@@ -13,6 +13,7 @@ import pytest
 
 from ingest import limits
 from ingest.client.async_client import AsyncClient
+from ingest.errors import KeyFileError
 from ingest.gateway.process.gateway_config import load_config
 from ingest.gateway.process.signing_keys import SigningKeys, Telling
 from ingest.mac import KeyRing
@@ -163,5 +164,66 @@ def test_a_server_elsewhere_can_t_be_asked(
         monkeypatch.setattr(limits, "KEY_SWITCH_DELAY_S", 0.0)
         rig.file(ONE, TWO)
         await rig.until_signed_with(TWO)
+
+    run(work)
+
+
+# --- a reload while another one still waits
+
+FILES = [(ONE,), (ONE, TWO), (TWO, THREE, ONE), (THREE, FOUR, TWO, ONE), (TWO, ONE), ()]
+
+
+@pytest.mark.parametrize("first", FILES[:-1])
+def test_of_several_reloads_that_wait_only_the_last_one_counts(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch, first: tuple[bytes, ...]
+) -> None:
+    """Whatever was in the file meanwhile, and however far each got: then the server accepts all that it ever named. A file
+    without a key is refused, and the one before it counts."""
+
+    async def work(rig: Rig) -> None:
+        used: list[tuple[str, ...]] = []
+        take = rig.client.use_keys
+
+        def use_keys(keys: list[bytes]) -> None:
+            take(keys)
+            used.append(rig.client._keys.ids)
+
+        monkeypatch.setattr(rig.client, "use_keys", use_keys)
+        rig.accepts()
+        for second in FILES:
+            for third in FILES:
+                rig.keys = SigningKeys(rig.client, rig.telling)
+                rig.telling.begin()
+                for keys in (first, second, third):
+                    if keys:
+                        rig.file(*keys)
+                        last = keys
+                    else:
+                        with pytest.raises(KeyFileError):
+                            rig.file()
+                    await asyncio.sleep(0)  # each of them waits by now
+                at_once = len(used)
+                rig.accepts(ONE, TWO, THREE, FOUR)
+                rig.telling.end()
+                await asyncio.gather(
+                    *(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True
+                )
+                assert rig.signs() == id_of(last[:2][-1])
+                for ids in used[at_once - 1 :]:
+                    assert sorted(ids) == sorted(map(id_of, last)), (first, second, third)
+
+    run(work)
+
+
+def test_none_switches_after_its_end(run: Callable[..., None]) -> None:
+    async def work(rig: Rig) -> None:
+        rig.accepts(ONE, TWO)
+        rig.telling.begin()
+        rig.file(ONE, TWO)
+        await asyncio.sleep(0)
+        rig.keys.close()
+        rig.telling.end()
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
+        assert rig.signs() == id_of(ONE)
 
     run(work)

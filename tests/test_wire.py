@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
+from ingest.limits import HTTP_HEAD_SIZE_OWN
 from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
 
@@ -114,5 +116,94 @@ def test_an_empty_line_behind_a_request_begins_none(empty: bytes) -> None:
             writer.close()
             port.close()
             await server.shutdown()
+
+    uvloop.run(test())
+
+
+# --- what a connection has of its process, wherever it is when it ends
+
+LONG = (b"X-Long: " + b"x" * HTTP_HEAD_SIZE_OWN + b"\r\n") * 2
+STATES = {
+    "nothing came": b"",
+    "a head has come in part": b"GET /waits HTTP/1.1\r\nHost: a\r\n" + LONG,
+    "a request is under way": b"GET /waits HTTP/1.1\r\nHost: a\r\n" + LONG + b"\r\n",
+    "another one waits behind it": (b"GET /waits HTTP/1.1\r\nHost: a\r\n" + LONG + b"\r\n") * 2,
+    "its body comes": b"PUT /reads HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n" + LONG + b"\r\nbody",
+    "its body comes in chunks": b"PUT /reads HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + LONG + b"\r\n4\r\nbo",
+    "it is answered before its body": b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n" + LONG + b"\r\nbody",
+    "it is answered": b"GET / HTTP/1.1\r\nHost: a\r\n" + LONG + b"\r\n",
+    "the next head has come in part": b"GET / HTTP/1.1\r\nHost: a\r\n" + LONG + b"\r\nGET / HTTP/1.1\r\n" + LONG,
+}  # fmt: skip
+HOLDS = frozenset(STATES) - {"nothing came", "it is answered"}  # memory for a head
+
+
+def end_connection(end: str, client: socket.socket, wires: Wires, wire: Wire) -> None:
+    if end == "reset":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    if end in ("reset", "close"):
+        client.close()
+    elif end == "half close":
+        client.shutdown(socket.SHUT_WR)
+    elif end == "gave way":
+        wires.dismissed(wire)
+        wire.evict()
+    elif wire._transport is not None:
+        wire._transport.abort()
+
+
+@pytest.mark.parametrize("end", ["close", "half close", "reset", "aborted here", "gave way"])
+@pytest.mark.parametrize("state", STATES)
+def test_what_a_connection_had_is_given_back_however_it_ends(state: str, end: str) -> None:
+    made: list[Wire] = []
+    came, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Kept(Wire):
+        def buffer_updated(self, nbytes: int) -> None:
+            super().buffer_updated(nbytes)
+            received[0] += nbytes
+            if received[0] == len(STATES[state]):
+                came.set()
+
+    received = [0]
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.path == "/waits":
+            await goes_on.wait()
+        if request.path == "/reads":
+            await request.read()
+        return web.Response(text="here")
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        wires, server = Wires(), web.Server(answer)
+
+        def accept() -> Wire:
+            made.append(Kept(wires, Connection(server, loop=loop), lambda: "id"))
+            return made[-1]
+
+        port = await loop.create_server(accept, "127.0.0.1", 0)
+        client = socket.create_connection(port.sockets[0].getsockname())
+        client.setblocking(False)
+        await loop.sock_sendall(client, STATES[state])
+        async with asyncio.timeout(60):
+            if STATES[state]:
+                await came.wait()
+            while not wires.open:
+                await asyncio.sleep(0)
+            if "answered" in state or state == "the next head has come in part":
+                while b"HTTP/1.1" not in await loop.sock_recv(client, 1 << 16):
+                    pass
+            assert (wires.heads > 0) == (state in HOLDS), "it is not in this state"
+            end_connection(end, client, wires, made[0])
+            if "close" in end or "behind it" in state:
+                goes_on.set()  # who sends no more may wait for an answer, and nobody reads beside one
+            while wires.open:
+                await asyncio.sleep(0.001)
+        assert (wires.heads, wires.unfinished, len(wires.guests)) == (0, {}, 0)
+        client.close()
+        goes_on.set()
+        port.close()
+        await server.shutdown(1)
+        assert (wires.heads, wires.unfinished, len(wires.guests), wires.guests._idle) == (0, {}, 0, {})
 
     uvloop.run(test())

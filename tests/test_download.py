@@ -1,0 +1,221 @@
+"""Downloads: what becomes of one when its chunks answer something else than data, and what came to the name meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from ingest import ticket
+from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.extent import Extent, chunks_needed
+from ingest.catalog.local_catalog import LocalCatalog
+from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
+from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
+from ingest.objects.download import LOOKS_MAX, PinnedDownload, SmallDownload, open_version
+from ingest.objects.membership import Membership
+from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget
+from ingest.status import Status
+
+GONE = (Status.MISSING, Status.DELETED)  # what the collector leaves, and what was never there
+SMALL, LARGE = 3 * DATA_SIZE, SMALL_OBJECT_MAX + DATA_SIZE
+
+
+class Chunks:
+    """What is read of a `ChunkStore`: ``answers`` has the tickets under which there is no data. ``event`` is awaited before
+    the next read is answered."""
+
+    def __init__(self) -> None:
+        self.data: dict[int, bytes] = {}
+        self.answers: dict[int, Status] = {}
+        self.event: Callable[[], Awaitable[None]] | None = None
+
+    async def read_range(self, first: str, count: int) -> bytearray:
+        event, self.event = self.event, None
+        if event is not None:
+            await event()
+        begin, found = ticket.parse(first), bytearray()
+        for index in range(begin, begin + count):
+            if index in self.answers:
+                raise RefusedError(ticket.format(index), self.answers[index])
+            found += self.data[index]
+        return found
+
+
+class SlowCatalog(LocalCatalog):
+    """``event`` is awaited before the next pin."""
+
+    event: Callable[[], Awaitable[None]] | None = None
+
+    async def pin(self, owner: int, version: int) -> None:
+        event, self.event = self.event, None
+        if event is not None:
+            await event()
+        await super().pin(owner, version)
+
+
+class Node:
+    """A catalog, and a store of chunks."""
+
+    def __init__(self, catalog: SlowCatalog, reader: CatalogReader, membership: Membership) -> None:
+        self.catalog, self.reader, self.membership = catalog, reader, membership
+        self.chunks = Chunks()
+        self.budget = Budget()
+
+    @classmethod
+    async def run(cls, path: Path, work: Callable[[Node], Awaitable[None]]) -> None:
+        catalog = await SlowCatalog.open(path)
+        with CatalogReader(path) as reader:
+            node = cls(catalog, reader, await Membership.enter(catalog, "test", 0))
+            await work(node)
+            assert (node.budget.lent, node.budget.transfers) == (0, 0)
+            await node.membership.leave()
+        await catalog.close()
+
+    async def put(self, data: bytes) -> Extent:
+        """Under the one name that there is."""
+        count = chunks_needed(len(data))
+        place = await self.catalog.lease(self.membership.owner, count + 1)
+        for i in range(count):
+            self.chunks.data[place.first + i] = data[i * DATA_SIZE : (i + 1) * DATA_SIZE].ljust(
+                DATA_SIZE, b"\0"
+            )
+        (number,) = await self.catalog.reserve(1)
+        await self.catalog.store(
+            self.membership.owner, "n", "name", len(data), blake3(data).digest(), [place], number=number
+        )
+        return place
+
+    def answer(self, place: Extent, status: Status) -> None:
+        self.chunks.answers |= dict.fromkeys(range(place.first, place.stop), status)
+
+    async def open(self) -> SmallDownload | PinnedDownload:
+        return await open_version(
+            lambda: self.reader.find("n", "name"),
+            self.chunks,  # type: ignore[arg-type]
+            self.catalog,
+            self.membership,
+            self.budget,
+        )
+
+    async def read(self) -> bytes:
+        download = await self.open()
+        try:
+            return b"".join([bytes(piece) async for piece in download.read()])
+        finally:
+            await download.close()
+
+
+async def outcome(reading: Awaitable[bytes]) -> bytes | type[Exception]:
+    try:
+        return await reading
+    except IngestError as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("size", [SMALL, ALLOWANCE_SIZE + DATA_SIZE])
+@pytest.mark.parametrize("meanwhile", ["nothing", "replaced", "replaced twice", "deleted"])
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.SAVED])
+def test_a_chunk_that_is_not_there_when_all_is_read_at_once(
+    tmp_path: Path, status: Status, meanwhile: str, size: int
+) -> None:
+    """A version that is gone was replaced, and then the next one is read; or else something is wrong."""
+    new = b"n" * (size + 1)
+
+    async def work(node: Node) -> None:
+        old = await node.put(b"o" * size)
+
+        async def event() -> None:
+            node.answer(old, status)
+            if meanwhile.startswith("replaced"):
+                middle = await node.put(b"m" * size)
+                if meanwhile == "replaced twice":
+                    node.answer(middle, status)
+                    await node.put(new)
+            elif meanwhile == "deleted":
+                await node.catalog.delete("n", "name")
+
+        node.chunks.event = event
+        if status not in GONE:
+            expected: object = RefusedError
+        elif meanwhile == "nothing":
+            expected = CorruptFrameError
+        elif meanwhile == "deleted":
+            expected = NotFoundError
+        else:
+            expected = new if meanwhile == "replaced twice" else b"m" * size
+        assert await outcome(node.read()) == expected
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("status", GONE)
+def test_a_name_that_never_stays(tmp_path: Path, status: Status) -> None:
+    """Between each look and its read the version is replaced and collected: in the end that is said."""
+
+    async def work(node: Node) -> None:
+        places = [await node.put(b"0")]
+
+        async def event() -> None:
+            node.answer(places[-1], status)
+            places.append(await node.put(b"%d" % len(places)))
+            node.chunks.event = event
+
+        node.chunks.event = event
+        with pytest.raises(NotFoundError, match="again and again"):
+            await node.read()
+        assert len(places) == 1 + LOOKS_MAX
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "replaced", "deleted"])
+@pytest.mark.parametrize("status", [None, *(status for status in Status if status is not Status.SAVED)])
+def test_a_version_that_is_pinned(tmp_path: Path, status: Status | None, meanwhile: str) -> None:
+    """Its chunks stay, whatever comes to its name; what one of them answers ends the download."""
+
+    async def work(node: Node) -> None:
+        data = b"o" * LARGE
+        old = await node.put(data)
+        download = await node.open()
+        assert isinstance(download, PinnedDownload)
+        if meanwhile == "replaced":
+            await node.put(b"new")
+        elif meanwhile == "deleted":
+            await node.catalog.delete("n", "name")
+        assert not node.reader.garbage(10)
+        if status is not None:
+            node.answer(Extent(old.stop - 3, 2), status)
+        found = bytearray()
+        try:
+            async for piece in download.read():
+                found += piece
+            assert status is None and found == data
+        except RefusedError as error:
+            assert error.status is status
+            assert found == data[: len(found)]
+        await download.close()
+        assert [item.extent for item in node.reader.garbage(10)] == [old] * (meanwhile != "nothing")
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("meanwhile", ["replaced", "replaced by a small one", "deleted"])
+def test_a_version_that_goes_before_its_pin(tmp_path: Path, meanwhile: str) -> None:
+    async def work(node: Node) -> None:
+        await node.put(b"o" * LARGE)
+        new = b"n" * (LARGE if meanwhile == "replaced" else 5)
+
+        async def event() -> None:
+            if meanwhile == "deleted":
+                await node.catalog.delete("n", "name")
+            else:
+                await node.put(new)
+
+        node.catalog.event = event
+        assert await outcome(node.read()) == (NotFoundError if meanwhile == "deleted" else new)
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
