@@ -43,7 +43,7 @@ class LostStore:
         self._possession.add_changing(log_writer.opened, log_writer.opened_in_turn)
         if not log_writer.segments and holds_packs(self._data_fd):
             log.warning("%s %s", log_writer.directory, NO_SEGMENT)
-        if missing := log_writer.missing:
+        elif missing := log_writer.missing:
             log.error("%s: %s removed: %s", log_writer.directory, ", ".join(missing), MAY_BE_MISSING)
         elif self._was_lost:
             log.warning(
