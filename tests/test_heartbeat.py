@@ -224,10 +224,12 @@ def test_one_that_was_stopped_while_it_read_is_replaced(parent):
 def held_by_the_kernel() -> None:
     """A vfork whose child does not end holds who called it in an uninterruptible sleep, as a disk does."""
     libc = ctypes.PyDLL(None)
+    parent = os.getpid()
     libc.vfork()
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # the child, which ends with its parent: PR_SET_PDEATHSIG
-    while True:
+    while os.getppid() == parent:  # it may have ended before that
         signal.pause()
+    os._exit(0)
 
 
 def test_one_that_the_kernel_holds_is_not_replaced(caplog):
