@@ -284,11 +284,14 @@ cdef class Committer:
     # --- refuse ---------------------------------------------------------------------------------
 
     def refuse(self, int status):
-        """Answers `status` to all that is pending, puts and deletes, whatever their tickets hold: nothing of it is looked at."""
+        """Answers `status` to all that is pending, puts and deletes, whatever their tickets hold: nothing of it is looked at.
+        ERROR to what a committer before may have had: that may be in the log, so nobody can say that it is not stored."""
         cdef int i
+        cdef item *it
         for i in range(self.pending.count):
-            self.outcomes.put(&self.pending.items[i], status)
-            self.pending.drop(&self.pending.items[i])
+            it = &self.pending.items[i]
+            self.outcomes.put(it, ERROR if it.known_before else status)
+            self.pending.drop(it)
         self.pending.compact()
         self.outcomes.wake()
 

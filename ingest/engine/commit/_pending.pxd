@@ -1,6 +1,6 @@
 """Runs that were taken from the workers' rings and are not decided yet."""
 
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
 from ingest.engine._queue cimport Queue
 
@@ -16,11 +16,13 @@ cdef struct item:       # frames of one run that share their fate
     uint64_t cookie
     uint64_t held_for   # the last bulk job when it was first held; 0: it was not
     bint declined       # the bulk path does not take it
+    bint known_before   # a committer before may have had it, and put it into the log
 
 
 cdef class Pending:
     cdef Queue queue
     cdef uint64_t epoch            # of the committer that takes
+    cdef uint8_t *taken_from       # workers: whether their rings were looked into in this epoch
     cdef item *items               # in the order of their arrival
     cdef int count
     cdef int frames

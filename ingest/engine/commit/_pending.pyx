@@ -5,8 +5,9 @@ There are never more of them than places in the arenas: a place is in at most on
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport qsort
+from libc.string cimport memset
 
 from ingest.engine._queue cimport RUN_DELETE, RUN_PUT, Queue, queue_ring, queue_run, ring_load, ring_publish
 
@@ -39,12 +40,15 @@ cdef class Pending:
         self.capacity = queue.workers * queue.places + 1
         self.items = <item *>PyMem_Malloc(self.capacity * sizeof(item))
         self.sorted = <item **>PyMem_Malloc(self.capacity * sizeof(void *))
-        if self.items == NULL or self.sorted == NULL:
+        self.taken_from = <uint8_t *>PyMem_Malloc(queue.workers)
+        if self.items == NULL or self.sorted == NULL or self.taken_from == NULL:
             raise MemoryError
+        memset(self.taken_from, 0, queue.workers)
 
     def __dealloc__(self):
         PyMem_Free(self.items)
         PyMem_Free(self.sorted)
+        PyMem_Free(self.taken_from)
 
     cdef int take(self, int worker) except -1:
         cdef queue_ring *ring = self.queue.ring(worker)
@@ -76,10 +80,13 @@ cdef class Pending:
             it.place = run.place
             it.worker = worker
             it.kind = run.kind
+            # A worker hands over again what is outstanding before it lets the committer of an epoch take anything.
+            it.known_before = not self.taken_from[worker]
             it.cookie = run.cookie
             it.held_for = 0
             it.declined = False
             self.frames += run.count
+        self.taken_from[worker] = 1
         ring_publish(&ring.run_head, head)
         return 0
 

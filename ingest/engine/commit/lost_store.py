@@ -1,8 +1,7 @@
 """What a committer does while its data directory, or a file of its log, is not the one that was opened: it saves nothing,
 and says so.
 
-It refuses with BUSY, which is true of whatever a ticket holds: nothing of the frame was stored. One that starts there
-cannot say so of frames which the committer before had taken, and answers ERROR (`refusing`). It removes nothing, makes
+It refuses with BUSY, which is true of whatever a ticket holds: nothing of the frame was stored. It removes nothing, makes
 nothing, and goes on when the paths lead to what it has open again, as after a move and a move back. Syncs of what was
 acknowledged before go on meanwhile: they need no path.
 """
@@ -78,6 +77,7 @@ class LostStore:
             self._queue,
             self._core,
             take_settings,
+            Status.BUSY,
             limits.POSSESSION_IDLE_INTERVAL_S,
         )
         return not stopping()

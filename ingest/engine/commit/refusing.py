@@ -1,11 +1,8 @@
-"""A committer that cannot recover its store, and says so: it answers ERROR to all that comes, and looks at nothing of it.
+"""A committer that cannot save, and says so: it answers all that comes with one status, and looks at nothing of it.
 
 Because its store is lost (`lost_store`), or because its recovery finds no room on the disk: somebody else took the
 reserve faster than the server looks, so that chunks of the log's last batch have no place. Without an answer clients
 would wait for as long as the disk is full. Readers go on.
-
-ERROR, since nobody knows what a frame became that the committer before had taken: it may be in the log. That it is not
-stored, as BUSY and NO_SPACE say, is true only of a committer that has recovered.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ def refuse_while(
     queue: Queue,
     core: Committer,
     take_settings: Callable[[], None],
+    status: Status,
     interval_s: float,
 ) -> None:
     """Serves so while `holds`, which is asked with each answer and every `interval_s`. ``take_settings``: answers a
@@ -40,7 +38,7 @@ def refuse_while(
         heartbeat.own().beat()
         take_settings()
         core.take()
-        core.refuse(Status.ERROR)
+        core.refuse(status)
         core.sleeping(True)
         if not core.work_waiting():
             poll.poll(interval_s * 1000)
@@ -54,7 +52,7 @@ def until_room(
     stopping: Callable[[], bool],
     take_settings: Callable[[], None],
 ) -> bool:
-    """Refuses after a recovery that found no room, for `limits.RECOVERY_RETRY_S` or until the reserve is
+    """Refuses with NO_SPACE after a recovery that found no room, for `limits.RECOVERY_RETRY_S` or until the reserve is
     free again. Returns whether it did.
 
     Only where workers serve already. At a start nobody may read yet: after a power cut the packs may lack what was
@@ -73,5 +71,5 @@ def until_room(
         wait_s = limits.RECOVERY_RETRY_S if full else limits.RECOVERY_RETRY_MIN_S
         return not stopping() and time.monotonic() - began < wait_s
 
-    refuse_while(still_full, queue, core, take_settings, limits.FULL_DISK_LOOK_S)
+    refuse_while(still_full, queue, core, take_settings, Status.NO_SPACE, limits.FULL_DISK_LOOK_S)
     return True
