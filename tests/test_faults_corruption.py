@@ -16,7 +16,7 @@ from ingest.store.layouts.pack_file import SECTOR_SIZE
 
 def test_corruption(tmp_path):
     outcome = corruption.run(seed=20261121, cases=150, directory=tmp_path)
-    assert outcome.passed, outcome.losses
+    assert outcome.passed, "\n".join(outcome.losses)
     counts = outcome.counts
     assert counts["found"] > 75
     assert counts["served"] > 20 and counts["refused_to_start"] > 20

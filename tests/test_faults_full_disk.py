@@ -28,7 +28,7 @@ def test_nothing_is_lost_on_a_few_full_disks(
     outcome = full_disk.run(seed, 2, tmp_path)
     if outcome.not_run:
         pytest.skip(outcome.not_run)
-    assert outcome.passed, outcome
+    assert outcome.passed, "\n".join(outcome.losses)
     assert outcome.counts["stores_checked"] == outcome.counts["times_full"] == 2
     assert outcome.counts["read_back"] > 0
 

@@ -37,7 +37,7 @@ def test_nothing_is_lost_while_processes_stand_still(tmp_path: Path, monkeypatch
     )
     monkeypatch.setattr(hung, "draw", lambda _: next(plans))
     outcome = hung.run(1, 2, tmp_path)
-    assert outcome.passed, outcome
+    assert outcome.passed, "\n".join(outcome.losses)
     assert 0 < outcome.counts["acks"] <= outcome.counts["tickets_read_back"]
     assert outcome.counts["objects_read_back"] > 0
     assert outcome.counts["replaced"] == 2

@@ -260,7 +260,7 @@ def test_nothing_that_was_acknowledged_is_lost(file_system: str, tmp_path: Path)
     needs(file_system)
     seed = random.randrange(1 << 30)
     outcome = power_cut.run(seed, 4, tmp_path, file_systems=[file_system])
-    assert outcome.passed, f"seed {seed}: {outcome.losses}"
+    assert outcome.passed, f"seed {seed}:\n" + "\n".join(outcome.losses)
     assert outcome.counts["states"] == 4
     assert outcome.counts["recorded_flushes"] > 0
 
@@ -272,7 +272,7 @@ def test_a_bulk_put_into_new_packs_leaves_them_whole_or_empty(tmp_path: Path) ->
     outcome = power_cut.run(
         seed, 6, tmp_path, file_systems=["ext4"], layouts=["pack"], steps=("packs", "single")
     )
-    assert outcome.passed, f"seed {seed}: {outcome.losses}"
+    assert outcome.passed, f"seed {seed}:\n" + "\n".join(outcome.losses)
 
 
 def test_without_syncs_the_cuts_lose_what_was_acknowledged(tmp_path: Path) -> None:

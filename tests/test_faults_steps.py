@@ -7,7 +7,7 @@ from faults import steps
 
 def test_nothing_acknowledged_is_lost_at_a_few_steps(tmp_path: Path) -> None:
     outcome = steps.run(5, 4, tmp_path)
-    assert outcome.passed, outcome
+    assert outcome.passed, "\n".join(outcome.losses)
     counts = outcome.counts
     assert counts["struck_log"] + counts["struck_bulk"] + counts["struck_recovery"] == 4
 

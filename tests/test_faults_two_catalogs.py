@@ -21,7 +21,7 @@ from ingest.runtime.key_file import make_key_file
 @pytest.mark.timeout(400)  # some ten starts of servers and gateways, whatever else the machine does
 def test_two_catalogs_keep_apart_in_a_few_moves(tmp_path: Path) -> None:
     outcome = two_catalogs.run(8, 1, tmp_path, moves=1)
-    assert outcome.passed, outcome
+    assert outcome.passed, "\n".join(outcome.losses)
     assert outcome.counts["bindings_contested"] == outcome.counts["moves"] == 1
     assert outcome.counts["chunks_read_back"] > 0
 

@@ -17,7 +17,7 @@ from ingest import ticket
 
 def test_the_store_holds_what_was_acknowledged_whatever_came(tmp_path: Path) -> None:
     outcome = wire.run(1, 1500, tmp_path)
-    assert outcome.passed, outcome
+    assert outcome.passed, "\n".join(outcome.losses)
     assert all(outcome.counts.values()), outcome.counts
 
 
