@@ -22,6 +22,7 @@ from ingest.limits import ACK_SIZE, BULK_PENDING_MIN, FRAME_SIZE, RUN_HEADER_SIZ
 from ingest.status import Status
 
 STUCK_S = 60.0  # without an ack, a death or a fault: a server that will never answer
+SAID_S = 5.0  # until a line that a server has for its log is there
 PERSISTENT_S = 0.6  # without an ack while a fault persists: nothing more will be seen of it
 
 S, E, C, N, D, M = (
@@ -155,10 +156,19 @@ class Client:
                 self.allowed[index] = {D}
             elif status in (N, BUSY):
                 # A server that cannot look at its directory answers so to everything, and looks at nothing that it has.
-                if allowed == {S} and status is BUSY and "nothing is saved any more" not in self.node.log():
+                if allowed == {S} and status is BUSY and not self._says_that_it_is_lost():
                     raise Loss(f"{ticket.format(index)} is stored, and is answered BUSY")
             else:
                 raise Loss(f"a put of {ticket.format(index)} is answered {status}")
+
+    def _says_that_it_is_lost(self) -> bool:
+        """The line may come after the answer: its process writes it when the log takes it."""
+        deadline = time.monotonic() + SAID_S
+        while "nothing is saved any more" not in self.node.log():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
 
     def put_long(self, tickets: list[int]) -> None:
         """A run for the bulk path, where it is long enough for that."""

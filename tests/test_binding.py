@@ -18,7 +18,15 @@ from ingest.catalog.database import migrate
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.client.async_client import AsyncClient
-from ingest.errors import ForeignStoreError, IngestError, NoSpaceError, RefusedError, UsageError
+from ingest.client.proof import Expected
+from ingest.errors import (
+    ConnectionLostError,
+    ForeignStoreError,
+    IngestError,
+    NoSpaceError,
+    RefusedError,
+    UsageError,
+)
 from ingest.limits import DATA_SIZE
 from ingest.objects import binding
 from ingest.objects.binding import bind
@@ -162,6 +170,45 @@ def test_no_answer_is_no_answer(run):
             assert not mine.bound
         server.faults.answer = None
         await mine.bind()
+
+    run(work, "mine")
+
+
+@pytest.mark.parametrize("status", Status)
+@pytest.mark.parametrize("data", [b"x" * DATA_SIZE, None])
+def test_what_each_answer_of_a_server_proves(status, data):
+    """Only one that tells what the ticket holds says that the store is another one."""
+    expected = Expected("AAAA", data, "another store")
+    wanted = Status.DELETED if data is None else Status.SAVED
+    if status is wanted:
+        expected.prove(status, data)
+        with pytest.raises(ForeignStoreError):
+            expected.prove(status, b"y" * DATA_SIZE)
+        return
+    told = {
+        Status.ERROR: ConnectionLostError,
+        Status.BUSY: ConnectionLostError,
+        Status.BAD_CHECKSUM: RefusedError,
+        Status.BAD_TICKET: RefusedError,
+        Status.NO_SPACE: RefusedError,
+    }
+    with pytest.raises(told.get(status, ForeignStoreError)):
+        expected.prove(status, None)
+
+
+def test_a_full_disk_under_a_store_that_is_bound(run):
+    """A server may answer NO_SPACE whatever it has. What it says of room for the binding is for stores without one."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        server.faults.answer = lambda index, seen: int(Status.NO_SPACE)
+        with pytest.raises(NoSpaceError, match="until there is room"):
+            await mine.bind()
+        server.drop_connections()
+        with pytest.raises(RefusedError, match="NO_SPACE"):
+            await mine.put("a", b"x" * 5000)
+        server.faults.answer = None
+        await mine.put("a", b"x" * 5000)
 
     run(work, "mine")
 

@@ -222,8 +222,11 @@ class TestLost:
             shutil.rmtree(data)
             away.rename(data)
             assert committer.wait_end() == EX_SYNC_FAILED  # another one may recover now
+            assert committer.queue.flags & _queue.LOST, "who recovers has to say it, be it the second to try"
             committer.start()
             assert committer.wait(committer.put(FIRST, 100), committer.put(FIRST + 200)) == [{S}, {S}]
+            assert committer.log().count(MAY_BE_MISSING) == 1
+            assert not committer.queue.flags & _queue.LOST
             assert committer.stop() == 0
 
 

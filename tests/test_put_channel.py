@@ -134,6 +134,9 @@ class TestAnyOrder:
             batches.append((Batch(window), FIRST + chance.randrange(40), chance.randint(1, 60)))
         # What one batch puts twice, or two put, goes one after the other: each gets a last answer of its own.
         last: dict[bytes, Status] = {}
+        unclear = set[
+            bytes
+        ]()  # answered ERROR, or under way when a connection broke: the last answer is of one try only
         adding = [
             asyncio.create_task(channel.add(first, frames(first, count, b"batch %d" % i), batch))
             for i, (batch, first, count) in enumerate(batches)
@@ -146,16 +149,22 @@ class TestAnyOrder:
                 assert batch.left <= batch.window
             if breaks and chance.random() < 0.1:
                 breaks -= 1
+                unclear |= {frame[:8] + frame[16:24] for frame in wire.in_flight}
                 wire.disconnect()
             elif wire.in_flight:
                 some = chance.sample(wire.in_flight, chance.randint(1, len(wire.in_flight)))
                 if chance.random() < 0.5:
                     some.sort(key=index)
-                status = chance.choice([Status.SAVED, Status.CONFLICT, Status.DELETED, *RETRIED])
+                finals = (Status.SAVED, Status.CONFLICT, Status.DELETED, Status.NO_SPACE)
+                status = chance.choice([*finals, *RETRIED])
                 statuses = [status if chance.random() < 0.8 else Status.SAVED for _ in some]
                 wire.ack(some, statuses, cut=chance.choice([0, 0, 5]))
                 wire.flush()
-                last |= {frame[:8] + frame[16:24]: s for frame, s in zip(some, statuses, strict=True)}
+                for frame, status in zip(some, statuses, strict=True):
+                    which = frame[:8] + frame[16:24]
+                    open_ = which in unclear and status is Status.NO_SPACE
+                    last[which] = Status.ERROR if open_ else status
+                    unclear |= {which} if status is Status.ERROR else set()
         await asyncio.gather(*adding)
         for i, (batch, first, count) in enumerate(batches):
             await batch.wait()
@@ -324,6 +333,35 @@ class TestRuns:
                 wire.ack(wire.in_flight[:100], [Status.SAVED] * len(wire.in_flight[:100]))
                 await turn()
             assert wire.sent.total() == 3001
+
+        asyncio.run(work())
+
+    @pytest.mark.parametrize("status", [Status.NO_SPACE, Status.BUSY])
+    @pytest.mark.parametrize("before", ["ERROR", "a broken connection", "BUSY", "nothing"])
+    def test_what_an_earlier_try_may_have_stored_is_not_told_as_not_stored(
+        self, no_delay: None, monkeypatch: pytest.MonkeyPatch, before: str, status: Status
+    ) -> None:
+        async def work() -> None:
+            channel, batch = Unconnected(), Batch(10)
+            wire = Wire(channel)
+            await channel.add(FIRST, frames(FIRST, 5), batch)
+            wire.take()
+            if before == "a broken connection":
+                wire.disconnect()
+            elif before != "nothing":
+                wire.ack(wire.in_flight[1:3], [Status[before]] * 2)
+            await turn()
+            wire.take_all()
+            monkeypatch.setattr(limits, "RETRY_DELAY_MAX_S", 0.0)
+            channel.retry_for = -1  # the next answer is the last one
+            for span in channel._spans:
+                span.deadline = span.deadline and 0.0
+            wire.ack(sorted(wire.in_flight, key=index), [status] * 5)
+            which = {"ERROR": (1, 2), "a broken connection": range(5)}.get(before, ())
+            assert batch.left == 0
+            assert batch.refused == {
+                ticket.format(FIRST + i): Status.ERROR if i in which else status for i in range(5)
+            }
 
         asyncio.run(work())
 

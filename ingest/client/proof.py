@@ -24,7 +24,7 @@ from ingest.limits import ACK_SIZE, DATA_SIZE, FRAME_SIZE, RUN_HEADER_SIZE
 from ingest.mac import KeyRing
 from ingest.status import Status
 
-REFUSED = (Status.BAD_CHECKSUM, Status.BAD_TICKET)
+REFUSED = (Status.BAD_CHECKSUM, Status.BAD_TICKET, Status.NO_SPACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Expected:
     deleted: Callable[[], None] | None = None
 
     def prove(self, status: Status, data: bytes | None) -> None:
-        """ForeignStoreError; RefusedError for a key that is not accepted; ConnectionLostError for no answer."""
+        """ForeignStoreError; RefusedError for a key that is not accepted, and for a disk that is full, where a server may
+        answer so whatever it has; ConnectionLostError for no answer."""
         if status in REFUSED:
             raise RefusedError(self.name, status)
         if status in (Status.BUSY, Status.ERROR):

@@ -3,6 +3,9 @@
 A frame is sent again when its connection ended before its ack (puts and deletes are idempotent), and, after a back-off,
 when the ack says ERROR or BUSY. Acks are matched by ticket, so no two frames of one ticket are in flight at a time.
 
+BUSY and NO_SPACE say of the frame that they answer that nothing of it was stored. A frame that went out before without an
+answer, or with ERROR, may be stored for all that; so the outcome of the two together is ERROR.
+
 Frames are kept by *spans*: consecutive tickets in one buffer, which share their batch and are in the same state. A span
 is sent whole; an ack, or a run of them, cuts out of it what it settles. So the work goes by spans and runs of acks, not by
 frames.
@@ -28,6 +31,7 @@ from ingest.errors import IngestError, ProtocolError
 from ingest.status import RETRIED, Status
 
 BAD = (Status.BAD_CHECKSUM, Status.BAD_TICKET)
+NOT_STORED = (Status.BUSY, Status.NO_SPACE)
 PUT_STATUSES = {int(status): status for status in Status if status is not Status.MISSING}
 
 
@@ -77,17 +81,17 @@ class Batch:
 
 
 class _Span:
-    """``count`` frames with consecutive tickets from index ``first`` on. ``sent``: on the present connection. ``timer``: of
-    its back-off."""
+    """``count`` frames with consecutive tickets from index ``first`` on. ``sent``: on the present connection. ``open``: they
+    went out before, and may be stored by that. ``timer``: of its back-off."""
 
-    __slots__ = ("batch", "count", "deadline", "delay", "first", "frames", "sent", "timer")
+    __slots__ = ("batch", "count", "deadline", "delay", "first", "frames", "open", "sent", "timer")
 
     def __init__(self, first: int, count: int, frames: memoryview, batch: Batch) -> None:
         self.first = first
         self.count = count
         self.frames = frames
         self.batch = batch
-        self.sent = False
+        self.sent = self.open = False
         self.timer: asyncio.TimerHandle | None = None
         self.delay = limits.RETRY_DELAY_MIN_S
         self.deadline: float | None = None  # of the retries, once one was needed
@@ -100,7 +104,7 @@ class _Span:
         """A span of some of its frames, in the same state."""
         at = (first - self.first) * limits.FRAME_SIZE
         part = _Span(first, count, self.frames[at : at + count * limits.FRAME_SIZE], self.batch)
-        part.sent, part.delay, part.deadline = self.sent, self.delay, self.deadline
+        part.sent, part.open, part.delay, part.deadline = self.sent, self.open, self.delay, self.deadline
         return part
 
 
@@ -273,8 +277,9 @@ class PutChannel(Channel):
         later = self._delayed(span.cut(first, count)) if status in RETRIED else None
         self._spans.remove(span, first, count)
         if later is None:
-            span.batch.settle(first, count, status)
+            span.batch.settle(first, count, Status.ERROR if span.open and status in NOT_STORED else status)
         else:
+            later.open |= status is Status.ERROR
             self._spans.add(later)
             self._later += later.count
 
@@ -304,6 +309,7 @@ class PutChannel(Channel):
             for span in self._drain():
                 span.batch.settle(span.first, span.count, self._bad)
         for span in self._spans:
+            span.open |= span.sent
             span.sent = False
         self._unsent = deque(span for span in self._spans if span.timer is None)
         self._sent = 0

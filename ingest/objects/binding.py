@@ -124,6 +124,8 @@ async def confirm(store: ChunkStore, reader: CatalogReader) -> None:
         return
     if status in (Status.CONFLICT, Status.DELETED):
         raise ForeignStoreError(_complaint(identity))
+    if status is Status.NO_SPACE and identity.bound:
+        raise NoSpaceError("the engine's disk is full: it takes nothing until there is room")
     if status is Status.NO_SPACE:
         raise NoSpaceError(
             "the engine has no space for the chunk that binds its store to this catalog:"

@@ -128,8 +128,8 @@ class CommitLoop:
         except SyncFailedError as error:
             log.error("%s; saving stops until recovery", error)
             self.counters.sync_failure()
-            full = until_room(self.space, self.queue, self.core, lambda: self.stopping, self._take_settings)
-            return 0 if full and self.stopping else EX_SYNC_FAILED
+            until_room(self.space, self.queue, self.core, lambda: self.stopping, self._take_settings)
+            return EX_SYNC_FAILED
         return 0
 
     def _recover(self) -> None:

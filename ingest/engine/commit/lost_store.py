@@ -37,9 +37,11 @@ class LostStore:
         self._core = core
         self.is_lost = bool(node.queue.flags & _queue.LOST)  # the last committer said so
         self._was_lost = self.is_lost
+        self._told = False  # what a recovery after that says
 
     def watch(self, log_writer: LogWriter) -> None:
-        """Also looks at the log's segments: what is written into one that has no name any more is gone with the process."""
+        """It has recovered. Also looks at the log's segments: what is written into one that has no name any more is gone
+        with the process."""
         self._possession.add_changing(log_writer.opened, log_writer.opened_in_turn)
         if not log_writer.segments and holds_packs(self._data_fd):
             log.warning("%s %s", log_writer.directory, NO_SEGMENT)
@@ -49,6 +51,9 @@ class LostStore:
             log.warning(
                 "%s: recovered after a loss: if files were removed, %s", self._data_dir, MAY_BE_MISSING
             )
+        self._told = True
+        if not self.is_lost:
+            self._queue.clear_flag(_queue.LOST)
 
     def look(self) -> bool:
         """Whether it is lost, by a look that is not older than `limits.POSSESSION_INTERVAL_S`."""
@@ -59,7 +64,8 @@ class LostStore:
                 self._queue.set_flag(_queue.LOST)
                 log.error("%s is lost: %s; nothing is saved any more", self._data_dir, loss)
             else:
-                self._queue.clear_flag(_queue.LOST)
+                if self._told:  # else the next committer has to, if this one's recovery fails
+                    self._queue.clear_flag(_queue.LOST)
                 log.warning("%s is there again: frames are saved", self._data_dir)
         return self.is_lost
 

@@ -51,15 +51,15 @@ def until_room(
     core: Committer,
     stopping: Callable[[], bool],
     take_settings: Callable[[], None],
-) -> bool:
+) -> None:
     """Refuses with NO_SPACE after a recovery that found no room, for `limits.RECOVERY_RETRY_S` or until the reserve is
-    free again. Returns whether it did.
+    free again.
 
     Only where workers serve already. At a start nobody may read yet: after a power cut the packs may lack what was
     acknowledged.
     """
     if queue.epoch % 2 == 0 or queue.flags & _queue.STARTING or not queue.flags & _queue.NO_SPACE:
-        return False
+        return
     began = time.monotonic()
 
     def still_full() -> bool:
@@ -72,4 +72,3 @@ def until_room(
         return not stopping() and time.monotonic() - began < wait_s
 
     refuse_while(still_full, queue, core, take_settings, Status.NO_SPACE, limits.FULL_DISK_LOOK_S)
-    return True
