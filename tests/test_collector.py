@@ -184,6 +184,24 @@ def test_a_connection_that_is_lost_ends_the_run(rig: Rig) -> None:
     assert rig.garbage() == []
 
 
+def test_trouble_that_lasts_is_told_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.throw_away(*extents(3))
+
+    async def work(collector: Collector) -> None:
+        running = asyncio.create_task(collector.run_for_ever(0.001))
+        for status in (BUSY, int(Status.BAD_CHECKSUM), BUSY, 0):
+            rig.answers = {one.first: status for one in extents(3)} if status else {}
+            asked = rig.asked.total()
+            while rig.asked.total() < asked + 5 and rig.garbage():
+                await asyncio.sleep(0.001)
+        running.cancel()
+
+    rig.run(work)
+    told = [line for line in caplog.messages if line.startswith("not everything was collected")]
+    assert [line.rpartition(" ")[2] for line in told] == ["BUSY", "BAD_CHECKSUM", "BUSY"]
+    assert rig.garbage() == []
+
+
 def test_another_collector_is_at_work(rig: Rig) -> None:
     rig.throw_away(*extents(1))
     with Catalog(rig.path) as catalog, catalog.change():

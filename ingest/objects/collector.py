@@ -102,23 +102,24 @@ class Collector:
         self._catalog = catalog
         self._reader = reader
         self._possession = possession
-        self._loss = ""  # that is in the log
+        self._trouble = ""  # that is in the log
         self._told: dict[int, Status] = {}  # refusals that are in the log, by the number of the entry
 
     async def run_for_ever(self, interval: float = COLLECT_INTERVAL_S) -> None:
-        """Every ``interval`` seconds, until cancelled. Trouble is logged, and tried again the next time."""
+        """Every ``interval`` seconds, until cancelled. Trouble is tried again the next time, and is in the log once
+        as long as it stays the same."""
         alone = True
         while True:
             try:
                 done = await self.run(retry_for=0)  # the next run is the next try
-            except DataDirLostError as error:
-                if str(error) != self._loss:
-                    log.error("nothing is collected: %s", error)
-                self._loss = str(error)
             except IngestError as error:
-                log.warning("not everything was collected: %s", error)
+                if str(error) != self._trouble:
+                    lost = isinstance(error, DataDirLostError)
+                    what = "nothing is collected" if lost else "not everything was collected"
+                    log.log(logging.ERROR if lost else logging.WARNING, "%s: %s", what, error)
+                self._trouble = str(error)
             else:
-                self._loss = ""
+                self._trouble = ""
                 if alone and done is None:
                     log.info("nothing is collected here as long as another collector is at work")
                 alone = done is not None
