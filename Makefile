@@ -53,9 +53,10 @@ dev: $(VENV)/.built $(VENV)/.dev
 demo: build
 	@$(RUN) tools/demo.py
 
-# ARGS='-k name' or ARGS=tests/test_x.py takes some.
+# ARGS='-k name' or ARGS=tests/test_x.py takes some. The tests of a file run in one process, JOBS files at a time.
+JOBS ?= 2
 test: dev
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest --numprocesses=$(JOBS) --dist=loadfile $(ARGS)
 
 # The source archive, and in a bare environment what `pip install` makes of it: RELEASING.md.
 dist: dev

@@ -74,7 +74,8 @@ class Gate:
         """Waits, ``timeout`` seconds at most, for the requests that are under way. Each is the last of its connection."""
         self._draining = True
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._quiet.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await self._quiet.wait()
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """ClientGoneError when there is nobody to answer, or the answer broke off."""

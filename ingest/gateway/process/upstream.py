@@ -62,7 +62,8 @@ class Binding:
         self._settling = asyncio.create_task(self._settle())
         self._settling.add_done_callback(lambda _: self._answers.set())
         try:
-            await asyncio.wait_for(self._answers.wait(), limits.WAIT_TOLD_S)
+            async with asyncio.timeout(limits.WAIT_TOLD_S):
+                await self._answers.wait()
         except TimeoutError:
             self._told = True
             self._told_of.add(type(self._refusal))
