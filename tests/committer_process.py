@@ -11,6 +11,7 @@ import socket
 import sys
 from pathlib import Path
 
+import log_lines
 from put_rig import DELETE, PATIENCE_S, PUT, delete_frame, frame
 
 from ingest.engine._queue import Queue
@@ -116,6 +117,9 @@ class CommitterProcess:
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def says(self, text: str) -> bool:
+        return log_lines.says(self.log, text)
 
     def _reap(self) -> int:
         _, status = os.waitpid(self.pid, 0)

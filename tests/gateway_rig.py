@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import log_lines
 import psutil
 import uvloop
 from aiohttp import web
@@ -246,6 +247,9 @@ class NodeGateway:
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")[-6000:]
+
+    def says(self, text: str) -> bool:
+        return log_lines.says(self.log, text)
 
     def stop(self) -> int:
         assert self.process is not None

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import log_lines
+
 from ingest import frame, mac, ticket
 from ingest._hmac import sign, verify
 from ingest.limits import ACK_SIZE, DATA_SIZE, FRAME_SIZE, RUN_HEADER_SIZE
@@ -92,6 +94,9 @@ class NodeRig:
 
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")[-4000:] if self.log_path.exists() else ""
+
+    def says(self, text: str) -> bool:
+        return log_lines.says(self.log, text)
 
     def children(self, name: str = "ingest-") -> list[int]:
         """Process ids of the server's children whose name starts so: ingest-worker, ingest-committer, ingest-admin."""

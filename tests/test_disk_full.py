@@ -108,7 +108,7 @@ class TestFullByBytes:
                 ballast.unlink()
                 until_ready(node)
                 assert connection.put([FIRST + 40]) == {FIRST + 40: S}
-            assert "there is room again" in node.log()
+            assert node.says("there is room again")
             assert node.stop() == 0
 
     def test_a_full_disk_takes_a_start_a_crash_and_a_stop(self, disk):
@@ -212,7 +212,7 @@ class TestFullByInodes:
                     break
             assert refused
             until_full(node)
-            assert "inodes are free, the reserve is 8192" in node.log()
+            assert node.says("inodes are free, the reserve is 8192")
             assert os.statvfs(disk).f_favail > limits.RESERVE_INODES // 2
             assert connection.put([saved[0]]) == {saved[0]: S}
             assert connection.delete(saved[0], 1) is D
@@ -256,7 +256,7 @@ class TestFullLogDisk:
                 assert connection.put([FIRST]) == {FIRST: N}
                 assert connection.delete(FIRST, 1) is N
                 until_full(node)
-                assert "the log gets no segment" in node.log()
+                assert node.says("the log gets no segment")
                 ballast.unlink()
                 until_ready(node)
                 assert connection.put([FIRST]) == {FIRST: S}

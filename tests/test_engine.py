@@ -307,7 +307,7 @@ def test_below_the_reserve_nothing_new_is_stored(tmp_path: Path, layout: str) ->
         assert rig.get(index, 2) == [(Status.DELETED, b""), (Status.MISSING, b"")]
         code, body = http(rig, "/readyz")
         assert code == 503 and b"space" in body
-        assert "reserve" in rig.log()
+        assert rig.says("reserve")
         assert rig.stop() == 0
 
 
@@ -330,7 +330,7 @@ def test_a_failed_sync_is_an_error_and_then_recovery(tmp_path: Path, layout: str
             again = connection.put(range(first + 10, first + 20))
             assert set(again.values()) == {Status.SAVED}
         assert [data for _, data in rig.get(first, 20)] == [data_of(first + i) for i in range(20)]
-        assert "saving stops until recovery" in rig.log()
+        assert rig.says("saving stops until recovery")
         assert rig.children("ingest-committer") != [committer]
         assert rig.stop() == 0
 
@@ -348,7 +348,7 @@ def test_a_failed_sync_of_packs_keeps_the_log_that_covers_them(tmp_path: Path, l
         finally:
             tracer.terminate()
             tracer.wait()
-        assert "the log keeps them" in rig.log()
+        assert rig.says("the log keeps them")
         assert [data for _, data in rig.get(first, 50)] == [data_of(first + i) for i in range(50)]
         rig.kill_all()
         rig.start()

@@ -98,7 +98,7 @@ class TestWhatIsDoubted:
     def test_a_stack_is_doubted_and_says_so(self, mounted: Path) -> None:
         assert "each file is synced by itself" in answer_of(mounted)
         with running_node(mounted / "data") as rig:
-            assert "each file is synced by itself" in rig.log()
+            assert rig.says("each file is synced by itself")
             assert rig.stop() == 0
         checked = command("check-config", "server", f"--data-dir={mounted / 'data'}")
         assert "each file is synced by itself" in checked.stdout + checked.stderr
@@ -184,7 +184,7 @@ def test_a_file_that_can_not_be_synced_keeps_the_log_that_covers_it(mounted: Pat
         finally:
             tracer.terminate()
             tracer.wait()
-        assert "the log keeps them" in rig.log()
+        assert rig.says("the log keeps them")
         rig.kill_all()
         rig.start()
         shown = [data for _, data in rig.get(FIRST, 50)]

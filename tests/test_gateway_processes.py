@@ -657,7 +657,7 @@ def test_an_http_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         until(lambda: not http.is_running(), "it is killed")
         until(lambda: "ingest-http-0" in {one.name() for one in node.family()}, "another one is there")
         assert {node.gateway.request("GET", "/alive").status for _ in range(16)} == {200}
-        assert "killing it" in node.log()
+        assert node.says("killing it")
         assert node.stop() == 0
 
 

@@ -506,7 +506,7 @@ class TestCertificates:
         rig = NodeRig(tmp_path / "data", *flags)
         rig.start(wait=False)
         assert rig.process is not None and rig.process.wait(PATIENCE_S) == 78
-        assert "server.pem: no certificate" in rig.log()
+        assert rig.says("server.pem: no certificate")
         assert not (tmp_path / "data/.ingest/store.json").exists()
 
 

@@ -91,7 +91,7 @@ def test_a_store_that_is_ours_by_its_objects_is_read_and_deleted_from(data_dir, 
         assert node.gateway.request("POST", "/gc").status == 507
         refuses_uploads(node.gateway)
         assert set(engine.model.frames) == stored and not engine.model.deleted and not is_bound(data_dir)
-        assert WHY in node.log() and "uploads are answered 507" in node.log()
+        assert node.says(WHY) and node.says("uploads are answered 507")
         engine.faults.answer = None
         until(
             lambda: all(node.gateway.request("PUT", "/objects/c", b"c").status == 200 for _ in range(20)),
@@ -224,7 +224,7 @@ def test_while_nothing_is_where_the_engine_was(tmp_path: Path) -> None:
                 asks_to_wait(node.gateway, method, path)
             asks_to_wait(node.gateway, "GET", "/00/00/00/00/obj")
             assert [one["name"] for one in node.gateway.request("GET", "/objects/").json["objects"]] == ["a"]
-            assert "serving on http://" in node.log()
+            assert node.says("serving on http://")
             server.flags = (f"--listen={put}", f"--read-listen={get}")
             server.start()
             goes_on(node)
