@@ -67,10 +67,10 @@ def parent_of(pid: int) -> int:
 class FullNode(NodeGateway):  # type: ignore[misc]
     """`ingest serve` whose start changes nothing on its disk before it: not even an inode is given back."""
 
-    started_at = 0  # where the log of the last start begins
+    started_at = 0  # where the log of the last start begins, in bytes
 
     def start(self, wait: bool = True) -> None:
-        self.started_at = len(self.log()) if self.log_path.exists() else 0
+        self.started_at = self.log_path.stat().st_size if self.log_path.exists() else 0
         ports = [f"--{name}=127.0.0.1:0" for name in ("http-listen", "listen", "read-listen", "admin-listen")]
         command = [sys.executable, "-m", "ingest", "serve", f"--data-dir={self.data_dir}"]
         clean = {name: text for name, text in os.environ.items() if not name.startswith("INGEST_")}
@@ -102,8 +102,11 @@ class FullNode(NodeGateway):  # type: ignore[misc]
 
     def has_no_room_to_recover(self) -> bool:
         """Since the last start, by what it says."""
-        lines = self.log()[self.started_at :].splitlines()
-        return any(" recovery of " in line and os.strerror(errno.ENOSPC) in line for line in lines)
+        with self.log_path.open("rb") as log:
+            log.seek(self.started_at)
+            lines = log.read().splitlines()
+        no_space = os.strerror(errno.ENOSPC).encode()
+        return any(b" recovery of " in line and no_space in line for line in lines)
 
 
 @dataclass
