@@ -219,3 +219,42 @@ def test_a_version_that_goes_before_its_pin(tmp_path: Path, meanwhile: str) -> N
         assert await outcome(node.read()) == (NotFoundError if meanwhile == "deleted" else new)
 
     asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("size", [ALLOWANCE_SIZE + DATA_SIZE, LARGE])
+@pytest.mark.parametrize("goes", ["before its pin", "while it is pinned", "when it is pinned", "after more"])
+def test_a_slow_client_that_goes_leaves_no_pin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, goes: str, size: int
+) -> None:
+    """What was small is pinned late, for who does not take it. When the object is replaced, its chunks are garbage."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 60 if goes == "before its pin" else 0.01)
+
+    async def work(node: Node) -> None:
+        place = await node.put(b"o" * size)
+        pinning, let = asyncio.Event(), asyncio.Event()
+
+        async def event() -> None:
+            pinning.set()
+            await let.wait()
+
+        if size < LARGE:  # a large one has its pin before its first byte
+            node.catalog.event = event
+        download = await node.open()
+        pieces = download.read()
+        piece = memoryview(await anext(pieces))
+        del piece
+        download.took(10)
+        if size < LARGE and goes != "before its pin":
+            await pinning.wait()
+        if goes in ("when it is pinned", "after more"):
+            let.set()
+            await asyncio.sleep(0.05)
+        if goes == "after more":
+            await anext(pieces)
+        asyncio.get_running_loop().call_later(0.02, let.set)
+        await pieces.aclose()
+        await download.close()
+        await node.put(b"new")
+        assert [item.extent for item in node.reader.garbage(10)] == [place]
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
