@@ -94,6 +94,14 @@ class AsyncClient:
         if self._gets is not None:
             self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
 
+    def use_tls(self, tls: ssl.SSLContext | None) -> None:
+        """Connections that are opened from now on have this context. Whether TLS is spoken at all stays as it was."""
+        if self._tls is None or tls is None:
+            return
+        self._tls = tls
+        for channel in self._channels:
+            channel.tls = tls
+
     @classmethod
     async def connect(
         cls,
