@@ -121,7 +121,7 @@ class Server:
         """All of them, or (False) none."""
         found = {self._client._keys.ids == settings.key_ids}
         engine = settings.engine_context()
-        for context in (self._client._tls, *(channel.tls for channel in self._client._channels)):
+        for context in [channel.tls for channel in self._client._channels]:
             assert (context is not None) == self._is_tls
             if context is not None:  # of the next connection to the engine
                 found.add(meet(context, engine))
