@@ -39,7 +39,7 @@ from ingest.objects.shared_namespace import SharedNamespace
 from ingest.runtime.listeners import Address
 from ingest.runtime.wires import Wires
 
-TIMEOUT_S = 6.0
+TIMEOUT_S = 60.0
 
 
 @dataclass

@@ -9,20 +9,21 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import trustme
 from gateway_rig import TIMEOUT_S, Connection, Gateway, memory_gateway, taken
-from tls_rig import client_context
 from test_gateway_hostile import reset
+from tls_rig import client_context
 
 from ingest.runtime.wires import Wires
 
 AUTHORITY = trustme.CA()
 BEGUN = b"PUT /objects/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nx"
-LARGE = b"PUT /objects/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\nx"  # goes by an Incoming
+LARGE = (
+    b"PUT /objects/a HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\nx"  # goes by an Incoming
+)
 ANSWERED = b"GET /alive HTTP/1.1\r\nHost: localhost\r\n\r\n"
 REFUSED = b"PUT /alive HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
 
