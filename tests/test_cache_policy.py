@@ -218,6 +218,13 @@ def test_where_a_token_decides(guarded: Gateway, path: str, token: str | None, s
         assert known.headers["vary"] == "Authorization"
 
 
+@pytest.mark.parametrize("target", ["ftp://localhost/", "/objects/plain#part"])
+def test_where_it_is_not_known_what_is_asked_for(guarded: Gateway, target: str) -> None:
+    answer = guarded.request("GET", target, headers={"Authorization": f"Bearer {WRITE}"})
+    assert 400 <= answer.status < 500
+    assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Authorization", NO_STORE)
+
+
 @pytest.mark.parametrize("path", ["/alive", "/healthz", "/page/page.css"])
 def test_where_no_token_decides(guarded: Gateway, path: str) -> None:
     assert "vary" not in guarded.request("GET", path).headers

@@ -6,6 +6,7 @@ one that lets somebody in.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 import threading
@@ -19,6 +20,8 @@ import trustme
 from tls_rig import TlsEnd, certificates, chain, client_context, meet
 
 from ingest import tls
+from ingest.client.async_client import AsyncClient
+from ingest.client.proof import Expected
 from ingest.errors import ConfigError, ConnectionLostError
 from ingest.gateway.process.credentials import engine_context
 from ingest.gateway.process.gateway_config import GatewayConfig
@@ -95,6 +98,31 @@ def test_a_certificate_that_cannot_be_pinned(files: Files, tmp_path: Path, conte
         path.write_bytes(content if content != b"cut" else whole[:200] + whole[260:])
     with pytest.raises(ConfigError, match="spoilt"):
         engine_context(GatewayConfig(connect_tls_own=path))
+
+
+def test_each_connection_of_a_client_speaks_tls(files: Files) -> None:
+    """Also those by which it looks who is there: whoever stands between would say what it wants to hear."""
+    first: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first.append(await reader.read(1))
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(note, HOST, 0)
+        address = server.sockets[0].getsockname()[:2]
+        for put, get in ((address, None), (None, address)):
+            client = AsyncClient(put, get, bytes(32), retry_for=0.0, tls=tls.client_context(files.ca))
+            client.require(Expected("ZZZZZZZZ", None, "another one"))
+            for connect in (client.open, *((client.prove, client.unproven) if get else ())):
+                with pytest.raises(ConnectionLostError):
+                    await connect()
+            await client.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(work())
+    assert first == [b"\x16"] * 4  # a record of a handshake (RFC 8446, 5.1)
 
 
 # --- by OpenSSL itself
