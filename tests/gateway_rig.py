@@ -179,6 +179,7 @@ class Gateway:
     store: MemoryStore | None = None
     run: Callable[[Callable[[], Any]], Any] | None = None  # calls something in the thread of the gateway
     admin: Address = ("", 0)  # where that one asks for figures
+    wires: Wires | None = None  # all of its connections
 
     def connect(self, api: str | None = None) -> Connection:
         return Connection(self.address if api is None else self.alone[api])
@@ -331,7 +332,7 @@ async def _answer(
     server = await loop.create_server(stream.connect, "127.0.0.1", 0)
     addresses["stream"] = server.sockets[0].getsockname()[:2]
     end = asyncio.Event()
-    listening(addresses=addresses, loop=loop, end=end)
+    listening(addresses=addresses, loop=loop, end=end, wires=wires)
     await end.wait()
     server.close()
     for tls_port in tls_ports:
@@ -340,6 +341,15 @@ async def _answer(
     for runner in runners:
         await runner.cleanup()
     watching.cancel()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(TIMEOUT_S):
+            while taken(wires):
+                await asyncio.sleep(0.001)
+
+
+def taken(wires: Wires) -> int:
+    """How many connections have a place, or are being told that there is none."""
+    return len(wires.open) + len(wires.guests) + len(wires.refused)
 
 
 @contextmanager
@@ -394,9 +404,10 @@ def memory_gateway(
     addresses = result["addresses"]
     shared = addresses.pop(None)
     try:
-        yield Gateway(shared, addresses, store, run, admin)
+        yield Gateway(shared, addresses, store, run, admin, result["wires"])
     finally:
         silent.close()
         loop.call_soon_threadsafe(result["end"].set)
-        thread.join(TIMEOUT_S)
+        thread.join(2 * TIMEOUT_S)
         assert not thread.is_alive()
+    assert not taken(result["wires"]), "a connection that has ended keeps its place"

@@ -11,7 +11,9 @@ from gateway_rig import Gateway, memory_gateway
 from test_admin import Port
 
 from ingest.gateway.http.access import Access, Hosts
+from ingest.gateway.http.routes import Routes
 from ingest.gateway.http.token_file import parse_tokens
+from ingest.gateway.process.api_table import shared_routes
 from ingest.runtime.cache_policy import of_an_answer
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
@@ -19,13 +21,22 @@ HTML = {"Accept": "text/html"}
 NO_STORE, NO_CACHE = "no-store", "no-cache"
 
 
+def fill(running: Gateway, who: dict[str, str]) -> None:
+    lasting = {"Cache-Control": "max-age=60, immutable"} | who
+    for method, path, body, headers in (
+        ("PUT", "/objects/plain", b"plain", who),
+        ("PUT", "/objects/large", bytes(1 << 20), who),
+        ("PUT", "/objects/lasting", b"lasting", lasting),
+        ("PUT", "/objects/large-lasting", bytes(1 << 20), lasting),
+        ("POST", "/blob/abc", b"blob", who),
+    ):
+        assert running.request(method, path, body, headers).status == 200
+
+
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[Gateway]:
     with memory_gateway() as running:
-        running.request("PUT", "/objects/plain", b"plain")
-        running.request("PUT", "/objects/large", bytes(1 << 20))
-        running.request("PUT", "/objects/lasting", b"lasting", {"Cache-Control": "max-age=60, immutable"})
-        running.request("POST", "/blob/abc", b"blob")
+        fill(running, {})
         yield running
 
 
@@ -33,7 +44,7 @@ def gateway() -> Iterator[Gateway]:
 def guarded() -> Iterator[Gateway]:
     tokens = parse_tokens(f"read-only {READ}\nread-write {WRITE}\n".encode(), "tokens")
     with memory_gateway(Access(Hosts.of([("127.0.0.1", 0)]), tokens)) as running:
-        running.request("PUT", "/objects/plain", b"plain", {"Authorization": f"Bearer {WRITE}"})
+        fill(running, {"Authorization": f"Bearer {WRITE}"})
         yield running
 
 
@@ -48,6 +59,10 @@ KINDS: list[tuple[int, str, str, dict[str, str], str]] = [
     (200, "GET", "/objects/plain", {}, NO_CACHE),
     (200, "GET", "/objects/large", {}, NO_CACHE),
     (206, "GET", "/objects/plain", {"Range": "bytes=1-2"}, NO_CACHE),
+    (206, "GET", "/objects/large", {"Range": "bytes=1-"}, NO_CACHE),
+    (200, "GET", "/objects/large-lasting", {}, "max-age=60, immutable"),
+    (206, "GET", "/objects/large-lasting", {"Range": "bytes=1-"}, "max-age=60, immutable"),
+    (200, "GET", "/catalog/object?namespace=objects&name=large-lasting", {}, "max-age=60, immutable"),
     (200, "HEAD", "/objects/plain", {}, NO_CACHE),
     (304, "GET", "/objects/plain", {"If-None-Match": "*"}, NO_CACHE),
     (304, "HEAD", "/objects/plain", {"If-None-Match": "*"}, NO_CACHE),
@@ -108,12 +123,14 @@ def test_changes(gateway: Gateway) -> None:
         assert answer.headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_a_list_of_several_pages(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_of_several_pages(gateway: Gateway, guarded: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingest.gateway.http.listing.LIST_PAGE_MAX", 1)  # then the list is streamed
-    answer = gateway.request("GET", "/blobs")
-    assert answer.json == ["abc"]
-    assert answer.headers["cache-control"] == NO_STORE
-    assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+    for asked, varies in ((gateway, None), (guarded, "Authorization")):
+        answer = asked.request("GET", "/blobs", headers={"Authorization": f"Bearer {READ}"})
+        assert answer.json == ["abc"]
+        assert answer.headers["cache-control"] == NO_STORE
+        assert answer.headers["cross-origin-resource-policy"] == "same-origin"
+        assert answer.headers.get("vary") == varies
 
 
 def test_a_link_is_not_kept_whatever_the_object_says(gateway: Gateway) -> None:
@@ -156,6 +173,30 @@ def test_http_on_the_raw_port(gateway: Gateway) -> None:
     assert answer.headers["cache-control"] == NO_STORE
 
 
+def is_public(path: str) -> bool:
+    return Routes(shared_routes()).find(path.partition("?")[0])[0].public
+
+
+@pytest.mark.parametrize(("status", "method", "path", "headers", "policy"), KINDS)
+def test_each_kind_of_answer_where_tokens_decide(
+    guarded: Gateway, status: int, method: str, path: str, headers: dict[str, str], policy: str
+) -> None:
+    """Else a cache that several clients share gives what one of them got to the others, whatever their tokens."""
+    with_token = {"Authorization": f"Bearer {WRITE}"} | headers
+    answer = guarded.request(method, path, headers=with_token)
+    assert (answer.status, answer.headers["cache-control"]) == (status, policy)
+    varies = answer.headers.get("vary", "").split(", ")
+    without = guarded.request(method, path, headers=headers)
+    if path.startswith("/nothing") or not is_public(path):
+        assert "Authorization" in varies
+        refused_first = status in (403, 501)  # for its host, its origin, or as S3
+        assert without.status == (status if refused_first else 401)
+        assert without.headers["vary"] == "Authorization" and without.headers["cache-control"] == NO_STORE
+    else:
+        assert "Authorization" not in varies
+        assert without.status == status
+
+
 @pytest.mark.parametrize(
     ("path", "token", "status"),
     [
@@ -175,6 +216,13 @@ def test_where_a_token_decides(guarded: Gateway, path: str, token: str | None, s
     if status == 200:
         known = guarded.request("GET", path, headers=headers | {"If-None-Match": "*"})
         assert known.headers["vary"] == "Authorization"
+
+
+@pytest.mark.parametrize("target", ["ftp://localhost/", "/objects/plain#part"])
+def test_where_it_is_not_known_what_is_asked_for(guarded: Gateway, target: str) -> None:
+    answer = guarded.request("GET", target, headers={"Authorization": f"Bearer {WRITE}"})
+    assert 400 <= answer.status < 500
+    assert (answer.headers["vary"], answer.headers["cache-control"]) == ("Authorization", NO_STORE)
 
 
 @pytest.mark.parametrize("path", ["/alive", "/healthz", "/page/page.css"])

@@ -215,6 +215,7 @@ def test_keys_are_changed_under_load(node: NodeGateway, stopped: str | None) -> 
 
 
 def test_hup_shows_a_new_certificate(tmp_path: Path) -> None:
+    """To clients, and to the gateway's own processes: they find their engine again when its worker has died."""
     import ssl
 
     import trustme
@@ -236,12 +237,17 @@ def test_hup_shows_a_new_certificate(tmp_path: Path) -> None:
 
     use(authorities[0])
     # The engine speaks TLS with the same certificate, and the gateway to it.
-    with node_gateway(tmp_path / "data", f"--tls-cert={pem}", f"--tls-key={pem}") as node:
+    flags = [f"--tls-cert={pem}", f"--tls-key={pem}", "--workers=1", "--collect-interval=0.2"]
+    with node_gateway(tmp_path / "data", *flags) as node:
         assert [trusted(authority) for authority in authorities] == [True, False]
         use(authorities[1])
         assert node.process is not None
         node.process.send_signal(signal.SIGHUP)
         until(lambda: trusted(authorities[1]), "the new certificate is shown")
+        until(lambda: "SIGHUP: reloaded" in node.log(), "the engine shows it")
+        child(node, "ingest-worker-0").kill()
+        assert trusted(authorities[1])  # and each time there is something to collect
+        until(lambda: not garbage_left(node.data_dir), "the collector has come to the engine")
 
 
 def test_hup_comes_while_processes_start(tmp_path: Path) -> None:

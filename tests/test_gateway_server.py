@@ -16,12 +16,14 @@ import trustme
 import uvloop
 from gateway_rig import Connection
 from memory_store import MemoryStore
+from tls_rig import meet
 
 from ingest.client.async_client import AsyncClient
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.process.api_table import APIS
+from ingest.gateway.process.credentials import engine_context
 from ingest.gateway.process.gateway_config import load_config
 from ingest.gateway.process.http_process import GatewayServer
 from ingest.gateway.process.signing_keys import SigningKeys, Telling
@@ -36,6 +38,12 @@ class Settings:
     keys: tuple[bytes, ...]
     authority: trustme.CA = field(default_factory=trustme.CA)
 
+    def engine_context(self) -> ssl.SSLContext:
+        """Of an engine's port, with a certificate of this authority."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert("127.0.0.1").configure_cert(context)
+        return context
+
     @property
     def key_ids(self) -> tuple[str, ...]:
         return KeyRing(self.keys).ids
@@ -48,8 +56,8 @@ NEW = Settings("second-0123456789", (b"\1" * 32, b"\2" * 32))
 class Files:
     def __init__(self, directory: Path, tls: bool = True) -> None:
         self.tokens, self.key_file = directory / "tokens", directory / "keys"
-        self.chain, self.tls_key = directory / "chain", directory / "tls key"
-        flags = {"tls_cert": self.chain, "tls_key": self.tls_key} if tls else {}
+        self.chain, self.tls_key, self.ca = directory / "chain", directory / "tls key", directory / "ca"
+        flags = {"tls_cert": self.chain, "tls_key": self.tls_key, "connect_tls_ca": self.ca} if tls else {}
         flags |= {"key_file": self.key_file, "token_file": self.tokens, "data_dir": directory}
         self.config = load_config({name: str(path) for name, path in flags.items()}, {})
 
@@ -61,6 +69,7 @@ class Files:
         issued = settings.authority.issue_cert("127.0.0.1")
         issued.cert_chain_pems[0].write_to_path(self.chain)
         issued.private_key_pem.write_to_path(self.tls_key)
+        settings.authority.cert_pem.write_to_path(self.ca)
 
 
 class Server:
@@ -73,7 +82,8 @@ class Server:
             sockets[port].bind(("127.0.0.1", 0))
         self._addresses = [sock.getsockname() for port, sock in sockets.items() if port != "stream"]
         self._is_tls = files.config.tls_cert is not None
-        self._client = AsyncClient(("127.0.0.1", 1), ("127.0.0.1", 1), OLD.keys[0])
+        nobody = ("127.0.0.1", 1)
+        self._client = AsyncClient(nobody, nobody, OLD.keys[0], tls=engine_context(files.config))
         self._keys = SigningKeys(self._client, Telling())
         self._keys.load(files.config)
         self._server = GatewayServer(files.config, sockets, lambda: files.config)
@@ -90,7 +100,7 @@ class Server:
             await asyncio.sleep(0)
         made = len(self._server._apps)
         if steps is not None:
-            self._server.reload(self._keys)
+            self._server.reload(self._client, self._keys)
         while steps is not None and not self._server.ended._waiters:  # type: ignore[attr-defined]
             await asyncio.sleep(0)  # until it has made all of its ports
         try:
@@ -103,13 +113,18 @@ class Server:
 
     def hup(self) -> None:
         async def reload() -> None:
-            self._server.reload(self._keys)
+            self._server.reload(self._client, self._keys)
 
         asyncio.run_coroutine_threadsafe(reload(), self._loop).result()
 
     def has(self, settings: Settings) -> bool:
         """All of them, or (False) none."""
         found = {self._client._keys.ids == settings.key_ids}
+        engine = settings.engine_context()
+        for context in [channel.tls for channel in self._client._channels]:
+            assert (context is not None) == self._is_tls
+            if context is not None:  # of the next connection to the engine
+                found.add(meet(context, engine))
         for address in self._addresses:
             found.add(self._takes(address, settings.token))
             if self._is_tls:
@@ -153,7 +168,7 @@ def test_hup_takes_all_of_it_over(files: Files) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("spoilt", ["tokens", "key_file", "chain", "tls_key"])
+@pytest.mark.parametrize("spoilt", ["tokens", "key_file", "chain", "tls_key", "ca"])
 @pytest.mark.parametrize(
     "how", [Path.unlink, lambda path: path.write_text("nonsense")], ids=["gone", "nonsense"]
 )

@@ -80,6 +80,17 @@ class Rig:
                 found.update(range(first, first + run.count))
         return found
 
+    async def behind_the_last_byte(self, version: Version, key: bytes) -> None:
+        """There are zeros, and the manifest with zeros behind it: who reads chunks sees bytes of no other upload."""
+        chunks = chunks_needed(version.size)
+        indices = [index for one in version.extents for index in range(one.first, one.stop)]
+        if over := version.size % DATA_SIZE:
+            last = await self.client.get(ticket.format(indices[chunks - 1]))
+            assert last[over:] == bytes(DATA_SIZE - over), version.name
+        place = Extent(indices[chunks], total(version.extents) - chunks)
+        data = bytes(await self.client.read_range(ticket.format(place.first), place.count))
+        assert data == manifest.serialize(manifest.parse(data, place.first, [key]), place, key), version.name
+
     def live(self) -> set[int]:
         return {
             index
@@ -119,6 +130,7 @@ def run(node: NodeRig):
                 )
                 rig = Rig(client, catalog, reader, store)
                 before = await rig.saved() - rig.live()
+                known = {version.number for version in reader.versions(VersionState.OK)}
                 foreign = await work(rig) or set()
                 await store.leave()
                 await Collector(client, catalog, reader).run()
@@ -126,6 +138,10 @@ def run(node: NodeRig):
                 assert before <= await rig.saved()  # nothing that belongs to the tests before was touched
                 assert not reader.garbage(10) and not reader.leases()
                 assert not list(reader.versions(VersionState.PENDING))
+                key = manifest.manifest_key(read_keys(key_file)[0])
+                for version in list(reader.versions(VersionState.OK)):
+                    if version.number not in known:
+                        await rig.behind_the_last_byte(version, key)
             await catalog.close()
 
     return lambda work: asyncio.run(work_and_check(work))

@@ -54,6 +54,25 @@ def client_context(ca: trustme.CA, cert: trustme.LeafCert | None = None) -> ssl.
     return context
 
 
+def meet(client: ssl.SSLContext, server: ssl.SSLContext, host: str = "127.0.0.1") -> bool:
+    """Whether the two have done a handshake, without a socket. ``host``: where the client believes to be."""
+    to_client, to_server = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server, server_hostname=host),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    try:
+        while ends:
+            try:
+                ends[0].do_handshake()
+                ends.pop(0)
+            except ssl.SSLWantReadError:
+                ends.reverse()
+    except ssl.SSLError:
+        return False
+    return True
+
+
 class TlsEnd:
     """A client's end of TLS over a non-blocking socket that behaves like one itself; its errors are OSErrors."""
 

@@ -18,7 +18,6 @@ import ssl
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeAlias
 
 from ingest import _hmac, frame, limits, mac, record, ticket
@@ -83,7 +82,6 @@ class AsyncClient:
         self._gets = GetChannel(_address(get), timeout, retry_for, tls) if get is not None else None
         self._ranges: RangeSource | None = None
         self._timeout = timeout
-        self._tls = tls
         self.use_keys(key)
 
     def use_keys(self, key: Key) -> None:
@@ -93,6 +91,11 @@ class AsyncClient:
         self._put_keys = tuple(keys.put for keys in self._keys.all)  # any may have signed what is stored
         if self._gets is not None:
             self._ranges = RangeSource(self._gets, self._keys, self._retry_for)
+
+    def use_tls(self, tls: ssl.SSLContext | None) -> None:
+        """Connections that are opened from now on have this context. Whether TLS is spoken at all stays as it was."""
+        for channel in self._channels:
+            channel.tls = channel.tls and (tls or channel.tls)
 
     @classmethod
     async def connect(
@@ -154,7 +157,7 @@ class AsyncClient:
         ForeignStoreError, RefusedError, ConnectionLostError, ProtocolError."""
         if self._gets is None or self._gets.proof is None:
             return
-        looking = GetChannel(self._gets.address, self._timeout, 0.0, self._tls)
+        looking = GetChannel(self._gets.address, self._timeout, 0.0, self._gets.tls)
         looking.proof = self._gets.proof
         try:
             await looking.open()
@@ -164,8 +167,8 @@ class AsyncClient:
     async def unproven(self) -> AsyncClient:
         """Another client, of the get port alone, with the present keys, of which nothing is required. What `connect`
         raises."""
-        get = None if self._gets is None else self._gets.address
-        return await AsyncClient.connect(None, get, self.keys, retry_for=0.0, tls=self._tls)
+        get, tls = (None, None) if self._gets is None else (self._gets.address, self._gets.tls)
+        return await AsyncClient.connect(None, get, self.keys, retry_for=0.0, tls=tls)
 
     @property
     def _channels(self) -> list[PutChannel | GetChannel]:
@@ -182,9 +185,7 @@ class AsyncClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     # --- put and delete --------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Channel(ABC):
         self, address: Address, timeout: float, retry_for: float, tls: ssl.SSLContext | None = None
     ) -> None:
         self.address = address
-        self._tls = tls
+        self.tls = tls  # for connections that are opened from now on
         self.proof: Proof | None = None  # for connections that are opened from now on
         self.timeout = timeout
         self.retry_for = retry_for
@@ -165,7 +165,7 @@ class Channel(ABC):
         try:
             async with asyncio.timeout(self.timeout):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self), *self.address, ssl=self._tls
+                    lambda: _Connection(self), *self.address, ssl=self.tls
                 )
         except TimeoutError:
             raise ConnectionLostError(f"{self._name}: no connection within {self.timeout:g} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from ingest.errors import ConfigError
 from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.token_file import read_tokens
 from ingest.gateway.process.gateway_config import GatewayConfig
-from ingest.tls import client_context
+from ingest.tls import client_context, read_certificates
+
+_CERTIFICATE = re.compile(rb"^-----BEGIN ((?:X509 )?CERTIFICATE)-----.*?^-----END \1-----", re.M | re.S)
 
 
 def read_access(config: GatewayConfig) -> Access:
@@ -50,13 +53,17 @@ def engine_context(config: GatewayConfig) -> ssl.SSLContext | None:
 
 
 def _pinned(certificate: Path) -> ssl.SSLContext:
-    """Trusts this certificate and no other, whatever names are in it: the one of our own server, on this machine."""
+    """Trusts this certificate and no other, whatever names are in it: the one of our own server, on this machine. It is the
+    first of the file. Who has signed it stands behind it, and has signed those of others too."""
+    own = _CERTIFICATE.search(read_certificates(certificate, None, None).chain or b"")
+    if own is None:
+        raise ConfigError(f"TLS with {certificate}: no certificate in PEM")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     try:
-        context.load_verify_locations(certificate)
+        context.load_verify_locations(cadata=own[0].decode("ascii", "ignore"))
     except OSError as error:
         raise ConfigError(f"TLS with {certificate}: {error.strerror or error}") from None
     return context

@@ -120,7 +120,7 @@ class GatewayServer:
                 url = f"{scheme}://{listeners.format_address(listeners.bound_address(sock))}"
                 yield url if name == SHARED else f"{url} ({name})"
 
-    def reload(self, keys: SigningKeys) -> None:
+    def reload(self, client: AsyncClient, keys: SigningKeys) -> None:
         """SIGHUP: tokens, certificates, keys and the log level are read again. What cannot be used leaves all as it was."""
         try:
             config = self._read_config()
@@ -130,7 +130,9 @@ class GatewayServer:
                 credentials.http_context(
                     config
                 )  # tried first: what fails leaves half a chain in the one in use
+            engine = credentials.engine_context(config)
             keys.load(config)
+            client.use_tls(engine)
             if context is not None:
                 credentials.load_chain(context, config)
         except IngestError as error:
@@ -190,7 +192,7 @@ async def _serve(role: HttpRole) -> None:
             )
             binding.tell(server.ended.set)
             loop.add_signal_handler(signals.end(), server.ended.set)
-            loop.add_signal_handler(signal.SIGHUP, server.reload, keys)
+            loop.add_signal_handler(signal.SIGHUP, server.reload, client, keys)
             signals.take_reloads()
             looking = asyncio.create_task(_look_at(possession))
             heartbeat.keep_beating()
@@ -293,7 +295,10 @@ async def _collect(
 
         def reload() -> None:
             try:
-                keys.load(read_config())
+                config = read_config()
+                engine = credentials.engine_context(config)
+                keys.load(config)
+                client.use_tls(engine)
             except IngestError as error:
                 log.error("nothing was reloaded: %s", error)
 

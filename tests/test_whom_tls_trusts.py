@@ -1,0 +1,180 @@
+"""Who is trusted is who was named: a file of CAs, or one certificate. Not what the system trusts beside it, nor a relative.
+
+Each context is shown the same certificates. What the system trusts is a CA of the test's own, so that one that slips in is
+one that lets somebody in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import put_rig
+import pytest
+import trustme
+from tls_rig import TlsEnd, certificates, chain, client_context, meet
+
+from ingest import tls
+from ingest.client.async_client import AsyncClient
+from ingest.client.proof import Expected
+from ingest.errors import ConfigError, ConnectionLostError
+from ingest.gateway.process.credentials import engine_context
+from ingest.gateway.process.gateway_config import GatewayConfig
+from ingest.runtime.openssl import library
+from ingest.runtime.tls_context import TlsContext, handshake
+
+HOST = "127.0.0.1"
+ROOT, SYSTEM = trustme.CA(), trustme.CA()
+BETWEEN = ROOT.create_child_ca()  # its chain stands behind the certificate in each file
+SHOWN = {
+    "own": BETWEEN.issue_cert(HOST),
+    "of another host": BETWEEN.issue_cert("elsewhere.example"),
+    "a sibling": BETWEEN.issue_cert(HOST),
+    "a cousin": ROOT.issue_cert(HOST),
+    "of the system": SYSTEM.issue_cert(HOST),
+    "of a stranger": trustme.CA().issue_cert(HOST),
+}
+FAMILY = {"own", "a sibling", "a cousin"}
+
+
+@dataclass
+class Files:
+    own: Path  # the certificate, what is above it, and the key
+    ca: Path
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    SYSTEM.cert_pem.write_to_path(tmp_path / "system")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "system"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "none"))
+    ROOT.cert_pem.write_to_path(tmp_path / "ca")
+    key = SHOWN["own"].private_key_pem.bytes()
+    (tmp_path / "own").write_bytes(key + b"\nabout it: -----\n" + chain(SHOWN["own"]))
+    return Files(tmp_path / "own", tmp_path / "ca")
+
+
+def server_of(shown: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    shown.configure_cert(context)
+    return context
+
+
+CONTEXTS: dict[str, tuple[Callable[[Files], ssl.SSLContext | None], set[str]]] = {
+    "of `ingest serve`": (lambda files: engine_context(GatewayConfig(connect_tls_own=files.own)), {"own"}),
+    "of a gateway": (lambda files: engine_context(GatewayConfig(connect_tls_ca=files.ca)), FAMILY),
+    "of a client": (lambda files: tls.client_context(files.ca), FAMILY),
+    "of a client without a CA": (lambda files: tls.client_context(), {"of the system"}),
+}
+
+
+@pytest.mark.parametrize("whose", CONTEXTS)
+def test_a_context_trusts_who_was_named(files: Files, whose: str) -> None:
+    make, trusted = CONTEXTS[whose]
+    context = make(files)
+    assert context is not None
+    assert {name for name, cert in SHOWN.items() if meet(context, server_of(cert), HOST)} == trusted
+
+
+def test_a_pinned_certificate_is_whatever_host_it_is_for(tmp_path: Path) -> None:
+    """It is for who comes from outside; the gateway goes to a loopback address."""
+    (tmp_path / "own").write_bytes(chain(SHOWN["of another host"]))
+    context = engine_context(GatewayConfig(connect_tls_own=tmp_path / "own"))
+    assert context is not None
+    found = {name for name, cert in SHOWN.items() if meet(context, server_of(cert), HOST)}
+    assert found == {"of another host"}
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no PEM", b"-----BEGIN CERTIFICATE-----\nAAAA\n", b"cut"])
+def test_a_certificate_that_cannot_be_pinned(files: Files, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "spoilt"
+    whole = chain(SHOWN["own"])
+    if content is not None:
+        path.write_bytes(content if content != b"cut" else whole[:200] + whole[260:])
+    with pytest.raises(ConfigError, match="spoilt"):
+        engine_context(GatewayConfig(connect_tls_own=path))
+
+
+def test_each_connection_of_a_client_speaks_tls(files: Files) -> None:
+    """Also those by which it looks who is there: whoever stands between would say what it wants to hear."""
+    first: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first.append(await reader.read(1))
+        writer.close()
+
+    async def work() -> None:
+        server = await asyncio.start_server(note, HOST, 0)
+        address = server.sockets[0].getsockname()[:2]
+        for put, get in ((address, None), (None, address)):
+            client = AsyncClient(put, get, bytes(32), retry_for=0.0, tls=tls.client_context(files.ca))
+            client.require(Expected("ZZZZZZZZ", None, "another one"))
+            for connect in (client.open, *((client.prove, client.unproven) if get else ())):
+                with pytest.raises(ConnectionLostError):
+                    await connect()
+            await client.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(work())
+    assert first == [b"\x16"] * 4  # a record of a handshake (RFC 8446, 5.1)
+
+
+# --- by OpenSSL itself
+
+
+def loaded(ca: Path | None) -> TlsContext:
+    """As the load generator has it."""
+    return TlsContext(tls.read_certificates(None, None, ca), is_server=False)
+
+
+def is_met(context: TlsContext, shown: trustme.LeafCert) -> bool:
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        try:
+            server_of(shown).wrap_socket(theirs, server_side=True)
+        except OSError:
+            theirs.close()
+
+    server = threading.Thread(target=serve)
+    server.start()
+    ours.setblocking(False)
+    try:
+        library().SSL_free(handshake(context, ours, HOST, 20))
+    except ConnectionLostError:
+        return False
+    finally:
+        ours.close()
+        server.join()
+        theirs.close()
+    return True
+
+
+@pytest.mark.parametrize(("named", "trusted"), [(True, FAMILY), (False, {"of the system"})])
+def test_the_load_generator_trusts_who_was_named(files: Files, named: bool, trusted: set[str]) -> None:
+    context = loaded(files.ca if named else None)
+    assert {name for name, cert in SHOWN.items() if is_met(context, cert)} == trusted
+
+
+def test_a_server_lets_in_whom_its_ca_has_signed(files: Files) -> None:
+    """Clients show certificates, for whatever host."""
+    with put_rig.Rig() as rig:
+        rig.server.set_tls(TlsContext(certificates(SHOWN["own"], ROOT), is_server=True))
+        let_in = set()
+        for name, cert in SHOWN.items():
+            client = TlsEnd(rig.connect(), client_context(ROOT, cert))
+            try:
+                client.handshake(lambda: rig.step(0.01))
+                rig.send(client, put_rig.frame(10))
+                if rig.receive(client, 9) == put_rig.ack(10):
+                    let_in.add(name)
+            except OSError:
+                pass
+            client.close()
+        assert let_in == FAMILY | {"of another host"}
