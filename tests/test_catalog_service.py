@@ -616,6 +616,36 @@ class TestSocket:
         service.start()
         connect(service.data_dir).close()
 
+    @pytest.mark.parametrize("before", [False, True])
+    @pytest.mark.parametrize("long", [False, True])
+    @pytest.mark.parametrize("step", ["chmod", "listen", "rename"])
+    def test_of_one_that_died_while_it_made_it_is_no_hindrance(
+        self, tmp_path, monkeypatch, step, long, before
+    ):
+        """Wherever that was: the next one listens, for its owner alone, and nothing else stays. ``before``: there was one."""
+        data = tmp_path.joinpath(*["directory" * 5] * 5) if long else tmp_path
+        meta = data / ".ingest"
+        meta.mkdir(parents=True)
+        if before:
+            listen(data).close()
+
+        class Death(BaseException):
+            """Nothing is cleared away behind it."""
+
+        def die(*arguments, **options):
+            raise Death
+
+        with monkeypatch.context() as deadly:
+            deadly.setattr(socket.socket if step == "listen" else os, step, die)
+            with pytest.raises(Death):
+                listen(data)
+        assert len(list(meta.iterdir())) == 1 + before
+        with listen(data) as listener:
+            connect(data).close()
+            listener.accept()[0].close()
+        (path,) = meta.iterdir()
+        assert (path.name, path.stat().st_mode & 0o777) == ("catalog.sock", 0o600)
+
     @pytest.mark.parametrize(
         "junk",
         [
