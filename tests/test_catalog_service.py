@@ -37,7 +37,7 @@ from ingest.errors import (
     UsageError,
 )
 from ingest.limits import CATALOG_MESSAGE_MAX
-from ingest.store.possession import Possession
+from ingest.store.possession import Possession, identity_of
 
 DIGEST = bytes(range(32))
 
@@ -801,3 +801,26 @@ class TestLost:
         service.kill()  # what was answered before is in the catalog
         service.start()
         assert asyncio.run(lease()).first >= max(extent.stop for extent in leased)
+
+    @pytest.mark.parametrize("name", ["catalog.db", "catalog.db-wal", "catalog.lock", ""])
+    def test_nothing_is_made_where_it_was_when_it_ends_at_once(self, tmp_path, name):
+        """The end comes before the next look: a reserve would be made in what is somebody else's by now."""
+        data = tmp_path / "data"
+        (data / ".ingest").mkdir(parents=True)
+        lost = data / ".ingest" / name
+        with service_lock(data) as possession:
+            path = catalog_path(data)
+            catalog = Catalog(path)
+            with catalog.change():
+                catalog.enter("test")
+            possession.add(path, identity_of(os.stat(path)))
+            possession.add_changing(lambda: catalog.beside)
+            service = CatalogService(catalog, listen(data), possession)
+            assert possession.look_again() == ""
+            lost.rename(tmp_path / "away")
+            if not name:
+                lost.mkdir()
+            there = set(data.rglob("*"))
+            service.stop()
+            service.run()
+        assert set(data.rglob("*")) <= there
