@@ -140,6 +140,40 @@ def test_a_copy_that_died_is_no_hindrance(source, tmp_path, left, before):
     assert names(tmp_path / "copy") == names(source)
 
 
+@pytest.mark.parametrize("kept", ["-wal", "-wal and -shm"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_copy_that_somebody_changed_and_left_is_replaced_whole(source, tmp_path, kept, gone):
+    """As a gateway of a standby that was killed leaves it: its log would be taken for that of the new copy."""
+    target = tmp_path / "copy"
+    backup(source, tmp_path / "used")
+    with Catalog(tmp_path / "used") as used:
+        with used.change():
+            owner = used.enter("standby")
+        fill(used, owner, range(2000, 2100))
+        for side in ("", *kept.split(" and ")):
+            shutil.copy(f"{used._db.path}{side}", f"{target}{side}")
+    with Catalog(source) as catalog, catalog.change():
+        catalog.delete("store", "000000")
+    if gone:
+        target.unlink()
+    backup(source, target)
+    assert names(target) == names(source)
+
+
+def test_a_copy_that_somebody_has_open_is_not_replaced(source, tmp_path):
+    target = tmp_path / "copy"
+    backup(source, target)
+    with Catalog(source) as catalog, catalog.change():
+        catalog.delete("store", "000000")
+    with Catalog(target) as used:
+        with pytest.raises(UsageError, match="has it open"):
+            backup(source, target)
+        assert "000000" in [entry.name for entry in used.page("store")]
+    assert not (tmp_path / "copy.new").exists()
+    backup(source, target)
+    assert names(target) == names(source)
+
+
 def test_what_can_not_be_copied(source, tmp_path):
     with pytest.raises(UsageError):
         backup(tmp_path / "missing", tmp_path / "copy")

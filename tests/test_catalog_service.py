@@ -622,7 +622,7 @@ class TestSocket:
     def test_of_one_that_died_while_it_made_it_is_no_hindrance(
         self, tmp_path, monkeypatch, step, long, before
     ):
-        """Wherever that was: the next one listens, for its owner alone, and nothing else stays. ``before``: there was one."""
+        """Wherever that was: the next one listens, for its owner alone; nothing else stays. ``before``: there was one."""
         data = tmp_path.joinpath(*["directory" * 5] * 5) if long else tmp_path
         meta = data / ".ingest"
         meta.mkdir(parents=True)

@@ -704,9 +704,7 @@ class TestEachPartCounts:
         ]
 
     @pytest.mark.parametrize("place", [1, limits.RANGE_COUNT_MAX - 2])
-    def test_of_an_inventory(
-        self, server: ReferenceServer, client: Client, part: int, place: int
-    ) -> None:
+    def test_of_an_inventory(self, server: ReferenceServer, client: Client, part: int, place: int) -> None:
         at = START + part * limits.RANGE_COUNT_MAX + place
         server.model.deleted = {at}
         assert client.inventory("A000", RANGE) == [

@@ -47,7 +47,8 @@ class Rig:
         self.faults = Faults(answer=self._answer)
         self.retry_for = 60.0
         self.confirmed = 0
-        self.done: Callable[[str], None] = lambda step: None  # behind each call of the catalog, and of the engine's store
+        # Called behind each call of the catalog, and each look at whose store it is.
+        self.done: Callable[[str], None] = lambda step: None
 
     def _answer(self, index: int, seen: int) -> int | None:
         self.asked[index] += index != RESERVED

@@ -214,8 +214,8 @@ def test_a_rotation_keeps_a_link_and_the_mode(tmp_path: Path) -> None:
 def test_a_rotation_that_is_cut_short_leaves_a_file_for_the_same_people(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owned: str
 ) -> None:
-    """Around each step the name leads to a whole file, old or new, with the owner, the group and the mode of before: a server
-    that may not read it would not start."""
+    """Around each step the name leads to a whole file, old or new, with the owner, group and mode of before: a server that
+    may not read it would not start."""
     path = tmp_path / "key"
     make_key_file(path)
     if owned == "by others":

@@ -173,7 +173,8 @@ class Collector:
                     await confirm(self._client, self._reader)
                 last = found[-1].id
                 await self._catalog.renew(owner)
-                await self._check_possession()  # last: those may have waited long for the engine or the catalog
+                # Last: those may have waited long for the engine or the catalog.
+                await self._check_possession()
                 refused = await self._delete(found, retry_for)
                 done.refused += refused
                 kept = {one.garbage.id for one in refused}
