@@ -1,7 +1,10 @@
 """Copies of a catalog that is being changed."""
 
 import os
+import shutil
+from pathlib import Path
 
+import apsw
 import pytest
 from small_disk import fill as fill_disk
 from small_disk import small_disk
@@ -105,6 +108,68 @@ def test_replaces_one_before_whole_or_not_at_all(source, tmp_path):
     assert not (tmp_path / "copy.new").exists()
     with Catalog(source) as catalog, catalog.change():
         catalog.delete("store", "000000")
+    backup(source, target)
+    assert names(target) == names(source)
+
+
+def spilled(path) -> None:
+    """A file that SQLite was about to change, and its journal, which undoes that: what a death leaves of them."""
+    db = apsw.Connection(str(path.with_name("dying")))
+    db.execute("CREATE TABLE t(a); INSERT INTO t VALUES (randomblob(100000)); PRAGMA cache_size = 1")
+    db.execute("BEGIN; UPDATE t SET a = randomblob(200000)")
+    for side in ("", "-journal"):
+        assert path.with_name(f"dying{side}").stat().st_size > 0
+        shutil.copy(path.with_name(f"dying{side}"), f"{path}{side}")
+    db.close()
+    path.with_name("dying").unlink()
+
+
+def half(path) -> None:
+    path.write_bytes(b"SQLite format 3\0" + bytes(5000))
+
+
+@pytest.mark.parametrize("left", [Path.touch, half, spilled])
+@pytest.mark.parametrize("before", [False, True])
+def test_a_copy_that_died_is_no_hindrance(source, tmp_path, left, before):
+    """Wherever that was: the next one is whole, and nothing of it stays."""
+    if before:
+        backup(source, tmp_path / "copy")
+    left(tmp_path / "copy.new")
+    backup(source, tmp_path / "copy")
+    assert sorted(path.name for path in tmp_path.glob("copy*")) == ["copy"]
+    assert names(tmp_path / "copy") == names(source)
+
+
+@pytest.mark.parametrize("kept", ["-wal", "-wal and -shm"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_copy_that_somebody_changed_and_left_is_replaced_whole(source, tmp_path, kept, gone):
+    """As a gateway of a standby that was killed leaves it: its log would be taken for that of the new copy."""
+    target = tmp_path / "copy"
+    backup(source, tmp_path / "used")
+    with Catalog(tmp_path / "used") as used:
+        with used.change():
+            owner = used.enter("standby")
+        fill(used, owner, range(2000, 2100))
+        for side in ("", *kept.split(" and ")):
+            shutil.copy(f"{used._db.path}{side}", f"{target}{side}")
+    with Catalog(source) as catalog, catalog.change():
+        catalog.delete("store", "000000")
+    if gone:
+        target.unlink()
+    backup(source, target)
+    assert names(target) == names(source)
+
+
+def test_a_copy_that_somebody_has_open_is_not_replaced(source, tmp_path):
+    target = tmp_path / "copy"
+    backup(source, target)
+    with Catalog(source) as catalog, catalog.change():
+        catalog.delete("store", "000000")
+    with Catalog(target) as used:
+        with pytest.raises(UsageError, match="has it open"):
+            backup(source, target)
+        assert "000000" in [entry.name for entry in used.page("store")]
+    assert not (tmp_path / "copy.new").exists()
     backup(source, target)
     assert names(target) == names(source)
 

@@ -1,13 +1,15 @@
 """A catalog that cannot be made: an error of ours, and nothing stays behind."""
 
 import os
+import shutil
 from pathlib import Path
 
 import apsw
 import pytest
 
+from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.database import Database, explained
-from ingest.errors import ConfigError, DiskError
+from ingest.errors import CatalogError, ConfigError, DiskError
 from ingest.objects.binding import ADVICE
 
 
@@ -24,6 +26,24 @@ def test_a_catalog_that_cannot_be_made_leaves_nothing(tmp_path, name, error):
     with pytest.raises(error):
         Database(data / "catalog.db")
     assert list(data.iterdir()) == []
+
+
+@pytest.mark.parametrize("sides", [["-wal"], ["-wal", "-shm"]])
+def test_a_log_without_its_catalog_is_not_taken_for_that_of_a_new_one(tmp_path, sides):
+    """As a death during a rebuild leaves it: half of the old catalog would be in the new one."""
+    path = tmp_path / "data" / "catalog.db"
+    path.parent.mkdir()
+    with Catalog(tmp_path / "catalog.db") as old:
+        with old.change():
+            old.enter("test")
+        for side in sides:
+            shutil.copy(f"{old._db.path}{side}", f"{path}{side}")
+    before = {one: one.read_bytes() for one in path.parent.iterdir()}
+    with pytest.raises(CatalogError, match="catalog rebuild"):
+        Database(path)
+    assert {one: one.read_bytes() for one in path.parent.iterdir()} == before
+    Path(f"{path}-wal").write_bytes(b"")  # nothing is in it
+    Catalog(path).close()
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from ingest.errors import (
     UsageError,
 )
 from ingest.limits import CATALOG_MESSAGE_MAX
-from ingest.store.possession import Possession
+from ingest.store.possession import Possession, identity_of
 
 DIGEST = bytes(range(32))
 
@@ -616,6 +616,36 @@ class TestSocket:
         service.start()
         connect(service.data_dir).close()
 
+    @pytest.mark.parametrize("before", [False, True])
+    @pytest.mark.parametrize("long", [False, True])
+    @pytest.mark.parametrize("step", ["chmod", "listen", "rename"])
+    def test_of_one_that_died_while_it_made_it_is_no_hindrance(
+        self, tmp_path, monkeypatch, step, long, before
+    ):
+        """Wherever that was: the next one listens, for its owner alone; nothing else stays. ``before``: there was one."""
+        data = tmp_path.joinpath(*["directory" * 5] * 5) if long else tmp_path
+        meta = data / ".ingest"
+        meta.mkdir(parents=True)
+        if before:
+            listen(data).close()
+
+        class Death(BaseException):
+            """Nothing is cleared away behind it."""
+
+        def die(*arguments, **options):
+            raise Death
+
+        with monkeypatch.context() as deadly:
+            deadly.setattr(socket.socket if step == "listen" else os, step, die)
+            with pytest.raises(Death):
+                listen(data)
+        assert len(list(meta.iterdir())) == 1 + before
+        with listen(data) as listener:
+            connect(data).close()
+            listener.accept()[0].close()
+        (path,) = meta.iterdir()
+        assert (path.name, path.stat().st_mode & 0o777) == ("catalog.sock", 0o600)
+
     @pytest.mark.parametrize(
         "junk",
         [
@@ -771,3 +801,26 @@ class TestLost:
         service.kill()  # what was answered before is in the catalog
         service.start()
         assert asyncio.run(lease()).first >= max(extent.stop for extent in leased)
+
+    @pytest.mark.parametrize("name", ["catalog.db", "catalog.db-wal", "catalog.lock", ""])
+    def test_nothing_is_made_where_it_was_when_it_ends_at_once(self, tmp_path, name):
+        """The end comes before the next look: a reserve would be made in what is somebody else's by now."""
+        data = tmp_path / "data"
+        (data / ".ingest").mkdir(parents=True)
+        lost = data / ".ingest" / name
+        with service_lock(data) as possession:
+            path = catalog_path(data)
+            catalog = Catalog(path)
+            with catalog.change():
+                catalog.enter("test")
+            possession.add(path, identity_of(os.stat(path)))
+            possession.add_changing(lambda: catalog.beside)
+            service = CatalogService(catalog, listen(data), possession)
+            assert possession.look_again() == ""
+            lost.rename(tmp_path / "away")
+            if not name:
+                lost.mkdir()
+            there = set(data.rglob("*"))
+            service.stop()
+            service.run()
+        assert set(data.rglob("*")) <= there

@@ -1,10 +1,11 @@
 import asyncio
+import functools
 import random
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from reference_server import (
 )
 
 from ingest import AsyncClient, Client, limits, mac, ticket
-from ingest.client.async_client import Run
+from ingest.client.async_client import Chunk, Run
 from ingest.client.get_channel import GetChannel
 from ingest.client.put_channel import PutChannel
 from ingest.errors import (
@@ -615,6 +616,108 @@ class TestDeleteAndInventory:
             Run("A000", Status.DELETED, limits.RANGE_COUNT_MAX + 5),
             Run(ticket.format(ticket.parse("A000") + limits.RANGE_COUNT_MAX + 5), Status.MISSING, 1),
         ]
+
+
+PARTS = 3  # of what one message can't carry
+START = ticket.parse("A000")
+CHUNKS = PARTS * limits.GET_FRAMES
+RANGE = PARTS * limits.RANGE_COUNT_MAX
+
+
+@functools.cache
+def many_frames() -> dict[int, bytes]:
+    return {index: build_frame(KEY, index, b"x") for index in range(START, START + CHUNKS)}
+
+
+async def each_of(pieces: AsyncIterator[list[Chunk]]) -> list[Chunk]:
+    return [chunk async for piece in pieces for chunk in piece]
+
+
+async def all_bytes(pieces: AsyncIterator[bytearray]) -> bytes:
+    return b"".join([piece async for piece in pieces])
+
+
+# What is read in parts, all of which has to be there.
+READS: dict[str, Callable[[AsyncClient], Coroutine[Any, Any, Any]]] = {
+    "read_range": lambda client: client.read_range("A000", CHUNKS),
+    "read_pieces": lambda client: all_bytes(client.read_pieces("A000", CHUNKS)),
+}
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+class TestEachPartCounts:
+    """What is asked for in several messages: a call tells what became of each of them, not of the last one alone."""
+
+    @pytest.mark.parametrize("status", [NO_SPACE, BUSY, ERROR, "lost"])
+    def test_of_a_delete(self, part: int, status: int | str) -> None:
+        """What comes behind is not asked for."""
+        at = START + part * limits.RANGE_COUNT_MAX
+        faults = Faults(cut_put_after=[part]) if status == "lost" else Faults()
+        faults.answer = lambda index, seen: status if index == at and isinstance(status, int) else None
+        with ReferenceServer([KEY], faults) as server, connect(server, retry_for=0) as client:
+            with pytest.raises(ConnectionLostError if status == "lost" else RefusedError) as caught:
+                client.delete("A000", RANGE)
+            assert server.frames_received == part + 1
+            if isinstance(caught.value, RefusedError):
+                assert (caught.value.ticket, caught.value.status) == (ticket.format(at), status)
+                assert server.model.deleted == set(range(START, at))
+
+    @pytest.mark.parametrize("name", READS)
+    @pytest.mark.parametrize("place", [0, limits.GET_FRAMES - 1])
+    def test_of_what_is_read(self, server: ReferenceServer, part: int, name: str, place: int) -> None:
+        lacking = START + part * limits.GET_FRAMES + place
+        server.model.frames = {index: one for index, one in many_frames().items() if index != lacking}
+
+        async def work() -> None:
+            async with await AsyncClient.connect(None, server.get_address, KEY) as client:
+                with pytest.raises(RefusedError) as caught:
+                    await READS[name](client)
+                assert (caught.value.ticket, caught.value.status) == (ticket.format(lacking), Status.MISSING)
+
+        run(work())
+
+    @pytest.mark.parametrize("name", READS)
+    def test_of_what_is_lost_on_its_way(self, part: int, name: str) -> None:
+        reply = 16 + limits.GET_FRAMES * limits.FRAME_SIZE
+        faults = Faults(cut_get_after=[part * reply + 1000])
+
+        async def work(server: ReferenceServer) -> None:
+            async with await AsyncClient.connect(None, server.get_address, KEY, retry_for=0) as client:
+                with pytest.raises(ConnectionLostError):
+                    await READS[name](client)
+
+        with ReferenceServer([KEY], faults) as server:
+            server.model.frames = many_frames()
+            run(work(server))
+
+    @pytest.mark.parametrize("place", [0, limits.GET_FRAMES - 1])
+    def test_of_what_is_listed(self, server: ReferenceServer, part: int, place: int) -> None:
+        lacking = START + part * limits.GET_FRAMES + place
+        server.model.frames = {index: one for index, one in many_frames().items() if index != lacking}
+
+        async def work() -> list[Chunk]:
+            async with await AsyncClient.connect(None, server.get_address, KEY) as client:
+                return await each_of(client.get_pieces("A000", CHUNKS))
+
+        assert [name for name, status, _ in run(work()) if status is not Status.SAVED] == [
+            ticket.format(lacking)
+        ]
+
+    @pytest.mark.parametrize("place", [1, limits.RANGE_COUNT_MAX - 2])
+    def test_of_an_inventory(self, server: ReferenceServer, client: Client, part: int, place: int) -> None:
+        at = START + part * limits.RANGE_COUNT_MAX + place
+        server.model.deleted = {at}
+        assert client.inventory("A000", RANGE) == [
+            Run("A000", Status.MISSING, at - START),
+            Run(ticket.format(at), Status.DELETED, 1),
+            Run(ticket.format(at + 1), Status.MISSING, START + RANGE - at - 1),
+        ]
+
+    def test_of_what_is_put(self, server: ReferenceServer, client: Client, part: int) -> None:
+        at = START + part * limits.SEAL_FRAMES
+        server.model.deleted = {at}
+        refused = client.put_range("A000", bytes(PARTS * limits.SEAL_FRAMES * DATA), window=100)
+        assert refused == {ticket.format(at): Status.DELETED}
 
 
 class TestConnecting:

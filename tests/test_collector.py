@@ -26,6 +26,17 @@ KEY = bytes(range(32))
 BUSY = int(Status.BUSY)
 
 
+class Watched(LocalCatalog):
+    """Says which of its calls have been answered."""
+
+    done: Callable[[str], None]
+
+    async def _ask(self, kind: Any, call: str, *arguments: Any) -> Any:
+        answer = await super()._ask(kind, call, *arguments)
+        self.done(call)
+        return answer
+
+
 class Rig:
     """A catalog with garbage in it, and an engine that answers the n-th frame for a ticket with ``answers[ticket]``."""
 
@@ -35,9 +46,15 @@ class Rig:
         self.asked: Counter[int] = Counter()
         self.faults = Faults(answer=self._answer)
         self.retry_for = 60.0
+        self.confirmed = 0
+        # Called behind each call of the catalog, and each look at whose store it is.
+        self.done: Callable[[str], None] = lambda step: None
 
     def _answer(self, index: int, seen: int) -> int | None:
         self.asked[index] += index != RESERVED
+        if index == RESERVED:
+            self.confirmed += 1
+            self.done("confirm")
         return self.answers.get(index)
 
     def throw_away(self, *extents: Extent) -> None:
@@ -52,7 +69,8 @@ class Rig:
     def run(self, work: Callable[[Collector], Coroutine[Any, Any, Any]]) -> Any:
         async def main() -> Any:
             with ReferenceServer([KEY], self.faults) as self.server, CatalogReader(self.path) as reader:
-                catalog = await LocalCatalog.open(self.path)
+                catalog = await Watched.open(self.path)
+                catalog.done = lambda call: self.done(call)
                 put = self.server.put_address
                 async with await AsyncClient.connect(put, None, KEY, retry_for=self.retry_for) as client:
                     possession = Possession({})
@@ -115,6 +133,52 @@ def test_a_catalog_that_is_lost_meanwhile(rig: Rig, place: int) -> None:
         page = place // COLLECT_BATCH
         assert len(rig.server.model.deleted) == (page + 1) * COLLECT_BATCH
         assert len(collector._reader.garbage(len(places))) == len(places) - page * COLLECT_BATCH
+        asked = rig.asked.total()
+        with pytest.raises(DataDirLostError):
+            await collector.run(retry_for=0)
+        assert rig.asked.total() == asked
+
+    rig.run(work)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def another_one(path: Path) -> None:
+    """As whoever puts a copy back does it."""
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("side", ["-wal", "-shm"])
+@pytest.mark.parametrize("lose", [gone, another_one])
+@pytest.mark.parametrize(
+    ("step", "pages"),
+    [
+        ("enter_alone", 0), ("expire", 0), ("confirm", 0), ("renew", 0), ("collected", 1), ("renew", 1), ("collected", 2)
+    ],
+)  # fmt: skip
+def test_a_catalog_that_is_lost_between_two_pages(
+    rig: Rig, side: str, lose: Callable[[Path], None], step: str, pages: int
+) -> None:
+    """Behind each call that comes before a page: nothing more is deleted of what the catalog of now may have as live.
+    ``pages``: that were deleted until then."""
+    places = extents(3 * COLLECT_BATCH)
+    rig.throw_away(*places)
+
+    def done(call: str) -> None:
+        if call == step and len(rig.server.model.deleted) == pages * COLLECT_BATCH:
+            rig.done = lambda call: None
+            lose(rig.path.with_name(f"{rig.path.name}{side}"))
+
+    async def work(collector: Collector) -> None:
+        rig.done = done
+        with pytest.raises(DataDirLostError, match="is gone" if lose is gone else "is not the one"):
+            await collector.run(retry_for=0)
+        assert rig.server.model.deleted == {one.first for one in places[: pages * COLLECT_BATCH]}
+        assert rig.confirmed == (step not in ("enter_alone", "expire")), "the id is that of the lost one"
         asked = rig.asked.total()
         with pytest.raises(DataDirLostError):
             await collector.run(retry_for=0)

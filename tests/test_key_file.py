@@ -2,7 +2,9 @@
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,6 +207,46 @@ def test_a_rotation_keeps_a_link_and_the_mode(tmp_path: Path) -> None:
     rotate_key_file(link)
     assert link.is_symlink() and len(read_keys(link)) == 2
     assert stat.S_IMODE(real.stat().st_mode) == 0o400
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600])
+@pytest.mark.parametrize("owned", ["by us", "by others"])
+def test_a_rotation_that_is_cut_short_leaves_a_file_for_the_same_people(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, owned: str
+) -> None:
+    """Around each step the name leads to a whole file, old or new, with the owner, group and mode of before: a server that
+    may not read it would not start."""
+    path = tmp_path / "key"
+    make_key_file(path)
+    if owned == "by others":
+        if os.geteuid() != 0:
+            pytest.skip("only root may give files away")
+        os.chown(path, 12345, os.getegid())
+    path.chmod(mode)
+    states = []
+
+    def look() -> None:
+        found = path.stat()
+        states.append((path.read_bytes(), found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)))
+
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            look()
+            result = real(*arguments, **more)
+            look()
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("chmod", "fchmod", "chown", "fchown", "rename", "link", "unlink", "fsync"):
+            patch.setattr(os, name, watched(getattr(os, name)))
+        look()
+        rotate_key_file(path)
+        look()
+    assert {state[1:] for state in states} == {states[0][1:]}
+    assert {state[0] for state in states} == {states[0][0], states[-1][0]}
+    assert len(states) > 6 and states[0][3] == mode
 
 
 def test_a_rotation_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

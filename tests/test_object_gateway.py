@@ -681,6 +681,32 @@ def test_a_download_that_is_not_what_the_catalog_says(here, tmp_path, content, m
     assert os.listdir(tmp_path) == []
 
 
+SPOILT = {
+    "size": b"bytes and more",
+    "first byte": b"Bytes",
+    "last byte": b"byteS",
+    "all": b"",
+}
+
+
+@pytest.mark.parametrize("told", ["at once", "when it is asked"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("content", SPOILT.values(), ids=SPOILT)
+def test_an_upload_that_is_not_what_was_read(here, tmp_path, told, which, content):
+    """Of several files any one, whether the API says what it stored or the catalog has to be asked; exit code 0 says that
+    all of it is stored."""
+    files = [tmp_path / str(number) for number in range(3)]
+    answers: list[bytes | None] = []
+    for number, file in enumerate(files):
+        file.write_bytes(b"bytes")
+        answers += [GO_ON, described(content if number == which else b"bytes")]
+        if told == "when it is asked":
+            answers[-1:] = [said("200 OK", b"{}"), answers[-1]]
+    with scripted(here, *answers):
+        assert here("put", *files, code=1) == ""
+    assert f"{files[which]}: 5 bytes were read, and the catalog has {len(content)} bytes" in here.complaint
+
+
 @pytest.mark.parametrize(
     "changes", [{"etag": "no digest"}, {"etag": "00"}, {"id": "00000001"}, {"extents": []}, {"extents": [["?", 1]]}]
 )  # fmt: skip

@@ -1,13 +1,18 @@
 """A catalog that is lost, and made again from what a real server stored."""
 
 import json
-from contextlib import suppress
+import os
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 from node_rig import NodeRig, running_node
 
+from faults.damaged_store import SMALL_SEGMENT, Builder
 from ingest import Client, ticket
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
@@ -324,3 +329,90 @@ def test_of_many_strays_the_first_great_gap_is_used(tmp_path):
         result = rebuilt(node, uploads)
         # From there to the next one it is one ticket less than a great gap.
         assert result.next_ticket == ticket.format(near + STRAY_GAP_TICKETS + 1)
+
+
+# --- the catalog that was there
+
+
+SIDES = ("-wal", "-shm")
+
+
+def make_catalog(path: Path, name: str, log: bool) -> None:
+    """With an object in its file; and another one in its log, which whoever was killed left, or the same."""
+    elsewhere = path.with_name("elsewhere")
+    elsewhere.mkdir()
+    catalog = Catalog(elsewhere / path.name)
+    add(catalog, name)
+    if log:
+        catalog._db.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        add(catalog, f"{name}, in its log")
+    else:
+        catalog.close()
+    for side in ("", *SIDES) if log else ("",):
+        shutil.copy(elsewhere / f"{path.name}{side}", f"{path}{side}")
+    catalog.close()
+    shutil.rmtree(elsewhere)
+
+
+def add(catalog: Catalog, name: str) -> None:
+    with catalog.change():
+        owner = catalog.enter("test", 1e6)
+        catalog.store(owner, "n", name, 1, bytes(32), [catalog.lease(owner, 2)], {})
+
+
+def names_in(path: Path, elsewhere: Path) -> set[str]:
+    """Of the objects in a catalog, which is not touched."""
+    elsewhere.mkdir()
+    for side in ("", *SIDES):
+        with suppress(FileNotFoundError):
+            shutil.copy(f"{path}{side}", elsewhere / f"copy{side}")
+    with Catalog(elsewhere / "copy") as catalog:
+        found = {entry.name for entry in catalog.page("n")}
+    shutil.rmtree(elsewhere)
+    return found
+
+
+@contextmanager
+def kept_at_each_step(home: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Copies of what a death leaves before each file that is renamed or removed there, and after the last one."""
+    copies: list[Path] = []
+    seen: list[dict[str, int]] = []
+
+    def keep() -> None:
+        found = {path.name: path.stat().st_size for path in home.glob(".ingest/catalog.db*")}
+        if found not in seen:
+            seen.append(found)
+            copies.append(kept / str(len(copies)))
+            shutil.copytree(home, copies[-1])
+
+    with monkeypatch.context() as watched:
+        for name in ("rename", "unlink"):
+            real = getattr(os, name)
+            watched.setattr(os, name, lambda *paths, real=real: (keep(), real(*paths))[1])
+        yield copies
+    keep()
+
+
+@pytest.mark.parametrize("former", ["nothing", "a file", "a file and its log"])
+@pytest.mark.parametrize("log", [False, True])
+def test_the_old_catalog_is_whole_wherever_the_rebuild_dies(tmp_path, monkeypatch, former, log):
+    """In its place or as `catalog.db.old`, with all that was acknowledged: its log is a part of it, and that of another one
+    is not. ``former``: what is there of one that was replaced before."""
+    home = tmp_path / "store"
+    Builder(home, "pack", random.Random(1), SMALL_SEGMENT).close()
+    target = catalog_path(home)
+    old = target.with_name(f"{target.name}.old")
+    if former != "nothing":
+        make_catalog(old, "former", former == "a file and its log")
+    make_catalog(target, "old", log)
+    expected = {"old", "old, in its log"} if log else {"old"}
+    with kept_at_each_step(home, tmp_path / "kept", monkeypatch) as copies:
+        rebuild(home, replace=True, segment_size=SMALL_SEGMENT)
+    assert len(copies) >= 4
+    for copy in copies:
+        here, beside = (copy / path.relative_to(home) for path in (target, old))
+        if not here.exists():  # who begins again finds what is left of it
+            rebuild(copy, segment_size=SMALL_SEGMENT)
+        found = names_in(here, tmp_path / "looked at")
+        whole = found or names_in(beside, tmp_path / "looked at")
+        assert whole == expected, f"in {copy}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import apsw
 
-from ingest.catalog.database import OUTDATED, Database, explained
+from ingest.catalog.database import BESIDE, OUTDATED, Database, explained
 from ingest.catalog.schema import FORMAT
 from ingest.errors import DiskError, UsageError
 from ingest.runtime.durable_files import open_new, rename_durably
@@ -32,7 +32,8 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
     The copy is what the catalog was when it began: one snapshot, however much is changed meanwhile. It tells of
     versions whose chunks the collector may have deleted since; and a catalog that is put back from it gives tickets
     again that are in use: `ingest catalog rebuild` is the better way when the packs are there. What was under way is
-    nobody's in the copy: its tickets are lost, and never deleted. UsageError, CatalogError, DiskError.
+    nobody's in the copy: its tickets are lost, and never deleted. UsageError, also when somebody has ``target`` open,
+    CatalogError, DiskError.
     """
     if not source.exists():
         raise UsageError(f"{source}: there is no catalog")
@@ -47,6 +48,7 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
             _copy(live, temporary, progress)
             os.fsync(fd)
             size = os.fstat(fd).st_size
+            _fold(target)
         except BaseException:
             temporary.unlink()
             raise
@@ -76,3 +78,23 @@ def _copy(live: Database, target: Path, progress: Progress) -> None:
         if live.in_transaction:
             live.run("ROLLBACK")
         copy.close()
+
+
+def _fold(target: Path) -> None:
+    """What SQLite has beside one of before becomes a part of that: it would be taken for the log of what comes there."""
+    beside = [Path(f"{target}{side}") for side in (*BESIDE, "-journal")]
+    if not target.exists():
+        for path in beside:
+            path.unlink(missing_ok=True)
+    if not any(path.exists() for path in beside):
+        return
+    try:
+        old = apsw.Connection(str(target), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            old.pragma("user_version")
+        finally:
+            old.close()  # who closes it last takes its log away
+    except apsw.Error as error:
+        raise explained(error, target) from error
+    if any(path.exists() for path in beside):
+        raise UsageError(f"{target}: another program has it open: end that, or choose another name")

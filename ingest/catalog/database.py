@@ -316,6 +316,10 @@ def make_file(path: Path) -> None:
 
 
 def _refuse_lost(path: Path) -> None:
+    log = path.with_name(f"{path.name}-wal")
+    with suppress(FileNotFoundError):  # looked at first: whoever is faster makes the catalog before its log
+        if log.stat().st_size and not path.exists():
+            raise CatalogError(f"{path} is missing, and {log.name} would be taken for its log; {REBUILD}")
     data_dir = path.parent.parent
     if path.parent.name != META or not (path.parent / "store.json").exists():
         return

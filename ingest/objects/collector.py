@@ -168,11 +168,13 @@ class Collector:
         last = 0
         try:
             while found := self._reader.garbage(COLLECT_BATCH, after=last):
-                await self._check_possession()
                 if last == 0:
+                    await self._check_possession()  # what is confirmed is its id
                     await confirm(self._client, self._reader)
                 last = found[-1].id
                 await self._catalog.renew(owner)
+                # Last: those may have waited long for the engine or the catalog.
+                await self._check_possession()
                 refused = await self._delete(found, retry_for)
                 done.refused += refused
                 kept = {one.garbage.id for one in refused}

@@ -348,6 +348,9 @@ class _Rebuild:
 
 def _put_in_place(new: Path, target: Path) -> None:
     sync_file(new)
+    if target.exists():  # else somebody died who had moved it, and the rest of it follows
+        # A log that stayed would be taken for that of the one which comes there.
+        _remove(Path(f"{target}.old"))
     for side in SIDES:  # the file before its log: SQLite throws a log without a file away
         old = Path(f"{target}{side}")
         if old.exists():
