@@ -70,12 +70,14 @@ def _shrink(end: socket.socket, buffer: int) -> None:
 
 
 class Rig:
-    """`server` over the packs below `root`; `connect` opens a connection to it."""
+    """`server` over the packs below `root`, of which it keeps `packs_max` open; `connect` opens a connection to it."""
 
-    def __init__(self, root: Path, keys: Iterable[SubKeys] = (KEYS,), **options: int) -> None:
+    def __init__(
+        self, root: Path, keys: Iterable[SubKeys] = (KEYS,), packs_max: int | None = None, **options: int
+    ) -> None:
         self.packs = Packs(root)
         self.queue = Queue(1, 1)
-        self.reader = PackReader(self.packs.fd)
+        self.reader = PackReader(self.packs.fd, packs_max=packs_max)
         self.server = GetServer(self.queue, 0, self.reader, keys, **options)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.events: list[tuple[str, str, int]] = []

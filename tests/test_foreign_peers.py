@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import put_rig
 import pytest
 import trustme
 from put_rig import ack, frame
+from test_put_server import reset
 from tls_rig import certificates
 
 from ingest.engine.ports._put_server import BAD_FRAMES, IDLE, SPEAKS_HTTP, SPEAKS_TLS
@@ -28,9 +30,28 @@ REQUESTS = [
 ALERT = b"\x15\x03\x01\x00\x02\x02\x28"  # fatal, handshake_failure
 
 
-@pytest.fixture(params=["put", "get"])
+def come_and_go(rig: put_rig.Rig | get_rig.Rig, count: int = 1) -> None:
+    """So many connections at once, of each kind one after the other: whoever comes next is in a slot that each had."""
+    whole = frame(9) if isinstance(rig, put_rig.Rig) else get_rig.request(9)
+    kinds = (b"", REQUESTS[0], client_hello(), whole + whole[:5], whole[:5], whole * 2)
+    ends = (socket.socket.close, lambda client: client.shutdown(socket.SHUT_WR), reset)
+    for sent, end in zip(kinds, ends * 2, strict=True):
+        clients = [rig.connect() for _ in range(count)]
+        for client in clients:
+            client.send(sent)
+        rig.step(0)
+        rig.step(0)
+        for client in clients:
+            end(client)
+        rig.until(lambda: rig.server.connections == 0)
+    rig.events.clear()
+
+
+@pytest.fixture(params=["put", "get", "put, later", "get, later"])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[put_rig.Rig | get_rig.Rig]:
-    with put_rig.Rig() if request.param == "put" else get_rig.Rig(tmp_path) as rig:
+    with put_rig.Rig() if request.param.startswith("put") else get_rig.Rig(tmp_path) as rig:
+        if request.param.endswith("later"):
+            come_and_go(rig)
         yield rig
 
 
@@ -86,35 +107,43 @@ def test_something_else_on_a_port_with_tls_gets_no_http(rig: put_rig.Rig | get_r
     "name", ["GET", "PUT", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS", "CONNECT", "PRI"]
 )
 def test_tickets_that_look_like_methods_are_tickets(name: str) -> None:
-    for text in {name, name.ljust(TICKET_LENGTH_MAX, "0")}:
-        wire = text.encode().ljust(8, b"\0")
-        assert from_wire(wire) == text
-        with put_rig.Rig() as rig:
+    with put_rig.Rig() as rig:
+        for text in (name, name.ljust(TICKET_LENGTH_MAX, "0"), name):
+            wire = text.encode().ljust(8, b"\0")
+            assert from_wire(wire) == text
             client = rig.connect()
             whole = put_rig.raw_frame(wire)
             for at in range(0, FRAME_SIZE, 5):
                 client.send(whole[at : at + 5])
                 rig.turn()
             assert rig.receive(client, 9) == wire + bytes([Status.SAVED])
+            client.close()
+            rig.until(lambda: rig.server.connections == 0)
 
 
 def test_only_the_first_bytes_of_a_connection_are_looked_at() -> None:
     """What comes behind a frame is answered as a frame: an answer in HTTP would stand among acks."""
     with put_rig.Rig(bad_frame_limit=1) as rig:
-        client = rig.connect()
-        rig.send(client, frame(1) + REQUESTS[2])
-        answer = rig.receive_all(client)
-        assert ack(1) in (answer[:9], answer[9:]) and len(answer) == 18
-        assert BAD_FRAMES in [event[0] for event in rig.events]
+        for _ in range(2):
+            client = rig.connect()
+            rig.send(client, frame(1) + REQUESTS[2])
+            answer = rig.receive_all(client)
+            assert ack(1) in (answer[:9], answer[9:]) and len(answer) == 18
+            assert BAD_FRAMES in [event[0] for event in rig.events]
+            client.close()
+            come_and_go(rig)
 
 
 # --- silent connections
 
 
-def test_a_new_connection_takes_the_place_of_one_without_work() -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_a_new_connection_takes_the_place_of_one_without_work(later: bool) -> None:
     """Of those without a key first, and of the ones that were answered longest ago."""
     with put_rig.Rig(connections_max=5) as rig:
         rig.tick(0.0)
+        if later:
+            come_and_go(rig, 5)
         waiting, proved, *silent = (rig.connect() for _ in range(5))
         rig.send(proved, frame(1))
         assert rig.receive(proved, 9) == ack(1)

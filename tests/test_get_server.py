@@ -263,14 +263,21 @@ def test_more_requests_than_may_wait(tmp_path: Path) -> None:
         assert finished(rig, client, request(A0) * 100) == saved(A0) * 100
 
 
-def test_requests_of_many_connections_in_one_turn(tmp_path: Path) -> None:
-    with Rig(tmp_path, turn_requests_max=7) as rig:
-        rig.packs.put(range(A0, A0 + 20))
+@pytest.mark.parametrize("packs_max", [1, 2, 3, 100])
+@pytest.mark.parametrize("turn_requests_max", [7, 100])
+@pytest.mark.parametrize("step", [1, 1296])
+def test_requests_of_many_connections_in_one_turn(
+    tmp_path: Path, packs_max: int, turn_requests_max: int, step: int
+) -> None:
+    """For one pack, or for more than are kept open."""
+    with Rig(tmp_path, packs_max=packs_max, turn_requests_max=turn_requests_max) as rig:
+        asked = range(A0, A0 + 20 * step, step)
+        rig.packs.put(asked)
         clients = [rig.connect() for _ in range(20)]
-        for i, client in enumerate(clients):
-            client.send(request(A0 + i) + request(A0 + 19 - i))
-        for i, client in enumerate(clients):
-            assert rig.receive(client, 2980) == saved(A0 + i) + saved(A0 + 19 - i)
+        for one, other, client in zip(asked, reversed(asked), clients, strict=True):
+            client.send(request(one) + request(other))
+        for one, other, client in zip(asked, reversed(asked), clients, strict=True):
+            assert rig.receive(client, 2980) == saved(one) + saved(other)
 
 
 def test_a_small_share_of_a_turn_leaves_room_for_others(tmp_path: Path) -> None:
@@ -666,6 +673,7 @@ INDICES = st.integers(0, 90) | st.integers(1320, 1345) | st.integers(A0 + 1280, 
     collect_size=st.sampled_from([1490, 4000, 1 << 18]),
     turn_bytes_max=st.sampled_from([1, 5000, 1 << 20]),
     buffer=st.sampled_from([0, 4096]),
+    packs_max=st.integers(1, 4),
 )
 def test_replies_equal_a_model(
     stored: set[int],
@@ -674,10 +682,12 @@ def test_replies_equal_a_model(
     collect_size: int,
     turn_bytes_max: int,
     buffer: int,
+    packs_max: int,
 ) -> None:
+    limited = {"collect_size": collect_size, "turn_bytes_max": turn_bytes_max, "packs_max": packs_max}
     with (
         tempfile.TemporaryDirectory() as root,
-        Rig(Path(root), collect_size=collect_size, turn_bytes_max=turn_bytes_max) as rig,
+        Rig(Path(root), **limited) as rig,
     ):
         rig.packs.put(stored)
         rig.packs.delete(sorted(deleted))

@@ -77,6 +77,55 @@ class TestHeart:
         assert heart.last_beat
 
 
+def beat(heart):
+    heart.beat()
+
+
+WAITS = [wait for wait in DiskWait if wait is not DiskWait.NOTHING]
+
+
+class TestWhatAProcessLeaves:
+    """However the one before ended, the next one is judged by what it does itself."""
+
+    @pytest.mark.parametrize("second", [beat, *WAITS])
+    @pytest.mark.parametrize("first", ["waited", "stalled", "stalled and waited"])
+    def test_nothing_of_it_is_its_successor_s(self, heart, first, second):
+        alone = Heart()
+        alone.reset()
+        for what in WAITS:
+            if "stalled" in first:
+                heart.stall(what)
+            if "waited" in first:
+                heart.wait(what)
+            heart.beat()
+            heart.reset()  # it ended
+            now = time.monotonic_ns()
+            assert (heart.age(now), heart.waiting(now)) == (None, (DiskWait.NOTHING, 0.0))
+            heart.reset()  # another one is started
+            for one in (alone, heart):
+                second(one) if second is beat else one.wait(second)
+            later = time.monotonic_ns() + 12 * S
+            assert heart.trouble("x", later) == alone.trouble("x", later)
+            assert heart.waiting(later)[0] is alone.waiting(later)[0]
+            heart.wait(DiskWait.NOTHING)
+            assert heart.trouble("x", later) == "x has not answered for 12 s"
+
+    @pytest.mark.parametrize("parent", [True], indirect=True)
+    @pytest.mark.parametrize("left", [DiskWait.STORED_READS, DiskWait.NOTHING])
+    def test_a_successor_that_hangs_is_killed_too(self, parent, left, caplog):
+        for _ in range(2):
+            parent.child.heart.stall(DiskWait.BULK_WRITE)
+            parent.child.heart.wait(left)
+            signal.pidfd_send_signal(parent.child.pidfd, signal.SIGKILL)
+            parent.child.reap()
+            parent.begin()
+            caplog.clear()
+            parent.listen(*SECONDS)
+            assert caplog.messages[-1].endswith("killing it")
+            assert parent.exit_code() == -signal.SIGKILL
+            parent.begin()
+
+
 def test_time_in_which_the_listener_did_not_run_does_not_count():
     heart = Heart()
     listener = Listener(heart)
@@ -119,6 +168,9 @@ class Parent(Supervisor):
         self.child = Child("child", stand_still, replaced_when_silent=replaced_when_silent)
         super().__init__([[self.child]], 10.0)
         self.now = time.monotonic()
+        self.begin()
+
+    def begin(self) -> None:
         self.child.start(lambda: None)
         deadline = time.monotonic() + 20
         while not self.child.heart.last_beat:

@@ -16,7 +16,7 @@ from packs import A0, KEYS, OTHER_KEYS, STORE_ID, Packs, flat, frame
 
 from ingest import sharding, ticket
 from ingest.errors import TicketError, UsageError
-from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX, READ_PACKS_MAX
+from ingest.limits import FRAME_SIZE, PACK_SLOTS, RANGE_COUNT_MAX, READ_PACKS_MAX
 from ingest.status import Status
 from ingest.store.layouts import _pack_reader
 from ingest.store.layouts._pack_reader import PackReader
@@ -272,6 +272,36 @@ def test_descriptors_are_bounded_and_reused(packs: Packs) -> None:
     assert r.read_chunk(A0) == (Status.SAVED, frame(A0))
 
 
+@pytest.mark.parametrize("packs_max", [1, 2, 3, 20])
+def test_what_is_opened_in_the_place_of_another_is_read_for_itself(packs: Packs, packs_max: int) -> None:
+    """More packs in one range than are kept open: nothing that was known of the one before holds for the next."""
+    firsts = [A0 + 1296 * i for i in range(12)]
+    for i, first in enumerate(firsts):
+        packs.put(range(first, first + 1 + i % 4))
+        packs.delete([first + 1295 - i % 3])
+    good = [packs.path(first).read_bytes() for first in firsts]
+    statuses = [Status.SAVED] * 12
+    # Nothing, the one of the pack in whose place it is opened, half of one.
+    headers = {4: bytes(512), 7: good[7 - min(packs_max, 3)][:512], 9: good[8][:500] + bytes(12)}
+    for bad, header in headers.items():
+        packs.write(firsts[bad], 0, header)
+        statuses[bad] = Status.ERROR
+    for short in (5, 10):
+        packs.path(firsts[short]).write_bytes(good[short][:100])
+        statuses[short] = Status.MISSING
+    r = reader(packs, packs_max)
+    for _ in range(2):
+        found = flat(r.read_range(A0, 12 * 1296), A0)
+        for i, status in enumerate(statuses):
+            good_one = status is Status.SAVED
+            expected = packs.expected(firsts[i], 1296) if good_one else [(status, b"")] * 1296
+            assert found[i * 1296 : (i + 1) * 1296] == expected, i
+    packs.write(firsts[4], 0, good[4])
+    packs.put([firsts[0] + 9])
+    assert r.read_range(firsts[0], 12 * 1296)[1][0] == firsts[0] + 1
+    assert status_of(r, firsts[0] + 9) is status_of(r, firsts[4]) is Status.SAVED
+
+
 def test_the_pack_that_was_used_last_stays_open(packs: Packs) -> None:
     packs.put([A0, A0 + 1296, A0 + 2 * 1296])
     r = reader(packs, packs_max=2)
@@ -357,20 +387,28 @@ def test_the_largest_missing_range_is_cheap_in_runs(packs: Packs) -> None:
 
 # --- any content
 
-INDICES = st.integers(0, 90) | st.integers(1320, 1345) | st.integers(A0 + 1280, A0 + 1310)
+INDICES = (
+    st.integers(0, 90)
+    | st.integers(1320, 1345)
+    | st.integers(A0 + 1280, A0 + 1310)
+    | st.integers(A0 + 2 * PACK_SLOTS, A0 + 2 * PACK_SLOTS + 9)
+)
 
 
 @settings(max_examples=30, deadline=None)
 @given(
     st.sets(INDICES, max_size=40),
     st.sets(INDICES, max_size=15),
-    st.lists(st.tuples(INDICES, st.integers(1, 60)), max_size=5),
+    st.lists(st.tuples(INDICES, st.integers(1, 60) | st.just(3 * PACK_SLOTS)), max_size=5),
+    st.integers(1, 4),
 )
-def test_any_content_comes_back(stored: set[int], deleted: set[int], asked: list[tuple[int, int]]) -> None:
+def test_any_content_comes_back(
+    stored: set[int], deleted: set[int], asked: list[tuple[int, int]], packs_max: int
+) -> None:
     with tempfile.TemporaryDirectory() as root, Packs(Path(root)) as packs:
         packs.put(stored)
         packs.delete(sorted(deleted))
-        r = reader(packs, packs_max=2)
+        r = reader(packs, packs_max)
         for first, count in asked:
             runs = r.read_range(first, count)
             assert flat(runs, first) == packs.expected(first, count)

@@ -15,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,15 @@ from tls_rig import Files, client_context
 
 from ingest import limits, mac, ticket
 from ingest.engine import reload
+from ingest.engine._queue import Queue
+from ingest.engine.node import Node
+from ingest.engine.server_config import ServerConfig
 from ingest.errors import ConnectionLostError
 from ingest.limits import ACK_SIZE
 from ingest.loadgen import loopback
 from ingest.runtime.key_file import make_key_file, read_keys, rotate_key_file
 from ingest.status import Status
+from ingest.store.store import Store
 
 PATIENCE_S = 60.0
 FIRST = ticket.parse("5000000")
@@ -493,6 +498,42 @@ class TestCertificates:
             connection = tls_connection(rig, files.ca)
             assert connection.put([1]) == {1: Status.SAVED}
             connection.sock.close()
+
+    @pytest.mark.parametrize("before", ["plain", "TLS", "TLS with client CA"])
+    @pytest.mark.parametrize("after", ["plain", "TLS", "TLS with client CA"])
+    def test_who_is_let_in_stays_so(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, files: Files, before: str, after: str
+    ) -> None:
+        """Neither TLS nor the question for a client's certificate is turned on or off; another CA is taken over."""
+        cert, key = files.write("server", files.ca.issue_cert("127.0.0.1"))
+        data, key_file = tmp_path / "data", tmp_path / "keys"
+        make_key_file(key_file)
+        plain = ServerConfig(data_dir=data, key_file=key_file)
+        with_tls = replace(plain, tls_cert=cert, tls_key=key)
+        configs = {
+            "plain": plain,
+            "TLS": with_tls,
+            "TLS with client CA": replace(with_tls, tls_client_ca=files.ca_path()),
+        }
+        present, wanted = configs[before], replace(configs[after], log_level="debug")
+        store = Store.open(data)
+        node = Node(present, store, mac.KeyRing(read_keys(key_file)), Queue(1, 16), [])
+        node.certificates = was = reload.read_certificates(present)
+        node.read_config = lambda: wanted
+        other = trustme.CA()
+        if before == after:
+            (tmp_path / "ca.pem").write_bytes(other.cert_pem.bytes())
+        with caplog.at_level("INFO"):  # which a reload sets, and this takes back
+            reload.Reload(node, lambda to_workers: {}).begin()
+        if before == after:
+            assert (node.config, node.certificates) == (wanted, reload.read_certificates(wanted))
+            asks = node.certificates is not None and node.certificates.ca == other.cert_pem.bytes()
+            assert asks == (after == "TLS with client CA")
+        else:
+            assert node.config is present and node.certificates is was
+            assert "needs a restart" in caplog.messages[-1]
+        node.queue.close()
+        store.close()
 
     @pytest.mark.parametrize("flag", ["--tls-cert", "--tls-key", "--tls-client-ca"])
     def test_one_file_is_not_enough(self, tmp_path: Path, flag: str) -> None:

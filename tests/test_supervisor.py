@@ -1,19 +1,23 @@
-"""SIGHUP on its way to processes that have no handler yet: none is lost, and none ends anybody."""
+"""SIGHUP on its way to processes that have no handler yet: none is lost, and none ends anybody. Starts that fail."""
 
 from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ingest.errors import ConfigError
-from ingest.runtime.supervised import Child
+from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
 
 HERE = Path(__file__).parent
@@ -103,6 +107,82 @@ def test_where_no_process_can_be_watched_nothing_is_started(monkeypatch: pytest.
     with pytest.raises(ConfigError, match=r"Linux 5\.3 or later"):
         Supervisor([[Child("one", lambda: started.append(1) or 0)]], 1).run()
     assert not started
+
+
+@contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """This process gets so many more, and then none."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = [os.open("/dev/null", os.O_RDONLY) for _ in range(count + 1)]  # the lowest ones that are free
+    for fd in taken:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+@contextmanager
+def no_process() -> Iterator[None]:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fork", fork)
+        yield
+
+
+class TestStartsThatFail:
+    """At each call of a start: what was made until then is gone again, and the next start finds nothing of it."""
+
+    def has(self) -> tuple[set[int], set[str], set[signal.Signals]]:
+        """What a start may leave: processes, descriptors, blocked signals."""
+        children = {child.pid for child in psutil.Process().children()}
+        return children, set(os.listdir("/proc/self/fd")), signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    @pytest.mark.parametrize(
+        ("has_line", "failing"),
+        [
+            (False, no_process),
+            (True, no_process),
+            (False, partial(descriptors_left, 0)),  # no pidfd
+            (True, partial(descriptors_left, 0)),  # no line
+            (True, partial(descriptors_left, 1)),  # half a line
+            (True, partial(descriptors_left, 2)),  # a line and no pidfd
+        ],
+    )
+    @pytest.mark.parametrize("times", [1, 2])
+    @pytest.mark.parametrize("then", ["it is started", "it is to end"])
+    def test_leave_nothing(
+        self, has_line: bool, failing: Callable[[], AbstractContextManager[None]], times: int, then: str
+    ) -> None:
+        def main() -> int:
+            while True:
+                signal.pause()
+
+        child = Child("child", main, has_line=has_line)
+        before = self.has()
+        try:
+            for _ in range(times):
+                with failing():
+                    child.start(lambda: None)
+                assert self.has() == before
+                assert (child.state, child.starts, child.pidfd, child.line) == (State.RESTING, 0, -1, None)
+            if then == "it is to end":
+                child.tell_to_end()
+                assert (child.state, self.has()) == (State.DONE, before)
+                return
+            child.start(lambda: None)
+            assert (child.state, child.starts, child.line is not None) == (State.RUNNING, 1, has_line)
+            assert self.has()[0] - before[0] == {child.pid}
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            child.reap()
+            assert self.has() == before
+        finally:
+            for pid in self.has()[0] - before[0]:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 class TestBusy:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import resource
 import select
 import signal
 import socket
@@ -416,6 +418,8 @@ class FakeLoop:
         self.timers: list[tuple[float, Callable[..., None], tuple[Any, ...]]] = []
 
     def add_reader(self, fd: int, call: Callable[..., None], *args: Any) -> None:
+        if fd < 0:
+            raise ValueError(f"invalid file descriptor {fd}")  # as a real one says of what was closed
         self.readers[fd] = (call, args)
 
     def remove_reader(self, fd: int) -> bool:
@@ -475,8 +479,27 @@ class OneWorker:
         self.loop.timers.clear()
         call(*args)
 
+    def pass_time(self) -> None:
+        """Until all timers of now have come."""
+        due, self.loop.timers = self.loop.timers, []
+        for _, call, args in due:
+            call(*args)
+
     def counter(self, name: str) -> int:
         return self.node.queue.counter_row(_queue.ROW_WORKER)[metrics.INDEX[name]]
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process gets none any more."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class TestOneWorker:
@@ -494,18 +517,12 @@ class TestOneWorker:
                 client.close()
 
     def test_out_of_descriptors_it_pauses_and_says_so_once(self, caplog: pytest.LogCaptureFixture) -> None:
-        import resource
-
         with OneWorker() as one:
             one.node.queue.retire(1)
             client = one.connect()
-            limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
             listener = one.node.put_sockets[0].fileno()
-            lowest = os.open("/dev/null", os.O_RDONLY)
-            os.close(lowest)
             one.loop.timers.clear()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-            try:
+            with no_descriptors():
                 for _ in range(3):
                     one.accept()
                     assert listener not in one.loop.readers
@@ -514,38 +531,62 @@ class TestOneWorker:
                     one.loop.timers.clear()
                     call(*args)
                     assert listener in one.loop.readers
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
             assert len([r for r in caplog.records if "accepting nothing" in r.message]) == 1
             one.accept()
             assert one.put_server.connections == 1
             client.close()
 
     def test_out_of_descriptors_silent_connections_give_way(self) -> None:
-        import resource
-
         with OneWorker() as one:
             one.node.queue.retire(1)
             silent = one.connect()
             one.accept()
             assert one.put_server.connections == 1
             client = one.connect()
-            limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            lowest = os.open("/dev/null", os.O_RDONLY)
-            os.close(lowest)
             one.loop.timers.clear()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
-            try:
+            with no_descriptors():
                 one.accept()
                 assert silent.recv(1) == b""
                 [(_, call, args)] = one.loop.timers
                 call(*args)
                 one.accept()
                 assert one.put_server.connections == 1
-            finally:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
             client.close()
             silent.close()
+
+    @pytest.mark.parametrize(
+        "events",
+        [order for n in range(1, 5) for order in itertools.permutations(("put", "get", "drain", "tick"), n)],
+    )
+    def test_a_drain_while_it_pauses(self, events: tuple[str, ...]) -> None:
+        """Of either port or of both, before or after: what came whole is answered, and nothing is accepted any more."""
+        with OneWorker() as one:
+            one.node.queue.retire(1)
+            client = one.connect()
+            one.accept()
+            client.sendall(frame(7))
+            one.loop.readable(one.put_server.fileno())
+            listening = {kind: getattr(one.node, f"{kind}_sockets")[0].fileno() for kind in ("put", "get")}
+            for event in (*events, *(("drain",) if "drain" not in events else ())):
+                if event == "drain":
+                    one.worker.drain()
+                elif event == "tick":
+                    one.pass_time()
+                elif listening[event] in one.loop.readers:
+                    with no_descriptors():
+                        one.loop.readable(listening[event])
+                    assert listening[event] not in one.loop.readers
+            for _ in range(3):
+                one.pass_time()
+                assert not one.loop.readers.keys() & {*listening.values(), one.node.passing[0][0].fileno()}
+            assert one.drained == 0
+            [(_, cookie, place, count, _)] = one.node.queue.take_runs(0)
+            one.node.queue.answer(0, cookie, place, count, Status.SAVED)
+            one.loop.readable(one.put_server.fileno())
+            assert client.recv(100) == ack(7)
+            client.close()
+            one.loop.readable(one.put_server.fileno())
+            assert one.drained
 
     def test_a_full_inbox_of_a_sibling_keeps_the_connection_here(self) -> None:
         with OneWorker() as one:
