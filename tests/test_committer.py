@@ -921,6 +921,38 @@ class TestWorkers:
         rig.queue.submit(0, FIRST, 0, 1, PUT, cookie)
         assert core.take() == 1
 
+    @pytest.mark.parametrize("status", [Status.BUSY, Status.NO_SPACE])
+    @pytest.mark.parametrize("late", [0, 2])
+    def test_what_was_under_way_is_refused_with_error_and_all_else_with_the_reason(
+        self, tmp_path, status, late
+    ):
+        """The committer before may have put any run into the log, not only the first one of a worker. Who takes it for
+        not stored stores it elsewhere, or under another ticket."""
+
+        def refused(*workers: int) -> list[set[Status | None]]:
+            """What each of these is told of some runs, once it lets this committer take them."""
+            cookies = []
+            for worker in workers:
+                first = FIRST + 100 * len(rig.answers)
+                runs = rig.put(first, worker=worker), rig.put_run(first + 5, 3, worker=worker)
+                cookies.append((*runs, rig.delete(first, 9, worker), rig.put(first + 50, worker=worker)))
+                rig.queue.attend(worker)
+            rig.core.take()
+            rig.core.refuse(status)
+            rig.collect()
+            return [{answer for cookie in some for answer in rig.answers[cookie]} for some in cookies]
+
+        with CommitterRig(tmp_path, workers=4) as rig:
+            rig.queue.committer_gone()
+            rig.core = Committer(rig.queue, rig.packs, [KEYS.put])
+            rig.queue.committer_ready()
+            early = [worker for worker in range(3) if worker != late]
+            rig.queue.attend(3)  # had nothing under way
+            assert refused(*early) == [{E}, {E}]
+            assert refused(*early, 3) == [{status}] * 3
+            assert refused(late) == [{E}], "the others had their turn before"
+            assert refused(*early, late) == [{status}] * 3
+
     @pytest.mark.parametrize(
         ("first", "place", "count", "kind"),
         [

@@ -16,7 +16,14 @@ from lossy_disk import LossyDisk, PowerCut
 
 from ingest.errors import CorruptionError, StoreFormatError
 from ingest.limits import FRAME_SIZE
-from ingest.store.log.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, padded, parse_batch, seal_batch
+from ingest.store.log.log_format import (
+    BLOCK_SIZE,
+    BatchHeader,
+    SegmentHeader,
+    padded,
+    parse_batch,
+    seal_batch,
+)
 from ingest.store.log.log_reader import LogReader
 from ingest.store.log.log_writer import LogWriter, Segment
 
