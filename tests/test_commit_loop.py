@@ -207,7 +207,11 @@ class TestLost:
             committer.start()
             committer.wait(committer.put(FIRST, 100))
             os.kill(committer.pid, signal.SIGSTOP)
-            under_way = [committer.put(FIRST + 300, 3), committer.put(FIRST + 400), committer.delete(FIRST, 1)]
+            under_way = [
+                committer.put(FIRST + 300, 3),
+                committer.put(FIRST + 400),
+                committer.delete(FIRST, 1),
+            ]
             committer.kill()
             data.rename(away)
             shutil.copytree(away, data)

@@ -59,7 +59,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayConfig]:
     ):
         assert node.gateway.request("PUT", "/objects/a", b"a").status == 200
         yield GatewayConfig(
-            data_dir, ("127.0.0.1", 0), engine.put_address, engine.get_address, http_workers=1, drain_timeout=1
+            data_dir,
+            ("127.0.0.1", 0),
+            engine.put_address,
+            engine.get_address,
+            http_workers=1,
+            drain_timeout=1,
         )
 
 
