@@ -111,6 +111,14 @@ def test_each_kind_of_pack_arrives(tmp_path, layout, target):
     assert (again.chunks, again.deleted, again.bytes) == (result.chunks, result.deleted, result.bytes)
 
 
+def test_the_new_log_says_where_its_store_is(store, tmp_path, monkeypatch):
+    """Also when that was given as a path from here: who compares it may stand elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    store.export(Path("new"))
+    made_for = json.loads((tmp_path / "new/.ingest/wal/log.json").read_text())["made_for"]
+    assert made_for == str((tmp_path / "new").resolve())
+
+
 def test_a_bad_slot_is_named_and_left_out(store, tmp_path):
     logged = {i for b in store.template.batches for some in b.frames.values() for i in some}
     index = next(i for i in store.slots() if i not in logged)

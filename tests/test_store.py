@@ -364,9 +364,11 @@ class TestLogDirectory:
         with pytest.raises(ConfigError, match="which holds the log of another store"):
             Store.open(tmp_path / "a", wal_dir=tmp_path / "wal-b")
 
-    def test_a_new_store_does_not_take_over_a_log_with_segments(self, tmp_path):
+    @pytest.mark.parametrize("segment", ["0000.log", "0001.log", "9999.log"])
+    def test_a_new_store_does_not_take_over_a_log_with_segments(self, tmp_path, segment):
+        """Any of them: the first one may have been removed."""
         (tmp_path / "wal").mkdir()
-        (tmp_path / "wal/0000.log").touch()
+        (tmp_path / "wal" / segment).touch()
         with pytest.raises(ConfigError, match="holds the log of another store: give each store its own"):
             Store.open(tmp_path / "data", wal_dir=tmp_path / "wal")
 
