@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Self
 
 import log_lines
 from put_rig import DELETE, PATIENCE_S, PUT, delete_frame, frame
@@ -42,7 +43,8 @@ class CommitterProcess:
     """
 
     def __init__(self, data_dir: Path, places: int = 8192, **config: object) -> None:
-        store = Store.open(data_dir, wal_dir=config.get("wal_dir"))  # type: ignore[arg-type]
+        where = {name: config[name] for name in ("wal_dir", "layout") if name in config}
+        store = Store.open(data_dir, **where)  # type: ignore[arg-type]
         self.queue = Queue(1, places)
         settings = ServerConfig(data_dir=data_dir, **({"reserve": 0} | config))  # type: ignore[arg-type]
         self.node = Node(settings, store, KeyRing([SHARED_KEY]), self.queue, [socket.socket()])
@@ -55,7 +57,7 @@ class CommitterProcess:
         self.answers: dict[int, list[Status | None]] = {}
         self.log_path = data_dir.parent / f"{data_dir.name}.log"
 
-    def __enter__(self) -> CommitterProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

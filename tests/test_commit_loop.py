@@ -210,14 +210,18 @@ class TestLost:
             committer.start()
             committer.wait(committer.put(FIRST, 100))
             os.kill(committer.pid, signal.SIGSTOP)
-            under_way = committer.put(FIRST + 300)
+            under_way = [
+                committer.put(FIRST + 300, 3),
+                committer.put(FIRST + 400),
+                committer.delete(FIRST, 1),
+            ]
             committer.kill()
             data.rename(away)
             shutil.copytree(away, data)
             before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
             committer.start()
             # Not BUSY, which says that it is not stored: the committer before may have put it into the log.
-            assert committer.wait(under_way) == [{E}]
+            assert committer.wait(*under_way) == [{E}] * 3
             assert committer.wait(committer.put(FIRST), committer.put(FIRST + 200)) == [{B}, {B}]
             assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
             assert committer.stop() == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import select
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -674,6 +675,22 @@ class TestBulk:
         assert all(set(rig.answers[cookie]) == {S} for cookie in again)
         assert rig.stored(FIRST) == frame(FIRST, b"again")
 
+    def test_a_job_that_is_discarded_stored_nothing_in_any_of_its_packs(self, rig):
+        """The store was lost while it ran. Its frames may be put again, with other data too."""
+        cookies = [rig.put_run(FIRST + 1296 * i, 1296, b"gone") for i in range(3)]
+        (job,) = rig.plan()
+        job.run()
+        assert rig.core.discard(job)
+        rig.jobs.clear()
+        rig.plan()
+        rig.write()
+        assert [set(rig.answers[cookie]) for cookie in cookies] == [{E}] * 3
+        assert {rig.stored(FIRST + 1296 * i) for i in range(3)} == {Status.MISSING}
+        again = [rig.put(FIRST + 1296 * i, b"other") for i in range(3)]
+        rig.commit()
+        assert [rig.answers[cookie] for cookie in again] == [[S]] * 3
+        assert not rig.core.disk_errors, "the disk had no part in it"
+
     def test_a_frame_of_a_job_survives_the_committer(self, rig):
         self.long_runs(rig)
         rig.commit()
@@ -854,15 +871,23 @@ class TestWorkers:
         assert rig.queue.is_retired(1)
 
     def test_pending_frames_are_dropped(self, rig):
-        mine, theirs = rig.put(FIRST, worker=0), rig.put(FIRST, b"rival", worker=1)
+        """All runs of that worker, and none of another, however they lie among each other."""
+        mine, theirs = [], []
+        for i in range(3):
+            mine.append(rig.put(FIRST + i, worker=0))
+            theirs.append(rig.put(FIRST + i, b"rival", worker=1))
         rig.plan()
-        assert rig.core.pending_frames == 1
-        rig.queue.retire(1)
+        mine.append(rig.put(FIRST + 9, worker=0))
+        theirs.append(rig.delete(FIRST, 9, worker=1))
         rig.core.take()
-        assert rig.core.pending_frames == 0
+        assert rig.core.pending_frames == 5
+        rig.queue.retire(1)
+        assert rig.core.take() == rig.core.pending_frames == 1
         rig.write()
-        assert rig.answers[mine] == [S]
-        assert rig.answers[theirs] == [None]
+        rig.plan()
+        rig.write()
+        assert [rig.answers[cookie] for cookie in mine] == [[S]] * 4
+        assert [rig.answers[cookie] for cookie in theirs] == [[None]] * 4
         rig.core.take()
         assert rig.queue.is_retired(1)
 
@@ -921,6 +946,38 @@ class TestWorkers:
         rig.queue.submit(0, FIRST, 0, 1, PUT, cookie)
         assert core.take() == 1
 
+    @pytest.mark.parametrize("status", [Status.BUSY, Status.NO_SPACE])
+    @pytest.mark.parametrize("late", [0, 2])
+    def test_what_was_under_way_is_refused_with_error_and_all_else_with_the_reason(
+        self, tmp_path, status, late
+    ):
+        """The committer before may have put any run into the log, not only the first one of a worker. Who takes it for
+        not stored stores it elsewhere, or under another ticket."""
+
+        def refused(*workers: int) -> list[set[Status | None]]:
+            """What each of these is told of some runs, once it lets this committer take them."""
+            cookies = []
+            for worker in workers:
+                first = FIRST + 100 * len(rig.answers)
+                runs = rig.put(first, worker=worker), rig.put_run(first + 5, 3, worker=worker)
+                cookies.append((*runs, rig.delete(first, 9, worker), rig.put(first + 50, worker=worker)))
+                rig.queue.attend(worker)
+            rig.core.take()
+            rig.core.refuse(status)
+            rig.collect()
+            return [{answer for cookie in some for answer in rig.answers[cookie]} for some in cookies]
+
+        with CommitterRig(tmp_path, workers=4) as rig:
+            rig.queue.committer_gone()
+            rig.core = Committer(rig.queue, rig.packs, [KEYS.put])
+            rig.queue.committer_ready()
+            early = [worker for worker in range(3) if worker != late]
+            rig.queue.attend(3)  # had nothing under way
+            assert refused(*early) == [{E}, {E}]
+            assert refused(*early, 3) == [{status}] * 3
+            assert refused(late) == [{E}], "the others had their turn before"
+            assert refused(*early, late) == [{status}] * 3
+
     @pytest.mark.parametrize(
         ("first", "place", "count", "kind"),
         [
@@ -965,16 +1022,31 @@ class TestWorkers:
         with pytest.raises(AssertionError, match="handed over a delete of"):
             rig.core.plan(True)
 
-    def test_sleepers_are_woken_and_others_not(self, rig):
-        rig.queue.set_worker_sleeping(0, True)
-        rig.put(FIRST, worker=0)
-        rig.put(FIRST + 1, worker=1)
-        for doorbell in rig.queue.worker_doorbells:
-            os.eventfd_read(doorbell)  # committer_ready rang them
-        rig.commit()
-        assert os.eventfd_read(rig.queue.worker_doorbells[0]) == 1
-        with pytest.raises(BlockingIOError):
-            os.eventfd_read(rig.queue.worker_doorbells[1])
+    @pytest.mark.parametrize("asleep", [(), (0,), (1,), (0, 2), (1, 2), (0, 1, 2)])
+    def test_sleepers_are_woken_and_others_not(self, tmp_path, asleep):
+        """Each of them that has an answer: it would look for it only at its next frame."""
+        with CommitterRig(tmp_path, workers=4) as rig:
+            for worker in (*asleep, 3):  # the last one has nothing to hear
+                rig.queue.set_worker_sleeping(worker, True)
+            for worker in range(3):
+                rig.put(FIRST + worker, worker=worker)
+            for doorbell in rig.queue.worker_doorbells:
+                os.eventfd_read(doorbell)  # committer_ready rang them
+            rig.commit()
+            assert rung(rig) == set(asleep)
+            for worker in range(3):
+                rig.put(FIRST + 10 + worker, worker=worker)
+            rig.core.take()
+            rig.core.refuse(Status.BUSY)
+            assert rung(rig) == set(asleep)
+
+
+def rung(rig: CommitterRig) -> set[int]:
+    """Workers whose doorbell has been rung since."""
+    rang = select.select(rig.queue.worker_doorbells, [], [], 0)[0]
+    for doorbell in rang:
+        os.eventfd_read(doorbell)
+    return {rig.queue.worker_doorbells.index(doorbell) for doorbell in rang}
 
 
 class TestCrash:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from node_rig import running_node
 from stores import Small, everything_of, read_store, slot_offset, template
 from test_cli import complains, run
 
-from ingest import ticket
+from faults.damaged_store import LONG_PACK, NEW_PACKS, PACKS, SMALL_SEGMENT, SPAN, Builder
+from ingest import sharding, ticket
 from ingest.errors import ConfigError, KeyFileError
 from ingest.limits import DATA_SIZE
 from ingest.status import Status
@@ -62,6 +64,59 @@ def test_to_a_tree_and_back(store, tmp_path):
     assert back.problems == []
     read = read_store(tmp_path / "back", store.keys)
     assert {index: read[index] for index in store.truth} == store.expected()
+
+
+STORED, BURIED, NEVER_STORED, BOTH, IN_THE_LOG, EMPTY = (*PACKS, LONG_PACK, *NEW_PACKS[:2])
+EDGES = (0, 7, SPAN + 11)  # slots: the first and the last one that is read, and one between
+
+
+def make_each_kind(path: Path, layout: str) -> Builder:
+    """A store with a pack of each kind, also of those that hold nothing to read."""
+    builder = Builder(path, layout, random.Random(1), SMALL_SEGMENT)
+    for pack in (STORED, BURIED, BOTH):
+        builder.put([sharding.slot_ticket(pack, slot) for slot in EDGES])
+    for pack in (BURIED, NEVER_STORED):
+        for slot in EDGES:
+            builder.delete(sharding.slot_ticket(pack, slot), 1)
+    builder.delete(sharding.slot_ticket(BOTH, 7), 2)
+    builder.settle()
+    builder.append(b"", [])
+    builder.delete(sharding.slot_ticket(IN_THE_LOG, SPAN), 12, apply=False)
+    builder.close()
+    if layout == "pack":
+        empty = path / sharding.pack_path(
+            EMPTY
+        )  # as a committer leaves it that dies before the log has its frames
+        empty.parent.mkdir(parents=True)
+        empty.touch()
+    return builder
+
+
+@pytest.mark.parametrize("target", ["pack", "tree"])
+def test_each_kind_of_pack_arrives(tmp_path, layout, target):
+    """Those of which only tombstones are left too: else who puts a ticket again that was deleted is not told so."""
+    needs_attributes(tmp_path)
+    made = make_each_kind(tmp_path / "old", layout)
+    result = export(tmp_path / "old", tmp_path / "new", target, segment_size=SMALL_SEGMENT)
+    assert (result.chunks, result.deleted, result.problems) == (5, 3 + 3 + 2 + 12, [])
+    found = {
+        i: at for i, at in read_store(tmp_path / "new", made.keys).items() if at[0] is not Status.MISSING
+    }
+    assert found == {
+        index: (Status.DELETED, b"") if data is None else (Status.SAVED, data)
+        for index, data in made.truth.items()
+    }
+    assert fsck(tmp_path / "new").clean
+    again = export(tmp_path / "new", tmp_path / "newer", target)
+    assert (again.chunks, again.deleted, again.bytes) == (result.chunks, result.deleted, result.bytes)
+
+
+def test_the_new_log_says_where_its_store_is(store, tmp_path, monkeypatch):
+    """Also when that was given as a path from here: who compares it may stand elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    store.export(Path("new"))
+    made_for = json.loads((tmp_path / "new/.ingest/wal/log.json").read_text())["made_for"]
+    assert made_for == str((tmp_path / "new").resolve())
 
 
 def test_a_bad_slot_is_named_and_left_out(store, tmp_path):

@@ -352,6 +352,21 @@ class TestTree:
         assert store.shows_all(lost=set() if killed else {lost})
 
 
+@pytest.mark.parametrize("at", range(3))
+def test_each_key_that_lacks_is_missed(small, at):
+    """A frame that fails its checksum may be signed by any of them: then a repair must not take it for decay."""
+    store = small()
+    record = json.loads((store.path / ".ingest/store.json").read_text())
+    others = [mac.derive(bytes([i]) * 32).id for i in (1, 2)]
+    record["keys"] = [*others[:at], *record["keys"], *others[at:]]
+    del record["check"]
+    write_store_json(store.path / ".ingest/store.json", record)
+    assert identify(store.path).missing == others
+    store.patch(PACK, slot_offset(store.slots()[0]) + 50, b"decay")
+    with everything_of(store.path / "4"):
+        store.fsck(repair=True)
+
+
 class TestLogOfPacksWithoutAFile:
     PUT, FIRST = (sharding.slot_ticket(sharding.pack_id(prefix), 7) for prefix in ("AABBC", "AABBD"))
 
@@ -388,6 +403,30 @@ class TestLogOfPacksWithoutAFile:
         assert read[self.PUT][0] is Status.DELETED
         assert read[self.FIRST][0] is Status.DELETED
         assert all(read[sharding.slot_ticket(5, slot)][0] is Status.SAVED for slot in (1, 2, 3, 4))
+
+    @pytest.mark.parametrize("says", ["put", "note", "delete", "put and delete"])
+    def test_a_pack_that_is_gone_is_made_again_of_whatever_the_log_says(self, tmp_path, says):
+        """Also when it held tombstones only: without its file those tickets are free."""
+        data, first = tmp_path / "store", sharding.slot_ticket(5, 7)
+        builder = Builder(data, "pack", random.Random(1), SMALL_SEGMENT)
+        if says == "note":
+            builder.note(first, 3)
+        if "put" in says:
+            builder.put([first, first + 1, first + 2])
+        if "delete" in says:
+            builder.delete(first + 1, 4)
+        builder.settle()
+        builder.append(b"", [])
+        builder.close()
+        os.unlink(data / PACK)
+        (problem,) = fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
+        assert (problem.kind, problem.path, problem.repaired) == ("missing", PACK, True)
+        assert fsck(data, segment_size=SMALL_SEGMENT).clean
+        with started(data, SMALL_SEGMENT) as reader:
+            read = read_all(reader, builder.keys)
+        for index, held in builder.truth.items():
+            lost = held is None or says == "note"  # the log has no copy of those
+            assert read[index] == ((Status.DELETED, b"") if lost else (Status.SAVED, held))
 
     def test_a_delete_beside_a_bad_frame(self, templates, tmp_path, layout):
         store = copy_of(templates, tmp_path, "begun", layout)

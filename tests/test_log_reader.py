@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain, combinations
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,14 @@ from lossy_disk import LossyDisk, PowerCut
 
 from ingest.errors import CorruptionError, StoreFormatError
 from ingest.limits import FRAME_SIZE
-from ingest.store.log.log_format import BLOCK_SIZE, BatchHeader, SegmentHeader, seal_batch
+from ingest.store.log.log_format import (
+    BLOCK_SIZE,
+    BatchHeader,
+    SegmentHeader,
+    padded,
+    parse_batch,
+    seal_batch,
+)
 from ingest.store.log.log_reader import LogReader
 from ingest.store.log.log_writer import LogWriter, Segment
 
@@ -41,6 +49,27 @@ def damage(path: Path, offset: int, data: bytes) -> None:
 
 def batch_at(number: int) -> int:
     return BLOCK_SIZE + (number - 1) * BATCH_SIZE
+
+
+def batches_in(files: dict[Path, bytes]) -> dict[int, tuple[Path, int]]:
+    """{number: its segment and its offset there} of a log that was read from these files."""
+    found = {}
+    for path, content in files.items():
+        header = SegmentHeader.parse(content[:BLOCK_SIZE])
+        at = BLOCK_SIZE
+        while header and at < len(content):
+            parsed = parse_batch(memoryview(content)[at:], header.seed)
+            if isinstance(parsed, str):
+                break
+            found[parsed.number] = (path, at)
+            at += padded(parsed.length)
+    return found
+
+
+def subsets(numbers: Iterable[int]) -> Iterator[tuple[int, ...]]:
+    """All of them, of the least to the most."""
+    some = sorted(numbers)
+    return chain.from_iterable(combinations(some, count) for count in range(len(some) + 1))
 
 
 def segment(
@@ -106,6 +135,28 @@ class TestEnd:
         """A batch is written after the sync of the one before: two can only be lost by damage, which nobody can see."""
         damage(wal / "0000.log", batch_at(4), bytes(2 * BATCH_SIZE))
         assert read_log(wal).number == 3
+
+    @pytest.mark.parametrize("frames", [2, 18], ids=["one-segment", "three-segments"])
+    def test_whichever_batches_are_bad_only_those_at_the_end_are_a_crash(self, tmp_path, frames):
+        """Any number of neighbours, or of others: once a whole one follows, or a segment does, acked puts are lost."""
+        log = new_log(tmp_path / "log")
+        for number in range(1, 6):
+            append(log, puts(number, frames))
+        log.close()
+        files = {path: path.read_bytes() for path in sorted((tmp_path / "log").iterdir())}
+        places = batches_in(files)
+        last_segment = max(path for path, _ in places.values())
+        for bad in subsets(places):
+            for path, content in files.items():
+                path.write_bytes(content)
+            for number in bad:
+                damage(*places[number], b"\xff" * 8)
+            lost = [n for n in bad if places[n][0] != last_segment or any(m not in bad for m in range(n, 6))]
+            if lost:
+                with pytest.raises(CorruptionError, match=r"batch \d at offset \d+ is bad"):
+                    read_log(tmp_path / "log")
+            else:
+                assert list(read_log(tmp_path / "log").batches) == list(range(1, min(bad, default=6))), bad
 
     def test_a_batch_with_the_wrong_number_ends_the_log(self, tmp_path):
         header = SegmentHeader(LOG_ID, 1, 1, 99, 0)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stores import everything_of
 
 from ingest import limits
 from ingest.errors import BusyError, ConfigError, KeyFileError, StoreFormatError, StoreLockedError
@@ -363,23 +364,51 @@ class TestLogDirectory:
         with pytest.raises(ConfigError, match="which holds the log of another store"):
             Store.open(tmp_path / "a", wal_dir=tmp_path / "wal-b")
 
-    def test_a_new_store_does_not_take_over_a_log_with_segments(self, tmp_path):
+    @pytest.mark.parametrize("segment", ["0000.log", "0001.log", "9999.log"])
+    def test_a_new_store_does_not_take_over_a_log_with_segments(self, tmp_path, segment):
+        """Any of them: the first one may have been removed."""
         (tmp_path / "wal").mkdir()
-        (tmp_path / "wal/0000.log").touch()
+        (tmp_path / "wal" / segment).touch()
         with pytest.raises(ConfigError, match="holds the log of another store: give each store its own"):
             Store.open(tmp_path / "data", wal_dir=tmp_path / "wal")
 
-    def test_nor_one_that_another_store_made_and_did_not_use_yet(self, tmp_path):
-        """Both would go on in one log, and each would do again what the other one's says."""
-        Store.open(tmp_path / "a", wal_dir=tmp_path / "wal").close()
-        with pytest.raises(ConfigError, match="was made for another store"):
-            Store.open(tmp_path / "b", wal_dir=tmp_path / "wal")
-        Store.open(tmp_path / "a", wal_dir=tmp_path / "wal").close()
+    @pytest.mark.parametrize("other", ["b", "ab", "elsewhere/a", "a/a", "a/.ingest", "", "A"])
+    @pytest.mark.parametrize("made", ["a", "deep/down/a"])
+    def test_nor_one_that_another_store_made_and_did_not_use_yet(self, tmp_path, made, other):
+        """Both would go on in one log, and each would do again what the other one's says. Names tell nothing: that of
+        the directory above is often all that stores differ in."""
+        Store.open(tmp_path / made, wal_dir=tmp_path / "wal").close()
+        with everything_of(tmp_path / "wal"), pytest.raises(ConfigError, match="was made for another store"):
+            Store.open(tmp_path / other, wal_dir=tmp_path / "wal")
+        assert not (tmp_path / other / ".ingest/store.json").exists()
+        Store.open(tmp_path / made, wal_dir=tmp_path / "wal").close()
 
-    def test_a_start_that_was_cut_short_takes_its_own_over(self, tmp_path, opened):
+    @pytest.mark.parametrize("maker", ["a", "./a", "../a", ""], ids=lambda maker: f"of {maker}")
+    def test_nor_one_of_which_nobody_can_say_whose_it_is(self, tmp_path, monkeypatch, maker):
+        """No maker, or a path that depends on where somebody stood."""
+        monkeypatch.chdir(tmp_path)
         Store.open(tmp_path / "a", wal_dir=tmp_path / "wal").close()
         (tmp_path / "a/.ingest/store.json").unlink()
-        opened.append(Store.open(tmp_path / "a", wal_dir=tmp_path / "wal"))
+        record = json.loads((tmp_path / "wal/log.json").read_bytes())
+        for made_for in (maker, None, ...):
+            record = {**record, "made_for": made_for}
+            content = {name: value for name, value in record.items() if value is not ...}
+            (tmp_path / "wal/log.json").write_text(json.dumps(content))
+            with pytest.raises(ConfigError, match="was made for another store"):
+                Store.open(tmp_path / "a", wal_dir=tmp_path / "wal")
+
+    @pytest.mark.parametrize("way", ["a", "./a", "b/../a", "link", "link/../a", "b/up/a"])
+    def test_a_start_that_was_cut_short_takes_its_own_over(self, tmp_path, opened, monkeypatch, way):
+        """Whichever way leads to the same directory."""
+        monkeypatch.chdir(tmp_path)
+        Store.open(Path("a"), wal_dir=Path("wal")).close()
+        Path("a/.ingest/store.json").unlink()
+        Path("b").mkdir()
+        Path("link").symlink_to("a")
+        Path("b/up").symlink_to(tmp_path)
+        log = Path("wal/log.json").read_bytes()
+        opened.append(Store.open(Path(way), wal_dir=Path("wal")))
+        assert Path("wal/log.json").read_bytes() == log
 
     @pytest.mark.parametrize(
         "content",
