@@ -434,6 +434,9 @@ def test_a_chunk_of_a_client_s_own_is_named(run):
 
 def test_the_ticket_is_given_to_nobody(tmp_path):
     with Catalog(tmp_path / "catalog.db") as catalog, catalog.change():
+        for beyond in (1, 2, 1296):
+            with pytest.raises(UsageError):
+                catalog.lease(None, RESERVED - FIRST + beyond)
         last = catalog.lease(None, RESERVED - FIRST)
         assert last == Extent(FIRST, RESERVED - FIRST) and ticket.format(RESERVED) == "ZZZZZZZZ"
         with pytest.raises(UsageError):

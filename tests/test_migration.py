@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -19,7 +21,7 @@ from ingest.catalog.backup import backup
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path, service_lock
-from ingest.catalog.database import is_outdated, migrate
+from ingest.catalog.database import Database, is_outdated, migrate
 from ingest.catalog.schema import FORMAT
 from ingest.errors import BusyError, CatalogError
 
@@ -68,6 +70,31 @@ def test_it_is_migrated_once(old):
     with CatalogReader(old) as reader:
         assert reader.identity() == first
     assert format_of(old) == FORMAT and not is_outdated(old)
+
+
+def test_a_death_at_any_statement_leaves_one_of_either_format(old, tmp_path, monkeypatch):
+    """Copies of the files are what a death leaves: a transaction that has no end in the log never was."""
+    left: list[Path] = []
+    run = Database.run
+
+    def recorded(self: Database, *arguments: Any) -> None:
+        run(self, *arguments)
+        left.append(tmp_path / f"left-{len(left)}" / old.name)
+        left[-1].parent.mkdir()
+        for path in old.parent.glob(f"{old.name}*"):
+            shutil.copy(path, left[-1].parent)
+
+    monkeypatch.setattr(Database, "run", recorded)
+    migrate(old)
+    monkeypatch.setattr(Database, "run", run)
+    assert len(left) > 3
+    formats = [format_of(path) for path in left]
+    assert formats == sorted(formats) and set(formats) == {1, FORMAT}
+    for path in left:
+        migrate(path)
+        with CatalogReader(path) as reader:
+            assert len(reader.identity().id) == 16
+        assert format_of(path) == FORMAT
 
 
 def test_one_that_lacks_nothing_is_not_locked(tmp_path):

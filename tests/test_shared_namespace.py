@@ -86,6 +86,25 @@ def test_what_is_listed_can_be_copied(gateway: Gateway) -> None:
         assert mirror.request("GET", "/blobs").json == names
 
 
+@pytest.mark.parametrize("path", ["/blob", "/blobs"])
+def test_each_name_is_listed_however_many_pages_there_are(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    page = SharedNamespace.page
+
+    def small_page(self: SharedNamespace, namespace: str, prefix: str = "", after: str = "", limit: int = 3):
+        return page(self, namespace, prefix, after, min(limit, 3))
+
+    monkeypatch.setattr(SharedNamespace, "page", small_page)
+    monkeypatch.setattr("ingest.gateway.http.listing.LIST_PAGE_MAX", 3)
+    names: list[str] = []
+    for number in range(10):
+        assert gateway.request("GET", path).json == sorted(names)
+        names.append(old(gateway, b"%d" % number) if number % 3 == 1 else f"{number}")
+        if number % 3 != 1:
+            gateway.request("POST", f"/blob/{number}", b"x")
+
+
 def test_new_objects_lie_in_one_place(gateway: Gateway) -> None:
     gateway.request("POST", "/upload", b"content")
     assert gateway.request("GET", "/catalog/namespaces").json == {"namespaces": ["blob"]}
