@@ -160,11 +160,13 @@ class Gateway(NodeGateway):  # type: ignore[misc]
         self.announcement = data_dir / ".ingest" / "gateway.json"
 
     def _ready(self) -> bool:
-        with suppress(OSError, ValueError, KeyError):
+        """One that waits for its engine listens, too; it says that it is not ready."""
+        with suppress(OSError, Broken, ValueError, IndexError, KeyError):
             host, _, port = json.loads(self.announcement.read_bytes())["http"].rpartition(":")
-            socket.create_connection((host, int(port)), PATIENCE_S).close()
+            with Connection((host, int(port))) as connection:
+                ready = connection.request("GET", "/healthz").status == 200
             self.gateway.address = (host, int(port))
-            return self.runs
+            return ready and self.runs
         return False
 
     @staticmethod
