@@ -342,24 +342,40 @@ def of_format_1(path: Path) -> None:
     db.close()
 
 
-def test_a_catalog_of_before_is_bound_to_the_store_that_has_its_objects(run, tmp_path):
+@pytest.mark.parametrize("theirs", ["chunks", "other bytes", "other names", "other sizes"])
+def test_a_catalog_of_before_is_bound_to_the_store_that_has_its_objects(run, tmp_path, theirs):
+    """Another catalog may have given the same tickets to objects of its own, under the same key."""
+    size, letter = (2999 if theirs == "other sizes" else 3000), (b"z" if theirs == "other bytes" else b"y")
+
     async def fill(server: ReferenceServer, mine: Rig) -> None:
         await mine.put("a", b"x" * 3000)
         await mine.put("b", b"y" * 3000)
 
+    async def fill_theirs(server: ReferenceServer, other: Rig) -> None:
+        await other.put("a", b"x" * 3000)
+        await other.put("c" if theirs == "other names" else "b", letter * size)
+
     async def work(server: ReferenceServer, mine: Rig) -> None:
         assert not mine.bound
-        own, foreign = server.model, Model([KEY])
-        for index in range(FIRST, FIRST + 20):
-            foreign.frame(build_frame(KEY, index, b"theirs"))
+        own = server.model
         meet(server, foreign)
+        reader, newest = mine.reader, mine.reader.newest
+        reader.newest = lambda limit: newest(1)  # "b" alone: what the two have alike is theirs as well
         with pytest.raises(ForeignStoreError, match="'b'"):
             await mine.bind()
         assert RESERVED not in foreign.frames
+        reader.newest = newest
         meet(server, own)
         await mine.bind()
         assert mine.bound and stored(server) == mine.chunk
 
+    foreign = Model([KEY])
+    for index in range(FIRST, FIRST + 20):
+        foreign.frame(build_frame(KEY, index, b"theirs"))
+    if theirs != "chunks":
+        with ReferenceServer([KEY]) as server:
+            run(fill_theirs, "other", server=server)
+            foreign = server.model
     with ReferenceServer([KEY]) as server:
         run(fill, "mine", server=server)
         of_format_1(tmp_path / "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,18 @@ SEALED = (
     "export_store",
 )
 Trace = tuple[Path, list[Step]]  # where the commands ran, and what they did
-DAMAGED = ("header", "slot", "log", "segment header", "store.json", "log.json", "stray", "chunk", "chunk log")
+DAMAGED = (
+    "header",
+    "slot",
+    "log",
+    "segment header",
+    "store.json",
+    "log.json",
+    "stray",
+    "chunk",
+    "chunk log",
+    "chunk directories",
+)
 
 
 def losable(path: str) -> bool:
@@ -52,7 +64,10 @@ def damage(store: Small, kind: str) -> None:
         store.patch("4/obj", 100, b"\xff" * 8)
     elif kind == "slot":
         store.patch("4/obj", PACK_HEADER_SIZE + 3 * FRAME_SIZE + 700, b"\xff" * 8)
-    elif kind in ("log", "chunk log"):
+    elif kind in ("log", "chunk log", "chunk directories"):
+        if kind == "chunk directories":  # what the rest of the log has is written there again
+            for path in sorted(path for path in store.path.rglob("obj") if path.is_file())[::2]:
+                shutil.rmtree(path.parent)
         store.patch(log[0].relative_to(store.path), 4096 + 900, b"\xff" * 8)
     elif kind == "segment header":
         store.patch(log[0].relative_to(store.path), 8, b"\xff" * 8)

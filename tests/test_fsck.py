@@ -554,6 +554,25 @@ class TestLog:
         assert store.fsck().clean
         assert store.shows_all(lost={index}), "every other frame of the batch is authentic by itself"
 
+    def test_the_log_stays_as_long_as_packs_lie_where_they_do_not_belong(self, small):
+        """What it has for them can be written only when they are where they belong again."""
+        store = small("cut")
+        batch = store.template.batches[self.middle(store)]
+        (place, (index,)), *_ = batch.frames.items()
+        store.patch(batch.segment, place + 100, b"decay")
+        a, b, aside = store.path / PACK, store.path / "NZ/obj", store.path / "x"
+        for _ in range(2):  # there and back
+            before = {path: path.read_bytes() for path in (store.path / ".ingest/wal").glob("*.log")}
+            if not aside.exists():
+                for old, new in ((a, aside), (b, a), (aside, b)):
+                    os.rename(old, new)
+            report = store.fsck(repair=True)
+            if any(problem.kind == "misplaced" for problem in report.problems):
+                assert not any(problem.repaired for problem in report.problems if problem.kind == "log")
+                assert {path: path.read_bytes() for path in before} == before
+        assert all(problem.repaired for problem in report.problems)
+        assert store.fsck().clean and store.shows_all(lost={index})
+
     @pytest.mark.parametrize("end", ["killed", "cut"])
     @pytest.mark.parametrize("size", [8, 512])
     def test_a_lost_segment_header(self, small, end, size):

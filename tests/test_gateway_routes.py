@@ -106,6 +106,31 @@ def test_blob_names(gateway: Gateway, name: str, path: str) -> None:
     assert names == sorted(names) and {f"{name}a", f"{name}b"} <= set(names)
 
 
+# --- by catalog
+
+
+@pytest.mark.parametrize("namespace", ["objects", "store", "blob", "sos", "stream", "files", "new"])
+def test_the_catalog_deletes_where_an_api_does(gateway: Gateway, name: str, namespace: str) -> None:
+    path = f"/catalog/object?namespace={namespace}&name={name}"
+    store = {"store": ("POST", f"/store/{name}"), "objects": ("PUT", f"/objects/{name}")}
+    if namespace in store:
+        gateway.request(*store[namespace], b"x")
+        assert gateway.request("DELETE", path).status == 200
+        assert gateway.request("GET", path).status == 404
+        return
+    for _ in range(2):  # without the object, and with it
+        answer = gateway.request("DELETE", path)
+        assert (answer.status, answer.code, answer.headers["allow"]) == (
+            405,
+            "method_not_allowed",
+            "GET, HEAD",
+        )
+        if namespace == "blob":
+            gateway.request("POST", f"/blob/{name}", b"x")
+    if namespace == "blob":
+        assert gateway.request("GET", path).body == b"x"
+
+
 # --- sos
 
 

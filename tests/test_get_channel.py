@@ -10,7 +10,7 @@ from reference_server import Model, build_frame, build_request
 from ingest import mac, ticket
 from ingest.client.get_channel import GetChannel
 from ingest.client.range_reader import RangeReader, StoredRun
-from ingest.errors import ProtocolError
+from ingest.errors import ProtocolError, RefusedError
 from ingest.limits import DATA_SIZE
 from ingest.status import Status
 
@@ -132,6 +132,41 @@ def test_frames_that_are_not_right_are_named() -> None:
         await fetching
         assert reader.bad == [FIRST + 3, FIRST + 4]
         assert data[3 * DATA_SIZE :] == bytes(2 * DATA_SIZE)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "before", ["nothing", "half a reply", "a refusal", "a refusal and what came behind it"]
+)
+def test_what_a_connection_left_is_none_of_the_next_one_s(before: str) -> None:
+    model = stored({0, 1}, set())
+
+    async def work() -> None:
+        channel = Unconnected()
+        request = build_request(KEY, FIRST, 2)
+        readers = [RangeReader(PUT_KEYS, FIRST, memoryview(bytearray(2 * DATA_SIZE))) for _ in range(2)]
+        calls = [
+            asyncio.create_task(channel.fetch(request, range(FIRST, FIRST + 2), reader)) for reader in readers
+        ]
+        await asyncio.sleep(0)
+        assert len(channel.take()) == 2 * len(request)
+        refusal = ticket.index_to_wire(FIRST) + bytes([Status.BAD_CHECKSUM]) + bytes(7)
+        sent = {"nothing": b"", "half a reply": model.request(request)[0][:1000], "a refusal": refusal}
+        feed(channel, sent.get(before, refusal + b"bytes"), [])
+        assert channel.in_flight()
+        channel.disconnected()
+        assert not channel.in_flight()
+        again = len(channel.take()) // len(request)
+        assert again == (1 if "refusal" in before else 2)
+        feed(channel, again * model.request(request)[0], [17])
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [
+            RefusedError if again == 1 else type(None),
+            type(None),
+        ]
+        assert readers[1].runs == [StoredRun(FIRST, 2, Status.SAVED)]
+        assert not channel.has_work() and not channel.in_flight()
 
     asyncio.run(work())
 

@@ -78,6 +78,16 @@ def test_a_byte_behind_the_record_is_refused(data: bytes, draw: st.DataObject) -
         record.parse(bytes(chunk), "AB12")
 
 
+@pytest.mark.parametrize("size", [0, 1, 729, 1454, 1455])
+def test_so_is_one_at_any_place(size: int) -> None:
+    whole = record.serialize(b"\xff" * size)
+    for place in range(size, 1456):
+        chunk = bytearray(whole)
+        chunk[place] = 1
+        with pytest.raises(RecordError):
+            record.parse(bytes(chunk), "A")
+
+
 def test_a_record_that_is_too_long() -> None:
     with pytest.raises(UsageError, match="1456"):
         record.serialize(bytes(1457))
