@@ -268,13 +268,20 @@ class Load:
         return []
 
     def check_new(self) -> list[str]:
-        """Reads back what was acknowledged since the last check, while the writers rest."""
+        """Reads back what was acknowledged since the last check, while the writers come to rest."""
         for writer in self.writers:
             writer.may_go_on.clear()  # or they would fill the disk while their work is read back
         acked = Acked()
         self._checked = acked.read(self.history.path, self._checked)
-        self.maybe_deleted |= acked.maybe_deleted
-        losses = self.wrong + check(self.rig, acked, self.maybe_deleted)
+        known, late = -1, acked
+        losses: list[str] = []
+        # Each may end what it is at, which may be a delete: it was noted before it was sent.
+        while known != len(self.maybe_deleted | late.maybe_deleted):
+            self.maybe_deleted |= late.maybe_deleted
+            known = len(self.maybe_deleted)
+            losses = self.wrong + check(self.rig, acked, self.maybe_deleted)
+            late = Acked()
+            late.read(self.history.path, self._checked)
         for writer in self.writers:
             writer.may_go_on.set()
         return losses

@@ -1,11 +1,13 @@
 """Part 1 of the proof in short: kill -9 under load. `make faults PART=1` is the long run."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 from node_rig import data_of, put_frames, running_node
 
 from faults import kill
-from faults.history import Acked, History, check
+from faults.history import Acked, History, Load, check
 from ingest import ticket
 
 A = ticket.parse("HISTORY")
@@ -49,3 +51,27 @@ def test_the_check_sees_what_is_lost_changed_and_not_deleted(tmp_path: Path) -> 
             f"{name[4]}: acknowledged SAVED, found MISSING",
         ]
         assert data_of(A) in put_frames(rig.keys, [A])
+
+
+def test_a_delete_that_is_sent_while_it_is_read_back_is_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that is told to rest ends what it is at: on a slow machine after the history was read."""
+    with running_node(tmp_path / "data", "--workers=1") as rig, rig.connect() as connection:
+        monkeypatch.setattr("faults.history.WRITERS", 0)
+        load = Load(rig, tmp_path / "history.txt", 1)
+        load.history.append("saved", [A, A + 1, A + 2])
+        connection.put([A, A + 1, A + 2])
+        to_come = [A, A + 1]
+
+        def slowly(*arguments: Any) -> list[str]:
+            if to_come:
+                load.history.append("delete", to_come[-1:])
+                connection.delete(to_come.pop(), 1)
+            return check(*arguments)
+
+        monkeypatch.setattr("faults.history.check", slowly)
+        assert load.check_new() == []
+        load.history.append("saved", [A + 3])
+        assert load.check_new() == [f"{ticket.format(A + 3)}: acknowledged SAVED, found MISSING"]
+        load.end()

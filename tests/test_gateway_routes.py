@@ -14,11 +14,12 @@ from urllib.parse import quote
 
 import pytest
 from blake3 import blake3
-from gateway_rig import Answer, Gateway, running_gateway
+from gateway_rig import Answer, Gateway, memory_gateway, running_gateway
 
 from ingest import ticket
 from ingest.gateway.apis.own_headers import NOT_KEPT
 from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
+from ingest.runtime.heartbeat import Heart
 
 _numbers = itertools.count(1)
 LARGE = bytes(range(256)) * (SMALL_OBJECT_MAX // 256) + b"and more than fits into one call"
@@ -104,6 +105,29 @@ def test_blob_names(gateway: Gateway, name: str, path: str) -> None:
     assert answer.headers["content-type"] == "application/json"
     names = answer.json
     assert names == sorted(names) and {f"{name}a", f"{name}b"} <= set(names)
+
+
+# --- health
+
+
+def test_each_process_that_stands_still_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("catalog", "http-0", "http-1", "collector")
+    hearts = {name: Heart() for name in names}
+    for heart in hearts.values():
+        heart.beat()
+    with memory_gateway(hearts=hearts) as gateway:
+        assert gateway.request("GET", "/healthz").body == b"Ok!"
+        silent: set[str] = set()
+        monkeypatch.setattr(
+            Heart, "trouble", lambda heart, name, now: f"{name} stands still" if name in silent else ""
+        )
+        for name in names:
+            silent.add(name)
+            answer = gateway.request("GET", "/healthz")
+            assert (answer.status, answer.code) == (503, "not_ready")
+            said = answer.json["message"]
+            # Nobody asks the collector.
+            assert [one for one in names if one in said] == [one for one in names[:3] if one in silent]
 
 
 # --- by catalog

@@ -37,9 +37,9 @@ async def _healthz(exchange: Exchange) -> web.StreamResponse:
     services, now = exchange.services, time.monotonic_ns()
     if services.possession is not None:
         services.possession.check()
-    for name, heart in services.hearts.items():
-        if name != "collector" and (trouble := heart.trouble(name, now)):
-            raise Failure(503, "not_ready", f"{trouble}: requests may find nobody", RETRY)
+    hearts = (pair for pair in services.hearts.items() if pair[0] != "collector")
+    if troubles := [trouble for name, heart in hearts if (trouble := heart.trouble(name, now))]:
+        raise Failure(503, "not_ready", f"{'; '.join(troubles)}: requests may find nobody", RETRY)
     if services.check_ready is not None:
         services.check_ready()
     if services.prove is not None:
