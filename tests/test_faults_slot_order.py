@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,3 +198,31 @@ def test_a_long_run_is_saved_only_when_every_sync_of_it_has_succeeded(tmp_path: 
     struck_by = [call for call, _, struck, *_ in cases if struck]
     # DATA and each directory below it; the header of the pack that was there, and four packs.
     assert struck_by.count("fsync") >= 6 and struck_by.count("fdatasync") == 5
+
+
+def test_a_long_run_that_is_saved_has_all_its_directories_synced_whichever_others_failed(
+    tmp_path: Path,
+) -> None:
+    """Packs share directories, which are synced once: for the first of them that is written, not for one that is not."""
+    if reason := strace.unusable():
+        pytest.skip(reason)
+    log = tmp_path / "strace.log"
+    done = subprocess.run(
+        [str(shutil.which("strace")), "-f", "-qq", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync"]
+        + [sys.executable, str(Path(__file__).with_name("partial_bulk.py")), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    synced = set(re.findall(r"f(?:data)?sync\(\d+<([^>]*)>\) += 0", log.read_text()))
+    jobs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(jobs) == 8
+    for data, answers in jobs:
+        assert set(answers.values()) <= {Status.SAVED, Status.ERROR}
+        saved = [Path(pack) for pack, status in answers.items() if status == Status.SAVED]
+        for pack in saved:
+            needed = {pack, *(above for above in pack.parents if above.is_relative_to(data))}
+            assert not {str(path) for path in needed} - synced, (answers, "not all of this was synced")
+    assert len({tuple(answers.values()) for _, answers in jobs}) == len(jobs), "each choice of packs fails once"
