@@ -1,6 +1,7 @@
-"""Bulk jobs of which the k-th sync fails, for each k. A program, run with `faults/failing_calls.c` preloaded.
+"""Bulk jobs of which the k-th write or sync fails, for each k. A program, run with `faults/failing_calls.c` preloaded.
 
-Prints a line of JSON for each: [the call, k, whether it struck, whether the job counts as done, the answers].
+Prints a line of JSON for each: [the call, k, the errno, whether it struck, whether the job counts as done, the answer
+of each run].
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FIRSTS = tuple(
 )  # in directories of one, two and three levels
 
 
-def case(root: Path, call: str, k: int) -> tuple[bool, bool, list[Status | None]]:
+def case(root: Path, call: str, k: int, error: int) -> tuple[bool, bool, list[Status | None]]:
     root.mkdir()
     role = Path("/proc/self/comm").read_text().strip()
     with CommitterRig(root) as rig:
@@ -32,7 +33,7 @@ def case(root: Path, call: str, k: int) -> tuple[bool, bool, list[Status | None]
         cookies = [rig.put_run(first + 1, 600) for first in FIRSTS]
         (job,) = rig.plan()
         rig.write()
-        shim = Shim(root / "control", rig.data.resolve(), Series("fresh", role, call, errno.EIO, False), k)
+        shim = Shim(root / "control", rig.data.resolve(), Series("fresh", role, call, error, False), k)
         shim.follow()
         job.run()
         shim.disarm()
@@ -43,13 +44,15 @@ def case(root: Path, call: str, k: int) -> tuple[bool, bool, list[Status | None]
             rig.settle()
         else:
             rig.write()
-        return shim.struck > 0, done, sorted({answer for cookie in cookies for answer in rig.answers[cookie]})
+        return shim.struck > 0, done, [rig.answer(cookie) for cookie in cookies]
 
 
 if __name__ == "__main__":
-    for name in ("fsync", "fdatasync"):
+    disk, full = (errno.EIO,), (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+    for name, errors in (("fsync", disk), ("fdatasync", disk), ("pwrite", full)):
         for number in itertools.count(1):
-            struck, done, answers = case(Path(sys.argv[1]) / f"{name} {number}", name, number)
-            print(json.dumps([name, number, struck, done, answers]))
+            error = errors[number % len(errors)]
+            struck, done, answers = case(Path(sys.argv[1]) / f"{name} {number}", name, number, error)
+            print(json.dumps([name, number, error, struck, done, answers]))
             if not struck:
                 break

@@ -158,6 +158,20 @@ class TestPuts:
             assert rig.answers[again] == [S]
             assert rig.stored(FIRST) == frame(FIRST, b"data", OTHER_KEYS.put)
 
+    @pytest.mark.parametrize("count", [1, 2, 3, 4])
+    def test_what_any_of_the_keys_has_signed_is_told_from_other_data(self, tmp_path, layout, count):
+        """Each key in each place of a run, whatever the others of the run were signed with."""
+        keys = [bytes([i]) * 32 for i in range(count)]
+        with CommitterRig(tmp_path, put_keys=keys, layout=layout) as rig:
+            for i in range(3 * count):
+                rig.put(FIRST + i, b"data", key=keys[i % count])
+            rig.put(FIRST + 3 * count, b"data", key=b"?" * 32)  # of a key that is none of these
+            rig.commit()
+            same, other = rig.put_run(FIRST, 3 * count + 1), rig.put_run(FIRST, 3 * count + 1, b"rival")
+            rig.commit()
+            assert rig.answers[same] == [S] * 3 * count + [E]
+            assert rig.answers[other] == [C] * 3 * count + [E]
+
     def test_other_data_is_a_conflict_and_changes_nothing(self, rig):
         rig.put(FIRST, b"first")
         rig.commit()
@@ -328,6 +342,25 @@ class TestDeletes:
         put = rig.put(FIRST)
         rig.commit()
         assert rig.answers[put] == [D]
+
+    @pytest.mark.layout("tree")
+    @pytest.mark.parametrize("room", range(11))
+    def test_tombstones_of_one_batch_share_the_room_that_there_is(self, rig, room):
+        """Each is a file. A delete that finds too little takes none of it from those behind it."""
+        counts = (3, 4, 1, 2)
+        rig.put_run(FIRST, 2)  # what has a file needs no other one
+        rig.commit()
+        firsts = [FIRST + 1, *(FIRST + 100 * i for i in range(1, 4))]
+        cookies = [rig.delete(first, count) for first, count in zip(firsts, counts, strict=True)]
+        rig.core.take()
+        rig.packs.room = room
+        rig.core.plan(True)
+        rig.write()
+        expected = []
+        for files in (2, *counts[1:]):
+            expected.append([D if files <= room else N])
+            room -= files if files <= room else 0
+        assert [rig.answers[cookie] for cookie in cookies] == expected
 
     def test_deleting_again_is_deleted(self, rig):
         for _ in range(2):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,6 +55,31 @@ def test_a_batch_s_slots_are_written_beside_the_log_only_behind_a_durable_header
         content = rig.path(FIRST).read_bytes()[sharding.slot_offset(1) :][: 20 * FRAME_SIZE]
         written = b"".join(frame(FIRST + 1 + i, b"data") for i in range(20))
         assert content.strip(b"\0") == (written.strip(b"\0") if state == "flushed" else b"")
+
+
+@pytest.mark.parametrize("states", list(itertools.product(STATES[:-1], repeat=2)), ids="-".join)
+def test_nor_where_one_pack_of_the_batch_has_such_a_header_and_another_has_none(
+    tmp_path: Path, states: tuple[str, ...]
+) -> None:
+    firsts = [FIRST + i * PACK_SLOTS for i in range(len(states))]
+    with CommitterRig(tmp_path) as rig:
+        for begun in ("flushed", "being flushed", "cached"):
+            for first, state in zip(firsts, states, strict=True):
+                if state == begun:
+                    rig.put(first)
+            rig.commit()
+            if begun != "cached":
+                rig.packs.flush_begins()
+            if begun == "flushed":
+                rig.packs.flush_done()  # nobody cuts the power here
+        for first in firsts:
+            rig.put_run(first + 1, 20)
+        rig.plan()
+        rig.core.round.begin_slots()
+        rig.packs.close()
+        for first in firsts:
+            content = rig.path(first).read_bytes()[sharding.slot_offset(1) :][: 20 * FRAME_SIZE]
+            assert bool(content.strip(b"\0")) is (set(states) == {"flushed"})
 
 
 def test_no_slot_comes_before_what_it_needs(tmp_path: Path) -> None:
@@ -176,7 +206,7 @@ def test_a_flush_that_began_before_the_header_was_written_is_none_of_it() -> Non
 # --- syncs that fail
 
 
-def test_a_long_run_is_saved_only_when_every_sync_of_it_has_succeeded(tmp_path: Path) -> None:
+def test_a_long_run_is_saved_only_when_every_write_and_sync_of_it_has_succeeded(tmp_path: Path) -> None:
     """Of its packs, and of each directory on the way to them."""
     library = tmp_path / "failing_calls.so"
     if reason := build(library):
@@ -190,9 +220,45 @@ def test_a_long_run_is_saved_only_when_every_sync_of_it_has_succeeded(tmp_path: 
     )
     assert done.returncode == 0, done.stderr
     cases = [json.loads(line) for line in done.stdout.splitlines()]
-    for call, k, struck, counts_as_done, answers in cases:
-        assert counts_as_done is not struck, f"{call} number {k} failed, and the job counts as done"
-        assert answers == [Status.ERROR if struck else Status.SAVED], (call, k)
-    struck_by = [call for call, _, struck, *_ in cases if struck]
+    for call, k, error, struck, counts_as_done, answers in cases:
+        lost = [status for status in answers if status != Status.SAVED]
+        if call == "pwrite":
+            assert counts_as_done, "no sync failed: saving goes on"
+            refused = Status.NO_SPACE if error in (errno.ENOSPC, errno.EDQUOT) else Status.ERROR
+            assert lost == [refused] * struck, f"write number {k} failed with {errno.errorcode[error]}"
+        else:
+            assert counts_as_done is not struck, f"{call} number {k} failed, and the job counts as done"
+            assert lost == [Status.ERROR] * len(answers) * struck, (call, k)
+    struck_by = Counter(call for call, _, _, struck, *_ in cases if struck)
     # DATA and each directory below it; the header of the pack that was there, and four packs.
-    assert struck_by.count("fsync") >= 6 and struck_by.count("fdatasync") == 5
+    assert struck_by["fsync"] >= 6 and struck_by["fdatasync"] == 5
+    assert struck_by["pwrite"] == 3 * 4  # of each pack the whole blocks, and those at its ends
+
+
+def test_a_long_run_that_is_saved_has_all_its_directories_synced_whatever_packs_were_before(
+    tmp_path: Path,
+) -> None:
+    """Packs share directories, which are synced once: for the first of them that is written, not for one that is not,
+    nor for one whose directory has a longer name."""
+    if reason := strace.unusable():
+        pytest.skip(reason)
+    log = tmp_path / "strace.log"
+    done = subprocess.run(
+        [str(shutil.which("strace")), "-f", "-qq", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync"]
+        + [sys.executable, str(Path(__file__).with_name("partial_bulk.py")), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    synced = set(re.findall(r"f(?:data)?sync\(\d+<([^>]*)>\) += 0", log.read_text()))
+    jobs = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(jobs) == 8 + 3
+    for data, answers in jobs:
+        assert set(answers.values()) <= {Status.SAVED, Status.ERROR}
+        saved = [Path(pack) for pack, status in answers.items() if status == Status.SAVED]
+        for pack in saved:
+            needed = {pack, *(above for above in pack.parents if above.is_relative_to(data))}
+            assert not {str(path) for path in needed} - synced, (answers, "not all of this was synced")
+    assert len({tuple(answers.values()) for _, answers in jobs}) == 8, "each choice of packs fails once"

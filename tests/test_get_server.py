@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import tempfile
@@ -29,7 +30,7 @@ from ingest.engine.ports._get_server import (
     UNREAD_REPLIES,
     GetServer,
 )
-from ingest.limits import FRAME_SIZE, RANGE_COUNT_MAX
+from ingest.limits import FRAME_SIZE, PACK_SLOTS, RANGE_COUNT_MAX
 from ingest.runtime import heartbeat
 from ingest.status import Status
 from ingest.store.layouts._pack_reader import PackReader
@@ -261,6 +262,27 @@ def test_more_requests_than_may_wait(tmp_path: Path) -> None:
         rig.packs.put([A0])
         client = rig.connect()
         assert finished(rig, client, request(A0) * 100) == saved(A0) * 100
+
+
+@pytest.mark.parametrize("turns", [1, 5, 31])
+@pytest.mark.parametrize("bursts", [(30, 40), (32, 32, 32), (20, 25, 60, 200), (33, 1, 70)])
+def test_requests_that_come_while_others_wait_keep_their_order(
+    tmp_path: Path, bursts: tuple[int, ...], turns: int
+) -> None:
+    """However far the first of them have been answered when room is made for more."""
+    with Rig(tmp_path, turn_bytes_max=1, turn_looks_max=1) as rig:
+        rig.packs.put(range(A0, A0 + 400, 2))
+        client = rig.connect()
+        asked = iter(range(A0, A0 + 400))
+        expected = []
+        for burst in bursts:
+            firsts = list(itertools.islice(asked, burst))
+            client.send(b"".join(request(first) for first in firsts))
+            expected += firsts
+            for _ in range(turns):
+                rig.turn()
+        for first in expected:
+            assert flat(rig.answer(client, first, 1), first) == rig.packs.expected(first, 1)
 
 
 @pytest.mark.parametrize("packs_max", [1, 2, 3, 100])
@@ -502,6 +524,22 @@ def test_a_run_that_cannot_be_read_any_more_is_filled_with_zeros(rig: Rig) -> No
     assert [status for status, _ in answers] == [Status.SAVED] * 80
     assert answers[0][1] == frame(A0) and answers[-1][1] == bytes(FRAME_SIZE)
     assert rig.counter(get_rig.ERRORS) == 1
+
+
+@pytest.mark.parametrize("replies", [2, 3])
+def test_each_run_that_cannot_be_read_any_more_counts(rig: Rig, replies: int) -> None:
+    """Once for itself, though one before it on the same connection failed too."""
+    client = rig.connect(buffer=4096)
+    for reply in range(replies):
+        first = A0 + PACK_SLOTS * reply
+        rig.packs.put(range(first, first + 80))
+        rig.send(client, request(first, 80))
+        rig.settle()
+        rig.packs.path(first).unlink()
+        rig.reader.close()
+        answers = flat(rig.answer(client, first, 80), first)
+        assert answers[-1] == (Status.SAVED, bytes(FRAME_SIZE))
+        assert rig.counter(get_rig.ERRORS) == reply + 1
 
 
 # --- peers that misbehave
