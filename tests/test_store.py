@@ -14,15 +14,21 @@ import pytest
 from stores import everything_of
 
 from ingest import limits
-from ingest.errors import BusyError, ConfigError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.runtime.key_file import make_key_file
 from ingest.store.check.fsck import fsck
+from ingest.store.permission import refusal, refuse_unwritable
 from ingest.store.space import Space
 from ingest.store.store import Store
 from ingest.store.store_json import read_store_json, store_check, write_store_json
 
 KEYS = [bytes([i]) * 32 for i in range(1, 5)]
+SET_UP = [
+    *(errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS),
+]
+DISK = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ESTALE]
 
 
 @pytest.fixture
@@ -162,6 +168,47 @@ class TestOpen:
             with pytest.raises(StoreFormatError):
                 Store.open(data)
         assert len(os.listdir("/proc/self/fd")) == before
+
+    @pytest.mark.parametrize("holds", ["the whole lock", "the file alone"])
+    def test_nor_when_another_server_has_it(self, data, monkeypatch, holds):
+        monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", lambda _: None)
+        other = Store.open(data)
+        alone = os.open(data / ".ingest/lock", os.O_RDONLY)
+        if holds == "the file alone":
+            other.close()
+            fcntl.flock(alone, fcntl.LOCK_EX)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(StoreLockedError):
+                Store.open(data)
+        assert len(os.listdir("/proc/self/fd")) == before
+        os.close(alone)
+        if holds == "the whole lock":
+            other.close()
+
+    @pytest.mark.parametrize("code", SET_UP + DISK, ids=errno.errorcode.get)
+    def test_whose_fault_an_error_is(self, tmp_path, code):
+        """What somebody has to set up differently ends a server for good (exit 78), a disk's errors do not."""
+        found = refusal(OSError(code, os.strerror(code)), tmp_path, "the data directory")
+        assert type(found) is (ConfigError if code in SET_UP else DiskError)
+        assert os.strerror(code) in str(found)
+        assert ("must be a directory" in str(found)) == (code in SET_UP)
+
+    @pytest.mark.parametrize("place", ["data", "data/.ingest", "data/.ingest/lock", "wal"])
+    def test_each_permission_that_a_server_needs_is_asked_for(self, tmp_path, monkeypatch, place):
+        """Before it is started (`check-config`, too), not when it first lacks it."""
+        data, wal = tmp_path / "data", tmp_path / "wal"
+        Store.open(data, wal_dir=wal).close()
+        refuse_unwritable(data, wal)
+        for lacking in (os.R_OK, os.W_OK) if place.endswith("lock") else (os.R_OK, os.W_OK, os.X_OK):
+
+            def check(path: Path, mode: int, lacking: int = lacking) -> None:
+                if path == tmp_path / place and mode & lacking:
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+            monkeypatch.setattr("ingest.store.permission.check_access", check)
+            with pytest.raises(ConfigError, match=f"{place}: Permission denied"):
+                refuse_unwritable(data, wal)
 
 
 class TestLock:
