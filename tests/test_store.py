@@ -605,6 +605,21 @@ class TestSpace:
     def test_a_file_system_that_does_not_count_inodes(self, store, monkeypatch):
         assert self.check(store, monkeypatch, FakeStat(1 << 40, files=0, free_files=0)) is None
 
+    @pytest.mark.parametrize(
+        ("free", "inodes", "tombstones"),
+        [(0, 0, 0), (1, 10, 1), (7, 6, 3), (7, 1, 0), (100, 14, 7), (-1, 10, 0), (10, -1, 0), (5, None, 5)],
+    )
+    def test_tombstones_take_no_more_than_there_is_of_either(
+        self, store, monkeypatch, free, inodes, tombstones
+    ):
+        """Of layout tree: so many files' worth of bytes, and two inodes each, are left beyond what is kept in reserve."""
+        files, block = limits.RESERVE_INODES + (inodes or 0), limits.TREE_FILE_SIZE
+        answer = FakeStat(self.RESERVE + free * block, 0 if inodes is None else 1 << 20, files, block)
+        monkeypatch.setattr(os, "fstatvfs", lambda fd: answer)
+        space = Space(store.data_dir, store.data_fd, store.wal_dir, self.RESERVE)
+        space.check(0)
+        assert space.tombstones == tombstones
+
     def test_a_disk_that_does_not_answer(self, store, monkeypatch):
         def fstatvfs(fd: int) -> None:
             raise OSError(5, "Input/output error")

@@ -559,6 +559,11 @@ class TestOneWorker:
             assert len([r for r in caplog.records if "accepting nothing" in r.message]) == 1
             one.accept()
             assert one.put_server.connections == 1
+            with no_descriptors():
+                one.accept()
+            assert len([r for r in caplog.records if "accepting nothing" in r.message]) == 2, (
+                "it is another time"
+            )
             client.close()
 
     @pytest.mark.parametrize("code", [*ONE_CONNECTION, *NONE_FOR_NOW, errno.EBADF], ids=errno.errorcode.get)
