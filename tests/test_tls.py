@@ -397,6 +397,15 @@ class TestContexts:
             rig.send(client, frame(10))
             assert rig.receive(client, 9) == ack(10)
 
+    @pytest.mark.parametrize("end", [40, 200, 400])
+    def test_a_file_that_is_cut_in_its_second_certificate(self, end: int) -> None:
+        """Taken for its first one alone, it would trust fewer, or show half a chain."""
+        good, key = chain(SERVER), SERVER.private_key_pem.bytes()
+        cut = CA.cert_pem.bytes() + OTHER_CA.cert_pem.bytes()[:-end]
+        for spoilt in (Certificates(good + cut, key), Certificates(good, key, cut)):
+            with pytest.raises(ConfigError, match="no certificate in PEM"):
+                TlsContext(spoilt, is_server=True)
+
     def test_a_failure_leaves_no_reason_to_the_next(self) -> None:
         """OpenSSL keeps all reasons of a thread: a connection that is well would end by what another one met."""
         wrong = CA.issue_cert("localhost").private_key_pem.bytes()
