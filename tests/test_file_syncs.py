@@ -104,6 +104,31 @@ class TestWhatIsDoubted:
         assert "each file is synced by itself" in checked.stdout + checked.stderr
 
 
+@pytest.mark.parametrize("word", ["volatile", "fsync=volatile", "rw", "nonvolatile"])
+@pytest.mark.parametrize(
+    "options", ["rw,{} - overlay overlay rw", "rw shared:7 master:3 - overlay overlay rw,{},x=y"]
+)
+def test_whatever_calls_an_overlay_volatile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str, word: str
+) -> None:
+    """Old kernels and new ones, as an option of the mount or of its file system: proc(5). Others' mounts do not matter."""
+    real = Path.read_text
+
+    def read_text(path: Path, **how: str) -> str:
+        if path != Path("/proc/self/mountinfo"):
+            return real(path, **how)
+        info = real(Path(f"/proc/self/fdinfo/{fd}"), **how).split()
+        mount = info[info.index("mnt_id:") + 1]
+        other = f"1{mount} 1 0:5 / /other rw,volatile - overlay overlay rw,fsync=volatile"
+        return f"{other}\n{mount} 1 0:5 / / {options.format(word)}\n{other}\n"
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr("ingest.runtime.file_system._magic", lambda _: 0x794C7630)
+    fd = os.open(tmp_path, os.O_RDONLY)
+    assert file_system(fd).volatile == (word in ("volatile", "fsync=volatile"))
+    os.close(fd)
+
+
 def test_an_overlay_that_ignores_syncs_is_refused(tmp_path: Path) -> None:
     parts = {name: tmp_path / name for name in ("lower", "upper", "work", "merged")}
     for part in parts.values():

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -759,6 +760,37 @@ class TestNames:
         assert store.kinds() == ["mode", "mode"]
         store.fsck(repair=True)
         assert store.fsck().clean
+
+    def test_each_bit_of_a_mode_of_each_name_counts(self, small):
+        store = small()
+        (store.path / ".ingest/quarantine").mkdir(mode=0o700)
+        names = [path for path in sorted(store.path.rglob("*")) if not path.is_symlink()]
+        assert {"key", "lock", "store.json", "wal", "log.json", "0000.log", "obj"} < {
+            path.name for path in names
+        }
+        for path in names:
+            mode = 0o700 if path.is_dir() else 0o600
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+            for n in range(9):
+                os.chmod(path, mode ^ 1 << n)
+                found = [(problem.kind, problem.path) for problem in walk(store.path, "pack").problems]
+                assert found == [("mode", str(path.relative_to(store.path)))], oct(mode ^ 1 << n)
+            os.chmod(path, mode)
+        assert walk(store.path, "pack").problems == []
+
+    @pytest.mark.parametrize(
+        "name", ["store.json", "lock", "key", "wal", "quarantine", "wal/0000.log", "wal/log.json"]
+    )
+    def test_a_link_in_the_place_of_what_is_ours(self, small, tmp_path, name):
+        store = small()
+        path = store.path / ".ingest" / name
+        if name == "quarantine":
+            path.mkdir(mode=0o700)
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+        (problem,) = walk(store.path, "pack").problems
+        assert (problem.kind, problem.path) == ("unexpected", f".ingest/{name}")
+        assert f"a symbolic link to {tmp_path / 'elsewhere'}" in problem.detail
 
     def test_what_no_ticket_leads_to_is_moved_away_and_no_link_followed(self, small, tmp_path):
         store = small()

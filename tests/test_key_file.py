@@ -266,3 +266,30 @@ def test_a_rotation_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyte
         rotate_key_file(path)
     with pytest.raises(KeyFileError, match="no such file"):
         rotate_key_file(tmp_path / "absent")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize(("uid", "gid"), [(0, 0), (0, 4711), (4711, 0), (4711, 4712)])
+def test_a_rotation_keeps_its_owner_and_its_group(tmp_path: Path, uid: int, gid: int) -> None:
+    """The group is the service's, where root has installed the file: it could not start any more."""
+    path = tmp_path / "key"
+    make_key_file(path)
+    os.chown(path, uid, gid)
+    rotate_key_file(path)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (uid, gid, 0o600)
+
+
+def test_a_file_that_comes_in_pieces_is_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As network file systems give it."""
+    path = tmp_path / "key"
+    make_key_file(path)
+    keys = [*rotate_key_file(path)]
+    real = os.read
+    monkeypatch.setattr(os, "read", lambda fd, size: real(fd, min(size, 7)))
+    assert read_keys(path) == keys
+    path.write_bytes(b"\n" * (KEY_FILE_SIZE_MAX + 1))
+    with pytest.raises(KeyFileError, match="more than"):
+        read_keys(path)

@@ -101,3 +101,29 @@ class TestTheDirectoryIsLockedToo:
         fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         assert not lock_file.take_directory(fd)
         os.close(fd)
+
+
+@pytest.mark.parametrize("obstacle", ["the directory", "the file", "a link", "no directory"])
+def test_who_is_refused_keeps_nothing_open(path, tmp_path, monkeypatch, obstacle):
+    """A server that tries again and again would use up its descriptors, and keep what it did not get locked."""
+    monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", lambda _: None)
+    directory, keeps = path.parent, []
+    if obstacle == "the directory":
+        keeps.append(lock_file.open_directory(directory))
+        assert lock_file.take_directory(keeps[0])
+    elif obstacle == "the file":
+        keeps.append(lock_file.open_lock(path))
+        lock_file.take(keeps[0])
+    elif obstacle == "a link":
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        directory = tmp_path / "none"
+    before = sorted(os.listdir("/proc/self/fd"))
+    for call in (lock_file.acquire, lock_file.is_held):
+        if (call, obstacle) not in [(lock_file.is_held, "the directory"), (lock_file.is_held, "the file")]:
+            with pytest.raises(OSError, match=r"Resource temporarily|symbolic links|No such file"):
+                call(path, directory)
+        else:
+            assert call(path, directory)
+        assert sorted(os.listdir("/proc/self/fd")) == before
+    close(keeps)

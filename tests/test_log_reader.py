@@ -257,6 +257,20 @@ class TestSegments:
         (tmp_path / "0001.log").unlink()
         assert list(read_log(tmp_path).batches) == list(range(31, 47))
 
+    @pytest.mark.parametrize(("synced_to", "starts"), [(4, True), (3, False), (2, False)])
+    def test_a_gap_before_a_segment_without_a_batch(self, tmp_path, synced_to, starts):
+        """Somebody removed the one between. The packs hold all that was in it, up to its last batch, or they do not."""
+        segment(tmp_path / "0000.log", SegmentHeader(LOG_ID, 1, 1, 5, 0), [batch(1), batch(2)])
+        segment(tmp_path / "0002.log", SegmentHeader(LOG_ID, 3, 5, 6, synced_to), [])
+        if starts:
+            found = read_log(tmp_path)
+            assert (found.number, found.synced_to, found.batches) == (4, 4, {})
+        else:
+            with pytest.raises(
+                CorruptionError, match=r"batch 3 at offset .* is bad|3 is missing|4 is missing"
+            ):
+                read_log(tmp_path)
+
     @pytest.mark.parametrize("size", [0, 100, 4096, SEGMENT_SIZE // 2, SEGMENT_SIZE])
     def test_a_segment_that_was_being_made_is_unused(self, wal, size):
         (wal / "0001.log").write_bytes(bytes(size))

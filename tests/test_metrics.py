@@ -1,5 +1,6 @@
 """The names of the counters against csrc/counters.h, and what a scrape shows of them."""
 
+import io
 import os
 import re
 import signal
@@ -216,6 +217,23 @@ def test_a_process_is_one_of_ours_or_not_there(queue: Queue) -> None:
         dict(labels)["process"] for name, labels in scrape(queue) if name == "ingest_process_open_fds"
     }
     assert processes == {"parent"}
+
+
+def test_each_figure_of_a_process_is_where_proc_5_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name may look like what stands behind it. Of both times, its own and that in the kernel, each counts."""
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    before = ["S", "4711", *["8"] * 9]  # state, ppid, and what stands between them and the times
+    files = {"statm": "11 22 33 44 0 55 0"}
+    monkeypatch.setattr(
+        machine, "open", lambda path, **_: io.StringIO(files[path.rpartition("/")[2]]), raising=False
+    )
+    for user, system in ((300, 0), (0, 300), (7, 40)):
+        times = [str(user), str(system), "1000", "2000"]  # those of its children come behind
+        files["stat"] = f"5 (a) S 9 (b) {' '.join([*before, *times])} 20 0\n"
+        found = machine.process_use(os.getpid(), 4711)
+        assert found is not None
+        assert (found.cpu_seconds, found.resident_bytes) == ((user + system) / ticks, 22 * page)
+        assert machine.process_use(os.getpid(), 9) is None, "its parent stands behind its whole name"
 
 
 def test_the_time_of_replaced_processes_counts_on(queue: Queue) -> None:

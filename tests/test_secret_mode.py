@@ -126,6 +126,12 @@ def test_a_client_takes_the_key_of_a_store_as_its_server_does(tmp_path: Path) ->
         own.chmod(0o664)
         with pytest.raises(KeyFileError, match="chmod 600"):
             shared_keys(own)
+        own.chmod(0o600)
+        own.rename(own.with_name("moved"))
+        own.symlink_to(copy)  # whose it is, its place does not say any more
+        with pytest.raises(KeyFileError, match="chmod 600"):
+            shared_keys(own)
+        own.with_name("moved").replace(own)
         assert rig.stop() == 0
 
 

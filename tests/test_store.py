@@ -14,15 +14,21 @@ import pytest
 from stores import everything_of
 
 from ingest import limits
-from ingest.errors import BusyError, ConfigError, KeyFileError, StoreFormatError, StoreLockedError
+from ingest.errors import BusyError, ConfigError, DiskError, KeyFileError, StoreFormatError, StoreLockedError
 from ingest.mac import KeyRing
 from ingest.runtime.key_file import make_key_file
 from ingest.store.check.fsck import fsck
+from ingest.store.permission import refusal, refuse_unwritable
 from ingest.store.space import Space
 from ingest.store.store import Store
 from ingest.store.store_json import read_store_json, store_check, write_store_json
 
 KEYS = [bytes([i]) * 32 for i in range(1, 5)]
+SET_UP = [
+    *(errno.EACCES, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS),
+]
+DISK = [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EMFILE, errno.ESTALE]
 
 
 @pytest.fixture
@@ -162,6 +168,47 @@ class TestOpen:
             with pytest.raises(StoreFormatError):
                 Store.open(data)
         assert len(os.listdir("/proc/self/fd")) == before
+
+    @pytest.mark.parametrize("holds", ["the whole lock", "the file alone"])
+    def test_nor_when_another_server_has_it(self, data, monkeypatch, holds):
+        monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", lambda _: None)
+        other = Store.open(data)
+        alone = os.open(data / ".ingest/lock", os.O_RDONLY)
+        if holds == "the file alone":
+            other.close()
+            fcntl.flock(alone, fcntl.LOCK_EX)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises(StoreLockedError):
+                Store.open(data)
+        assert len(os.listdir("/proc/self/fd")) == before
+        os.close(alone)
+        if holds == "the whole lock":
+            other.close()
+
+    @pytest.mark.parametrize("code", SET_UP + DISK, ids=errno.errorcode.get)
+    def test_whose_fault_an_error_is(self, tmp_path, code):
+        """What somebody has to set up differently ends a server for good (exit 78), a disk's errors do not."""
+        found = refusal(OSError(code, os.strerror(code)), tmp_path, "the data directory")
+        assert type(found) is (ConfigError if code in SET_UP else DiskError)
+        assert os.strerror(code) in str(found)
+        assert ("must be a directory" in str(found)) == (code in SET_UP)
+
+    @pytest.mark.parametrize("place", ["data", "data/.ingest", "data/.ingest/lock", "wal"])
+    def test_each_permission_that_a_server_needs_is_asked_for(self, tmp_path, monkeypatch, place):
+        """Before it is started (`check-config`, too), not when it first lacks it."""
+        data, wal = tmp_path / "data", tmp_path / "wal"
+        Store.open(data, wal_dir=wal).close()
+        refuse_unwritable(data, wal)
+        for lacking in (os.R_OK, os.W_OK) if place.endswith("lock") else (os.R_OK, os.W_OK, os.X_OK):
+
+            def check(path: Path, mode: int, lacking: int = lacking) -> None:
+                if path == tmp_path / place and mode & lacking:
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+            monkeypatch.setattr("ingest.store.permission.check_access", check)
+            with pytest.raises(ConfigError, match=f"{place}: Permission denied"):
+                refuse_unwritable(data, wal)
 
 
 class TestLock:
@@ -557,6 +604,21 @@ class TestSpace:
 
     def test_a_file_system_that_does_not_count_inodes(self, store, monkeypatch):
         assert self.check(store, monkeypatch, FakeStat(1 << 40, files=0, free_files=0)) is None
+
+    @pytest.mark.parametrize(
+        ("free", "inodes", "tombstones"),
+        [(0, 0, 0), (1, 10, 1), (7, 6, 3), (7, 1, 0), (100, 14, 7), (-1, 10, 0), (10, -1, 0), (5, None, 5)],
+    )
+    def test_tombstones_take_no_more_than_there_is_of_either(
+        self, store, monkeypatch, free, inodes, tombstones
+    ):
+        """Of layout tree: so many files' worth of bytes, and two inodes each, are left beyond what is kept in reserve."""
+        files, block = limits.RESERVE_INODES + (inodes or 0), limits.TREE_FILE_SIZE
+        answer = FakeStat(self.RESERVE + free * block, 0 if inodes is None else 1 << 20, files, block)
+        monkeypatch.setattr(os, "fstatvfs", lambda fd: answer)
+        space = Space(store.data_dir, store.data_fd, store.wal_dir, self.RESERVE)
+        space.check(0)
+        assert space.tombstones == tombstones
 
     def test_a_disk_that_does_not_answer(self, store, monkeypatch):
         def fstatvfs(fd: int) -> None:

@@ -109,6 +109,16 @@ def test_where_no_process_can_be_watched_nothing_is_started(monkeypatch: pytest.
     assert not started
 
 
+def test_a_reload_that_comes_in_the_drain_is_none() -> None:
+    """What it would change, or refuse, is of no use to processes that end."""
+    reloads: list[object] = []
+    supervisor = Supervisor([[Child("one", lambda: 0)]], 10, reload=reloads.append)
+    supervisor._hang_up()
+    supervisor._drain()
+    supervisor._hang_up()
+    assert len(reloads) == 1
+
+
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """This process gets so many more, and then none."""

@@ -370,6 +370,50 @@ class TestGets:
 
 
 class TestContexts:
+    @pytest.mark.parametrize("above", [0, 1, 2, 3])
+    def test_all_that_is_above_a_certificate_is_shown(self, above: int) -> None:
+        """A peer knows the root alone."""
+        ca = CA
+        for _ in range(above):
+            ca = ca.create_child_ca()
+        with put_server() as rig:
+            shown = certificates(ca.issue_cert("127.0.0.1"))
+            assert (shown.chain or b"").count(b"BEGIN CERTIFICATE") == above + 1
+            rig.server.set_tls(TlsContext(shown, is_server=True))
+            client = connect(rig)
+            rig.send(client, frame(10))
+            assert rig.receive(client, 9) == ack(10)
+
+    @pytest.mark.parametrize("place", [0, 1, 2])
+    def test_each_ca_of_a_file_is_trusted(self, place: int) -> None:
+        """Two of them, while one takes the place of the other."""
+        cas = [CA, OTHER_CA, trustme.CA()]
+        shown = Certificates(
+            chain(SERVER), SERVER.private_key_pem.bytes(), b"".join(ca.cert_pem.bytes() for ca in cas)
+        )
+        with put_server() as rig:
+            rig.server.set_tls(TlsContext(shown, is_server=True))
+            client = connect(rig, cas[place].issue_cert("client@example.org"))
+            rig.send(client, frame(10))
+            assert rig.receive(client, 9) == ack(10)
+
+    @pytest.mark.parametrize("end", [40, 200, 400])
+    def test_a_file_that_is_cut_in_its_second_certificate(self, end: int) -> None:
+        """Taken for its first one alone, it would trust fewer, or show half a chain."""
+        good, key = chain(SERVER), SERVER.private_key_pem.bytes()
+        cut = CA.cert_pem.bytes() + OTHER_CA.cert_pem.bytes()[:-end]
+        for spoilt in (Certificates(good + cut, key), Certificates(good, key, cut)):
+            with pytest.raises(ConfigError, match="no certificate in PEM"):
+                TlsContext(spoilt, is_server=True)
+
+    def test_a_failure_leaves_no_reason_to_the_next(self) -> None:
+        """OpenSSL keeps all reasons of a thread: a connection that is well would end by what another one met."""
+        wrong = CA.issue_cert("localhost").private_key_pem.bytes()
+        for key in (wrong, b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"):
+            with pytest.raises(ConfigError):
+                TlsContext(Certificates(chain(SERVER), key), is_server=True)
+            assert openssl.library().ERR_get_error() == 0
+
     def test_a_new_one_is_for_new_connections(self) -> None:
         with put_server() as rig:
             before = connect(rig)

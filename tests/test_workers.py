@@ -502,6 +502,31 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
+# What accept(2) names: errors of one connection, which is gone by that; and of the machine, for a while.
+ONE_CONNECTION = [
+    *(errno.ECONNABORTED, errno.EINTR, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT),
+    *(errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH),
+]
+NONE_FOR_NOW = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM]
+
+
+class FailingOnce:
+    """A listener of which one accept fails."""
+
+    def __init__(self, listener: socket.socket, code: int) -> None:
+        self._listener = listener
+        self._codes = [code]
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self._codes:
+            code = self._codes.pop()
+            raise OSError(code, os.strerror(code))
+        return self._listener.accept()
+
+
 class TestOneWorker:
     def test_it_accepts_so_many_at_once_and_no_more(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "ACCEPTS_PER_TURN", 3)
@@ -534,6 +559,40 @@ class TestOneWorker:
             assert len([r for r in caplog.records if "accepting nothing" in r.message]) == 1
             one.accept()
             assert one.put_server.connections == 1
+            with no_descriptors():
+                one.accept()
+            assert len([r for r in caplog.records if "accepting nothing" in r.message]) == 2, (
+                "it is another time"
+            )
+            client.close()
+
+    @pytest.mark.parametrize("code", [*ONE_CONNECTION, *NONE_FOR_NOW, errno.EBADF], ids=errno.errorcode.get)
+    def test_whatever_is_wrong_with_one_connection_keeps_no_other_out(self, code: int) -> None:
+        """accept(2): "pending network errors on the new socket" are to be taken as EAGAIN is, and the next one accepted."""
+        with OneWorker() as one:
+            one.node.queue.retire(1)
+            client, listener = one.connect(), one.node.put_sockets[0]
+            failing = cast(socket.socket, FailingOnce(listener, code))
+            port = one.worker._put
+            one.loop.timers.clear()
+            if code == errno.EBADF:
+                with pytest.raises(OSError, match="Bad file"):
+                    one.worker._accept(port, failing)
+            else:
+                one.worker._accept(port, failing)
+            paused = code in NONE_FOR_NOW
+            assert one.put_server.connections == (code in ONE_CONNECTION)
+            assert (listener.fileno() in one.loop.readers, len(one.loop.timers)) == (not paused, paused)
+            client.close()
+
+    def test_a_connection_that_cannot_be_served_is_not_counted_any_more(self) -> None:
+        with OneWorker() as one:
+            client, refused = socket.socketpair()  # which takes no option of TCP
+            one.node.queue.count_connection(0, True, 1)
+            one.worker._adopt(one.worker._put, refused, ("127.0.0.1", 1))
+            assert one.node.queue.connections(0) == (0, 0)
+            assert one.counter("PUT_REFUSED_RESOURCES") == 1
+            assert (one.put_server.connections, client.recv(1)) == (0, b"")
             client.close()
 
     def test_out_of_descriptors_silent_connections_give_way(self) -> None:
