@@ -295,6 +295,26 @@ def test_a_server_that_comes_into_the_place_of_another_one(run, whose):
         meet(server, own)
         await mine.put("b", b"y" * 5000)
         assert (await mine.collect()).tickets > 0 and own.deleted
+        assert await mine.client.get(binding.TICKET) == mine.chunk
+        assert not mine.client.met_foreign
+
+    run(work, "mine")
+
+
+@pytest.mark.parametrize("port", ["put", "get"])
+def test_a_connection_that_proved_nothing_is_ended(run, port):
+    """Each call is another try: all of them together would take the places of that server's own clients."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        meet(server, Model([KEY]))
+        for _ in range(5):
+            with pytest.raises(ForeignStoreError):
+                await (mine.client.get("00000000") if port == "get" else mine.client.put("00000000", b"x"))
+        async with asyncio.timeout(20):
+            while server._writers:
+                await asyncio.sleep(0)
+        assert server.get_connections > 5
 
     run(work, "mine")
 
