@@ -21,6 +21,7 @@ from ingest.catalog.version import Version, VersionState, order_at
 from ingest.errors import StoreLockedError, UsageError
 from ingest.limits import DATA_SIZE
 from ingest.objects import binding, manifest
+from ingest.objects import rebuild as rebuilder
 from ingest.objects.manifest import Manifest
 from ingest.objects.rebuild import STRAY_GAP_TICKETS, rebuild
 from ingest.runtime.key_file import read_keys
@@ -416,3 +417,46 @@ def test_the_old_catalog_is_whole_wherever_the_rebuild_dies(tmp_path, monkeypatc
         found = names_in(here, tmp_path / "looked at")
         whole = found or names_in(beside, tmp_path / "looked at")
         assert whole == expected, f"in {copy}"
+
+
+@pytest.mark.parametrize("there", [set(), {""}, {"", "-wal", "-shm"}, {"-wal"}])
+def test_nothing_of_the_old_catalog_is_there_when_a_power_cut_leaves_the_new_one(tmp_path, monkeypatch, there):
+    """Whichever renames since the last sync reached the disk: a log of another one would be taken for its own."""
+    target, new = tmp_path / "catalog.db", tmp_path / "catalog.db.new"
+    for side in there:
+        Path(f"{target}{side}").write_text("old")
+    new.write_text("new")
+    states: list[dict[str, str]] = []  # that a power cut may leave
+    durable = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    unsynced: list[tuple[str, str]] = []
+    synced: set[str] = set()
+    rename, fsync = os.rename, os.fsync
+
+    def noted_rename(source: Path, to: Path) -> None:
+        rename(source, to)
+        unsynced.append((Path(source).name, Path(to).name))
+        for which in range(1 << len(unsynced)):
+            state = dict(durable)
+            for i, (before, after) in enumerate(unsynced):
+                if which >> i & 1 and before in state:
+                    state[after] = state.pop(before)
+            states.append(state)
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path == tmp_path:
+            durable.clear()
+            durable.update({one.name: one.read_text() for one in tmp_path.iterdir()})
+            unsynced.clear()
+        synced.add(path.name)
+
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    rebuilder._put_in_place(new, target)
+    assert durable == {"catalog.db": "new"} | {f"catalog.db.old{side}": "old" for side in there}
+    assert not unsynced and new.name in synced
+    for state in states:
+        if state.get("catalog.db") == "new":
+            assert not state.keys() & {"catalog.db-wal", "catalog.db-shm"}, state
+        assert list(state.values()).count("old") == len(there), f"lost in {state}"
