@@ -244,6 +244,21 @@ class TestTogether:
             thread.join()
         assert len(commits) == 1
 
+    def test_what_waits_at_its_end_is_committed_before(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("ingest.catalog.local_catalog.CATALOG_BATCH_MAX", 2)
+
+        async def main():
+            catalog = await LocalCatalog.open(tmp_path / "catalog.db")
+            calls = [asyncio.create_task(catalog.lease(None, 8, f"{i}")) for i in range(9)]
+            while catalog._running is None:
+                await asyncio.sleep(0)
+            await catalog.close()
+            return await asyncio.gather(*calls)
+
+        found = asyncio.run(main())
+        with CatalogReader(tmp_path / "catalog.db") as catalog:
+            assert [lease.extent for lease in catalog.leases()] == found and len(found) == 9
+
     def test_a_full_disk_fails_all_of_a_transaction(self, tmp_path):
         async def main():
             access = await LocalCatalog.open(tmp_path / "catalog.db")
