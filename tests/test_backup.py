@@ -172,7 +172,9 @@ def test_what_made_way_is_gone_for_good_before_the_copy_comes(source, tmp_path, 
     target = tmp_path / "copies" / "copy"
     target.parent.mkdir()
     backup(source, target)
-    with Catalog(target) as used:  # SQLite takes its files away at the end of this: those are of one that was killed
+    with Catalog(
+        target
+    ) as used:  # SQLite takes its files away at the end of this: those are of one that was killed
         with used.change():
             used.enter("standby")
         for side in beside - {"-journal"}:

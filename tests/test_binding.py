@@ -313,7 +313,12 @@ FRAMES = {
             told(RESERVED, Status.SAVED, 1, FRAMES["that differs in its last byte"]),
             ForeignStoreError,
         ),
-        ("get", MINE, told(RESERVED, Status.SAVED, 1, FRAMES["spoilt in its last byte"]), ConnectionLostError),
+        (
+            "get",
+            MINE,
+            told(RESERVED, Status.SAVED, 1, FRAMES["spoilt in its last byte"]),
+            ConnectionLostError,
+        ),
         ("get", MINE, told(RESERVED, Status.SAVED, 0), ForeignStoreError),
         ("get", MINE, told(RESERVED, Status.DELETED), ForeignStoreError),
         ("get", MINE, told(RESERVED, 77), ProtocolError),

@@ -113,7 +113,6 @@ class TestSpans:
             for span in spans:
                 assert bytes(span.frames) == frames(span.first, span.count)
 
-
     def test_a_part_of_one_is_in_the_same_state(self) -> None:
         """Else it would be tried for longer, or be told as not stored, than the whole of it."""
         span = _Span(FIRST, 4, memoryview(frames(FIRST, 4)), Batch(4))
