@@ -160,6 +160,55 @@ def test_a_copy_that_somebody_changed_and_left_is_replaced_whole(source, tmp_pat
     assert names(target) == names(source)
 
 
+@pytest.mark.parametrize(
+    ("gone", "beside"),
+    [
+        *((gone, beside) for gone in (False, True) for beside in (set(), {"-wal"}, {"-wal", "-shm"})),
+        (True, {"-journal"}),
+    ],
+)
+def test_what_made_way_is_gone_for_good_before_the_copy_comes(source, tmp_path, monkeypatch, beside, gone):
+    """After a power cut too, whichever of the names reached the disk: a log would be taken for that of the copy."""
+    target = tmp_path / "copies" / "copy"
+    target.parent.mkdir()
+    backup(source, target)
+    with Catalog(
+        target
+    ) as used:  # SQLite takes its files away at the end of this: those are of one that was killed
+        with used.change():
+            used.enter("standby")
+        for side in beside - {"-journal"}:
+            shutil.copy(f"{target}{side}", tmp_path / f"kept{side}")
+    for side in beside:
+        kept = tmp_path / f"kept{side}"
+        kept.touch()
+        shutil.copy(kept, f"{target}{side}")
+    if gone:
+        target.unlink()
+    durable = {path.name for path in target.parent.iterdir()}
+    steps: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path == target.parent:
+            durable.clear()
+            durable.update(one.name for one in path.iterdir())
+        steps.append(path.name)
+
+    def noted_rename(before: Path, after: Path) -> None:
+        assert durable <= {"copy.new", "copy"}, "a power cut may leave it beside the copy"
+        rename(before, after)
+        steps.append("renamed")
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    backup(source, target)
+    assert steps[-2:] == ["renamed", "copies"] and "copy.new" in steps[:-2]
+    assert durable == {"copy"}
+
+
 def test_a_copy_that_somebody_has_open_is_not_replaced(source, tmp_path):
     target = tmp_path / "copy"
     backup(source, target)

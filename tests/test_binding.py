@@ -1,7 +1,9 @@
 """Whose store it is: a store takes one catalog, a catalog one store, however they meet another one."""
 
 import asyncio
+import contextlib
 import logging
+import struct
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -18,16 +20,18 @@ from ingest.catalog.database import migrate
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.client.async_client import AsyncClient
-from ingest.client.proof import Expected
+from ingest.client.proof import Expected, get_proof, put_proof
 from ingest.errors import (
     ConnectionLostError,
     ForeignStoreError,
     IngestError,
     NoSpaceError,
+    ProtocolError,
     RefusedError,
     UsageError,
 )
 from ingest.limits import DATA_SIZE
+from ingest.mac import KeyRing
 from ingest.objects import binding
 from ingest.objects.binding import bind
 from ingest.objects.collector import Collector
@@ -263,6 +267,81 @@ def test_the_ticket_is_deleted_while_a_client_is_there(run, rotated):
     run(work, "mine")
 
 
+MINE = Expected(binding.TICKET, binding.serialize(ID), "another catalog's")
+GONE = Expected(binding.TICKET, None, "another catalog's")
+HEADER = struct.Struct(">8sB3xI")  # of a run
+
+
+def acked(index: int, status: int) -> bytes:
+    return ticket.index_to_wire(index) + bytes([status])
+
+
+def told(index: int, status: int, count: int = 1, frame: bytes = b"") -> bytes:
+    return HEADER.pack(ticket.index_to_wire(index), status, count) + frame
+
+
+OWN = binding.serialize(ID)
+BESIDE = RESERVED - 1
+FRAMES = {
+    "own": build_frame(KEY, RESERVED, OWN),
+    "of another ticket": build_frame(KEY, BESIDE, OWN),
+    "of another key": build_frame(bytes(32), RESERVED, OWN),
+    "of another catalog": build_frame(KEY, RESERVED, binding.serialize(ID[::-1])),
+    "that differs in its last byte": build_frame(KEY, RESERVED, OWN[:-1] + b"\1"),
+    "spoilt in its last byte": build_frame(KEY, RESERVED, OWN)[:-1] + b"\1",
+}
+
+
+@pytest.mark.parametrize(
+    ("port", "expected", "answer", "error"),
+    [
+        ("put", MINE, acked(RESERVED, Status.SAVED), None),
+        ("put", MINE, acked(BESIDE, Status.SAVED), ProtocolError),
+        ("put", MINE, acked(RESERVED, Status.DELETED), ForeignStoreError),
+        ("put", MINE, acked(RESERVED, 77), ProtocolError),
+        ("put", GONE, acked(RESERVED, Status.DELETED), None),
+        ("put", GONE, acked(BESIDE, Status.DELETED), ProtocolError),
+        ("put", GONE, acked(RESERVED, Status.SAVED), ForeignStoreError),
+        ("get", MINE, told(RESERVED, Status.SAVED, 1, FRAMES["own"]), None),
+        ("get", MINE, told(BESIDE, Status.SAVED, 1, FRAMES["own"]), ProtocolError),
+        ("get", MINE, told(RESERVED, Status.SAVED, 1, FRAMES["of another ticket"]), ConnectionLostError),
+        ("get", MINE, told(RESERVED, Status.SAVED, 1, FRAMES["of another key"]), ConnectionLostError),
+        ("get", MINE, told(RESERVED, Status.SAVED, 1, FRAMES["of another catalog"]), ForeignStoreError),
+        (
+            "get",
+            MINE,
+            told(RESERVED, Status.SAVED, 1, FRAMES["that differs in its last byte"]),
+            ForeignStoreError,
+        ),
+        (
+            "get",
+            MINE,
+            told(RESERVED, Status.SAVED, 1, FRAMES["spoilt in its last byte"]),
+            ConnectionLostError,
+        ),
+        ("get", MINE, told(RESERVED, Status.SAVED, 0), ForeignStoreError),
+        ("get", MINE, told(RESERVED, Status.DELETED), ForeignStoreError),
+        ("get", MINE, told(RESERVED, 77), ProtocolError),
+        ("get", GONE, told(RESERVED, Status.DELETED), None),
+        ("get", GONE, told(BESIDE, Status.DELETED), ProtocolError),
+        ("get", GONE, told(RESERVED, Status.MISSING), ForeignStoreError),
+        ("get", GONE, told(RESERVED, Status.SAVED, 1, FRAMES["own"]), ForeignStoreError),
+    ],
+)
+def test_only_the_answer_for_this_ticket_proves_anything(port, expected, answer, error):
+    """Not one for its neighbour, nor a frame that lies in the wrong slot or was spoilt."""
+    ring = KeyRing([bytes(range(32, 64)), KEY])  # any of them may have signed what is stored
+    if port == "put":
+        proof = put_proof(expected, lambda: ring, lambda: asyncio.sleep(0))
+    else:
+        proof = get_proof(expected, lambda: ring)
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        for came in range(HEADER.size, len(answer)):
+            assert proof.size(memoryview(answer[:came])) == len(answer)
+        assert proof.size(memoryview(answer)) == len(answer)
+        proof.judge(answer)
+
+
 # --- another server behind the address
 
 
@@ -295,6 +374,26 @@ def test_a_server_that_comes_into_the_place_of_another_one(run, whose):
         meet(server, own)
         await mine.put("b", b"y" * 5000)
         assert (await mine.collect()).tickets > 0 and own.deleted
+        assert await mine.client.get(binding.TICKET) == mine.chunk
+        assert not mine.client.met_foreign
+
+    run(work, "mine")
+
+
+@pytest.mark.parametrize("port", ["put", "get"])
+def test_a_connection_that_proved_nothing_is_ended(run, port):
+    """Each call is another try: all of them together would take the places of that server's own clients."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        meet(server, Model([KEY]))
+        for _ in range(5):
+            with pytest.raises(ForeignStoreError):
+                await (mine.client.get("00000000") if port == "get" else mine.client.put("00000000", b"x"))
+        async with asyncio.timeout(20):
+            while server._writers:
+                await asyncio.sleep(0)
+        assert server.get_connections > 5
 
     run(work, "mine")
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import resource
 import signal
@@ -30,6 +31,7 @@ from ingest.errors import (
     DataDirLostError,
     DiskError,
     NameTakenError,
+    NoSpaceError,
     NotFoundError,
     ProtocolError,
     StoreLockedError,
@@ -242,6 +244,21 @@ class TestTogether:
             thread.join()
         assert len(commits) == 1
 
+    def test_what_waits_at_its_end_is_committed_before(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("ingest.catalog.local_catalog.CATALOG_BATCH_MAX", 2)
+
+        async def main():
+            catalog = await LocalCatalog.open(tmp_path / "catalog.db")
+            calls = [asyncio.create_task(catalog.lease(None, 8, f"{i}")) for i in range(9)]
+            while catalog._running is None:
+                await asyncio.sleep(0)
+            await catalog.close()
+            return await asyncio.gather(*calls)
+
+        found = asyncio.run(main())
+        with CatalogReader(tmp_path / "catalog.db") as catalog:
+            assert [lease.extent for lease in catalog.leases()] == found and len(found) == 9
+
     def test_a_full_disk_fails_all_of_a_transaction(self, tmp_path):
         async def main():
             access = await LocalCatalog.open(tmp_path / "catalog.db")
@@ -373,6 +390,41 @@ class TestAgain:
                     else second
                 )
                 assert as_before == first
+
+    @pytest.mark.parametrize("call", catalog_calls.CALLS)
+    def test_a_full_disk_refuses_what_stores_something_new_and_nothing_else(self, tmp_path, call):
+        """What ends or frees something is what makes room."""
+        stores = {"bound", "lease", "reserve", "begin", "extend", "commit", "store"}
+        with Catalog(tmp_path / "catalog.db") as catalog:
+            with catalog.change():
+                arguments = self.arguments(catalog, call)
+            before = self.everything(catalog)
+            catalog.room.short, catalog.room._filled_at = True, math.inf  # and nobody looks for room
+            (outcome,) = catalog_calls.run_together(catalog, [(call, arguments)])
+            assert isinstance(outcome, NoSpaceError) == (call in stores), outcome
+            assert (self.everything(catalog) == before) == (call in stores)
+
+    @pytest.mark.parametrize("call", catalog_calls.CALLS)
+    def test_a_lost_catalog_takes_what_readers_need_and_nothing_else(self, tmp_path, call):
+        """What it took would be gone with it."""
+        reads = {"enter", "renew", "leave", "pin", "unpin"}
+        (tmp_path / ".ingest").mkdir()
+        path = catalog_path(tmp_path)
+        with service_lock(tmp_path) as possession:
+            catalog = Catalog(path)
+            with catalog.change():
+                arguments = self.arguments(catalog, call)
+            possession.add(path, identity_of(os.stat(path)))
+            service = CatalogService(catalog, listen(tmp_path), possession)
+            path.rename(tmp_path / "away")
+            possession.look()
+            before = self.everything(catalog)
+            (outcome,) = service._outcomes([(call, arguments)])
+            changed = self.everything(catalog) != before
+            service.stop()
+            service.run()
+        assert isinstance(outcome, DataDirLostError) == (call not in reads), outcome
+        assert changed == (call in reads)
 
 
 class TestDeath:
@@ -521,6 +573,25 @@ class TestDeath:
                 await CatalogClient.connect(service.data_dir, retry_for=0)
 
         asyncio.run(main())
+
+    def test_what_was_given_up_is_not_made_later(self, service):
+        """Its caller was told that it was not, and has gone on by another way since."""
+
+        async def main():
+            client = await CatalogClient.connect(service.data_dir, retry_for=0.1)
+            service.kill()
+            outcomes = await asyncio.gather(
+                *(client.lease(None, 8, f"given up {i}") for i in range(3)), return_exceptions=True
+            )
+            assert {type(outcome) for outcome in outcomes} == {ConnectionLostError}
+            service.start()
+            await client.lease(None, 8, "taken")
+            await client.lease(None, 8, "taken")  # by now whatever went out before it was answered
+            await client.close()
+
+        asyncio.run(main())
+        with reader(service.data_dir) as catalog:
+            assert [lease.what for lease in catalog.leases()] == ["taken", "taken"]
 
     def test_of_a_process_leaves_the_others_alone(self, service):
         async def main():

@@ -1,6 +1,7 @@
 """The collector beside an engine that refuses: what it passes by, what ends its run, and that nothing is forgotten."""
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -12,13 +13,13 @@ import pytest
 from reference_server import ERROR, NO_SPACE, Faults, ReferenceServer
 
 from ingest.catalog.catalog_changes import Catalog
-from ingest.catalog.catalog_reader import CatalogReader
+from ingest.catalog.catalog_reader import CatalogReader, Garbage
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.client.async_client import AsyncClient
 from ingest.errors import BusyError, ConnectionLostError, DataDirLostError, RefusedError
 from ingest.limits import COLLECT_BATCH
-from ingest.objects.collector import Collector, waiting
+from ingest.objects.collector import Collector, _merged, waiting
 from ingest.status import Status
 from ingest.store.possession import Possession
 
@@ -334,3 +335,17 @@ def test_a_dry_run_counts_what_was_refused(rig: Rig) -> None:
     with CatalogReader(rig.path) as reader:
         found = waiting(reader)
     assert (found.entries, found.tickets) == (1, 5)
+
+
+def test_what_is_deleted_together_is_what_the_entries_name() -> None:
+    """No ticket more, none less, however they lie to each other; and each entry is told by its own place's answer."""
+    places = [Extent(FIRST + first, count) for first in range(5) for count in range(1, 4)]
+    for some in itertools.combinations_with_replacement(places, 3):
+        found = [Garbage(number, None, place) for number, place in enumerate(some)]
+        merged = _merged(found[::-1])
+        tickets = [index for place, _ in merged for index in range(place.first, place.stop)]
+        assert sorted({index for one in some for index in range(one.first, one.stop)}) == tickets
+        assert all(before.stop < after.first for (before, _), (after, _) in itertools.pairwise(merged))
+        assert sorted(item.id for _, items in merged for item in items) == [0, 1, 2]
+        for place, items in merged:
+            assert all(place.first <= item.extent.first <= item.extent.stop <= place.stop for item in items)

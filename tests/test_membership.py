@@ -8,7 +8,7 @@ import pytest
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.extent import FIRST, Extent
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.errors import UsageError
+from ingest.errors import ConnectionLostError, UsageError
 from ingest.limits import VERSIONS_RESERVED
 from ingest.objects.membership import Membership
 from ingest.ticket import COUNT
@@ -93,3 +93,25 @@ def test_what_was_never_given_out_is_no_garbage(tmp_path):
         assert [item.extent for item in catalog.garbage(10)] == [Extent(FIRST, 2), Extent(FIRST + 5, 9)]
         assert not catalog.leases()
         assert catalog.next_ticket() == FIRST + 14
+
+
+def test_a_lease_that_the_catalog_did_not_let_go_goes_with_its_last_upload(tmp_path):
+    """Else what is left of it stays taken for as long as the process lives."""
+    path = tmp_path / "catalog.db"
+
+    async def work(membership: Membership) -> None:
+        catalog = membership._catalog
+        uploads = [await membership.take(2) for _ in range(2)]
+        forgo, catalog.forgo = catalog.forgo, refused
+        with pytest.raises(ConnectionLostError):
+            await membership.take(9)
+        catalog.forgo = forgo
+        for left in (1, 0):
+            await membership.settle(uploads[left])
+            with Catalog(path) as reader:
+                assert len(reader.leases()) == left
+
+    async def refused(*_) -> None:
+        raise ConnectionLostError("away")
+
+    run(path, work)

@@ -113,6 +113,18 @@ class TestSpans:
             for span in spans:
                 assert bytes(span.frames) == frames(span.first, span.count)
 
+    def test_a_part_of_one_is_in_the_same_state(self) -> None:
+        """Else it would be tried for longer, or be told as not stored, than the whole of it."""
+        span = _Span(FIRST, 4, memoryview(frames(FIRST, 4)), Batch(4))
+        own = {"first", "count", "frames", "timer"}  # what is not lost with it, or is of that span alone
+        state = {name: object() for name in _Span.__slots__ if name not in own}
+        for name, value in state.items():
+            setattr(span, name, value)
+        part = span.cut(FIRST + 1, 2)
+        assert {name: getattr(part, name) for name in state} == state
+        assert (part.first, part.count, bytes(part.frames)) == (FIRST + 1, 2, frames(FIRST + 1, 2))
+        assert part.timer is None
+
 
 class TestAnyOrder:
     @settings(deadline=None, max_examples=60)
@@ -375,6 +387,38 @@ class TestRuns:
             assert set(batch.refused.values()) == {Status.ERROR} and batch.left == 0
 
         asyncio.run(work())
+
+
+@pytest.mark.parametrize("end", ["given up", "the key is refused"])
+def test_what_waited_for_its_back_off_is_gone_with_the_others(no_delay: None, end: str) -> None:
+    """It is not sent for a batch that has failed, and does not hide what comes next."""
+
+    async def work() -> None:
+        channel, failed, following = Unconnected(), Batch(10), Batch(10)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 5), failed)
+        wire.take()
+        wire.ack(wire.in_flight[1:3], [Status.ERROR, Status.BUSY])
+        wire.disconnect()
+        if end == "given up":
+            channel.give_up(ConnectionLostError("gone"))
+        else:
+            wire.take_all()
+            wire.ack(wire.in_flight[:1], [Status.BAD_CHECKSUM])
+            wire.disconnect()
+            assert set(failed.refused.values()) == {Status.BAD_CHECKSUM}
+        assert failed.left == 0 and not channel.has_work()
+        await turn()
+        assert not channel.take() and not channel.has_work()
+        await channel.add(FIRST + 2, frames(FIRST + 2, 2), following)
+        assert channel.has_work() and not channel.in_flight()
+        wire.take_all()
+        assert [index(frame) for frame in wire.in_flight] == [FIRST + 2, FIRST + 3] and channel.in_flight()
+        wire.ack(wire.in_flight[:], [Status.SAVED] * 2)
+        await following.wait()
+        assert following.refused == {} and not channel.has_work() and not channel.in_flight()
+
+    asyncio.run(work())
 
 
 def wrong_acks() -> Iterator[tuple[bytes, str]]:

@@ -8,22 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from blake3 import blake3
 from node_rig import NodeRig, running_node
 
 from faults.damaged_store import SMALL_SEGMENT, Builder
-from ingest import Client, ticket
+from ingest import Client, sharding, ticket
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_socket import catalog_path
+from ingest.catalog.database import make_file
 from ingest.catalog.extent import FIRST, Extent, chunks_needed, part, total
 from ingest.catalog.version import Version, VersionState, order_at
 from ingest.errors import StoreLockedError, UsageError
-from ingest.limits import DATA_SIZE
+from ingest.limits import DATA_SIZE, FRAME_SIZE, PACK_SLOTS
 from ingest.objects import binding, manifest
+from ingest.objects import rebuild as rebuilder
 from ingest.objects.manifest import Manifest
 from ingest.objects.rebuild import STRAY_GAP_TICKETS, rebuild
 from ingest.runtime.key_file import read_keys
+from ingest.store.check.pack_check import Resolved
 
 
 class Uploads:
@@ -416,3 +420,64 @@ def test_the_old_catalog_is_whole_wherever_the_rebuild_dies(tmp_path, monkeypatc
         found = names_in(here, tmp_path / "looked at")
         whole = found or names_in(beside, tmp_path / "looked at")
         assert whole == expected, f"in {copy}"
+
+
+@pytest.mark.parametrize("there", [set(), {""}, {"", "-wal", "-shm"}, {"-wal"}])
+def test_nothing_of_the_old_catalog_is_there_when_a_power_cut_leaves_the_new_one(
+    tmp_path, monkeypatch, there
+):
+    """Whichever renames since the last sync reached the disk: a log of another one would be taken for its own."""
+    target, new = tmp_path / "catalog.db", tmp_path / "catalog.db.new"
+    for side in there:
+        Path(f"{target}{side}").write_text("old")
+    new.write_text("new")
+    states: list[dict[str, str]] = []  # that a power cut may leave
+    durable = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    unsynced: list[tuple[str, str]] = []
+    synced: set[str] = set()
+    rename, fsync = os.rename, os.fsync
+
+    def noted_rename(source: Path, to: Path) -> None:
+        rename(source, to)
+        unsynced.append((Path(source).name, Path(to).name))
+        for which in range(1 << len(unsynced)):
+            state = dict(durable)
+            for i, (before, after) in enumerate(unsynced):
+                if which >> i & 1 and before in state:
+                    state[after] = state.pop(before)
+            states.append(state)
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path == tmp_path:
+            durable.clear()
+            durable.update({one.name: one.read_text() for one in tmp_path.iterdir()})
+            unsynced.clear()
+        synced.add(path.name)
+
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    rebuilder._put_in_place(new, target)
+    assert durable == {"catalog.db": "new"} | {f"catalog.db.old{side}": "old" for side in there}
+    assert not unsynced and new.name in synced
+    for state in states:
+        if state.get("catalog.db") == "new":
+            assert not state.keys() & {"catalog.db-wal", "catalog.db-shm"}, state
+        assert list(state.values()).count("old") == len(there), f"lost in {state}"
+
+
+@pytest.mark.parametrize("which", ["present", "deleted", "lost"])
+@pytest.mark.parametrize("slot", [0, 5])
+def test_no_ticket_is_given_that_was_ever_stored_under(tmp_path, which, slot):
+    """Whatever became of its chunk: one that is damaged, or was deleted, may come to light again."""
+    base = sharding.slot_ticket(sharding.ticket_pack(FIRST), 0) + PACK_SLOTS
+    bits = {name: np.zeros(PACK_SLOTS, bool) for name in ("present", "deleted", "lost")}
+    bits[which][slot] = True
+    make_file(tmp_path / "catalog.db")
+    (tmp_path / "scratch").touch()
+    with Catalog(tmp_path / "catalog.db") as catalog:
+        work = rebuilder._Rebuild(catalog, tmp_path / "scratch", [], rebuilder.Rebuilt("here"))
+        work._note_runs(base, Resolved(frames=np.zeros((PACK_SLOTS, FRAME_SIZE), np.uint8), **bits))
+        work.finish()
+        assert catalog.next_ticket() == base + slot + 1

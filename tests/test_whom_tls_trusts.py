@@ -10,6 +10,7 @@ import asyncio
 import socket
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +124,42 @@ def test_each_connection_of_a_client_speaks_tls(files: Files) -> None:
 
     asyncio.run(work())
     assert first == [b"\x16"] * 4  # a record of a handshake (RFC 8446, 5.1)
+
+
+@pytest.mark.parametrize("ports", [("put",), ("get",), ("put", "get")])
+def test_a_context_that_is_given_later_is_for_each_connection(files: Files, ports: tuple[str, ...]) -> None:
+    """The certificates that a reload has read: a port that keeps the old ones is lost when the server has its new one."""
+    met: Counter[str] = Counter()
+
+    async def work() -> None:
+        addresses: dict[str, tuple[str, int]] = {}
+        for port in ports:
+
+            def note(_: asyncio.StreamReader, writer: asyncio.StreamWriter, port: str = port) -> None:
+                met[port] += 1  # its handshake is done
+                writer.close()
+
+            server = await asyncio.start_server(note, HOST, 0, ssl=server_of(SHOWN["own"]))
+            addresses[port] = server.sockets[0].getsockname()[:2]
+        put, get = addresses.get("put"), addresses.get("get")
+        client = AsyncClient(put, get, bytes(32), retry_for=0.0, tls=tls.client_context())
+        for context in (tls.client_context(), None):  # None: as before
+            client.use_tls(context)
+            with pytest.raises(ConnectionLostError):
+                await client.open()
+        assert not met
+        client.use_tls(tls.client_context(files.ca))
+        await client.open()
+        expected = Counter(ports)
+        if client.gets:
+            await (await client.unproven()).close()
+            expected["get"] += 1
+        async with asyncio.timeout(20):
+            while met != expected:
+                await asyncio.sleep(0)
+        await client.close()
+
+    asyncio.run(work())
 
 
 # --- by OpenSSL itself

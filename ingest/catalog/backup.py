@@ -10,7 +10,7 @@ import apsw
 from ingest.catalog.database import BESIDE, OUTDATED, Database, explained
 from ingest.catalog.schema import FORMAT
 from ingest.errors import DiskError, UsageError
-from ingest.runtime.durable_files import open_new, rename_durably
+from ingest.runtime.durable_files import open_new, rename_durably, sync_directory
 from ingest.store.check.findings import Progress, no_progress
 from ingest.store.space import explain
 
@@ -49,6 +49,7 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
             os.fsync(fd)
             size = os.fstat(fd).st_size
             _fold(target)
+            sync_directory(target.parent)  # else a power cut may leave the copy beside the log of another one
         except BaseException:
             temporary.unlink()
             raise
