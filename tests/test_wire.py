@@ -112,6 +112,13 @@ def test_an_empty_line_behind_a_request_begins_none(empty: bytes) -> None:
             writer.write(empty)
             await alone.wait()
             assert len(began) == 1
+            for times in (2, 3):  # each later one is from its first byte on, or it could come for ever
+                writer.write(request[:-2])
+                while not began[0]._head.size:
+                    await asyncio.sleep(0)
+                assert len(began) == times
+                writer.write(request[-2:])
+                await reader.readuntil(b"here")
         finally:
             writer.close()
             port.close()
