@@ -628,3 +628,16 @@ def test_a_new_committer_looks_for_space_itself(data):
         committer.start()
         assert committer.wait(committer.put(FIRST, 1)) == [{S}]
         assert not committer.queue.flags & _queue.NO_SPACE
+
+
+@pytest.mark.parametrize("left", [_queue.NO_SPACE, _queue.NO_LOG, _queue.NO_SPACE | _queue.NO_LOG])
+def test_a_new_committer_says_nothing_that_was_true_of_the_last_one(data, left):
+    """Its log has segments, so that nothing that it does would say otherwise."""
+    with CommitterProcess(data) as committer:
+        committer.start()
+        committer.wait(committer.put(FIRST, 1))
+        committer.kill()
+        committer.queue.set_flag(left)
+        committer.start()
+        assert committer.wait(committer.put(FIRST + 1, 1)) == [{S}]
+        assert not committer.queue.flags & (_queue.NO_SPACE | _queue.NO_LOG)

@@ -243,9 +243,10 @@ def test_a_long_run_that_is_saved_has_all_its_directories_synced_whatever_packs_
     if reason := strace.unusable():
         pytest.skip(reason)
     log = tmp_path / "strace.log"
-    tracer = [str(shutil.which("strace")), "-f", "-qq", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync"]
+    program = [sys.executable, str(Path(__file__).with_name("partial_bulk.py")), str(tmp_path)]
+    traced = [str(shutil.which("strace")), "-f", "-qq", "-y", "-o", str(log), "-e", "trace=fsync,fdatasync"]
     done = subprocess.run(
-        [*tracer, sys.executable, str(Path(__file__).with_name("partial_bulk.py")), str(tmp_path)],
+        [*traced, *program],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
