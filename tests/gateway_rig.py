@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import log_lines
@@ -38,7 +37,6 @@ from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.process.api_table import APIS, shared_routes
 from ingest.gateway.process.gateway_config import API_NAMES
 from ingest.objects.shared_namespace import SharedNamespace
-from ingest.runtime.heartbeat import Heart
 from ingest.runtime.listeners import Address
 from ingest.runtime.wires import Wires
 
@@ -360,12 +358,10 @@ def memory_gateway(
     tls: ssl.SSLContext | None = None,
     admin: Address | None = None,
     clock: Callable[[], float] = time.time,
-    check_ready: Callable[[], None] | None = None,
-    hearts: Mapping[str, Heart] = MappingProxyType({}),
+    **services: Any,
 ) -> Iterator[Gateway]:
     """The whole HTTP of a gateway over a store in memory, in a thread of this process. ``admin``: where the figures of a
-    node are asked for; None: at a port where nobody listens. ``clock``: of links.
-    ``check_ready``: raises what `/healthz` says. ``hearts``: of the processes that it knows."""
+    node are asked for; None: at a port where nobody listens. ``clock``: of links. ``services``: more of `Services`."""
     store = MemoryStore()
     silent = socket.socket()  # bound, so that nobody else listens there meanwhile
     silent.bind(("127.0.0.1", 0))
@@ -376,19 +372,8 @@ def memory_gateway(
     async def serve() -> None:
         async with NodeFigures(lambda: admin) as figures:
             links = DownloadLinks(secrets.token_bytes(32), clock)
-            await _answer(
-                Services(
-                    SharedNamespace(store),
-                    store.read_chunk,
-                    figures,
-                    links,
-                    check_ready=check_ready,
-                    hearts=hearts,
-                ),
-                access,
-                tls,
-                listening,
-            )
+            known = Services(SharedNamespace(store), store.read_chunk, figures, links, **services)
+            await _answer(known, access, tls, listening)
 
     def listening(**found: Any) -> None:
         result.update(found)
