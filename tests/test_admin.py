@@ -6,6 +6,7 @@ import os
 import select
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,13 +44,20 @@ def read_chunk(index: int) -> tuple[Status, bytes]:
 
 
 class Port:
-    def __init__(self, host: str) -> None:
+    """An admin port on all of ``hosts``; ``addresses`` are those of its sockets, ``address`` is the first of them."""
+
+    def __init__(self, *hosts: str) -> None:
         self.queue = Queue(1, 4)
-        [sock] = listeners.bind_alone((host, 0))
-        listeners.listen(sock, 16)
-        self.address = ("::1" if ":" in host else "127.0.0.1", sock.getsockname()[1])
+        sockets = [sock for host in hosts for sock in listeners.bind_alone((host, 0))]
+        for sock in sockets:
+            listeners.listen(sock, 16)
+        self.addresses = [
+            ("127.0.0.1" if host == "0.0.0.0" else host, sock.getsockname()[1])
+            for host, sock in zip(hosts, sockets, strict=True)
+        ]
+        self.address = self.addresses[0]
         store = SimpleNamespace(data_fd=os.open("/", os.O_RDONLY | os.O_CLOEXEC), wal_dir=Path("/"))
-        node = Node(ServerConfig(), store, SimpleNamespace(), self.queue, [sock])  # type: ignore[arg-type]
+        node = Node(ServerConfig(), store, SimpleNamespace(), self.queue, sockets)  # type: ignore[arg-type]
         self.pid = os.fork()
         if self.pid == 0:
             code = 1
@@ -59,7 +67,7 @@ class Port:
             finally:
                 os._exit(code)
         os.close(store.data_fd)
-        sock.close()
+        listeners.close_all(sockets)
 
     def get(
         self, path: str, method: str = "GET", **headers: str
@@ -89,11 +97,20 @@ class Port:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@contextmanager
+def opened(*hosts: str) -> Iterator[Port]:
+    port = Port(*hosts)
+    try:
+        yield port
+    finally:
+        code = port.end()
+    assert code == 0
+
+
 @pytest.fixture(scope="module")
 def port() -> Iterator[Port]:
-    port = Port("127.0.0.1")
-    yield port
-    assert port.end() == 0
+    with opened("127.0.0.1") as port:
+        yield port
 
 
 def test_healthz_answers_before_recovery(port: Port) -> None:
@@ -232,6 +249,32 @@ def test_off_loopback_no_chunk_is_shown_and_any_name_is_fine() -> None:
     assert json.loads(port.get("/1/obj")[1]) == {"error": "there is nothing under this path"}
     assert port.get("/healthz", Host="node-7.example")[0] == 200
     assert port.end() == 0
+
+
+LOOPBACK, OTHER = ("127.0.0.1", "::1", "127.0.0.2"), "0.0.0.0"
+
+
+@pytest.mark.parametrize(
+    "hosts", [(*LOOPBACK[:at], OTHER, *LOOPBACK[at:count]) for count in (1, 3) for at in range(count + 1)]
+)
+def test_one_address_off_loopback_is_enough_to_show_no_chunk_on_any(hosts: tuple[str, ...]) -> None:
+    """Wherever it stands among those of the port's name, and whatever name the client gives."""
+    with opened(*hosts) as port:
+        for address in port.addresses:
+            port.address = address
+            for host in ("localhost", "127.0.0.1", "node-7.example"):
+                status, body, _ = port.get("/0/obj", Host=host)
+                assert status == 404 and CHUNK not in body
+            assert port.get("/healthz", Host="node-7.example")[0] == 200
+
+
+def test_chunks_are_shown_on_each_of_several_loopback_addresses() -> None:
+    """And on none of them to who comes by a foreign name."""
+    with opened(*LOOPBACK) as port:
+        for address in port.addresses:
+            port.address = address
+            assert port.get("/0/obj", Host="localhost")[:2] == (200, CHUNK)
+            assert port.get("/0/obj", Host="evil.example")[0] == 403
 
 
 def test_ipv6() -> None:

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_rig import Connection, Gateway, memory_gateway, running_gateway
@@ -95,6 +96,32 @@ def test_a_request_has_one_answer_when_its_chunks_are_malformed(
         assert answer.status == status
         assert answer.headers["connection"] == "close"
         connection.sock.shutdown(socket.SHUT_WR)
+        assert connection.ended()
+    assert gateway.request("GET", path).body == b"kept"
+
+
+@pytest.mark.parametrize("before", [("GET", None), ("PUT", b"kept"), ("PUT", [b"ke", b"pt"])])
+@pytest.mark.parametrize(
+    "malformed",
+    [b"zz\r\n", b"3xyz\r\n", b"3\r\nabcd\r\n", b"1\r\na\r\n" * (limits.HTTP_CHUNKS_EXCESS_MAX // 4 + 1)],
+)
+@pytest.mark.parametrize("sent", ["late", "with their head", "pipelined"])
+def test_malformed_chunks_are_told_whatever_the_connection_had_before(
+    gateway: Gateway, path: str, before: tuple[str, Any], malformed: bytes, sent: str
+) -> None:
+    """An answer to a request before is none to this one. ``pipelined``: they come while that is under way."""
+    with gateway.connect() as connection:
+        for _ in range(2):
+            assert connection.request(before[0], path, before[1]).status == 200
+        head = connection.head("PUT", path, CHUNKED)
+        if sent == "pipelined":
+            connection.send(connection.head("GET", path) + head + malformed)
+            assert connection.answer().body == b"kept"
+        else:
+            for part in [head, malformed] if sent == "late" else [head + malformed]:
+                connection.send(part)
+        answer = connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
         assert connection.ended()
     assert gateway.request("GET", path).body == b"kept"
 

@@ -247,6 +247,29 @@ def test_gets_and_inventories_and_both_keys_mixed(tmp_path: Path) -> None:
             assert (status, n, bool(frames)) == (Status.SAVED, 2, not inventory)
 
 
+@pytest.mark.parametrize("first_kind", ["get", "inventory"])
+@pytest.mark.parametrize("second_kind", ["get", "inventory"])
+def test_requests_for_neighbouring_ranges_have_runs_of_their_own(
+    rig: Rig, first_kind: str, second_kind: str
+) -> None:
+    """Wherever one ends and the next begins: also where one reply would have one run for both."""
+    first, count = A0 + 1284, 16
+    rig.packs.put(range(A0 + 1284, A0 + 1290))
+    rig.packs.delete(range(A0 + 1287, A0 + 1290))
+    rig.packs.write(A0 + 1296, 0, b"no header at all".ljust(4096, b"!"))
+    expected = [Status.SAVED] * 3 + [Status.DELETED] * 3 + [Status.MISSING] * 6 + [Status.ERROR] * 4
+    client = rig.connect()
+    for borders in [*([at] for at in range(1, count)), *([at, at + 1] for at in range(1, count - 1))]:
+        ranges = list(itertools.pairwise([0, *borders, count]))
+        kinds = [first_kind, second_kind, first_kind]
+        asked = [(first + at, end - at, kind) for (at, end), kind in zip(ranges, kinds, strict=False)]
+        client.send(b"".join(request(at, n, getattr(KEYS, kind)) for at, n, kind in asked))
+        for at, n, kind in asked:
+            runs = rig.answer(client, at, n, kind == "inventory")
+            statuses = [status for _, status, length, _ in runs for _ in range(length)]
+            assert statuses == expected[at - first :][:n]
+
+
 def test_a_key_that_was_taken_away_is_not_accepted(rig: Rig) -> None:
     client = rig.connect()
     rig.ask(client, A0)

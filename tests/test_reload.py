@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -594,6 +595,48 @@ def test_the_lock_says_which_keys_are_accepted(tmp_path: Path) -> None:
             until(lambda wanted=stays: said() == wanted)
             os.kill(worker, signal.SIGCONT)
             until(lambda: said() == accepted())
+
+
+@pytest.mark.parametrize("trouble", ["dead", "full"])
+def test_a_process_that_cannot_be_told_keeps_nobody_else_from_hearing(tmp_path: Path, trouble: str) -> None:
+    """Wherever it stands among them, in either step; and the reload comes to its end without it."""
+    key_file, names = tmp_path / "keys", ("one", "two", "three")
+    make_key_file(key_file)
+    config = ServerConfig(data_dir=tmp_path / "data", key_file=key_file)
+    store = Store.open(config.data_dir)
+    for lost, step in itertools.product(names, ("known", "used")):
+        node = Node(config, store, mac.KeyRing(read_keys(key_file)), Queue(1, 16), [])
+        node.read_config = lambda: config
+        pairs = {name: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for name in names}
+        lines, ends = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
+        reloads = reload.Reload(node, lambda to_workers, lines=lines: lines)  # type: ignore[misc]
+
+        def lose(name: str, pairs: dict[str, tuple[socket.socket, ...]] = pairs) -> None:
+            if trouble == "dead":
+                pairs[name][1].close()
+            else:
+                with suppress(BlockingIOError):
+                    while True:
+                        pairs[name][0].send(b"0", socket.MSG_DONTWAIT)
+
+        rotate_key_file(key_file)
+        if step == "known":
+            lose(lost)
+        reloads.begin()
+        for turn in ("known", "used"):
+            told = set(names) - ({lost} if (step, turn) != ("used", "known") else set())
+            assert reloads.waiting == told
+            for name in sorted(told):
+                assert int(ends[name].recv(32, socket.MSG_DONTWAIT)) > 0
+            if (step, turn) == ("used", "known"):
+                lose(lost)
+            for name in sorted(told):
+                reloads.answered(name)
+        assert not reloads.waiting and node.keys.ids == mac.KeyRing(read_keys(key_file)).ids
+        for sock in itertools.chain.from_iterable(pairs.values()):
+            sock.close()
+        node.queue.close()
+    store.close()
 
 
 def test_hup_at_the_start_ends_nobody(tmp_path: Path) -> None:

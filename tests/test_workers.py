@@ -12,7 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import pytest
@@ -25,6 +25,8 @@ from ingest.engine.node import Node
 from ingest.engine.ports._put_server import BAD_FRAMES, PutServer
 from ingest.engine.ports.bad_peers import BadPeers
 from ingest.engine.ports.frame_port import Event, FrameServer, peer_name
+from ingest.engine.ports.sibling_handover import Siblings
+from ingest.engine.server import passing_pairs
 from ingest.engine.server_config import ServerConfig
 from ingest.mac import KeyRing
 from ingest.status import Status
@@ -119,7 +121,7 @@ def make_node(workers: int, **config: Any) -> Node:
         put_sockets=listeners(workers),
         get_sockets=listeners(workers),
     )
-    node.passing += [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(workers)]
+    node.passing += passing_pairs(workers)
     node.queue.committer_ready()
     return node
 
@@ -433,6 +435,43 @@ class FakeLoop:
         call(*args)
 
 
+def fill(outbox: socket.socket) -> int:
+    """Until it takes no more; how many messages that were."""
+    count = 0
+    with suppress(BlockingIOError):
+        while True:
+            outbox.send(b"B127.0.0.9", socket.MSG_DONTWAIT)
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("trouble", ["its inbox is full", "nobody has its inbox"])
+@pytest.mark.parametrize("slot", range(4))
+def test_bad_news_comes_to_all_siblings_but_those_that_cannot_hear(slot: int, trouble: str) -> None:
+    """Wherever those stand, and however many they are."""
+    others = [other for other in range(4) if other != slot]
+    for deaf in itertools.chain.from_iterable(itertools.combinations(others, n) for n in range(4)):
+        node = make_node(4)
+        try:
+            siblings = [Siblings(node, number) for number in range(4)]
+            full = dict.fromkeys(deaf, 0)
+            for number in deaf:
+                if trouble == "its inbox is full":
+                    full[number] = fill(node.passing[number][1])
+                else:
+                    node.passing[number][0].close()
+            for address in ("192.0.2.7", "2001:db8::7"):
+                siblings[slot].tell_of_bad_peer(address)
+            told = [(b"B192.0.2.7", []), (b"B2001:db8::7", [])]
+            for number in range(4):
+                heard = number in others and number not in deaf
+                if heard or number == slot or trouble == "its inbox is full":
+                    expected = told if heard else [(b"B127.0.0.9", [])] * full.get(number, 0)
+                    assert list(iter(siblings[number].receive, None)) == expected
+        finally:
+            close_node(node)
+
+
 class OneWorker:
     """Worker 0 of a node of two, in this process; worker 1 is nobody."""
 
@@ -649,11 +688,7 @@ class TestOneWorker:
 
     def test_a_full_inbox_of_a_sibling_keeps_the_connection_here(self) -> None:
         with OneWorker() as one:
-            outbox = one.node.passing[1][1]
-            outbox.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                while True:
-                    outbox.send(b"B127.0.0.9")
+            fill(one.node.passing[1][1])
             clients = [one.connect() for _ in range(4)]
             one.accept()
             assert one.put_server.connections == 4

@@ -91,8 +91,9 @@ class Connection(web.RequestHandler):
     def _break(self, refusal: _ErrInfo) -> None:
         self._broken = True
         if self.unread:
-            self.close()  # after the answer, and without another one
-            if not self._answered:
+            if self._answered:
+                self.close()  # without another answer
+            else:  # `finish_response` ends the connection: `close` would before aiohttp has even begun with a request
                 self._content.set_exception(refusal.exc)
                 self._content.feed_eof()
 
