@@ -214,7 +214,7 @@ MUTANTS = (
         "failed-sync-of-a-directory-ignored",
         "a long run is acknowledged though the disk refused to make its pack's name durable",
         (Edit("ingest/engine/commit/_bulk.pyx", "error = bulk_sync_directories(", "bulk_sync_directories("),),
-        (SLOTS + "test_a_long_run_is_saved_only_when_every_sync_of_it_has_succeeded",),
+        (SLOTS + "test_a_long_run_is_saved_only_when_every_write_and_sync_of_it_has_succeeded",),
     ),
     Mutant(
         "failed-sync-of-data-ignored",
@@ -226,7 +226,7 @@ MUTANTS = (
                 "int error = *previous ? 0 : synced(fsync, root) * 0;",
             ),
         ),
-        (SLOTS + "test_a_long_run_is_saved_only_when_every_sync_of_it_has_succeeded",),
+        (SLOTS + "test_a_long_run_is_saved_only_when_every_write_and_sync_of_it_has_succeeded",),
     ),
     Mutant(
         "erased-before-its-tombstone",

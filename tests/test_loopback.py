@@ -265,9 +265,13 @@ class TestPutting:
 
     @pytest.mark.parametrize("processes", [1, 2])
     def test_duration(self, server: ReferenceServer, processes: int) -> None:
-        result = load(server, duration=0.1, window=10, processes=processes, verify=True)
-        assert result.ok
-        assert result.frames == len(server.model.frames) == result.verified > 0
+        for duration in (0.1, 1.0, 10.0):  # a machine may be busy for as long
+            result = load(server, duration=duration, window=10, processes=processes, verify=True)
+            assert result.ok
+            assert result.frames == len(server.model.frames) == result.verified
+            if result.frames:
+                return
+        pytest.fail("no frame in 10 s")
 
     def test_first_and_seed_make_a_run_again(self, server: ReferenceServer) -> None:
         assert load(server, first="ABC", seed=3).ok
