@@ -192,6 +192,29 @@ def test_a_recovery_without_room_refuses_and_keeps_nobody_waiting(tmp_path):
         assert node.stop() == 0
 
 
+def test_a_server_that_ends_without_room_for_its_recovery_says_so(tmp_path):
+    """Its log has what its packs lack: the end is not clean, and nothing that was saved is lost."""
+    with (
+        small_disk(tmp_path, "disk", 192, block=4096) as disk,
+        running_node(disk / "data", "--reserve=0", SMALL_LOG, f"--wal-dir={tmp_path}/wal") as node,
+    ):
+        with node.connect() as connection:
+            assert connection.put([FIRST]) == {FIRST: S}
+            flush(disk)
+            ballast = fill(disk)
+            assert connection.put([FIRST + 900]) == {FIRST + 900: Status.ERROR}
+            refused = FIRST + 901
+            while connection.put([refused])[refused] is not N:
+                refused += 1
+        assert node.stop() == 1
+        ballast.unlink()
+        node.start()
+        with node.connect() as connection:
+            assert connection.put([FIRST + 900]) == {FIRST + 900: S}
+        assert node.get(FIRST, 1) == [(S, data_of(FIRST))]
+        assert node.stop() == 0
+
+
 class TestFullByInodes:
     def test_a_flood_of_packs_ends_at_the_reserve(self, tmp_path):
         with (
