@@ -63,7 +63,7 @@ class LostStore:
             if loss:
                 self._queue.set_flag(_queue.LOST)
                 log.error("%s is lost: %s; nothing is saved any more", self._data_dir, loss)
-            elif self._told:  # else it is not over before a recovery, which says so: this one's, or that of the next
+            elif self._told:  # else it is over with a recovery, which says so
                 self._queue.clear_flag(_queue.LOST)
                 log.warning("%s is there again: frames are saved", self._data_dir)
         return self.is_lost
