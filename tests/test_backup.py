@@ -223,6 +223,22 @@ def test_a_copy_that_somebody_has_open_is_not_replaced(source, tmp_path):
     assert names(target) == names(source)
 
 
+def test_what_is_in_the_way_of_a_copy_is_named(source, tmp_path):
+    """No advice for a catalog that is lost: it is well."""
+    target = tmp_path / "copy"
+    target.write_bytes(b"no database" * 100)
+    Path(f"{target}-wal").write_bytes(b"of what?")
+    backup(source, target)  # as without that
+    assert names(target) == names(source) and [path.name for path in tmp_path.glob("copy*")] == ["copy"]
+    Path(f"{target}-journal").write_bytes(bytes(512))  # of one that undid nothing: SQLite leaves it
+    with pytest.raises(UsageError, match="has it open, or has left copy-journal there"):
+        backup(source, target)
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(UsageError, match="directory is a directory"):
+        backup(source, tmp_path / "directory")
+    assert not list(tmp_path.glob("*.new"))
+
+
 def test_what_can_not_be_copied(source, tmp_path):
     with pytest.raises(UsageError):
         backup(tmp_path / "missing", tmp_path / "copy")

@@ -28,6 +28,12 @@ def test_a_catalog_that_cannot_be_made_leaves_nothing(tmp_path, name, error):
     assert list(data.iterdir()) == []
 
 
+def test_a_catalog_in_no_directory_is_an_error_of_the_disk(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match="Not a directory"):
+        Database(tmp_path / "file" / "catalog.db")
+
+
 @pytest.mark.parametrize("sides", [["-wal"], ["-wal", "-shm"]])
 def test_a_log_without_its_catalog_is_not_taken_for_that_of_a_new_one(tmp_path, sides):
     """As a death during a rebuild leaves it: half of the old catalog would be in the new one."""

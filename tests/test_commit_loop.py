@@ -224,12 +224,13 @@ class TestLost:
             assert committer.wait(*under_way) == [{E}] * 3
             assert committer.wait(committer.put(FIRST), committer.put(FIRST + 200)) == [{B}, {B}]
             assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
-            assert committer.stop() == 0
+            assert committer.stop() == EX_SYNC_FAILED, "nothing is flushed: who ends the server learns that"
             committer.start()
             shutil.rmtree(data)
             away.rename(data)
             assert committer.wait_end() == EX_SYNC_FAILED  # another one may recover now
             assert committer.queue.flags & _queue.LOST, "who recovers has to say it, be it the second to try"
+            assert "frames are saved" not in committer.log(), "they are not before a recovery"
             committer.start()
             assert committer.wait(committer.put(FIRST, 100), committer.put(FIRST + 200)) == [{S}, {S}]
             assert committer.says(MAY_BE_MISSING) and committer.log().count(MAY_BE_MISSING) == 1

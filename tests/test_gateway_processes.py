@@ -250,6 +250,37 @@ def test_hup_shows_a_new_certificate(tmp_path: Path) -> None:
         until(lambda: not garbage_left(node.data_dir), "the collector has come to the engine")
 
 
+def test_a_process_that_is_replaced_finds_its_engine_when_the_certificate_is_renewed(tmp_path: Path) -> None:
+    """The engine shows the new one after a HUP, however long the files have it by then."""
+    import ssl
+
+    import trustme
+
+    pem, authority, context = tmp_path / "pem", trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(context)
+
+    def renew() -> None:
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+
+    def put() -> bool:
+        try:
+            with Connection(node.gateway.address, context) as connection:
+                return connection.request("PUT", "/objects/a", LARGE).status == 200
+        except ConnectionError:  # nobody is there yet
+            return False
+
+    renew()
+    flags = [f"--tls-cert={pem}", f"--tls-key={pem}", "--http-workers=1", "--collect-interval=0.2"]
+    with node_gateway(tmp_path / "data", *flags) as node:
+        assert put()
+        renew()
+        for name in ("ingest-http-0", "ingest-collector"):
+            child(node, name).kill()
+        for _ in range(2):  # the second one replaces the first: there is something to collect
+            until(put, "the engine is found")
+        until(lambda: not garbage_left(node.data_dir), "the collector has come to the engine")
+
+
 def test_hup_comes_while_processes_start(tmp_path: Path) -> None:
     """They wait for their engine, and have read what is changed meanwhile: nobody would tell them once more."""
     import ssl

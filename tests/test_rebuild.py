@@ -467,6 +467,30 @@ def test_nothing_of_the_old_catalog_is_there_when_a_power_cut_leaves_the_new_one
         assert list(state.values()).count("old") == len(there), f"lost in {state}"
 
 
+def test_the_log_of_an_older_catalog_is_gone_for_good_before_the_old_one_has_its_name(tmp_path, monkeypatch):
+    """After a power cut too, whichever of the names reached the disk."""
+    target, new = tmp_path / "catalog.db", tmp_path / "catalog.db.new"
+    for path in (target, new, *(Path(f"{target}.old{side}") for side in ("", "-wal", "-shm"))):
+        path.touch()
+    durable = {path.name for path in tmp_path.iterdir()}
+    rename, fsync = os.rename, os.fsync
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        if Path(os.readlink(f"/proc/self/fd/{fd}")) == tmp_path:
+            durable.clear()
+            durable.update(path.name for path in tmp_path.iterdir())
+
+    def noted_rename(source: Path, to: Path) -> None:
+        assert not durable & {"catalog.db.old-wal", "catalog.db.old-shm"}
+        rename(source, to)
+
+    monkeypatch.setattr(os, "rename", noted_rename)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    rebuilder._put_in_place(new, target)
+    assert durable == {"catalog.db", "catalog.db.old"}
+
+
 @pytest.mark.parametrize("which", ["present", "deleted", "lost"])
 @pytest.mark.parametrize("slot", [0, 5])
 def test_no_ticket_is_given_that_was_ever_stored_under(tmp_path, which, slot):

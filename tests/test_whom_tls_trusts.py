@@ -66,8 +66,12 @@ def server_of(shown: trustme.LeafCert) -> ssl.SSLContext:
     return context
 
 
+def pinning(path: Path) -> GatewayConfig:
+    return GatewayConfig(connect_tls_own=tls.read_certificates(path, None, None))
+
+
 CONTEXTS: dict[str, tuple[Callable[[Files], ssl.SSLContext | None], set[str]]] = {
-    "of `ingest serve`": (lambda files: engine_context(GatewayConfig(connect_tls_own=files.own)), {"own"}),
+    "of `ingest serve`": (lambda files: engine_context(pinning(files.own)), {"own"}),
     "of a gateway": (lambda files: engine_context(GatewayConfig(connect_tls_ca=files.ca)), FAMILY),
     "of a client": (lambda files: tls.client_context(files.ca), FAMILY),
     "of a client without a CA": (lambda files: tls.client_context(), {"of the system"}),
@@ -85,7 +89,7 @@ def test_a_context_trusts_who_was_named(files: Files, whose: str) -> None:
 def test_a_pinned_certificate_is_whatever_host_it_is_for(tmp_path: Path) -> None:
     """It is for who comes from outside; the gateway goes to a loopback address."""
     (tmp_path / "own").write_bytes(chain(SHOWN["of another host"]))
-    context = engine_context(GatewayConfig(connect_tls_own=tmp_path / "own"))
+    context = engine_context(pinning(tmp_path / "own"))
     assert context is not None
     found = {name for name, cert in SHOWN.items() if meet(context, server_of(cert), HOST)}
     assert found == {"of another host"}
@@ -98,7 +102,7 @@ def test_a_certificate_that_cannot_be_pinned(files: Files, tmp_path: Path, conte
     if content is not None:
         path.write_bytes(content if content != b"cut" else whole[:200] + whole[260:])
     with pytest.raises(ConfigError, match="spoilt"):
-        engine_context(GatewayConfig(connect_tls_own=path))
+        engine_context(pinning(path))
 
 
 def test_each_connection_of_a_client_speaks_tls(files: Files) -> None:

@@ -37,6 +37,8 @@ def backup(source: Path, target: Path, progress: Progress = no_progress) -> int:
     """
     if not source.exists():
         raise UsageError(f"{source}: there is no catalog")
+    if target.is_dir():
+        raise UsageError(f"{target} is a directory: name a file in it")
     if target.exists() and os.path.samefile(source, target):
         raise UsageError(f"{target} is the catalog itself")
     temporary = target.with_name(f"{target.name}.new")
@@ -95,7 +97,11 @@ def _fold(target: Path) -> None:
             old.pragma("user_version")
         finally:
             old.close()  # who closes it last takes its log away
+    except apsw.NotADBError:
+        pass  # it has no log
     except apsw.Error as error:
         raise explained(error, target) from error
-    if any(path.exists() for path in beside):
-        raise UsageError(f"{target}: another program has it open: end that, or choose another name")
+    if left := ", ".join(path.name for path in beside if path.exists()):
+        raise UsageError(
+            f"{target}: another program has it open, or has left {left} there: end that, or choose another name"
+        )

@@ -274,9 +274,9 @@ def _make(path: Path) -> None:
     CatalogError when there was one: its chunks are there, and would be met as conflicts. StoreFormatError for a store
     that can't be judged.
     """
-    _refuse_lost(path)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
+        _refuse_lost(path)
         try:
             make_file(temporary)
             os.link(temporary, path)

@@ -9,7 +9,7 @@ the rest is listed still; deleting it again changes nothing.
     anything else                  this entry stays garbage, and is tried again in the next run; the others go on
     nothing (the connection is lost, the catalog does not answer)  the run ends
 
-What it reads of a catalog that is lost may be another one's by now, or of long ago: it looks before each page.
+What it reads of a catalog that is lost may be another one's by now, or of long ago: it looks before each delete.
 """
 
 from __future__ import annotations
@@ -173,8 +173,6 @@ class Collector:
                     await confirm(self._client, self._reader)
                 last = found[-1].id
                 await self._catalog.renew(owner)
-                # Last: those may have waited long for the engine or the catalog.
-                await self._check_possession()
                 refused = await self._delete(found, retry_for)
                 done.refused += refused
                 kept = {one.garbage.id for one in refused}
@@ -215,6 +213,8 @@ class Collector:
 
     async def _refusal(self, place: Extent, retry_for: float | None) -> Status | None:
         """Deletes it; returns the answer if that is another one."""
+        # Last: what came before may have waited long for the engine or the catalog, the delete of another extent too.
+        await self._check_possession()
         try:
             await self._client.delete(ticket.format(place.first), place.count, retry_for=retry_for)
         except RefusedError as error:

@@ -351,6 +351,7 @@ def _put_in_place(new: Path, target: Path) -> None:
     if target.exists():  # else somebody died who had moved it, and the rest of it follows
         # A log that stayed would be taken for that of the one which comes there.
         _remove(Path(f"{target}.old"))
+        sync_directory(target.parent)  # else a power cut may leave it beside the file that is moved next
     for side in SIDES:  # the file before its log: SQLite throws a log without a file away
         old = Path(f"{target}{side}")
         if old.exists():

@@ -113,7 +113,8 @@ class CommitLoop:
     def run(self) -> int:
         try:
             if self.lost.look():
-                return EX_SYNC_FAILED if self.lost.serve(lambda: self.stopping, self._take_settings) else 0
+                self.lost.serve(lambda: self.stopping, self._take_settings)
+                return EX_SYNC_FAILED  # also when it is told to end: what the log has is not in the packs
             self._recover()
             self.heart.beat()
             self.queue.committer_ready()

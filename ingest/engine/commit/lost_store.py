@@ -63,9 +63,8 @@ class LostStore:
             if loss:
                 self._queue.set_flag(_queue.LOST)
                 log.error("%s is lost: %s; nothing is saved any more", self._data_dir, loss)
-            else:
-                if self._told:  # else the next committer has to, if this one's recovery fails
-                    self._queue.clear_flag(_queue.LOST)
+            elif self._told:  # else it is over with a recovery, which says so
+                self._queue.clear_flag(_queue.LOST)
                 log.warning("%s is there again: frames are saved", self._data_dir)
         return self.is_lost
 
@@ -75,9 +74,9 @@ class LostStore:
         self._core.refuse(Status.BUSY)
         return all(synced)
 
-    def serve(self, stopping: Callable[[], bool], take_settings: Callable[[], None]) -> bool:
+    def serve(self, stopping: Callable[[], bool], take_settings: Callable[[], None]) -> None:
         """What a committer does that starts now, instead of a recovery: the log that it would read may be another store's.
-        Returns when it may recover after all (True), or is to stop. ``take_settings``: answers a reload, if there is one."""
+        Back when the next one may recover, or it is to stop. ``take_settings``: answers a reload, if there is one."""
         refuse_while(
             lambda: not stopping() and self.look(),
             self._queue,
@@ -86,4 +85,3 @@ class LostStore:
             Status.BUSY,
             limits.POSSESSION_IDLE_INTERVAL_S,
         )
-        return not stopping()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 import ssl
-from pathlib import Path
 
 from ingest.errors import ConfigError
 from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.token_file import read_tokens
 from ingest.gateway.process.gateway_config import GatewayConfig
-from ingest.tls import client_context, read_certificates
+from ingest.tls import Certificates, client_context
 
 _CERTIFICATE = re.compile(rb"^-----BEGIN ((?:X509 )?CERTIFICATE)-----.*?^-----END \1-----", re.M | re.S)
 
@@ -52,12 +51,13 @@ def engine_context(config: GatewayConfig) -> ssl.SSLContext | None:
     return client_context(config.connect_tls_ca, config.connect_tls_cert, config.connect_tls_key)
 
 
-def _pinned(certificate: Path) -> ssl.SSLContext:
+def _pinned(certificate: Certificates) -> ssl.SSLContext:
     """Trusts this certificate and no other, whatever names are in it: the one of our own server, on this machine. It is the
     first of the file. Who has signed it stands behind it, and has signed those of others too."""
-    own = _CERTIFICATE.search(read_certificates(certificate, None, None).chain or b"")
+    name = certificate.names[0]
+    own = _CERTIFICATE.search(certificate.chain or b"")
     if own is None:
-        raise ConfigError(f"TLS with {certificate}: no certificate in PEM")
+        raise ConfigError(f"TLS with {name}: no certificate in PEM")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = False
@@ -65,5 +65,5 @@ def _pinned(certificate: Path) -> ssl.SSLContext:
     try:
         context.load_verify_locations(cadata=own[0].decode("ascii", "ignore"))
     except OSError as error:
-        raise ConfigError(f"TLS with {certificate}: {error.strerror or error}") from None
+        raise ConfigError(f"TLS with {name}: {error.strerror or error}") from None
     return context

@@ -17,6 +17,7 @@ from ingest.gateway.process.api_table import APIS
 from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address, is_loopback, parse_address
 from ingest.runtime.settings_schema import Schema, count, one_of, path_of, seconds_of
+from ingest.tls import Certificates
 
 API_NAMES = (*APIS, "stream")
 Ports = tuple[tuple[str, Address], ...]
@@ -41,9 +42,9 @@ class GatewayConfig:
     connect_tls_ca: Path | None = None  # None: the engine speaks plainly
     connect_tls_cert: Path | None = None
     connect_tls_key: Path | None = None
-    connect_tls_own: Path | None = (
-        None  # no setting: the certificate of the server in `ingest serve`, to be pinned
-    )
+    # No setting: the certificate of the server in `ingest serve`, to be pinned, as it was read when the server read it. Its
+    # file may have the next one already, which the server shows after a HUP.
+    connect_tls_own: Certificates | None = None
     collect_interval: float = limits.COLLECT_INTERVAL_S
     drain_timeout: float = limits.DRAIN_TIMEOUT_S
     log_level: str = "info"

@@ -28,6 +28,7 @@ from ingest.runtime import logs
 from ingest.runtime.listeners import Address, format_address
 from ingest.runtime.supervised import Child
 from ingest.runtime.supervisor import Supervisor
+from ingest.tls import read_certificates
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,8 @@ def beside(server: ServerConfig, gateway: GatewayConfig) -> GatewayConfig:
         address: Address = getattr(server, name)
         if address[1] and address in gateway.listening:
             raise ConfigError(f"{name}: {format_address(address)} is an address of the gateway too")
-    return replace(gateway, connect_tls_own=server.tls_cert)
+    own = None if server.tls_cert is None else read_certificates(server.tls_cert, None, None)
+    return replace(gateway, connect_tls_own=own)
 
 
 def _server_main(config: ServerConfig, read_config: ReadServer) -> int:
