@@ -326,6 +326,20 @@ class TestOneThatEndsAtOnce:
         heart.beat()
         assert (heart.missing(later), heart.trouble("x", time.monotonic_ns())) == (0.0, "")
 
+    def test_is_told_each_time_that_it_begins_anew(self, caplog, monkeypatch):
+        """Once it ran again: then it is another trouble."""
+        monkeypatch.setattr(limits, "HEART_UNREADY_S", 0.0)
+        child = Child("child", lambda: 1, state=State.RESTING)
+        supervisor = Supervisor([[child]], 10.0)
+        for _ in range(3):
+            child.heart.reset()
+            supervisor._miss(child, time.monotonic_ns() + 1)
+            supervisor._miss(child, time.monotonic_ns() + 2)
+            child.heart.beat()
+            supervisor._miss(child, time.monotonic_ns() + 3)
+        said = [message.partition(":")[0].partition(" (")[0] for message in caplog.messages]
+        assert said == ["child has not run for 0 s", "child"] * 3
+
     def test_stays_unready_through_real_starts_and_is_told_once(self, caplog, monkeypatch):
         """By a parent whose patience is none, so that nothing has to pass."""
         monkeypatch.setattr(limits, "HEART_UNREADY_S", 0.0)
