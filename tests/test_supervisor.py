@@ -140,7 +140,12 @@ def test_a_drain_goes_on_as_it_began(first: str, then: str) -> None:
         if what == "an end that is final":
             supervisor._settle(child, False)
         else:
-            number = {"TERM": signal.SIGTERM, "END": signals.END, "HUP": signal.SIGHUP, "CHLD": signal.SIGCHLD}
+            number = {
+                "TERM": signal.SIGTERM,
+                "END": signals.END,
+                "HUP": signal.SIGHUP,
+                "CHLD": signal.SIGCHLD,
+            }
             os.write(writes, bytes([number[what]]))
             assert supervisor._take_signals()
 
@@ -263,6 +268,39 @@ def test_each_end_of_a_process_has_its_code(main: Callable[[], int], code: int) 
     child.start(lambda: None)
     child.reap()
     assert child.exit_code == code
+
+
+LAST_WORDS = """
+import logging
+from ingest.errors import ConfigError, CorruptionError
+from ingest.runtime import logs
+from ingest.runtime.supervised import Child
+logs.start("info")
+def main(error):
+    for number in range(500):
+        logging.getLogger().info("word %d", number)
+    if error is not None:
+        raise error
+    return 0
+for error in (None, ConfigError("last"), CorruptionError("last"), SystemExit(1), ValueError("last")):
+    child = Child(type(error).__name__, lambda: main(error))
+    child.start(lambda: None)
+    child.reap()
+"""
+
+
+def test_the_last_words_of_a_process_are_written_however_it_ends() -> None:
+    """They say why."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-c", LAST_WORDS]
+    said = subprocess.run(command, env=environment, timeout=60, check=True, capture_output=True, text=True)
+    for name in ("NoneType", "ConfigError", "CorruptionError", "SystemExit", "ValueError"):
+        lines = [line for line in said.stderr.splitlines() if f" {name} info word " in line]
+        assert len(lines) == 500, name
+    for name in ("ConfigError", "CorruptionError"):
+        assert f" {name} critical last\n" in said.stderr
+    assert " ValueError critical unexpected\nTraceback" in said.stderr
+    assert said.stderr.endswith("\nValueError: last\n")
 
 
 FAMILY = """
