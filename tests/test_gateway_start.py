@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 
 from ingest import limits
+from ingest.engine.server_config import ServerConfig
 from ingest.errors import (
+    ConfigError,
     ConnectionLostError,
     ForeignStoreError,
     IngestError,
@@ -28,6 +31,7 @@ from ingest.errors import (
 from ingest.gateway.process import gateway_processes, upstream
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.gateway_processes import announce, bind, close
+from ingest.gateway.process.serve import beside
 from ingest.gateway.process.upstream import Binding
 from ingest.runtime import listeners
 from ingest.status import Status
@@ -214,3 +218,40 @@ def test_another_catalog_s_store_ends_it_whenever_it_shows(
         await rig.binding.close()
 
     asyncio.run(main())
+
+
+# --- beside its server
+
+SERVER_PORTS = ("listen", "read_listen", "admin_listen")
+
+
+@pytest.mark.parametrize("name", SERVER_PORTS)
+@pytest.mark.parametrize("place", range(4))
+def test_no_port_of_a_server_is_one_of_its_gateway_s(name: str, place: int) -> None:
+    """Whichever of its ports, and wherever it stands among the gateway's."""
+    at = ("127.0.0.1", 6000)
+    server = ServerConfig(**{name: at})
+    ports = [("127.0.0.1", 7000 + number) for number in range(4)]
+    apart = GatewayConfig(
+        http_listen=ports[0], api=tuple(zip(("blob", "store", "stream"), ports[1:], strict=True))
+    )
+    assert beside(server, apart) == apart
+    ports[place] = at
+    together = replace(
+        apart, http_listen=ports[0], api=tuple(zip(("blob", "store", "stream"), ports[1:], strict=True))
+    )
+    with pytest.raises(ConfigError, match=f"^{name}: 127.0.0.1:6000 is an address of the gateway too$"):
+        beside(server, together)
+
+
+def test_ports_that_the_system_chooses_are_never_the_same() -> None:
+    server = ServerConfig(listen=ANY, read_listen=ANY, admin_listen=ANY)
+    beside(server, GatewayConfig(http_listen=ANY, api=(("blob", ANY),)))
+
+
+def test_beside_its_server_a_gateway_pins_that_one_s_certificate_and_has_none_of_its_clients() -> None:
+    server = ServerConfig(tls_cert=Path("cert"), tls_key=Path("key"))
+    assert beside(server, GatewayConfig()).connect_tls_own == Path("cert")
+    assert beside(ServerConfig(), GatewayConfig()).connect_tls_own is None
+    with pytest.raises(ConfigError, match="tls_client_ca"):
+        beside(replace(server, tls_client_ca=Path("ca")), GatewayConfig())

@@ -721,6 +721,21 @@ def test_each_step_of_a_reload_changes_what_the_table_says(parent: Parent) -> No
     assert parent.has() == used | {"said": list(keys.ids)} and not parent.reloads.waiting
 
 
+def test_a_key_keeps_its_number_through_every_rotation(parent: Parent) -> None:
+    """Its counters are those of that number, in all processes: a graph of it does not jump to another key's."""
+    names = parent.node.key_names
+    for _ in range(4):
+        rotate_key_file(parent.key_file)
+        parent.reloads.begin()
+        for name in ("admin", "worker"):
+            told = parent.told(name)
+            assert told is not None
+            (new,) = set(told.keys.ids) - set(names)
+            assert told.key_names == parent.node.key_names == (*names, new)
+            parent.reloads.answered(name)
+        names = parent.node.key_names
+
+
 WRONG = (
     *("configuration", "key file", "certificate", "its key", "clients' CA", "no TLS", "no clients' CA"),
     *("too long", "store"),
