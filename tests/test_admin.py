@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,6 +212,51 @@ def test_no_other_path_leads_anywhere(port: Port, path: str) -> None:
     assert json.loads(body) == {"error": "there is nothing under this path"}
 
 
+@pytest.mark.parametrize(
+    "path", ["/%68ealthz", "/%72eadyz", "/version%20", "//metrics", "/./metrics", "/Metrics", "/0/%6fbj"]
+)
+def test_each_path_has_one_spelling(port: Port, path: str) -> None:
+    """Whoever stands before this port may have let some of them through and others not."""
+    assert port.get(path)[0] == 404
+
+
+def raw_answer(port: Port, sent: bytes) -> tuple[int, dict[str, str]]:
+    """To a request that is no good request; the connection has ended behind it."""
+    with socket.create_connection(port.address, 20) as sock:
+        sock.sendall(sent)
+        content = b""
+        while piece := sock.recv(65536):
+            content += piece
+    first, *lines = content.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+    assert content.count(b"\r\nServer: ") == 1, "what came behind it was answered"
+    return int(first.split()[1]), dict(line.lower().split(": ", 1) for line in lines)
+
+
+BEHIND = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+CHUNKED = b"Host: localhost\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /healthz HTTP/1.0\r\n" + CHUNKED, 400),
+        (b"POST /healthz HTTP/1.0\r\n" + CHUNKED, 400),
+        (b"\x00\x01\x02\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nNo field\r\n\r\n", 400),
+        (b"GET /" + b"a" * (limits.HTTP_LINE_SIZE_MAX + 1) + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 431),
+        (
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"a" * 2 * limits.HTTP_FIELD_SIZE_MAX + b"\r\n\r\n",
+            431,
+        ),
+    ],
+)
+def test_what_has_no_certain_end_ends_its_connection(port: Port, sent: bytes, status: int) -> None:
+    """What comes behind it may be the rest of it, and is no request. And it is in nobody's cache."""
+    found, headers = raw_answer(port, sent + BEHIND)
+    assert found == status
+    assert headers["cache-control"] == "no-store" and headers["x-content-type-options"] == "nosniff"
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 def test_nothing_can_be_changed(port: Port, method: str) -> None:
     assert port.get("/0/obj", method, **{"Content-Length": "0"})[0] == 405
@@ -230,6 +276,8 @@ def test_our_own_names(port: Port, host: str) -> None:
         "evil.example:5080",
         "localhost.evil.example",
         "127.0.0.1.evil.example",
+        "evil-localhost",
+        "evil.localhost:5080",
         "10.0.0.1:5080",
         "",
         "[::2]:1",

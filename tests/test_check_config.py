@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from small_disk import fill, small_disk
 from stores import everything_of
 from test_cli import complains, run
 
-from ingest.engine.check_server import CheckedConfig, check
+from ingest.engine.check_server import CheckedConfig, Problem, check, check_addresses
 from ingest.errors import ConfigError
 from ingest.gateway.process.check_gateway import check_both, check_gateway
 from ingest.gateway.process.gateway_config import PARSERS
@@ -328,3 +329,41 @@ def test_the_command_for_each_program(stopped, tmp_path):
     )
     complains(run("check-config", "serve", "--connect", "127.0.0.1:1"), 2, "`ingest serve` has no such flag")
     complains(run("check-config", "router"), 2, "router")
+
+
+@pytest.mark.parametrize(
+    "found", [at for size in range(4) for at in itertools.permutations((1, 75, 78), size)]
+)
+def test_what_has_to_be_changed_counts_before_what_passes_by_itself(found):
+    """Wherever it was found: who starts it again after 75 must not do so for ever."""
+    checked = CheckedConfig({}, [Problem(f"problem {code}", code) for code in found])
+    assert checked.exit_code == next((code for code in found if code != 75), 75 if found else 0)
+    assert checked.as_json()["ok"] == (not found)
+    assert [problem["exit_code"] for problem in checked.as_json()["problems"]] == list(found)
+
+
+def problems_of(addresses, own):
+    """The names of those that cannot be had."""
+    checked = CheckedConfig({})
+    check_addresses(addresses, own, checked)
+    assert {code for code, _ in codes(checked)} <= {75}
+    return [text.partition(":")[0] for _, text in codes(checked)]
+
+
+def test_an_address_of_our_own_is_known_by_each_of_its_names():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        names = [("listen", ("127.0.0.1", port)), ("read_listen", ("localhost", port))]
+        assert problems_of(names, {f"127.0.0.1:{port}"}) == []
+        for own in (set(), {"127.0.0.1:1"}, {f"127.0.0.2:{port}"}):
+            assert problems_of(names, own) == ["listen", "read_listen"]
+
+
+def test_addresses_that_can_be_had_alone_and_not_together():
+    """In any order: what was tried first is held until the last one was."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    names = {"listen": port, "api blob": 0, "http_listen": port, "admin_listen": 0}
+    for order in itertools.permutations(names):
+        second = [name for name in order if names[name]][1]
+        assert problems_of([(name, ("127.0.0.1", names[name])) for name in order], set()) == [second]

@@ -120,9 +120,15 @@ def test_what_is_known_is_not_sent_again(memory: Gateway, path: str) -> None:
     assert answer.headers["etag"] == f'"{blake3(answer.body).hexdigest()}"'
     head = memory.request("HEAD", path, headers=HTML)
     assert (head.status, head.headers["content-length"]) == (200, str(len(answer.body)))
-    known = HTML | {"If-None-Match": answer.headers["etag"]}
-    assert memory.request("GET", path, headers=known).status == 304
-    assert memory.request("GET", path, headers=HTML | {"If-None-Match": '"other"'}).status == 200
+    tag = answer.headers["etag"]
+    for known in (tag, f"W/{tag}", "*", f'"other", {tag}'):
+        same = memory.request("GET", path, headers=HTML | {"If-None-Match": known})
+        assert (same.status, same.body) == (304, b"")
+        # What is kept gets the headers of this answer (RFC 9111, 4.3.4).
+        for field in answer.headers.keys() - {"content-length", "content-type", "date", "x-request-id"}:
+            assert same.headers.get(field) == answer.headers[field], field
+    for other in ('"other"', f'"{tag[1:-2]}"', f'"{tag[1:-1]}0"'):
+        assert memory.request("GET", path, headers=HTML | {"If-None-Match": other}).status == 200
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import pytest
@@ -17,9 +18,17 @@ from blake3 import blake3
 from gateway_rig import Answer, Gateway, memory_gateway, running_gateway
 
 from ingest import ticket
+from ingest.errors import (
+    ConnectionLostError,
+    DataDirLostError,
+    ForeignStoreError,
+    NoSpaceError,
+    RefusedError,
+)
 from ingest.gateway.apis.own_headers import NOT_KEPT
 from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
 from ingest.runtime.heartbeat import Heart
+from ingest.status import Status
 
 _numbers = itertools.count(1)
 LARGE = bytes(range(256)) * (SMALL_OBJECT_MAX // 256) + b"and more than fits into one call"
@@ -128,6 +137,47 @@ def test_each_process_that_stands_still_is_named(monkeypatch: pytest.MonkeyPatch
             said = answer.json["message"]
             # Nobody asks the collector.
             assert [one for one in names if one in said] == [one for one in names[:3] if one in silent]
+
+
+HEALTH = ("possession", "check_ready", "prove")  # in the order in which it looks
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "status"),
+    [
+        ((), OSError(), 200),
+        (("possession",), DataDirLostError("lost"), 503),
+        (("check_ready",), ConnectionLostError("away"), 503),
+        (("check_ready",), NoSpaceError("full"), 507),
+        (("prove",), ForeignStoreError("another one's"), 503),
+        (("prove",), ConnectionLostError("away"), 200),  # it comes back: uploads wait for it
+        (("prove",), RefusedError("0", Status.BUSY), 200),
+        (("possession", "check_ready", "prove"), DataDirLostError("lost"), 503),
+        (("check_ready", "prove"), NoSpaceError("full"), 507),
+    ],
+)
+def test_health_is_all_of_it(wrong: tuple[str, ...], error: Exception, status: int) -> None:
+    """Each thing without which a request would fail is looked at, and what it is is said."""
+
+    def look(what: str) -> None:
+        looked.append(what)
+        if what in wrong:
+            raise error
+
+    async def prove() -> None:
+        look("prove")
+
+    looked: list[str] = []
+    possession = SimpleNamespace(check=lambda: look("possession"))
+    with memory_gateway(
+        possession=possession, check_ready=lambda: look("check_ready"), prove=prove
+    ) as gateway:
+        answer = gateway.request("GET", "/healthz")
+        assert answer.status == status
+        last = HEALTH.index(wrong[0]) if wrong else len(HEALTH) - 1
+        assert looked == list(HEALTH[: last + 1])
+        if status != 200:
+            assert str(error) in answer.json["message"]
 
 
 # --- by catalog
@@ -366,6 +416,55 @@ def test_chunks(gateway: Gateway, name: str) -> None:
             assert (part.status, part.body) == (206, b"ba")
             tag = {"If-None-Match": answer.headers["etag"]}
             assert gateway.request("GET", path, api=api, headers=tag).status == 304
+
+
+@pytest.mark.parametrize("api", [None, "chunks"])
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        ({"If-Match": "TAG"}, 200),
+        ({"If-Match": "*"}, 200),
+        ({"If-Match": '"other", TAG'}, 200),
+        ({"If-Match": '"other"'}, 412),
+        ({"If-Match": "W/TAG"}, 412),  # it compares strongly (RFC 9110, 13.1.1)
+        ({"If-Match": '"other", W/TAG'}, 412),
+        ({"If-Match": '"other"', "If-None-Match": "TAG"}, 412),
+        ({"If-Match": "TAG", "If-None-Match": "TAG"}, 304),
+        ({"If-None-Match": "TAG"}, 304),
+        ({"If-None-Match": "W/TAG"}, 304),
+        ({"If-None-Match": "*"}, 304),
+        ({"If-None-Match": '"other", TAG'}, 304),
+        ({"If-None-Match": '"other"'}, 200),
+        ({"If-None-Match": "TAG", "Range": "bytes=1-2"}, 304),
+        ({"Range": "bytes=1-2"}, 206),
+        ({"Range": "bytes=1-2", "If-Range": "TAG"}, 206),
+        ({"Range": "bytes=1-2", "If-Range": "W/TAG"}, 200),
+        ({"Range": "bytes=1-2", "If-Range": '"other"'}, 200),
+        ({"Range": "bytes=1-2", "If-Match": "TAG"}, 206),
+        ({"Range": "bytes=1-2", "If-Match": '"other"'}, 412),
+    ],
+)
+def test_conditions_on_chunks(
+    gateway: Gateway, name: str, api: str | None, asked: dict[str, str], status: int
+) -> None:
+    """Who kept some of a chunk goes on with that one only. HEAD answers as GET does, and knows no ranges."""
+    data = bytes(range(256)) * 6
+    id_ = gateway.request("PUT", f"/objects/{name}", data).json["id"]
+    path = "/" + ticket.tree_path(id_)
+    tag = gateway.request("GET", path, api=api).headers["etag"]
+    headers = {field: text.replace("TAG", tag) for field, text in asked.items()}
+    answer = gateway.request("GET", path, api=api, headers=headers)
+    head = gateway.request("HEAD", path, api=api, headers=headers)
+    assert (answer.status, answer.headers["etag"]) == (status, tag)
+    assert (head.status, head.headers["etag"]) == (200 if status == 206 else status, tag)
+    if status == 200:
+        assert answer.body == data[:DATA_SIZE] and "content-range" not in answer.headers
+    elif status == 206:
+        assert (answer.body, answer.headers["content-range"]) == (data[1:3], f"bytes 1-2/{DATA_SIZE}")
+    else:
+        assert data[1:3] not in answer.body
+    if status in (200, 206):
+        assert head.headers["content-length"] == str(DATA_SIZE) and "content-range" not in head.headers
 
 
 @pytest.mark.parametrize("path", ["/ZZ/ZZ/ZZ/ZY/obj", "/00/obj"])

@@ -67,6 +67,20 @@ class TestHeart:
         heart.stall(DiskWait.NOTHING)
         assert heart.waiting(later) == (DiskWait.NOTHING, 0.0)
 
+    def test_stands_since_it_was_said_first(self, heart):
+        """However often it is said again, and whatever it is by then; until it goes on."""
+        later = time.monotonic_ns() + 4 * S
+        since = set()
+        for what in (DiskWait.PACKS_SYNC, DiskWait.PACKS_SYNC, DiskWait.BULK_WRITE):
+            heart.stall(what)
+            assert heart.waiting(later)[0] is what
+            since.add(heart.waiting(later)[1])
+            passes()
+        assert len(since) == 1
+        heart.stall(DiskWait.NOTHING)
+        heart.stall(DiskWait.PACKS_SYNC)
+        assert heart.waiting(later)[1] < min(since)
+
     def test_is_seen_by_others(self, heart):
         """And the one of the parent is not the child's."""
         pid = os.fork()
@@ -79,6 +93,13 @@ class TestHeart:
 
 def beat(heart):
     heart.beat()
+
+
+def passes():
+    """The clock shows another time."""
+    now = time.monotonic_ns()
+    while time.monotonic_ns() - now < 1000:
+        pass
 
 
 WAITS = [wait for wait in DiskWait if wait is not DiskWait.NOTHING]
@@ -316,6 +337,15 @@ class TestOneThatEndsAtOnce:
             heart.reset()  # another one is started
         assert heart.trouble("x", first + 3 * S) == "x does not run"
 
+    def test_is_missing_though_its_first_process_neither_beats_nor_ends(self):
+        child = Child("child", signal.pause)
+        child.start(lambda: None)
+        try:
+            assert child.heart.trouble("x", time.monotonic_ns() + 3 * S) == "x does not run"
+        finally:
+            signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+            child.reap()
+
     def test_is_missing_from_the_end_of_the_last_that_beat(self, heart):
         heart.beat()
         before = time.monotonic_ns()
@@ -325,6 +355,20 @@ class TestOneThatEndsAtOnce:
         assert 3.0 <= heart.missing(later) <= (later - before) * 1e-9
         heart.beat()
         assert (heart.missing(later), heart.trouble("x", time.monotonic_ns())) == (0.0, "")
+
+    def test_is_told_each_time_that_it_begins_anew(self, caplog, monkeypatch):
+        """Once it ran again: then it is another trouble."""
+        monkeypatch.setattr(limits, "HEART_UNREADY_S", 0.0)
+        child = Child("child", lambda: 1, state=State.RESTING)
+        supervisor = Supervisor([[child]], 10.0)
+        for _ in range(3):
+            child.heart.reset()
+            supervisor._miss(child, time.monotonic_ns() + 1)
+            supervisor._miss(child, time.monotonic_ns() + 2)
+            child.heart.beat()
+            supervisor._miss(child, time.monotonic_ns() + 3)
+        said = [message.partition(":")[0].partition(" (")[0] for message in caplog.messages]
+        assert said == ["child has not run for 0 s", "child"] * 3
 
     def test_stays_unready_through_real_starts_and_is_told_once(self, caplog, monkeypatch):
         """By a parent whose patience is none, so that nothing has to pass."""

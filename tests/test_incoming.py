@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from ingest.gateway.apis import stream_api
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.incoming import Incoming
 
@@ -162,5 +163,77 @@ def test_a_cancelled_reader_leaves_its_buffer_alone():
         link.incoming.discard(lambda: None)
         link.send(b"defghij")
         assert buffer == b"abc" + bytes(7)
+
+    run(work)
+
+
+BEGINNINGS = (
+    b"",
+    b"x",
+    b"\x16\x03\x01",  # what begins as TLS does, and as HTTP
+    b"GET ",
+    b"GET / HTTP/1.1 and no line end",
+    b"PRI * HTTP/2.0\r",
+    b"0123456789",
+    bytes(range(256)) * 5,
+    b"a" * 40 + b" " + bytes(100),
+)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 10_000])
+@pytest.mark.parametrize("size", [1, 2, 7, 64, 10_000])
+@pytest.mark.parametrize("data", BEGINNINGS)
+def test_a_raw_stream_is_whole_however_much_of_it_was_looked_at(data: bytes, size: int, at_once: int) -> None:
+    """In pieces of any size: what was read ahead comes first, once, and the end behind the last of it."""
+
+    async def read(body: stream_api._Body) -> bytes:
+        await body.begin()
+        assert await body.refusal() is None
+        found, buffer = b"", memoryview(bytearray(size))
+        while not body.ended:
+            filled = await body.fill(buffer)
+            assert filled == size or body.ended
+            found += bytes(buffer[:filled])
+        return found
+
+    async def work() -> None:
+        link, rest = Link(None), data
+        reading = asyncio.create_task(read(stream_api._Body(link.incoming)))
+        while not reading.done():
+            await asyncio.sleep(0)
+            if rest:
+                left = link.send(rest[:at_once])
+                rest = left + rest[at_once:]
+            else:
+                link.incoming.finish()
+        assert await reading == data
+
+    run(work)
+
+
+@pytest.mark.parametrize("data", BEGINNINGS)
+def test_a_raw_stream_that_is_lost_is_not_taken_for_one_that_ended(data: bytes) -> None:
+    """Whatever of it was looked at by then."""
+
+    async def work() -> None:
+        link = Link(None)
+        connection = stream_api._Connection(None, memoryview(bytearray(8)))
+        connection._incoming = link.incoming
+        body = stream_api._Body(link.incoming)
+
+        async def read() -> bytes:
+            await body.begin()
+            await body.refusal()
+            buffer = memoryview(bytearray(len(data) + 1))
+            return bytes(buffer[: await body.fill(buffer)])
+
+        reading, rest = asyncio.create_task(read()), data
+        while rest:
+            await asyncio.sleep(0)
+            rest = link.send(rest)
+        await asyncio.sleep(0)
+        connection.connection_lost(None)
+        with pytest.raises(ClientGoneError):
+            await reading
 
     run(work)

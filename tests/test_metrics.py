@@ -1,6 +1,7 @@
 """The names of the counters against csrc/counters.h, and what a scrape shows of them."""
 
 import io
+import itertools
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from ingest import limits
 from ingest.engine import _queue, exposition, metrics, readiness
 from ingest.engine._queue import Queue
 from ingest.runtime import machine
+from ingest.runtime.heartbeat import SINCE, Heart
 from ingest.status import Status
 
 HEADER = Path(ingest.__file__).parent / "csrc" / "counters.h"
@@ -128,6 +130,76 @@ def test_each_row_is_its_process(queue: Queue) -> None:
         owner = owners.get(name.removeprefix("ingest_").removesuffix("_total"))
         if owner:
             assert dict(labels_of)["process"].startswith(owner)
+
+
+def numbered(queue: Queue) -> dict[str, list[int]]:
+    """Every place of every row has a number of its own. By the names of processes."""
+    rows = {}
+    for number, (_, name) in enumerate(metrics.row_names(queue)):
+        row = queue.counter_row(number)
+        for place in range(metrics.ROW_LENGTH):
+            row[place] = 10_000_000 * (number + 1) + place
+        rows[name] = row[: metrics.ROW_LENGTH].tolist()
+    return rows
+
+
+def test_every_counter_shows_its_own_place(queue: Queue) -> None:
+    rows, found = numbered(queue), scrape(queue)
+    shown: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+    for place, counter in enumerate(metrics.COUNTERS):
+        name = f"ingest_{counter.metric}" + ("" if counter.is_level else "_total")
+        for role, process in metrics.row_names(queue) if counter.metric else ():
+            sample = name, frozenset({("process", process), *counter.labels.items()})
+            if role == counter.role:
+                assert found[sample] == rows[process][place] * counter.scale, sample
+                assert sample not in shown
+                shown.add(sample)
+            else:
+                assert sample not in found
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, limits.KEYS_COUNTED])
+def test_every_counter_of_a_key_shows_its_own_place(queue: Queue, count: int) -> None:
+    """Those of the keys that are counted by themselves, and the last one, for all others, wherever their names end."""
+    rows = numbered(queue)
+    names = tuple(f"key{number}" for number in range(count))
+    places = exposition.DiskUse(Path("/"), Path("/"), 0, 0)
+    found = parse(exposition.Exposition(queue, places, names).text().decode())
+    last = metrics.KEY_COUNTERS - 1
+    for number, counters in enumerate(metrics.BY_KEY):
+        start = metrics.KEY_START + number * metrics.KEY_COUNTERS
+        expected = {}
+        for process, row in rows.items():
+            for place, (key, reason) in [
+                *((place, (key, counters.reason)) for place, key in enumerate(names)),
+                (last, counters.rest),
+            ]:
+                labels = {"process": process, "key": key} | ({"reason": reason} if reason else {})
+                if process.startswith("worker-"):
+                    expected[frozenset(labels.items())] = row[start + place]
+        metric = f"ingest_{counters.metric}_total"
+        assert {labels: number for (name, labels), number in found.items() if name == metric} == expected
+
+
+def test_every_bucket_shows_all_up_to_its_own_place(queue: Queue) -> None:
+    rows, found = numbered(queue), scrape(queue)
+    for histogram in metrics.HISTOGRAMS:
+        name = f"ingest_{histogram.metric}"
+        for role, process in metrics.row_names(queue):
+            if role != histogram.role:
+                continue
+            row, mine = rows[process], frozenset({("process", process)})
+            buckets = {
+                float(dict(labels)["le"]): number
+                for (metric, labels), number in found.items()
+                if metric == f"{name}_bucket" and mine <= labels
+            }
+            counts = row[histogram.start : histogram.start + histogram.buckets]
+            assert [buckets[bound] for bound in sorted(buckets)] == list(itertools.accumulate(counts))
+            assert max(buckets) == float("inf")
+            assert found[f"{name}_count", mine] == sum(counts)
+            total = row[metrics.INDEX[histogram.sum]] * histogram.sum_scale
+            assert found[f"{name}_sum", mine] == pytest.approx(total)
 
 
 def test_nanoseconds_are_shown_as_seconds(queue: Queue) -> None:
@@ -245,6 +317,81 @@ def test_the_time_of_replaced_processes_counts_on(queue: Queue) -> None:
     assert parse(shown.text().decode())[name] == 2.5
     row[metrics.INDEX["PAST_CPU_MICROSECONDS"]] = 2_400_000
     assert parse(shown.text().decode())[name] == 2.5
+
+
+# --- whether a node is ready
+
+PROCESSES = ("parent", "admin", "committer", "worker-0", "worker-1")
+ASKED = tuple(name for name in PROCESSES if name != "admin")  # it answers itself
+
+
+@pytest.fixture
+def hearts(queue: Queue) -> dict[str, Heart]:
+    """Of a server that is ready."""
+    queue.committer_ready()
+    made = {name: Heart() for name in PROCESSES}
+    for heart in made.values():
+        heart.reset()
+        heart.beat()
+    return made
+
+
+def falls_silent(heart: Heart) -> None:
+    heart.words[0] -= 60_000_000_000  # its last beat
+
+
+def never_ran(heart: Heart) -> None:
+    heart.reset()
+    heart.words[SINCE] -= 60_000_000_000
+
+
+def said(queue: Queue, hearts: dict[str, Heart]) -> list[str]:
+    """Of processes their names."""
+    found = readiness.reasons(queue, hearts)
+    return [reason.split()[0] if reason.split()[0] in PROCESSES else reason for reason in found]
+
+
+@pytest.mark.parametrize("fails", [falls_silent, never_ran])
+@pytest.mark.parametrize(
+    "names", [*((name,) for name in PROCESSES), ("parent", "worker-1"), ("committer", "worker-0")]
+)
+def test_each_process_that_fails_is_a_reason(
+    queue: Queue, hearts: dict[str, Heart], names: tuple[str, ...], fails: Callable[[Heart], None]
+) -> None:
+    assert said(queue, hearts) == []
+    for name in names:
+        fails(hearts[name])
+    assert sorted(said(queue, hearts)) == [name for name in sorted(names) if name in ASKED]
+
+
+def test_workers_whose_turn_has_not_come_are_no_reason(queue: Queue, hearts: dict[str, Heart]) -> None:
+    queue.set_flag(_queue.STARTING)
+    for name in ("worker-0", "worker-1"):
+        hearts[name] = Heart()
+    assert said(queue, hearts) == ["starting"]
+    falls_silent(hearts["parent"])
+    assert said(queue, hearts) == ["starting", "parent"]
+
+
+def test_a_recovery_takes_as_long_as_it_takes(queue: Queue, hearts: dict[str, Heart]) -> None:
+    queue.committer_gone()
+    falls_silent(hearts["committer"])
+    assert said(queue, hearts) == ["recovering"]
+    falls_silent(hearts["worker-1"])
+    assert said(queue, hearts) == ["recovering", "worker-1"]
+    queue.committer_ready()
+    assert said(queue, hearts) == ["committer", "worker-1"]
+
+
+def test_a_worker_that_is_being_replaced_is_no_reason_and_none_at_all_is_one(
+    queue: Queue, hearts: dict[str, Heart]
+) -> None:
+    hearts["worker-0"].reset()
+    assert said(queue, hearts) == []
+    hearts["worker-1"].reset()
+    assert said(queue, hearts) == ["no worker"]
+    hearts["worker-0"].beat()
+    assert said(queue, hearts) == []
 
 
 # --- a real server

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import select
@@ -26,7 +27,7 @@ from ingest.engine.server_config import ServerConfig
 from ingest.errors import IngestError
 from ingest.runtime import listeners, signals
 from ingest.runtime.child import EX_CORRUPT
-from ingest.runtime.supervised import Child
+from ingest.runtime.supervised import Child, State
 
 fork = os.fork  # a test makes the one of the pool fail
 PATIENCE_S = 20.0  # how long a test waits for something that must happen; never how long it should take
@@ -472,6 +473,94 @@ def test_a_worker_that_fails_in_the_drain_makes_it_unclean(stage: Stage) -> None
     stage.signal(signal.SIGTERM)
     assert stage.exit_code() == 1
     assert "committer ends" in [report["what"] for report in stage.read_to_end()]
+
+
+@contextlib.contextmanager
+def parent_of(workers: int) -> Iterator[Pool]:
+    """In the test itself, without any process: what ended is told to it."""
+    node = Node(
+        ServerConfig(),
+        SimpleNamespace(),
+        SimpleNamespace(),
+        Queue(workers, 4),
+        [],  # type: ignore[arg-type]
+    )
+    nobody = Roles(lambda _: 0, lambda _: 0, lambda *_: 0)
+    with contextlib.closing(node.queue):
+        yield Pool(node, nobody)
+
+
+def ends(pool: Pool, child: Child, code: int) -> None:
+    child.exit_code, child.state = code, State.RESTING
+    pool._settle(child, child.told_to_end and code in (0, -signals.END))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("code", [0, 1, 3, -signals.END, -signal.SIGKILL, -signal.SIGSEGV])
+@pytest.mark.parametrize("bad", range(3))
+def test_a_drain_is_clean_when_each_worker_ended_well(order: tuple[int, ...], code: int, bad: int) -> None:
+    """Whichever ends after it: what it had received may not be answered."""
+    with parent_of(3) as pool:
+        pool._drain()
+        for slot in order:
+            worker = pool._workers[slot]
+            worker.told_to_end = True
+            ends(pool, worker, code if slot == bad else 0)
+        ends(pool, pool._admin, 0)
+        assert pool._clean == (code in (0, -signals.END))
+
+
+@pytest.mark.parametrize("recovered", [True, False])
+@pytest.mark.parametrize("code", [0, 1, -signals.END, -signal.SIGKILL, 70])
+def test_a_committer_that_was_told_to_end_has_flushed_or_had_nothing_to(code: int, recovered: bool) -> None:
+    """One that is killed by being told so had not taken it for its own business yet: it was still at its recovery."""
+    with parent_of(1) as pool:
+        if recovered:
+            pool._queue.committer_ready()
+        pool._drain()
+        pool._committer.told_to_end = True
+        ends(pool, pool._committer, code)
+        assert pool._clean == (code == 0 or (code == -signals.END and not recovered))
+        assert pool._committer.state is State.DONE and pool._queue.epoch % 2 == 1
+
+
+@pytest.mark.parametrize("state", [State.EMPTY, State.RESTING, State.RUNNING])
+@pytest.mark.parametrize("code", [0, 1, -signal.SIGKILL])
+def test_a_drain_whose_turn_finds_no_committer_is_clean_only_when_none_has_failed(
+    monkeypatch: pytest.MonkeyPatch, state: State, code: int
+) -> None:
+    """The log has what it should have flushed; the packs may not."""
+    told: list[object] = []
+    monkeypatch.setattr(signal, "pidfd_send_signal", lambda *what: told.append(what))
+    with parent_of(1) as pool:
+        pool._drain()
+        pool._committer.state, pool._committer.exit_code = state, code
+        for _ in range(2):  # it is called until the whole rank has ended
+            pool._tell_to_end(pool._committer)
+        assert pool._clean == (state is State.RUNNING or code == 0)
+        assert (pool._committer.state is State.DONE) == (state is not State.RUNNING)
+        assert len(told) == (state is State.RUNNING)
+
+
+def test_whoever_dies_by_itself_is_counted_where_it_belongs() -> None:
+    """And is started again; a worker when the committer has let go of its arena. None of that makes the end unclean."""
+    with parent_of(2) as pool:
+        pool._queue.committer_ready()
+        row = pool._queue.counter_row(_queue.ROW_PARENT)
+        expected = {"WORKER_RESTARTS": 0, "ADMIN_RESTARTS": 0, "COMMITTER_RESTARTS": 0}
+        for child, counter, state in (
+            (pool._workers[1], "WORKER_RESTARTS", State.RETIRING),
+            (pool._admin, "ADMIN_RESTARTS", State.RESTING),
+            (pool._workers[0], "WORKER_RESTARTS", State.RETIRING),
+            (pool._committer, "COMMITTER_RESTARTS", State.RESTING),
+        ):
+            ends(pool, child, 1)
+            expected[counter] += 1
+            assert {name: row[metrics.INDEX[name]] for name in expected} == expected
+            assert child.state is state
+            assert bool(pool._queue.flags & _queue.FAILING) == (child is pool._committer)
+        assert [pool._queue.is_retiring(slot) for slot in range(2)] == [True, True]
+        assert pool._clean and pool._queue.epoch % 2 == 1
 
 
 def test_a_committer_that_dies_in_the_drain_is_replaced_for_the_workers_that_wait(stage: Stage) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,7 +17,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from ingest.engine import reload
 from ingest.engine._queue import Queue
 from ingest.engine.node import Node
 from ingest.engine.server_config import ServerConfig
-from ingest.errors import ConnectionLostError
+from ingest.errors import ConfigError, ConnectionLostError
 from ingest.limits import ACK_SIZE
 from ingest.loadgen import loopback
 from ingest.runtime.key_file import make_key_file, read_keys, rotate_key_file
@@ -595,6 +597,191 @@ def test_the_lock_says_which_keys_are_accepted(tmp_path: Path) -> None:
             until(lambda wanted=stays: said() == wanted)
             os.kill(worker, signal.SIGCONT)
             until(lambda: said() == accepted())
+
+
+class Parent:
+    """A server's parent whose processes are two ends of lines, and what it has for those that start now."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.files = Files(tmp_path, trustme.CA())
+        self.key_file = tmp_path / "keys"
+        make_key_file(self.key_file)
+        cert, key = self.files.write("old", self.files.ca.issue_cert("127.0.0.1"))
+        self.config = ServerConfig(
+            data_dir=tmp_path / "data",
+            key_file=self.key_file,
+            tls_cert=cert,
+            tls_key=key,
+            tls_client_ca=self.files.ca_path(),
+        )
+        self.next = self.config
+        keys = mac.KeyRing(read_keys(self.key_file))
+        self.store = Store.open(self.config.data_dir)
+        self.store.check_keys(keys)
+        self.node = Node(self.config, self.store, keys, Queue(1, 16), [])
+        self.node.certificates = reload.read_certificates(self.config)
+        self.node.key_names = reload.name_keys(keys)
+        self.node.read_config = lambda: self.next
+        self.lines = {
+            name: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for name in ("admin", "worker")
+        }
+        self.reloads = reload.Reload(self.node, self._lines_to)
+        reload.announce(self.node, keys.accepted)
+
+    def _lines_to(self, to_workers: bool) -> dict[str, socket.socket]:
+        name = "worker" if to_workers else "admin"
+        return {name: self.lines[name][0]}
+
+    def changes_all(self) -> None:
+        """Everything that may be reloaded has another name and another content; and something that may not, too."""
+        rotated = self.key_file.with_name("new keys")
+        rotated.write_bytes(self.key_file.read_bytes())
+        rotated.chmod(0o600)
+        rotate_key_file(rotated)
+        cert, key = self.files.write("new", self.files.ca.issue_cert("127.0.0.1"))
+        ca = self.key_file.with_name("new ca")
+        trustme.CA().cert_pem.write_to_path(ca)
+        self.next = replace(
+            self.config,
+            key_file=rotated,
+            tls_cert=cert,
+            tls_key=key,
+            tls_client_ca=ca,
+            log_level="error",
+            reserve=1,
+        )
+
+    def told(self, name: str) -> reload.Settings | None:
+        """What one process takes over now."""
+        self.node.control = self.lines[name][1]
+        return reload.receive(self.node)
+
+    def has(self) -> dict[str, object]:
+        """What a process that starts now has, and what is said."""
+        node = self.node
+        return {
+            "keys": node.keys.ids,
+            "verifying": node.verifying_keys.ids,
+            "names": node.key_names,
+            "certificates": node.certificates,
+            "config": node.config,
+            "level": logging.getLogger().level,
+            "said": json.loads((self.config.data_dir / ".ingest" / "lock").read_bytes())["keys"],
+        }
+
+    def close(self) -> None:
+        for sock in itertools.chain.from_iterable(self.lines.values()):
+            sock.close()
+        self.node.queue.close()
+        self.store.close()
+
+
+@pytest.fixture
+def parent(tmp_path: Path) -> Iterator[Parent]:
+    level = logging.getLogger().level
+    logging.getLogger().setLevel(logging.INFO)
+    with closing(Parent(tmp_path)) as made:
+        yield made
+    logging.getLogger().setLevel(level)
+
+
+def test_each_step_of_a_reload_changes_what_the_table_says(parent: Parent) -> None:
+    """For whoever starts in that moment, and for who reads what the server says of itself."""
+    before = parent.has()
+    parent.changes_all()
+    settings = parent.next
+    assert settings.key_file is not None
+    keys = mac.KeyRing(read_keys(settings.key_file))
+    parent.reloads.begin()
+    # KNOWN: what is stored may be verified with the new key, and no more than that is changed.
+    names = (*keys.ids[:1], keys.ids[1])
+    known = before | {"verifying": keys.ids, "names": names}
+    assert parent.has() == known and parent.reloads.waiting == {"admin"}
+    text = (parent.config.data_dir / ".ingest" / "store.json").read_text()
+    assert all(key in text for key in keys.ids), "what it signs would be nobody's after a death"
+    told = parent.told("admin")
+    assert told is not None and parent.told("worker") is None
+    certificates = reload.read_certificates(settings)
+    assert (told.keys.ids, told.key_names, told.log_level) == (keys.ids, names, "error")
+    assert told.certificates == certificates != before["certificates"]
+    parent.reloads.answered("admin")
+    # USED: a worker that starts now accepts it; not all that run do.
+    used = {
+        "keys": keys.ids,
+        "verifying": keys.ids,
+        "names": names,
+        "certificates": certificates,
+        "config": replace(settings, reserve=parent.config.reserve),
+        "level": logging.ERROR,
+        "said": [keys.ids[0]],
+    }
+    assert parent.has() == used and parent.reloads.waiting == {"worker"}
+    assert parent.told("worker") == told
+    parent.reloads.answered("worker")
+    assert parent.has() == used | {"said": list(keys.ids)} and not parent.reloads.waiting
+
+
+def test_a_key_keeps_its_number_through_every_rotation(parent: Parent) -> None:
+    """Its counters are those of that number, in all processes: a graph of it does not jump to another key's."""
+    names = parent.node.key_names
+    for _ in range(4):
+        rotate_key_file(parent.key_file)
+        parent.reloads.begin()
+        for name in ("admin", "worker"):
+            told = parent.told(name)
+            assert told is not None
+            (new,) = set(told.keys.ids) - set(names)
+            assert told.key_names == parent.node.key_names == (*names, new)
+            parent.reloads.answered(name)
+        names = parent.node.key_names
+
+
+WRONG = (
+    *("configuration", "key file", "certificate", "its key", "clients' CA", "no TLS", "no clients' CA"),
+    *("too long", "store"),
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_reload_of_which_anything_is_wrong_changes_nothing(
+    parent: Parent, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    """Nor does it keep the next one, which is right, from changing all of it."""
+    before = parent.has()
+    parent.changes_all()
+    right, read = parent.next, parent.node.read_config
+    with monkeypatch.context() as patch:
+        if wrong == "configuration":
+
+            def fails() -> ServerConfig:
+                raise ConfigError("unknown key")
+
+            parent.node.read_config = fails
+        elif wrong == "too long":
+            patch.setattr(limits, "SETTINGS_SIZE_MAX", 100)
+        elif wrong == "store":
+            (parent.config.data_dir / ".ingest" / "store.json.new" / "x").mkdir(parents=True)
+        elif wrong == "no TLS":
+            parent.next = replace(right, tls_cert=None, tls_key=None)
+        elif wrong == "no clients' CA":
+            parent.next = replace(right, tls_client_ca=None)
+        else:
+            names = {"key file": "key_file", "certificate": "tls_cert", "its key": "tls_key"}
+            nothing = parent.key_file.with_name("nothing")
+            nothing.write_text("nothing\n")
+            nothing.chmod(0o600)
+            parent.next = replace(right, **{names.get(wrong, "tls_client_ca"): nothing})
+        parent.reloads.begin()
+    assert parent.has() == before and not parent.reloads.waiting
+    assert parent.told("admin") is None and parent.told("worker") is None
+    if wrong == "store":
+        shutil.rmtree(parent.config.data_dir / ".ingest" / "store.json.new")
+    parent.next, parent.node.read_config = right, read
+    parent.reloads.begin()
+    assert parent.told("admin") is not None
+    parent.reloads.answered("admin")
+    parent.reloads.answered("worker")
+    assert parent.has()["level"] == logging.ERROR and parent.has()["certificates"] != before["certificates"]
 
 
 @pytest.mark.parametrize("trouble", ["dead", "full"])

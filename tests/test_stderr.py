@@ -153,6 +153,76 @@ out.flush()
     assert (tmp_path / "log").read_text() == "01234567\nlost 1: File too large\nwhole\n"
 
 
+@pytest.mark.parametrize("losses", [1, 2, 5])
+def test_the_line_that_was_cut_off_gets_its_end_however_many_are_lost_first(
+    tmp_path: Path, losses: int
+) -> None:
+    """Of the later ones not even a byte is written: that nothing of a line is there says nothing of the one before it."""
+    program = f"""
+import os, resource, signal
+from ingest.runtime.stderr import LineWriter
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8, resource.RLIM_INFINITY))
+out = LineWriter(os.open({str(tmp_path / "log")!r}, os.O_WRONLY | os.O_CREAT), lambda n, why: f"lost {{n}}: {{why}}")
+for _ in range({losses}):
+    out.put("0123456789")
+    out.flush()
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+out.put("whole")
+out.flush()
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=TIMEOUT_S)
+    assert (tmp_path / "log").read_text() == f"01234567\nlost {losses}: File too large\nwhole\n"
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[tuple[LineWriter, Path]]:
+    """What is written is lost, as on a full disk, until the path is there: `make_room`."""
+    fd = os.open("/dev/full", os.O_WRONLY)
+    yield LineWriter(fd, tell), tmp_path / "log"
+    os.close(fd)
+
+
+def make_room(fd: int, path: Path) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(file, fd)
+    os.close(file)
+
+
+@pytest.mark.parametrize("rounds", [(1, 1), (3, 1), (2, 3, 4)])
+def test_a_count_that_is_lost_too_counts_with_all_that_it_tells_of(
+    full: tuple[LineWriter, Path], rounds: tuple[int, ...]
+) -> None:
+    """Each round begins by telling of the last one's."""
+    out, path = full
+    for lines in rounds:
+        for i in range(lines):
+            out.put(f"{i}")
+        out.flush()
+    make_room(out.fd, path)
+    out.put("room")
+    out.flush()
+    assert path.read_text() == f"lost {sum(rounds)}: No space left on device\nroom\n"
+
+
+def test_what_was_lost_before_a_fork_is_told_once(full: tuple[LineWriter, Path]) -> None:
+    """By the process that lost it."""
+    out, path = full
+    for i in range(3):
+        out.put(f"{i}")
+    out.flush()
+    make_room(out.fd, path)
+    pid = os.fork()
+    if pid == 0:
+        out.put("child")
+        out.flush()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    out.put("parent")
+    out.flush()
+    assert path.read_text() == "child\nlost 3: No space left on device\nparent\n"
+
+
 def test_what_waits_at_a_fork_is_written_once(pipe: Pipe) -> None:
     out = LineWriter(pipe.writes, tell)
     for i in range(200):

@@ -16,7 +16,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ingest.errors import ConfigError
+from ingest.errors import (
+    BusyError,
+    CatalogError,
+    ConfigError,
+    CorruptionError,
+    NoSpaceError,
+    StoreFormatError,
+)
+from ingest.runtime import signals
 from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
 
@@ -119,6 +127,40 @@ def test_a_reload_that_comes_in_the_drain_is_none() -> None:
     assert len(reloads) == 1
 
 
+@pytest.mark.parametrize("first", ["TERM", "END", "an end that is final"])
+@pytest.mark.parametrize("then", ["END", "HUP", "CHLD", "an end that is final"])
+def test_a_drain_goes_on_as_it_began(first: str, then: str) -> None:
+    """Whatever comes meanwhile: it has no more time, and what was let go of is not let go of again."""
+    released: list[object] = []
+    children = [Child(f"child-{number}", lambda: 0, state=State.RESTING, exit_code=78) for number in (0, 1)]
+    supervisor = Supervisor([children], 10, release=lambda: released.append(1))
+    supervisor._signals_read, writes = os.pipe()
+
+    def comes(what: str, child: Child) -> None:
+        if what == "an end that is final":
+            supervisor._settle(child, False)
+        else:
+            number = {
+                "TERM": signal.SIGTERM,
+                "END": signals.END,
+                "HUP": signal.SIGHUP,
+                "CHLD": signal.SIGCHLD,
+            }
+            os.write(writes, bytes([number[what]]))
+            assert supervisor._take_signals()
+
+    try:
+        comes(first, children[0])
+        deadline = supervisor._deadline
+        comes(then, children[1])
+        assert (supervisor._draining, supervisor._deadline, released) == (True, deadline, [1])
+        os.write(writes, bytes([signal.SIGTERM]))
+        assert not supervisor._take_signals(), "who asks again does not want to wait"
+    finally:
+        os.close(supervisor._signals_read)
+        os.close(writes)
+
+
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """This process gets so many more, and then none."""
@@ -193,6 +235,114 @@ class TestStartsThatFail:
             for pid in self.has()[0] - before[0]:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+
+def fails(error: BaseException) -> int:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("main", "code"),
+    [
+        (lambda: 0, 0),
+        (lambda: 3, 3),
+        (partial(fails, CorruptionError("x")), 65),
+        (partial(fails, CatalogError("x")), 65),  # another process would find it too
+        (partial(fails, BusyError("x")), 75),
+        (partial(fails, ConfigError("x")), 78),
+        (partial(fails, StoreFormatError("x")), 78),
+        (partial(fails, NoSpaceError("x")), NoSpaceError.exit_code),
+        (partial(fails, SystemExit()), 0),
+        (partial(fails, SystemExit(0)), 0),
+        (partial(fails, SystemExit(7)), 7),
+        (partial(fails, SystemExit("why")), 1),
+        (partial(fails, SystemExit("")), 1),
+        (partial(fails, OSError(5, "x")), 70),
+        (partial(fails, KeyboardInterrupt()), 70),
+        (partial(fails, MemoryError()), 70),
+    ],
+)
+def test_each_end_of_a_process_has_its_code(main: Callable[[], int], code: int) -> None:
+    """By which its parent decides whether another one takes its place."""
+    child = Child("child", main)
+    child.start(lambda: None)
+    child.reap()
+    assert child.exit_code == code
+
+
+LAST_WORDS = """
+import logging
+from ingest.errors import ConfigError, CorruptionError
+from ingest.runtime import logs
+from ingest.runtime.supervised import Child
+logs.start("info")
+def main(error):
+    for number in range(500):
+        logging.getLogger().info("word %d", number)
+    if error is not None:
+        raise error
+    return 0
+for error in (None, ConfigError("last"), CorruptionError("last"), SystemExit(1), ValueError("last")):
+    child = Child(type(error).__name__, lambda: main(error))
+    child.start(lambda: None)
+    child.reap()
+"""
+
+
+def test_the_last_words_of_a_process_are_written_however_it_ends() -> None:
+    """They say why."""
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, "-c", LAST_WORDS]
+    said = subprocess.run(command, env=environment, timeout=60, check=True, capture_output=True, text=True)
+    for name in ("NoneType", "ConfigError", "CorruptionError", "SystemExit", "ValueError"):
+        lines = [line for line in said.stderr.splitlines() if f" {name} info word " in line]
+        assert len(lines) == 500, name
+    for name in ("ConfigError", "CorruptionError"):
+        assert f" {name} critical last\n" in said.stderr
+    assert " ValueError critical unexpected\nTraceback" in said.stderr
+    assert said.stderr.endswith("\nValueError: last\n")
+
+
+FAMILY = """
+import os, signal, sys
+from ingest.runtime import signals
+from ingest.runtime.supervised import Child
+from ingest.runtime.supervisor import Supervisor
+codes = [int(code) for code in sys.argv[1:]]
+ready, tells = os.pipe()
+def main(number):
+    code = codes[number]
+    signal.signal(signals.end(), (lambda *_: os._exit(code)) if code >= 0 else signal.SIG_IGN)
+    os.write(tells, b"x")
+    if number == 0:
+        taken = 0
+        while taken < len(codes):
+            taken += len(os.read(ready, len(codes)))
+        os.kill(os.getppid(), signal.SIGTERM)
+    while True: signal.pause()
+signals.begin_server()
+children = [Child(f"child-{number}", lambda number=number: main(number)) for number in range(len(codes))]
+sys.exit(Supervisor([[child] for child in children], float(os.environ.get("TIMEOUT_S", 30))).run())
+"""
+
+
+@pytest.mark.parametrize("silent", [0, 1])
+def test_a_drain_that_took_too_long_did_not_end_well(silent: int) -> None:
+    """One that does not listen is killed, wherever it stands: it did not flush."""
+    codes = ["0", "0"]
+    codes[silent] = "-1"
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TIMEOUT_S": "0.1"}
+    ended = subprocess.run([sys.executable, "-c", FAMILY, *codes], env=environment, timeout=60, check=False)
+    assert ended.returncode == 1
+
+
+@pytest.mark.parametrize("codes", [(0, 0, 0), (3, 0, 0), (0, 3, 0), (0, 0, 3)])
+def test_an_end_that_went_wrong_is_told_whoever_ends_after_it(codes: tuple[int, ...]) -> None:
+    """They end from the last one on. A service manager that sees 0 takes all to be stored and flushed."""
+    command = [sys.executable, "-c", FAMILY, *map(str, codes)]
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    ended = subprocess.run(command, env=environment, timeout=60, check=False)
+    assert ended.returncode == int(any(codes))
 
 
 class TestBusy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 import ssl
 import struct
@@ -405,6 +406,28 @@ class TestContexts:
         for spoilt in (Certificates(good + cut, key), Certificates(good, key, cut)):
             with pytest.raises(ConfigError, match="no certificate in PEM"):
                 TlsContext(spoilt, is_server=True)
+
+    @pytest.mark.parametrize("is_server", [True, False])
+    def test_each_side_refuses_what_is_old_and_remembers_nothing(self, is_server: bool) -> None:
+        """Whatever OpenSSL's own configuration on this machine says."""
+        context = TlsContext(certificates(SERVER, CA), is_server=is_server)
+        handle = openssl.library()._handle
+        get_options = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(("SSL_CTX_get_options", handle))
+        for option in (ssl.OP_NO_RENEGOTIATION, ssl.OP_NO_TICKET, ssl.OP_NO_COMPRESSION):
+            assert get_options(context._context) & option
+        get_least, get_cache_mode = 130, 45  # openssl/ssl.h: SSL_CTRL_GET_…
+        assert openssl.library().SSL_CTX_ctrl(context._context, get_least, 0, None) == ssl.TLSVersion.TLSv1_2
+        assert openssl.library().SSL_CTX_ctrl(context._context, get_cache_mode, 0, None) == 0
+
+    def test_what_others_left_is_no_reason_against_good_certificates(self) -> None:
+        """Failures of Python's own ssl stand in the same queue."""
+        lib = openssl.library()
+        spoilt = b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"
+        bio = lib.BIO_new_mem_buf(spoilt, len(spoilt))
+        assert not lib.PEM_read_bio_X509(bio, None, None, None)
+        lib.BIO_free(bio)
+        TlsContext(certificates(SERVER, CA), is_server=True)
+        assert lib.ERR_get_error() == 0
 
     def test_a_failure_leaves_no_reason_to_the_next(self) -> None:
         """OpenSSL keeps all reasons of a thread: a connection that is well would end by what another one met."""

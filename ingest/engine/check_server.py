@@ -14,7 +14,7 @@ from ingest.engine.announcement import running
 from ingest.engine.reload import read_certificates
 from ingest.engine.server import check_file_size_limit, refuse_file_systems
 from ingest.engine.server_config import ServerConfig, resolve
-from ingest.errors import IngestError
+from ingest.errors import BusyError, IngestError
 from ingest.mac import KeyRing
 from ingest.runtime import listeners
 from ingest.runtime.file_system import file_system
@@ -54,7 +54,8 @@ class CheckedConfig:
         """That of the first problem which the operator has to change something for, else of one that passes by
         itself; else 0."""
         codes = [problem.exit_code for problem in self.problems]
-        return max(codes, default=0)
+        lasting = [code for code in codes if code != BusyError.exit_code]
+        return next(iter(lasting or codes), 0)
 
     def attempt(self, step: Callable[..., object], *arguments: Any) -> None:
         """What ``step`` raises is a problem."""
