@@ -184,3 +184,43 @@ def test_of_each_name_the_newest_whole_version_comes_back(tmp_path, monkeypatch,
         assert work.catalog.next_ticket() == given
         with work.catalog.change():
             assert work.catalog.reserve(1)[0] == max(one.version for one in seen) + 1
+
+
+def laid(packs: Packs, name: str, *places: Extent, chunks: int = 1) -> None:
+    """An object whose manifest has so many chunks."""
+    about = Manifest(
+        version=1, namespace="n", name=name, size=(total(places) - chunks) * DATA_SIZE, digest=bytes(32).hex(),
+        created=2e9, headers={"x": "y" * DATA_SIZE * (chunks - 1)}, extents=described(*places),
+    )  # fmt: skip
+    for place in places:
+        for index in range(place.first, place.stop):
+            packs.held.setdefault(index, b"x" * DATA_SIZE)
+    packs.put_manifest(about, Extent(places[-1].stop - chunks, chunks))
+
+
+@pytest.mark.parametrize("here", [1, 2, 3])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_manifest_goes_on_in_the_next_pack_and_in_no_other(tmp_path, here, lost):
+    """``here``: chunks of four in the first of them. ``lost``: the second one, and a third is there."""
+    border = sharding.slot_ticket(sharding.ticket_pack(FIRST), 0) + 2 * PACK_SLOTS
+    packs = Packs()
+    laid(packs, "a", Extent(border - here - 1, 5), chunks=4)
+    if lost:
+        for index in range(border, border + 4 - here):
+            packs.held[index + PACK_SLOTS] = packs.held.pop(index)
+    with rebuilt(tmp_path, packs) as work:
+        assert (work.result.objects, work.result.unsigned) == (int(not lost), 0)
+
+
+@pytest.mark.parametrize(
+    ("first", "count"), [(-2, 2), (-2, 3), (-1, 7), (0, 1), (2, 1), (4, 1), (4, 3), (5, 2)]
+)
+def test_no_ticket_is_two_objects(tmp_path, first, count):
+    """One of whose extents touches another one's, or has a ticket of it, or all."""
+    packs = Packs()
+    other = Extent(FIRST + 100, 5)
+    laid(packs, "a", other)
+    laid(packs, "b", Extent(other.first + first, count), Extent(FIRST + 300, 2))
+    apart = first + count <= 0 or first >= other.count
+    with rebuilt(tmp_path, packs) as work:
+        assert (work.result.objects, len(work.result.incomplete)) == (1 + apart, 1 - apart)
