@@ -8,7 +8,7 @@ import apsw
 import pytest
 
 from ingest.catalog.catalog_changes import Catalog
-from ingest.catalog.database import Database, explained
+from ingest.catalog.database import Database, explained, make_file
 from ingest.errors import CatalogError, ConfigError, DiskError
 from ingest.objects.binding import ADVICE
 
@@ -59,3 +59,31 @@ def test_a_log_without_its_catalog_is_not_taken_for_that_of_a_new_one(tmp_path, 
 )
 def test_advice_about_a_catalog_that_is_there_names_what_replaces_it(text):
     assert "rebuild --replace`" in text
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["alone", "another process was faster"])
+def test_a_catalog_has_its_name_when_it_is_whole_and_keeps_it(tmp_path, monkeypatch, first):
+    """Whatever a power cut leaves: a name has all of its catalog, and what is saved in it does not go with the name."""
+    path = tmp_path / "catalog.db"
+    link, fsync = os.link, os.fsync
+    steps: list[tuple[str, int]] = []  # what was done, and to which inode
+
+    def noted_link(source: Path, target: Path) -> None:
+        steps.append(("link", os.stat(source).st_ino))
+        if not first:
+            made = tmp_path / "of another process"
+            make_file(made)
+            link(made, target)
+            steps.clear()
+        link(source, target)
+
+    def noted_fsync(fd: int) -> None:
+        fsync(fd)
+        steps.append(("sync", os.fstat(fd).st_ino))
+
+    monkeypatch.setattr(os, "link", noted_link)
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    Database(path).close()
+    file, directory = path.stat().st_ino, tmp_path.stat().st_ino
+    expected = [("sync", file), ("link", file), ("sync", directory)] if first else [("sync", directory)]
+    assert steps == expected

@@ -198,6 +198,20 @@ def test_more_are_refused_than_are_asked_for_together(rig: Rig) -> None:
     assert rig.garbage() == places[: COLLECT_BATCH + 1]
 
 
+@pytest.mark.parametrize("refused", [5, 6])
+def test_a_run_in_which_too_much_is_refused_ends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    """With its page: an engine that deletes nothing is not asked for all of it, which may be a million entries."""
+    monkeypatch.setattr("ingest.objects.collector.COLLECT_REFUSED_MAX", 5)
+    places = extents(2 * COLLECT_BATCH)
+    rig.throw_away(*places)
+    rig.answers = {one.first: NO_SPACE for one in places[:refused]}
+    done = rig.run(lambda collector: collector.run(retry_for=0))
+    assert len(done.refused) == refused
+    assert done.entries == (2 if refused == 5 else 1) * COLLECT_BATCH - refused
+
+
 def test_neighbours_of_what_is_refused_are_deleted(rig: Rig) -> None:
     """They are asked for in one delete, as long as that is taken."""
     places = [Extent(FIRST + 10 * i, 10) for i in range(5)]

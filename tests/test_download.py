@@ -152,6 +152,38 @@ def test_a_chunk_that_is_not_there_when_all_is_read_at_once(
     asyncio.run(Node.run(tmp_path / "catalog.db", work))
 
 
+MIDDLE = ALLOWANCE_SIZE + 5 * DATA_SIZE  # is borrowed for, and read whole
+SIZES = (0, SMALL, ALLOWANCE_SIZE, MIDDLE, SMALL_OBJECT_MAX, LARGE)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("before", SIZES)
+def test_what_was_borrowed_for_a_version_that_is_gone_is_given_back(
+    tmp_path: Path, before: int, size: int
+) -> None:
+    """While the new one is read nothing is borrowed but for that."""
+    needed = chunks_needed(size) * DATA_SIZE if ALLOWANCE_SIZE < size <= SMALL_OBJECT_MAX else 0
+
+    async def work(node: Node) -> None:
+        old = await node.put(b"o" * before)
+        data = b"n" * size
+
+        async def event() -> None:
+            node.answer(old, Status.DELETED)
+            await node.put(data)
+
+        if before > SMALL_OBJECT_MAX:
+            node.catalog.event = event
+        else:
+            node.chunks.event = event
+        download = await node.open()
+        assert (node.budget.lent, node.budget.borrowers) == (needed, needed > 0)
+        assert b"".join([bytes(piece) async for piece in download.read()]) == data
+        await download.close()
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
 @pytest.mark.parametrize("status", GONE)
 def test_a_name_that_never_stays(tmp_path: Path, status: Status) -> None:
     """Between each look and its read the version is replaced and collected: in the end that is said."""

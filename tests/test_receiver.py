@@ -22,7 +22,7 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.extent import FIRST, RESERVED, Extent, chunks_needed, total
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.catalog.version import ABSENT, Condition, Version, VersionState
+from ingest.catalog.version import ABSENT, ANY, SAME, Condition, Version, VersionState
 from ingest.client.async_client import AsyncClient
 from ingest.errors import (
     BusyError,
@@ -252,6 +252,57 @@ def test_a_body_that_raises(run, size, place):
             await rig.store.put("test", "broken", broken())
         with pytest.raises(NotFoundError):
             await rig.store.stat("test", "broken")
+        return foreign
+
+    run(work)
+
+
+@pytest.mark.parametrize("size", [2 * SMALL_OBJECT_MAX, LARGE])
+@pytest.mark.parametrize("how", ["stored", "breaks", "cancelled", "too short", "no name", "kept", "refused"])
+def test_what_an_upload_never_put_is_not_deleted_however_it_ends(run, how, size):
+    """The rest of its range may be somebody else's, from its first ticket to its last one."""
+    data = bytes_of(size, 8)
+    name = f"ends: {how} {size}"
+    foreign: set[int] = set()
+
+    async def work(rig: Rig) -> set[int]:
+        async def body() -> AsyncIterator[bytes]:
+            first = rig.reader.next_ticket()
+            async for part in body_of(data[:-1]):
+                yield part
+            while rig.reader.next_ticket() == first:  # its range is not begun
+                await asyncio.sleep(0.01)
+            foreign.update({first + chunks_needed(size), rig.reader.next_ticket() - 1})
+            for index in foreign:
+                await rig.foreign(index)
+            if how == "breaks":
+                raise BodyBroke
+            if how == "cancelled":
+                upload.cancel()
+                await asyncio.Event().wait()
+            yield data[-1:]
+
+        def no_name() -> str:
+            raise BodyBroke
+
+        if how in ("kept", "refused"):
+            await rig.put(name, data)
+        upload = asyncio.create_task(
+            rig.store.put(
+                "test",
+                {"no name": no_name, "kept": lambda: name, "refused": lambda: name}.get(how, name),
+                body(),
+                size=size + 1 if how == "too short" else None,
+                condition={"kept": SAME, "refused": ABSENT}.get(how, ANY),
+            )
+        )
+        ends = {"cancelled": asyncio.CancelledError, "too short": UploadLostError, "refused": NameTakenError}
+        if how in ("kept", "stored"):
+            assert await upload == await rig.store.stat("test", name)
+        else:
+            with pytest.raises(ends.get(how, BodyBroke)):
+                await upload
+        assert len(foreign) == 2
         return foreign
 
     run(work)

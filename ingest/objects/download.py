@@ -346,9 +346,9 @@ async def _pinned(version: Version, catalog: CatalogAccess, membership: Membersh
 
 def _fits(size: int, transfer: Transfer) -> bool:
     """Whether an object of ``size`` bytes may be read whole; what it needs is borrowed then."""
+    transfer.give_back(transfer.borrowed)  # for a version that has been replaced
     if size <= ALLOWANCE_SIZE:
         return True
-    transfer.give_back(transfer.borrowed)  # for a version that has been replaced
     memory = chunks_needed(size) * DATA_SIZE
     return size <= SMALL_OBJECT_MAX and bool(transfer.borrow(memory, memory))
 

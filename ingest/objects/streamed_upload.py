@@ -134,6 +134,7 @@ class StreamedUpload:
             digest = self._hash.digest()
             kept = upload.kept(name, digest)
             if kept is not None:
+                await self._forgo_rest()
                 await self._catalog.fail(self._owner, self._version, "these bytes were stored already")
                 return kept
             return await self._commit(name, digest)
