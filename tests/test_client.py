@@ -352,6 +352,35 @@ class TestRetry:
                 client.get("A")
             assert server.put_connections > 1
 
+    def test_silence_is_counted_from_what_was_sent(self) -> None:
+        """Not from the last answer, which may be long ago: the connection would be ended for the first call after it."""
+
+        async def work(server: ReferenceServer) -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await client.put("A", b"1")
+                await client.get("A")
+                server.faults.silent = True
+                for call, channel in (
+                    (lambda: client.put("B", b"2"), client._puts),
+                    (lambda: client.get("A"), client._gets),
+                ):
+                    assert channel is not None and not channel.in_flight()
+                    channel._answered_at = 0.0
+                    calling = asyncio.create_task(call())
+                    while not channel.in_flight():
+                        await asyncio.sleep(0)
+                    assert channel._answered_at > 0.0
+                    channel._answered_at = 1.0
+                    other = asyncio.create_task(call())
+                    for _ in range(3):
+                        await asyncio.sleep(0)
+                    assert channel._answered_at == 1.0  # that of what is under way goes on
+                    for task in (calling, other):
+                        task.cancel()
+
+        with ReferenceServer([KEY]) as server:
+            run(work(server))
+
     def test_a_cancelled_call_leaves_the_client_usable(self) -> None:
         gate = threading.Event()
 
@@ -899,6 +928,17 @@ class TestBulk:
         with pytest.raises(TicketError):
             client.read_range("ZZZZZZZY", 3)
         assert server.frames_received == 0
+
+    @pytest.mark.parametrize("parts", [1, 2, 3])
+    def test_not_even_what_comes_before_the_last_ticket(
+        self, server: ReferenceServer, client: Client, parts: int
+    ) -> None:
+        """However many parts are signed before the one that goes past it: what was put stays there for good."""
+        count = parts * limits.SEAL_FRAMES
+        with pytest.raises(TicketError):
+            client.put_range(ticket.format(ticket.LAST - count + 1), bytes(count * DATA + 1))
+        client.put("A", b"")
+        assert server.frames_received == 1
 
     def test_what_is_not_there(self, client: Client) -> None:
         client.put_range("AAAA", self.DATA)
