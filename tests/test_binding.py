@@ -211,6 +211,7 @@ def test_a_full_disk_under_a_store_that_is_bound(run):
         server.drop_connections()
         with pytest.raises(RefusedError, match="NO_SPACE"):
             await mine.put("a", b"x" * 5000)
+        assert not mine.client.met_foreign  # a gateway would say that its engine is another one
         server.faults.answer = None
         await mine.put("a", b"x" * 5000)
 
@@ -265,6 +266,23 @@ def test_the_ticket_is_deleted_while_a_client_is_there(run, rotated):
         await mine.put("d", b"y" * 5000)
 
     run(work, "mine")
+
+
+@pytest.mark.parametrize("get", [True, False])
+def test_what_is_proven_after_a_rotation_is_asked_for_with_the_new_key(run, get):
+    """On each port: the server accepts none of the keys that were there when the client was made."""
+
+    async def work(server: ReferenceServer, mine: Rig) -> None:
+        await mine.bind()
+        key = ID * 2
+        use_keys(server, mine, key)
+        server.drop_connections()
+        await mine.put("a", b"x" * 5000, key)
+        if get:
+            assert await mine.client.get(binding.TICKET) == mine.chunk
+        assert not mine.client.met_foreign
+
+    run(work, "mine", get=get)
 
 
 MINE = Expected(binding.TICKET, binding.serialize(ID), "another catalog's")
@@ -390,6 +408,7 @@ def test_a_connection_that_proved_nothing_is_ended(run, port):
         for _ in range(5):
             with pytest.raises(ForeignStoreError):
                 await (mine.client.get("00000000") if port == "get" else mine.client.put("00000000", b"x"))
+            assert mine.client.met_foreign  # though the other port has not looked yet
         async with asyncio.timeout(20):
             while server._writers:
                 await asyncio.sleep(0)

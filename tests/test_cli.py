@@ -12,8 +12,11 @@ import pytest
 from reference_server import NO_SPACE, Faults, ReferenceServer
 
 import ingest
+from ingest.commands import cli
+from ingest.objects import rebuild
 from ingest.runtime.key_file import make_key_file, read_keys
 from ingest.runtime.listeners import format_address
+from ingest.store.check import export as exporter
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -198,3 +201,27 @@ def test_loopback_without_a_server_or_a_key(key_file: Path, tmp_path: Path) -> N
     flags = ["loopback", "--connect", nobody, "--frames", "1", "--key-file"]
     complains(run(*flags, str(key_file)), 1, nobody)
     complains(run(*flags, str(tmp_path / "absent")), 78, "there is no such file")
+
+
+@pytest.mark.parametrize("problems", [[], ["damaged bytes"]])
+@pytest.mark.parametrize("incomplete", [[], ["a name"]])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_rebuild_that_lacks_something_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, problems: list[str], incomplete: list[str], as_json: list[str]
+) -> None:
+    """Either of the two is enough: who rebuilds by a script has nothing else to go by."""
+    found = rebuild.Rebuilt("DATA", problems=problems, incomplete=incomplete)
+    monkeypatch.setattr(rebuild, "rebuild", lambda *_, **__: found)
+    code = cli.run(cli.cli, "ingest", ["catalog", "rebuild", *as_json])
+    assert code == (1 if problems or incomplete else 0)
+
+
+@pytest.mark.parametrize("problems", [[], ["a chunk that was left out"]])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_an_export_that_lacks_something_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, problems: list[str], as_json: list[str]
+) -> None:
+    done = exporter.Exported("DIR", "DEST", "tree", problems=problems)
+    monkeypatch.setattr(exporter, "export", lambda *_, **__: done)
+    code = cli.run(cli.cli, "ingest", ["export", "DIR", "DEST", "--layout=tree", *as_json])
+    assert code == (1 if problems else 0)

@@ -1,13 +1,14 @@
 import asyncio
 import functools
 import random
+import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pytest
 import uvloop
@@ -31,7 +32,9 @@ from reference_server import (
 from ingest import AsyncClient, Client, limits, mac, ticket
 from ingest.client.async_client import Chunk, Run
 from ingest.client.get_channel import GetChannel
+from ingest.client.loop_thread import LoopThread
 from ingest.client.put_channel import PutChannel
+from ingest.client.read_ahead import ahead
 from ingest.errors import (
     ConnectionLostError,
     CorruptFrameError,
@@ -351,6 +354,53 @@ class TestRetry:
             with pytest.raises(ConnectionLostError, match=r"no answer for 0\.2 s"):
                 client.get("A")
             assert server.put_connections > 1
+
+    @pytest.mark.parametrize("port", ["put", "get"])
+    def test_an_outage_that_is_over_is_forgotten(self, server: ReferenceServer, port: str) -> None:
+        """Its length and its back-off: neither fails the calls of the next one, nor lets them wait."""
+
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                channel = client._puts if port == "put" else client._gets
+                assert channel is not None
+                await client.put("A", b"1")
+                await client.get("A")
+                channel._outage_since, channel._delay = -1e9, 1e9
+                server.drop_connections()
+                async with asyncio.timeout(20):
+                    await (client.put("A", b"1") if port == "put" else client.get("A"))
+                assert channel._delay <= limits.RETRY_DELAY_MAX_S
+
+        run(work())
+
+    def test_silence_is_counted_from_what_was_sent(self) -> None:
+        """Not from the last answer, which may be long ago: the connection would be ended for the first call after it."""
+
+        async def work(server: ReferenceServer) -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                await client.put("A", b"1")
+                await client.get("A")
+                server.faults.silent = True
+                for call, channel in (
+                    (lambda: client.put("B", b"2"), client._puts),
+                    (lambda: client.get("A"), client._gets),
+                ):
+                    assert channel is not None and not channel.in_flight()
+                    channel._answered_at = 0.0
+                    calling = asyncio.create_task(call())
+                    while not channel.in_flight():
+                        await asyncio.sleep(0)
+                    assert channel._answered_at > 0.0
+                    channel._answered_at = 1.0
+                    other = asyncio.create_task(call())
+                    for _ in range(3):
+                        await asyncio.sleep(0)
+                    assert channel._answered_at == 1.0  # that of what is under way goes on
+                    for task in (calling, other):
+                        task.cancel()
+
+        with ReferenceServer([KEY]) as server:
+            run(work(server))
 
     def test_a_cancelled_call_leaves_the_client_usable(self) -> None:
         gate = threading.Event()
@@ -767,6 +817,64 @@ class TestConnecting:
             with pytest.raises(ConnectionLostError, match="closed"):
                 call()
 
+    def test_close_at_once_ends_both_connections(self, server: ReferenceServer) -> None:
+        """Also one whose task has not begun yet."""
+
+        async def work() -> None:
+            for addresses in ((server.put_address, server.get_address), (server.put_address, None)):
+                client = await AsyncClient.connect(*addresses, KEY)
+                await client.close()
+            accepted = 3
+            async with asyncio.timeout(20):
+                while server.put_connections + server.get_connections < accepted or server._writers:
+                    await asyncio.sleep(0)
+
+        run(work())
+
+    def test_an_interrupt_cancels_the_call(self) -> None:
+        """What it waited for would go on behind its back."""
+        loop, main, cancelled = LoopThread(), threading.get_ident(), threading.Event()
+
+        async def work() -> None:
+            while sys._current_frames()[main].f_code.co_name != "wait":
+                await asyncio.sleep(0)
+            signal.pthread_kill(main, signal.SIGINT)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(work())
+        assert cancelled.wait(20)
+        loop.stop()
+
+    @pytest.mark.parametrize("end", ["it stopped early", "it failed", "all was read"])
+    def test_a_caller_without_a_loop_ends_what_is_read_ahead(self, end: str) -> None:
+        """At once, and not when somebody collects what is left of it."""
+        loop, ended = LoopThread(), threading.Event()
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            try:
+                for _ in range(3):
+                    yield b"piece"
+            finally:
+                ended.set()
+
+        asked = pieces()
+        coming = cast(Generator[bytes, None, None], Client(cast(AsyncClient, None), loop)._pieces(asked))
+        assert next(coming) == b"piece"
+        if end == "it failed":
+            with pytest.raises(ZeroDivisionError):
+                coming.throw(ZeroDivisionError())
+        elif end == "it stopped early":
+            coming.close()
+        else:
+            assert list(coming) == [b"piece"] * 2
+        assert ended.is_set()
+        loop.stop()
+
     def test_close_ends_calls_of_other_threads(self) -> None:
         gate = threading.Event()
         with ReferenceServer([KEY], Faults(gate=gate)) as server:
@@ -900,6 +1008,17 @@ class TestBulk:
             client.read_range("ZZZZZZZY", 3)
         assert server.frames_received == 0
 
+    @pytest.mark.parametrize("parts", [1, 2, 3])
+    def test_not_even_what_comes_before_the_last_ticket(
+        self, server: ReferenceServer, client: Client, parts: int
+    ) -> None:
+        """However many parts are signed before the one that goes past it: what was put stays there for good."""
+        count = parts * limits.SEAL_FRAMES
+        with pytest.raises(TicketError):
+            client.put_range(ticket.format(ticket.LAST - count + 1), bytes(count * DATA + 1))
+        client.put("A", b"")
+        assert server.frames_received == 1
+
     def test_what_is_not_there(self, client: Client) -> None:
         client.put_range("AAAA", self.DATA)
         gone = ticket.format(ticket.parse("AAAA") + 600)
@@ -969,3 +1088,38 @@ class TestBulk:
                 assert await client.get("AAAA") == self.DATA[:DATA]
 
         run(work())
+
+
+@pytest.mark.parametrize("taken", range(4))
+@pytest.mark.parametrize("end", ["the caller stops", "a part fails"])
+def test_nothing_is_read_ahead_for_nobody(taken: int, end: str) -> None:
+    """Wherever it ends: what is on its way then is given up, and no more is asked for."""
+    begun, ended = list[int](), list[int]()
+
+    async def read(part: range) -> int:
+        begun.append(part.start)
+        try:
+            if part.start == taken and end == "a part fails":
+                raise ZeroDivisionError
+            if part.start >= taken:
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append(part.start)
+            raise
+        return part.start
+
+    async def work() -> None:
+        pieces = ahead((range(i, i + 1) for i in range(20)), read)
+        for i in range(taken):
+            assert await anext(pieces) == i
+        if end == "a part fails":
+            with pytest.raises(ZeroDivisionError):
+                await anext(pieces)
+        await pieces.aclose()
+        started = len(begun)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert len(begun) == started <= taken + 1 + limits.GET_AHEAD
+        assert ended == [i for i in begun if i >= taken + (end == "a part fails")]
+
+    run(work())

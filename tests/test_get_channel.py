@@ -174,3 +174,63 @@ def test_what_a_connection_left_is_none_of_the_next_one_s(before: str) -> None:
 def test_bytes_that_nobody_asked_for() -> None:
     with pytest.raises(ProtocolError, match="3 bytes"):
         Unconnected().received(memoryview(b"abc"))
+
+
+@pytest.mark.parametrize("behind", [0, 1, 2])
+def test_a_server_that_refused_has_to_hang_up(behind: int) -> None:
+    """Nothing is sent to it any more, so whoever asks meanwhile waits: the channel has to watch the connection for silence,
+    also when nothing else was under way on it."""
+
+    async def work() -> None:
+        channel = Unconnected()
+        request = build_request(KEY, FIRST, 1)
+
+        def fetch() -> asyncio.Task[None]:
+            reader = RangeReader(PUT_KEYS, FIRST, memoryview(bytearray(DATA_SIZE)))
+            return asyncio.create_task(channel.fetch(request, range(FIRST, FIRST + 1), reader))
+
+        calls = [fetch() for _ in range(1 + behind)]
+        await asyncio.sleep(0)
+        channel.take()
+        feed(channel, ticket.index_to_wire(FIRST) + bytes([Status.BAD_CHECKSUM]) + bytes(7), [])
+        calls.append(fetch())
+        await asyncio.sleep(0)
+        assert channel.take() == b"" and channel.in_flight() and channel.has_work()
+        channel.disconnected()
+        assert not channel.in_flight()
+        assert channel.take() == (1 + behind) * request
+        feed(channel, (1 + behind) * stored(set(), set()).request(request)[0], [])
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(result) for result in results] == [RefusedError] + (1 + behind) * [type(None)]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_nobody_waits_for_is_not_asked_for(sent: bool) -> None:
+    """Whether it was cancelled before it was sent, or before its connection broke."""
+
+    async def work() -> None:
+        channel = Unconnected()
+        calls = [
+            asyncio.create_task(
+                channel.fetch(
+                    build_request(KEY, FIRST + i, 1),
+                    range(FIRST + i, FIRST + i + 1),
+                    RangeReader(PUT_KEYS, FIRST + i, memoryview(bytearray(DATA_SIZE))),
+                )
+            )
+            for i in range(3)
+        ]
+        await asyncio.sleep(0)
+        if sent:
+            channel.take()
+        calls[1].cancel()
+        await asyncio.wait([calls[1]])
+        if sent:
+            channel.disconnected()
+        assert channel.take() == build_request(KEY, FIRST, 1) + build_request(KEY, FIRST + 2, 1)
+        channel.give_up(ProtocolError("the test is over"))
+        await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(work())

@@ -1,5 +1,6 @@
 """`ingest put`, `get`, `ls` and the others, as processes beside a real server."""
 
+import asyncio
 import errno
 import json
 import os
@@ -482,6 +483,66 @@ def test_no_rights_of_a_group_that_it_can_not_have(tmp_path, monkeypatch):
         opened.keep()
     monkeypatch.undo()
     assert target.stat().st_mode & 0o7777 == 0o604
+
+
+@pytest.mark.parametrize("foreign", [(0, 1), (1, 0), (1, 1)], ids=["group", "owner", "both"])
+def test_the_new_file_is_nobody_else_s_until_it_has_its_owner(tmp_path, monkeypatch, foreign):
+    """Whoever opens it before could read all of it afterwards."""
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(0o666)
+    found, modes = target.stat(), []
+    user, group = foreign
+    owned = os.stat_result((*found[:4], found.st_uid + user, found.st_gid + group, *found[6:]))
+    real = os.stat
+    before = os.umask(0)
+    monkeypatch.setattr(os, "stat", lambda path, **more: owned if path == target else real(path, **more))
+    monkeypatch.setattr(os, "fchown", lambda fd, *_: modes.append(os.fstat(fd).st_mode & 0o7777))
+    try:
+        with Target(target) as opened:
+            opened.keep()
+    finally:
+        os.umask(before)
+        monkeypatch.undo()
+    assert modes == [0o600] * sum(foreign)
+    assert target.stat().st_mode & 0o7777 == 0o666
+
+
+@pytest.mark.parametrize("bit", [0o4000, 0o2000, 0o1000], ids=oct)
+def test_new_bytes_do_not_run_as_somebody_else(tmp_path, bit):
+    target = tmp_path / "target"
+    target.write_bytes(b"old")
+    target.chmod(bit | 0o755)
+    with Target(target) as opened:
+        opened.keep()
+    assert target.stat().st_mode & 0o7777 == 0o755
+
+
+@pytest.mark.parametrize("place", ["file", "device", "stdout"])
+def test_what_is_written_in_parts_is_written_whole(tmp_path, monkeypatch, place):
+    """A disk that is almost full, a signal, or a pipe takes less than it is given."""
+    written, real = bytearray(), os.write
+
+    def short(fd: int, data: memoryview) -> int:
+        part = bytes(data[: 1 + len(written) % 3])
+        written.extend(part)
+        return real(fd, part) if place == "file" else len(part)
+
+    target = tmp_path / "target"
+    path = {"file": target, "device": Path("/dev/null"), "stdout": None}[place]
+    monkeypatch.setattr(os, "write", short)
+
+    async def write() -> None:
+        with Target(path) as opened:
+            for size in (1, 0, 17, 2):
+                await opened.write(memoryview(bytes_of(20))[20 - size :])
+            opened.keep()
+
+    asyncio.run(write())
+    monkeypatch.undo()
+    expected = b"".join(bytes_of(20)[20 - size :] for size in (1, 17, 2))
+    assert bytes(written) == expected
+    assert place != "file" or target.read_bytes() == expected
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")

@@ -815,7 +815,17 @@ def test_nobody_listens(here):
         ("http://127.0.0.1:99999", "is no gateway"),
         ("http://[::1", "is no gateway"),
         ("http://me:secret@127.0.0.1:8080", "no password"),
-        ("http://127.0.0.1:8080/?x=1", "before a ?"),
+        ("http://127.0.0.1:8080/?x=secret", "before a ?"),
+        ("http://127.0.0.1:8080#secret", "before a ?"),
+        ("http://127.0.0.1:0", "is no gateway"),
+        ("http://secret@127.0.0.1", "no password"),
+        ("https://:secret@127.0.0.1", "no password"),
+        ("ftp://me:secret@127.0.0.1", "is no gateway"),
+        ("http://me:x/secret@127.0.0.1", "is no gateway"),
+        ("http://me:?secret@127.0.0.1", "before a ?"),
+        ("http://me:%secret@127.0.0.1:99999", "is no gateway"),
+        ("http://me:a@secret@[::1", "is no gateway"),
+        ("http://127.0.0.1:99999?token=secret", "is no gateway"),
     ],
 )
 def test_what_is_no_url(url, match):

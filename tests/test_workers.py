@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -652,6 +653,31 @@ class TestOneWorker:
             client.close()
             silent.close()
 
+    @pytest.mark.parametrize("code", NONE_FOR_NOW, ids=errno.errorcode.get)
+    @pytest.mark.parametrize("listening", ["put", "get"])
+    @pytest.mark.parametrize("fullest", ["put", "get"])
+    def test_silent_connections_give_way_on_the_port_that_has_most(
+        self, monkeypatch: pytest.MonkeyPatch, code: int, listening: str, fullest: str
+    ) -> None:
+        """Whichever port lacks a descriptor; but not when it is the machine that has none: that would help nobody here."""
+        with OneWorker() as one:
+            one.node.queue.retire(1)
+            one.node.get_sockets[1].close()  # so that the connection waits here
+            client = socket.create_connection(getattr(one.node, f"{listening}_sockets")[0].getsockname())
+            asked: list[str] = []
+            for name, port in (("put", one.worker._put), ("get", one.worker._get)):
+                server = SimpleNamespace(
+                    connections=2 if name == fullest else 1,
+                    close_idle=lambda count, name=name: asked.append(name),
+                    close=port.server.close,
+                )
+                monkeypatch.setattr(port, "server", server)
+            port = one.worker._put if listening == "put" else one.worker._get
+            failing = cast(socket.socket, FailingOnce(port.listeners[0], code))
+            one.worker._accept(port, failing)
+            assert asked == ([fullest] if code == errno.EMFILE else [])
+            client.close()
+
     @pytest.mark.parametrize(
         "events",
         [order for n in range(1, 5) for order in itertools.permutations(("put", "get", "drain", "tick"), n)],
@@ -733,6 +759,18 @@ class TestOneWorker:
             assert queue.connections(0) == (0, 6)
             one.tick()
             assert queue.connections(0) == (0, 0)
+
+    def test_a_count_that_was_put_right_is_looked_at_anew(self) -> None:
+        """As many connections as it was wrong by may be on their way by the next look: those are counted."""
+        with OneWorker() as one:
+            queue = one.node.queue
+            queue.count_connection(0, True, 2)
+            one.tick()
+            one.tick()
+            assert queue.connections(0) == (0, 0)
+            queue.count_connection(0, True, 2)
+            one.tick()
+            assert queue.connections(0) == (2, 0)
 
     def test_connections_that_nobody_counted_are_counted(self) -> None:
         with OneWorker() as one, one.connect():

@@ -82,8 +82,9 @@ class GatewayAddress:
 
 
 def _bare(url: str) -> str:
-    """For a message: without what may be a password or a token in it."""
-    return re.sub(r"(?<=//)[^/]*@", "", re.split("[?#]", url)[0])
+    """For a message: without what may be a password or a token in it. A password may have any characters, not encoded as
+    they should be: it ends at the last @."""
+    return re.split("[?#]", re.sub(r"(?<=//).*@", "", url, flags=re.DOTALL))[0]
 
 
 class _Complaint(msgspec.Struct):
