@@ -183,7 +183,7 @@ DESCRIBED = [("fsync", "0001.json.new"), ("rename", "0001.json.new"), ("fsync", 
 def test_what_is_moved_is_described_first_and_gone_last(
     data: Path, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Durably, each step: after a power cut it is in one of the two places, or in both, and described where it is moved to."""
+    """Durably, each step: after a power cut it is in one of two places, and described where it was moved to."""
     monkeypatch.setattr("time.strftime", lambda *_: "repair")
     path = make_directory(data / "4")
     quarantine = Quarantine(data)

@@ -1,5 +1,5 @@
-"""Whoever names a log directory (`--wal-dir`) that is another store's is refused, and changes nothing: else one store goes on
-with the log of the other, and what was acknowledged from its own is gone."""
+"""Whoever names a log directory (`--wal-dir`) that is another store's is refused, and changes nothing: else one store goes
+on with the log of the other, and what was acknowledged from its own is gone."""
 
 from __future__ import annotations
 
