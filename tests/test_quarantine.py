@@ -114,7 +114,11 @@ def test_what_is_moved_is_the_thing_itself(data: Path, make: Callable[[Path], Pa
     copy, about = describe(data, quarantine.take("4", path, "unexpected", "why"))
     after = copy.lstat()
     assert not os.path.lexists(path)
-    assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
+    assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_mode,
+        before.st_mtime_ns,
+    )
     assert about == {
         "path": "4", "pieces": [], "moved": True, "kind": "unexpected", "detail": "why",
     } | ({"link_to": "nowhere/at all"} if make is make_link else {})  # fmt: skip

@@ -83,7 +83,9 @@ class Quarantine:
         size = copy.stat().st_size
         piece = {"offset": 0, "kind": kind, "detail": detail, "size": size, "at": 0}
         attributes = attributes_of(path)
-        return self._describe(base, source, pieces=[piece], **({"attributes": attributes} if attributes else {}))
+        return self._describe(
+            base, source, pieces=[piece], **({"attributes": attributes} if attributes else {})
+        )
 
     def take(self, source: str, path: Path, kind: str, detail: str) -> str:
         """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file is copied
