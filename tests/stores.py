@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,27 @@ def template(root: Path, end: str, layout: str = "pack") -> Template:
 
 
 @dataclass
+class Kept:
+    """What a file is, but for its name. `attributes`: the extended ones, in hex."""
+
+    content: bytes
+    attributes: dict[str, str]
+    mode: int
+    owner: tuple[int, int]
+    modified: int  # ns
+
+
+def kept_of(path: Path) -> Kept:
+    status = path.lstat()
+    attributes = {
+        name: os.getxattr(path, name).hex() for name in os.listxattr(path) if name.startswith("user.")
+    }
+    return Kept(
+        path.read_bytes(), attributes, status.st_mode, (status.st_uid, status.st_gid), status.st_mtime_ns
+    )
+
+
+@dataclass
 class Small:
     """A copy of a template. `truth`: {index: data, or None for deleted}."""
 
@@ -52,21 +74,23 @@ class Small:
             self._check_copy(self.path / copy, before)
         return report
 
-    def _files(self) -> dict[str, bytes]:
+    def _files(self) -> dict[str, Kept]:
         found = (path for path in self.path.rglob("*") if path.is_file() and not path.is_symlink())
-        return {str(path.relative_to(self.path)): path.read_bytes() for path in found}
+        return {str(path.relative_to(self.path)): kept_of(path) for path in found}
 
-    def _check_copy(self, copy: Path, before: dict[str, bytes]) -> None:
+    def _check_copy(self, copy: Path, before: dict[str, Kept]) -> None:
         about = json.loads(copy.with_suffix(".json").read_text())
         was = before.get(about["path"])
         if was is None or not copy.is_file():
             return  # a directory or a link, or the log, which may lie elsewhere
-        kept = copy.read_bytes()
-        for piece in about["pieces"]:
-            at, offset, size = piece["at"], piece["offset"], piece["size"]
-            assert kept[at : at + size] == was[offset : offset + size], about
+        kept = kept_of(copy)
         if about.get("moved"):
             assert kept == was, about
+            return
+        for piece in about["pieces"]:
+            at, offset, size = piece["at"], piece["offset"], piece["size"]
+            assert kept.content[at : at + size] == was.content[offset : offset + size], about
+        assert about.get("attributes", {}) == was.attributes, about
 
     def export(self, target: Path, layout: str = "pack", **options: Any) -> Exported:
         return export(self.path, target, layout, segment_size=self.template.segment_size, **options)

@@ -23,7 +23,7 @@ from ingest.store.check.pack_check import (
     mend_pack,
     resolve,
 )
-from ingest.store.check.quarantine import Piece, replace_file
+from ingest.store.check.quarantine import Piece, attributes_of, replace_file
 from ingest.store.layouts import pack_file
 
 PACK_READ_MAX = (
@@ -171,11 +171,6 @@ class ChunkRepair:
         write_chunk_file(file, frame, self._exam.quarantine.staging())
         for problem in problems:
             problem.repaired = True
-
-
-def attributes_of(path: Path) -> dict[str, str]:
-    """The extended attributes of a file, in hex."""
-    return {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
 
 
 def _same(mended: bytes, content: bytes | bytearray) -> bool:

@@ -7,6 +7,7 @@ layout tree the store id stands nowhere else: one that is damaged stays as it is
 from __future__ import annotations
 
 import json
+import os
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -217,6 +218,8 @@ def _judge_log_id(identity: Identity) -> None:
         if believed != own:
             identity.mend_record(f"names the log {own}, but the log in {wal} is {believed}")
     elif not own:
+        if not belongs:
+            _refuse_log_of(identity, (in_file or {}).get("made_for"))
         believed = most or written or secrets.token_hex(16)
     identity.record["log_id"] = believed
     if written != believed:
@@ -225,6 +228,17 @@ def _judge_log_id(identity: Identity) -> None:
         where = f"{META}/wal/{LOG_ID_FILE}" if default_place else str(wal / LOG_ID_FILE)
         identity.problems.append(
             Problem("log_json", where, detail, f"written again with the log id {believed}")
+        )
+
+
+def _refuse_log_of(identity: Identity, made_for: object) -> None:
+    """ConfigError when there is another store where the log says that it was made for one: a store that can't say what its
+    own log is would go on with that one's. Where there is none any more, this one may be it, and have moved."""
+    if not isinstance(made_for, str) or not os.path.isdir(DataDir(Path(made_for)).meta):
+        return
+    if not os.path.samefile(made_for, identity.data_dir):
+        raise ConfigError(
+            f"{identity.wal_dir} holds the log of {made_for}: name the --wal-dir that {identity.data_dir} was made with"
         )
 
 

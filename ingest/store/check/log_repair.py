@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from ingest import sharding, ticket
+from ingest._hmac import verify
 from ingest.errors import DiskError
+from ingest.limits import FRAME_SIZE
 from ingest.runtime.file_system import sync_everything
 from ingest.store.check.examination import Examination
 from ingest.store.check.findings import Problem
 from ingest.store.check.pack_check import Extra
+from ingest.store.log.log_format import BATCH_HEADER_SIZE
 from ingest.store.space import explain
 
 
@@ -20,6 +23,8 @@ class LogRepair:
         self._exam = examination
 
     def tell(self) -> None:
+        if self._exam.blind:
+            self._exam.unverified += self._unverified()
         for fault in self._exam.survey.faults:
             detail = fault.detail if not fault.offset else f"at offset {fault.offset}: {fault.detail}"
             if fault.batches is not None:
@@ -41,6 +46,19 @@ class LogRepair:
             )
             problem.repaired = self._exam.repair and not self._exam.blind
             self._exam.report.problems.append(problem)
+
+    def _unverified(self) -> int:
+        """Frames that no key fits: of puts and of deletes, in whole batches, and what is left of bad ones."""
+        survey, keys = self._exam.survey, self._exam.identity.keys
+        count = len(survey.doomed)
+        for segment in survey.segments:
+            for offset, batch in segment.batches:
+                puts = offset + BATCH_HEADER_SIZE
+                deletes = puts + batch.puts * FRAME_SIZE
+                notes = deletes + batch.deletes * FRAME_SIZE
+                count += _fit_none(segment.view[puts:deletes], [each.put for each in keys])
+                count += _fit_none(segment.view[deletes:notes], [each.delete for each in keys])
+        return count
 
     def _path(self, path: Path) -> str:
         return (
@@ -95,3 +113,11 @@ class LogRepair:
         for problem in self._exam.report.problems:
             if problem.kind == "log":
                 problem.repaired, problem.copy = True, copies.get(problem.path)
+
+
+def _fit_none(frames: memoryview, keys: list[bytes]) -> int:
+    """How many of the frames none of the keys has signed."""
+    fit = 0
+    for key in keys:
+        fit |= int.from_bytes(verify(key, frames), "big")
+    return len(frames) // FRAME_SIZE - fit.bit_count()

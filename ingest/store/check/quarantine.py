@@ -7,6 +7,7 @@ DATA/.ingest/quarantine/2026-11-21T15-02-11Z/
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -81,7 +82,10 @@ class Quarantine:
             shutil.copyfileobj(old, new, 4 << 20)
         size = copy.stat().st_size
         piece = {"offset": 0, "kind": kind, "detail": detail, "size": size, "at": 0}
-        return self._describe(base, source, pieces=[piece])
+        attributes = attributes_of(path)
+        return self._describe(
+            base, source, pieces=[piece], **({"attributes": attributes} if attributes else {})
+        )
 
     def take(self, source: str, path: Path, kind: str, detail: str) -> str:
         """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file is copied
@@ -112,6 +116,16 @@ class Quarantine:
     def _describe(self, base: Path, source: str, **about: Any) -> str:
         write_json(base.with_suffix(".json"), {"path": source, **about})
         return str(base.with_suffix(".copy").relative_to(self.data_dir))
+
+
+def attributes_of(path: Path) -> dict[str, str]:
+    """The extended attributes of a file, in hex. A file system without them has none."""
+    try:
+        return {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return {}
 
 
 def replace_file(path: Path, content: bytes, staging: Path) -> None:
