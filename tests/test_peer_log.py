@@ -11,7 +11,13 @@ import pytest
 from ingest import limits, tls
 from ingest.engine.ports._get_server import BAD_REQUEST, PARTIAL_REQUEST, UNREAD_REPLIES
 from ingest.engine.ports._put_server import (
-    BAD_FRAMES, IDLE, PARTIAL_FRAME, SPEAKS_HTTP, SPEAKS_TLS, STRAY_OUTCOME, UNREAD_ACKS,
+    BAD_FRAMES,
+    IDLE,
+    PARTIAL_FRAME,
+    SPEAKS_HTTP,
+    SPEAKS_TLS,
+    STRAY_OUTCOME,
+    UNREAD_ACKS,
 )  # fmt: skip
 from ingest.engine.ports.bad_peers import BadPeers
 from ingest.engine.ports.frame_port import Port
