@@ -239,7 +239,7 @@ cdef class Committer:
         """Answers frames whose slots are taken: SAVED when they hold the same data, CONFLICT when other."""
         cdef uint8_t statuses[1332]
         cdef int errors[1332]
-        cdef int i = 0
+        cdef int i = 0, j
         cdef item one = it[0]
         self.duplicates.compare(self.packs, p, it.slot, it.count, self.queue.arena(it.worker) + <size_t>it.place * FRAME, statuses,
                             errors)
@@ -251,9 +251,11 @@ cdef class Committer:
             if errors[i]:
                 if len(self.disk_errors) < 16:
                     self.disk_errors.append((it.pack, errors[i]))
-            elif statuses[i] == ERROR and len(self.corrupt) < 64:
+            elif statuses[i] == ERROR:
                 # The bit says durable and valid, the bytes say otherwise: corruption. Only a repair may write here.
-                self.corrupt.append((it.pack, it.slot + i))
+                for j in range(i, i + <int>one.count):
+                    if len(self.corrupt) < 64:
+                        self.corrupt.append((it.pack, it.slot + j))
             elif statuses[i] == SAVED:
                 self.counters[C_DUPLICATES] += one.count
             self.outcomes.put(&one, statuses[i])
