@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from ingest.limits import HTTP_HEAD_SIZE_OWN
+from ingest.limits import HTTP_HEAD_SIZE_OWN, HTTP_HEAD_TIMEOUT_S, HTTP_LINGER_S, HTTP_LINGER_SIZE
 from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
 
@@ -214,3 +214,131 @@ def test_what_a_connection_had_is_given_back_however_it_ends(state: str, end: st
         assert (wires.heads, wires.unfinished, len(wires.guests), wires.guests._idle) == (0, {}, 0, {})
 
     uvloop.run(test())
+
+
+# --- what a connection has time for
+
+
+class ClockLoop(asyncio.SelectorEventLoop):
+    """Its clock stands still until it is moved."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class Counted(Wire):
+    received = 0  # bytes
+
+    def buffer_updated(self, nbytes: int) -> None:
+        super().buffer_updated(nbytes)
+        self.received += nbytes
+
+
+class Timing:
+    """A connection to a server, and its client's end; `go` moves the clock."""
+
+    def __init__(self, loop: ClockLoop, client: socket.socket, wire: Counted) -> None:
+        self.loop, self.client, self.wire = loop, client, wire
+
+    async def send(self, data: bytes) -> None:
+        """Until it was received."""
+        before = self.wire.received
+        await self.loop.sock_sendall(self.client, data)
+        while self.wire.received < before + len(data):
+            await asyncio.sleep(0)
+
+    async def answered(self, count: int = 1) -> None:
+        got = b""
+        while got.count(b"here") < count:
+            got += (more := await self.loop.sock_recv(self.client, 1 << 16))
+            assert more
+        for _ in range(20):  # aiohttp goes on to what is left of the body
+            await asyncio.sleep(0)
+
+    async def go(self, seconds: float) -> bool:
+        """Whether the connection is there afterwards."""
+        self.loop.now += seconds
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return self.wire._transport is not None and not self.wire._transport.is_closing()
+
+
+def timed(test: Callable[[Timing], Awaitable[None]]) -> None:
+    """Calls ``test`` with a connection of a server that answers at once, whatever is to come of the body."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(text="here")
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockLoop)
+        wires, server, made = Wires(), web.Server(answer), []
+
+        def accept() -> Wire:
+            handler = Connection(server, loop=loop, lingering_time=1e6, keepalive_timeout=1e6)
+            made.append(Counted(wires, handler, lambda: "id"))
+            return made[-1]
+
+        port = await loop.create_server(accept, "127.0.0.1", 0)
+        client = socket.create_connection(port.sockets[0].getsockname())
+        client.setblocking(False)
+        try:
+            while not made:
+                await asyncio.sleep(0)
+            await test(Timing(loop, client, made[0]))
+        finally:
+            client.close()
+            port.close()
+            await server.shutdown(1)
+
+    with asyncio.Runner(loop_factory=ClockLoop) as runner:
+        runner.run(run())
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("rest", [5, HTTP_LINGER_SIZE])
+def test_who_still_sends_what_nobody_wants_is_not_silent(rest: int) -> None:
+    """However slowly: only when nothing came for a while the connection ends, as its client looks for no answer."""
+
+    async def test(it: Timing) -> None:
+        for _ in range(2):  # the second one's time has nothing of the first one's
+            await it.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % rest)
+            await it.answered()
+            for sent in range(3):
+                assert await it.go(HTTP_LINGER_S * 0.9), f"it ended after {sent} bytes"
+                await it.send(b"x")
+            assert await it.go(HTTP_LINGER_S * 0.9)
+            await it.send(bytes(rest - 3))
+            assert await it.go(HTTP_LINGER_S * 3), "all of it has come: it waits for another request"
+        await it.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % rest)
+        await it.answered()
+        assert await it.go(HTTP_LINGER_S * 0.9)
+        await it.send(b"x")
+        assert await it.go(HTTP_LINGER_S * 0.9)
+        assert not await it.go(HTTP_LINGER_S * 0.2), "nothing came for so long"
+
+    timed(test)
+
+
+@pytest.mark.parametrize("first", [HEAD, HEAD[:9]])
+def test_the_time_of_a_head_ends_with_it(first: bytes) -> None:
+    """What is left of it is nothing to a connection that waits for its next request, nor to that one's head."""
+
+    async def test(it: Timing) -> None:
+        for _ in range(3):
+            await it.send(first)
+            assert await it.go(HTTP_HEAD_TIMEOUT_S * 0.6)
+            await it.send(HEAD[len(first) :])
+            await it.answered()
+            assert await it.go(HTTP_HEAD_TIMEOUT_S * 0.6), "it waits for another request"
+        assert await it.go(HTTP_HEAD_TIMEOUT_S * 2)
+        await it.send(HEAD[:9])
+        assert await it.go(HTTP_HEAD_TIMEOUT_S * 0.9)
+        await it.send(HEAD[9:10])
+        assert not (await it.go(HTTP_HEAD_TIMEOUT_S * 0.2) and not it.wire._over), "this one is late"
+
+    timed(test)
