@@ -12,7 +12,14 @@ import pytest
 import uvloop
 from aiohttp import web
 
-from ingest.limits import HTTP_HEAD_SIZE_OWN, HTTP_HEAD_TIMEOUT_S, HTTP_LINGER_S, HTTP_LINGER_SIZE
+from ingest.limits import (
+    HTTP_HEAD_SIZE_OWN,
+    HTTP_HEAD_TIMEOUT_S,
+    HTTP_LINGER_S,
+    HTTP_LINGER_SIZE,
+    HTTP_UNREAD_TIMEOUT_S,
+)
+from ingest.runtime.tcp_progress import progress_of
 from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
 
@@ -342,3 +349,32 @@ def test_the_time_of_a_head_ends_with_it(first: bytes) -> None:
         assert not (await it.go(HTTP_HEAD_TIMEOUT_S * 0.2) and not it.wire._over), "this one is late"
 
     timed(test)
+
+
+def test_who_takes_a_little_now_and_then_is_not_late() -> None:
+    """However slow, and however much waits: what counts is when its machine last took something, not when that began."""
+
+    async def test(writer: Writer, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        wire = writer.transport.get_protocol()
+
+        def look(now: float) -> bool:
+            wire.check(now)
+            return not writer.transport.is_closing()
+
+        writer.transport.write(bytes(32 << 20))  # more than the kernel has room for
+        now = 0.0
+        assert look(now)
+        for times in range(4):
+            now += HTTP_UNREAD_TIMEOUT_S * 0.9
+            assert look(now), f"it took something {times} times"
+            before = progress_of(writer.transport)[1]
+            async with asyncio.timeout(60):
+                while progress_of(writer.transport)[1] == before:
+                    await loop.sock_recv(client, 1 << 18)
+            assert look(now)
+        assert writer.transport.get_write_buffer_size(), "nothing waits any more"
+        assert look(now + HTTP_UNREAD_TIMEOUT_S * 0.9)
+        assert not look(now + HTTP_UNREAD_TIMEOUT_S * 1.1)
+
+    asyncio.run(connected(test))
