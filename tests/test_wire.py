@@ -378,3 +378,19 @@ def test_who_takes_a_little_now_and_then_is_not_late() -> None:
         assert not look(now + HTTP_UNREAD_TIMEOUT_S * 1.1)
 
     asyncio.run(connected(test))
+
+
+@pytest.mark.parametrize("rest", [5, HTTP_LINGER_SIZE])
+def test_a_connection_that_ends_before_an_unwanted_rest_leaves_no_task(rest: int) -> None:
+    """aiohttp waits for that rest in one, with all that the request had."""
+
+    async def test(it: Timing) -> None:
+        await it.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % rest)
+        await it.answered()
+        assert len(asyncio.all_tasks()) == 2
+        it.client.close()
+        while await it.go(0):
+            pass
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    timed(test)
