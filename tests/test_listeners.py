@@ -319,10 +319,10 @@ def test_of_addresses_that_could_not_all_be_bound_none_is(
     for good in range(100):
         made.clear()
         try:
-            if count is None:
-                sockets = listeners.bind_alone(("several", 0))
-            else:
-                sockets = listeners.bind_shared(("several", 0), count)
+            address = ("several", 0)
+            sockets = (
+                listeners.bind_shared(address, count) if count is not None else listeners.bind_alone(address)
+            )
         except error:
             assert [sock.fileno() for sock in made] == [-1] * good
         else:
