@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from ingest.limits import (
     HTTP_HEAD_TIMEOUT_S,
     HTTP_LINGER_S,
     HTTP_LINGER_SIZE,
+    HTTP_RECEIVE_SIZE,
     HTTP_UNREAD_TIMEOUT_S,
 )
 from ingest.runtime.tcp_progress import progress_of
@@ -248,6 +250,8 @@ class Timing:
 
     def __init__(self, loop: ClockLoop, client: socket.socket, wire: Counted) -> None:
         self.loop, self.client, self.wire = loop, client, wire
+        self.goes_on = asyncio.Event()  # answers come
+        self.goes_on.set()
 
     async def send(self, data: bytes) -> None:
         """Until it was received."""
@@ -275,7 +279,10 @@ class Timing:
 def timed(test: Callable[[Timing], Awaitable[None]]) -> None:
     """Calls ``test`` with a connection of a server that answers at once, whatever is to come of the body."""
 
+    its: list[Timing] = []
+
     async def answer(request: web.BaseRequest) -> web.Response:
+        await its[0].goes_on.wait()
         return web.Response(text="here")
 
     async def run() -> None:
@@ -294,9 +301,12 @@ def timed(test: Callable[[Timing], Awaitable[None]]) -> None:
         try:
             while not made:
                 await asyncio.sleep(0)
-            await test(Timing(loop, client, made[0]))
+            its.append(Timing(loop, client, made[0]))
+            await test(its[0])
         finally:
             client.close()
+            made[0].evict()
+            its[0].goes_on.set()
             port.close()
             await server.shutdown(1)
 
@@ -392,5 +402,26 @@ def test_a_connection_that_ends_before_an_unwanted_rest_leaves_no_task(rest: int
         while await it.go(0):
             pass
         assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    timed(test)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_comes_behind_a_request_under_way_is_held_at_one_receive(before: int) -> None:
+    """The rest waits in the kernel and at the client, however much it sends."""
+
+    async def test(it: Timing) -> None:
+        for _ in range(before):
+            await it.send(HEAD)
+            await it.answered()
+        it.goes_on.clear()
+        it.client.send(HEAD)
+        sent = 0
+        for _ in range(50):
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                sent += it.client.send(HEAD * 1000)
+        held = len(it.wire._rest)
+        assert 0 < held <= HTTP_RECEIVE_SIZE < sent
 
     timed(test)
