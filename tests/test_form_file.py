@@ -193,6 +193,28 @@ def test_what_is_refused(data: bytes, match: str) -> None:
     refused(data, match)
 
 
+@pytest.mark.parametrize("parts", range(2, 6))
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (part(b"2"), "several files"),
+        (part(b"", FIELD, b"Content-Type: multipart/mixed; boundary=x"), "several files"),
+        (part(b"2", FIELD, b"Content-Transfer-Encoding: base64"), "encoded"),
+        (part(b"2", b'attachment; name="a"'), "form-data"),
+        (part(b"2", FIELD, b"no header"), "cannot be read"),
+        (part(b"2", FIELD).replace(BOUNDARY, BOUNDARY + b"c"), "another line|cannot be read"),
+    ],
+)
+def test_each_part_beside_the_file_is_looked_at(parts: int, other: bytes, match: str) -> None:
+    """Wherever the file is, and wherever what is no field."""
+    field = part(b"value", FIELD)
+    for at in range(parts):
+        alone = [part(b"1") if number == at else field for number in range(parts)]
+        assert read(form(*alone))[1] == b"1"
+        for bad in set(range(parts)) - {at}:
+            refused(form(*(other if number == bad else one for number, one in enumerate(alone))), match)
+
+
 def test_boundary_lines_may_end_with_blanks() -> None:
     padded = form(part(b"1")).replace(b"--" + BOUNDARY + b"\r\n", b"--" + BOUNDARY + b" \t\r\n")
     assert read(b"preamble\r\n" + padded)[1] == b"1"

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import ExitStack
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+import uvloop
+from aiohttp import web
 from gateway_rig import Broken, Connection, Gateway, memory_gateway
 
 from ingest.errors import ConfigError, KeyFileError, UsageError
 from ingest.gateway.http.access import Access, Hosts, same_origin
+from ingest.gateway.http.tls_port import TlsPort
 from ingest.gateway.http.token_file import parse_tokens, read_tokens
 from ingest.gateway.process.credentials import http_context, read_access
 from ingest.gateway.process.gateway_config import PARSERS, SCHEMA, FileConfig, GatewayConfig, load_config
 from ingest.limits import HTTP_DIRECT_MIN
+from ingest.runtime.http_connection import Connection as HttpConnection
+from ingest.runtime.wire import Wire
+from ingest.runtime.wires import Wires
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
 TOKENS = f"# who may\n\nread-only {READ}\n  read-write\t{WRITE}\r\n".encode()
@@ -419,6 +429,66 @@ def test_a_handshake_that_does_not_end(tmp_path: Path, monkeypatch: pytest.Monke
             assert silent.ended()
         with Connection(gateway.address, client) as connection:
             assert connection.request("GET", "/alive").body == b"alive"
+
+
+BEGINNINGS = [b"", b"\x16\x03\x01", b"\x00\x01", b"GET / HTTP/1.1\r\n\r\n", b""]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])  # which run a task's first step sooner or later
+@pytest.mark.parametrize("places", [8, 1])
+@pytest.mark.parametrize("end", ["closes", "resets", "is closed"])
+def test_a_handshake_that_ends_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    places: int,
+    run: Callable[[Any], None],
+) -> None:
+    """Whoever ends it, and wherever it is. With one place most of them give way, some before anything is done for them."""
+    monkeypatch.setattr("ingest.runtime.wires.HTTP_CONNECTIONS_MAX", places)
+    context, _ = tls_contexts(tmp_path)
+    assert context is not None
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        wires, server = Wires(), web.Server(nobody_asks)
+        listening = socket.create_server(("127.0.0.1", 0))
+        opened: list[Wire] = []
+
+        def connect() -> Wire:
+            opened.append(Wire(wires, HttpConnection(server, loop=loop), lambda: "id"))
+            return opened[-1]
+
+        port = TlsPort(listening, context, connect, wires)
+        clients = [socket.create_connection(listening.getsockname()) for _ in BEGINNINGS]
+        for client, sent in zip(clients, BEGINNINGS, strict=True):
+            client.setblocking(False)
+            await loop.sock_sendall(client, sent)
+        async with asyncio.timeout(60):
+            while len(opened) < len(clients):
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)  # some way on
+            for client in clients if end != "is closed" else []:
+                if end == "resets":
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+            if end == "is closed":
+                await port.close()
+                for client in clients:
+                    with suppress(ConnectionError):
+                        while await loop.sock_recv(client, 1 << 16):
+                            pass
+                    client.close()
+            while len(wires.guests) or wires.refused or port._opening:
+                await asyncio.sleep(0.001)
+        assert (wires.open, wires.heads) == (set(), 0)
+        await port.close()
+
+    run(test())
+
+
+async def nobody_asks(_: web.BaseRequest) -> web.Response:
+    raise AssertionError("there is no request")
 
 
 def test_tls(tmp_path: Path) -> None:

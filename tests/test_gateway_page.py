@@ -9,7 +9,7 @@ import logging
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -458,14 +458,17 @@ def test_figures_that_are_none(before: str, after: str) -> None:
 
 
 @contextlib.contextmanager
-def answering(body: bytes, asked: list[str]) -> Iterator[tuple[str, int]]:
+def answering(
+    body: bytes, asked: list[str], status: int = 200, headers: Mapping[str, str] = {}
+) -> Iterator[tuple[str, int]]:
     """An HTTP server that says this to everything."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
 
@@ -526,6 +529,30 @@ def test_what_is_no_node(body: bytes) -> None:
         answer = gateway.request("GET", "/node")
     assert (answer.status, answer.code) == (502, "engine_failed")
     assert f"127.0.0.1:{admin[1]} is no admin port of a node" in answer.json["message"]
+
+
+@pytest.mark.parametrize("beyond", [-1, 0, 1, FIGURES_SIZE_MAX])
+def test_figures_have_a_size_in_all(beyond: int) -> None:
+    """Though each piece of them is small, and all of it makes sense."""
+    size = FIGURES_SIZE_MAX + beyond
+    body = METRICS.encode() + b"# " + b"x" * (size - len(METRICS.encode()) - 3) + b"\n"
+    assert len(body) == size
+    with answering(body, []) as admin, memory_gateway(admin=admin) as gateway:
+        assert gateway.request("GET", "/node").status == (502 if beyond > 0 else 200)
+
+
+def test_figures_come_from_nobody_else() -> None:
+    """An admin port that sends its client elsewhere is none: what answers there may be any server that this one reaches."""
+    asked: list[str] = []
+    with answering(METRICS.encode(), asked) as other:
+        location = f"http://{other[0]}:{other[1]}/metrics"
+        for status in (301, 302, 303, 307, 308):
+            with (
+                answering(b"", [], status, {"Location": location}) as admin,
+                memory_gateway(admin=admin) as gateway,
+            ):
+                assert gateway.request("GET", "/node").status == 502
+    assert asked == []
 
 
 def test_a_node_that_is_not_there(memory: Gateway) -> None:

@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
 import uvloop
+from aiohttp import web
 from gateway_rig import Connection
 from memory_store import MemoryStore
 from tls_rig import meet
 
 from ingest.client.async_client import AsyncClient
+from ingest.gateway.http.access import Access, Hosts
+from ingest.gateway.http.app import make_app
 from ingest.gateway.http.download_links import DownloadLinks
-from ingest.gateway.http.exchange import Services
+from ingest.gateway.http.exchange import Exchange, Services
 from ingest.gateway.http.node_figures import NodeFigures
+from ingest.gateway.http.request_id import RequestIds
+from ingest.gateway.http.routes import Route
 from ingest.gateway.process.api_table import APIS
 from ingest.gateway.process.credentials import engine_context
 from ingest.gateway.process.gateway_config import load_config
 from ingest.gateway.process.http_process import GatewayServer
 from ingest.gateway.process.signing_keys import SigningKeys, Telling
 from ingest.mac import KeyRing
+from ingest.runtime.wires import Wires
 
 
 @dataclass
@@ -211,3 +218,56 @@ def test_hup_comes_at_any_step_of_the_start(tmp_path: Path, tls: bool, loop: Cal
             made.append(runner.run(server.run(work, steps=len(made))))
     # uvloop makes a port without a turn, and so does asyncio where TLS is not its own.
     assert made[0] == 0 and (tls or loop is uvloop.new_event_loop or set(made) == set(range(len(ports))))
+
+
+# --- the end of a port
+
+REQUESTS = 3
+
+
+@pytest.mark.parametrize("order", [*itertools.permutations(range(REQUESTS))])
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_drain_waits_for_each_request_that_is_under_way(order: Sequence[int], before: int) -> None:
+    """Whichever ends last, whatever their connections had ``before``. Those that have none end at once."""
+    goes_on = [asyncio.Event() for _ in range(REQUESTS)]
+    came: list[int] = []
+
+    async def waits(exchange: Exchange) -> web.StreamResponse:
+        number = int(exchange.tail)
+        came.append(number)
+        await goes_on[number].wait()
+        return web.Response(text="here")
+
+    async def at_once(exchange: Exchange) -> web.StreamResponse:
+        return web.Response(text="at once")
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        routes = [Route("/waits/*", {"GET": waits}), Route("/", {"GET": at_once})]
+        app = make_app(routes, cast(Services, None), Access(Hosts(frozenset())), RequestIds(), Wires())
+        port = await loop.create_server(app, "127.0.0.1", 0)
+        address = port.sockets[0].getsockname()
+        peers = [await asyncio.open_connection(*address) for _ in range(REQUESTS + 1)]
+        head = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        for number, (reader, writer) in enumerate(peers):
+            for _ in range(before):
+                writer.write(head.format("/").encode())
+                await reader.readuntil(b"at once")
+            if number < REQUESTS:
+                writer.write(head.format(f"/waits/{number}").encode())
+        while len(came) < REQUESTS:
+            await asyncio.sleep(0)
+        port.close()
+        draining = asyncio.create_task(app.drain(3600))
+        assert await peers[-1][0].read() == b""
+        for number in order:
+            assert not draining.done()
+            goes_on[number].set()
+            answer = await peers[number][0].read()  # to the end of the connection
+            assert answer.endswith(b"here") and b"Connection: close" in answer
+        await draining
+        for _, writer in peers:
+            writer.close()
+        await app.shutdown(1)
+
+    uvloop.run(asyncio.wait_for(test(), 60))

@@ -132,6 +132,28 @@ def test_what_came_before_anybody_read_is_kept():
     run(work)
 
 
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_it_has_ended_when_its_last_byte_was_given(size, step):
+    """Not when that came: who asks in between would take a part of it for the whole."""
+
+    async def work() -> None:
+        for early in range(size + 1):
+            link = Link(size)
+            link.reading = True
+            assert link.send(b"12345678"[:early]) == b""
+            given = b""
+            while len(given) < size:
+                assert not link.incoming.ended, (early, given)
+                task = await filling(link, step, some=True)
+                if len(given) >= early:
+                    link.send(b"12345678"[len(given) : len(given) + min(step, size - len(given))])
+                given += await task
+            assert (given, link.incoming.ended) == (b"12345678"[:size], True)
+
+    run(work)
+
+
 @pytest.mark.parametrize("given", [0, 4])
 def test_what_nobody_wants_is_received_to_its_end(given):
     async def work() -> None:

@@ -287,7 +287,8 @@ def test_a_chosen_port_that_is_taken_on_another_address_is_chosen_again(
 
     def bind(family: int, target: Any, *args: Any) -> socket.socket:
         if family == socket.AF_INET and not taken:
-            taken.append(socket.create_server((HERE, target[1])))  # somebody else, in this moment
+            with suppress(OSError):  # somebody has it in fact
+                taken.append(socket.create_server((HERE, target[1])))  # somebody else, in this moment
         return real(family, target, *args)
 
     monkeypatch.setattr(listeners, "_bind", bind)
@@ -295,3 +296,38 @@ def test_a_chosen_port_that_is_taken_on_another_address_is_chosen_again(
     assert len({sock.getsockname()[1] for sock in sockets}) == 1
     assert taken[0].getsockname()[1] != sockets[0].getsockname()[1]
     listeners.close_all((*sockets, *taken))
+
+
+@pytest.mark.parametrize("count", [None, 1, 3])
+@pytest.mark.parametrize("error", [PermissionError, KeyboardInterrupt])
+def test_of_addresses_that_could_not_all_be_bound_none_is(
+    monkeypatch: pytest.MonkeyPatch, error: type[BaseException], count: int | None
+) -> None:
+    """Whichever fails. Who caught the error and looks at it may be as long about it as he likes: nothing waits for that."""
+    names(monkeypatch, "::1", "127.0.0.1")
+    real = listeners._bind
+    made: list[socket.socket] = []
+    good = 0
+
+    def bind(*args: Any) -> socket.socket:
+        if len(made) == good:
+            raise error("not here")
+        made.append(real(*args))
+        return made[-1]
+
+    monkeypatch.setattr(listeners, "_bind", bind)
+    for good in range(100):
+        made.clear()
+        try:
+            address = ("several", 0)
+            sockets = (
+                listeners.bind_shared(address, count) if count is not None else listeners.bind_alone(address)
+            )
+        except error:
+            assert [sock.fileno() for sock in made] == [-1] * good
+        else:
+            break
+    # Each shared port has its probe; and there are more tries when somebody has that port on the other address.
+    assert good >= (2 if count is None else 2 + 2 * count)
+    listeners.close_all(sockets)
+    assert {sock.fileno() for sock in made} == {-1}, "a probe is left"

@@ -6,13 +6,22 @@ import asyncio
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import uvloop
 from aiohttp import web
 
-from ingest.limits import HTTP_HEAD_SIZE_OWN
+from ingest.limits import (
+    HTTP_HEAD_SIZE_OWN,
+    HTTP_HEAD_TIMEOUT_S,
+    HTTP_LINGER_S,
+    HTTP_LINGER_SIZE,
+    HTTP_RECEIVE_SIZE,
+    HTTP_UNREAD_TIMEOUT_S,
+)
+from ingest.runtime.tcp_progress import progress_of
 from ingest.runtime.wire import Connection, Wire
 from ingest.runtime.wires import Wires
 
@@ -214,3 +223,205 @@ def test_what_a_connection_had_is_given_back_however_it_ends(state: str, end: st
         assert (wires.heads, wires.unfinished, len(wires.guests), wires.guests._idle) == (0, {}, 0, {})
 
     uvloop.run(test())
+
+
+# --- what a connection has time for
+
+
+class ClockLoop(asyncio.SelectorEventLoop):
+    """Its clock stands still until it is moved."""
+
+    now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+
+class Counted(Wire):
+    received = 0  # bytes
+
+    def buffer_updated(self, nbytes: int) -> None:
+        super().buffer_updated(nbytes)
+        self.received += nbytes
+
+
+class Timing:
+    """A connection to a server, and its client's end; `go` moves the clock."""
+
+    def __init__(self, loop: ClockLoop, client: socket.socket, wire: Counted) -> None:
+        self.loop, self.client, self.wire = loop, client, wire
+        self.goes_on = asyncio.Event()  # answers come
+        self.goes_on.set()
+
+    async def send(self, data: bytes) -> None:
+        """Until it was received."""
+        before = self.wire.received
+        await self.loop.sock_sendall(self.client, data)
+        while self.wire.received < before + len(data):
+            await asyncio.sleep(0)
+
+    async def answered(self, count: int = 1) -> None:
+        got = b""
+        while got.count(b"here") < count:
+            got += (more := await self.loop.sock_recv(self.client, 1 << 16))
+            assert more
+        for _ in range(20):  # aiohttp goes on to what is left of the body
+            await asyncio.sleep(0)
+
+    async def go(self, seconds: float) -> bool:
+        """Whether the connection is there afterwards."""
+        self.loop.now += seconds
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return self.wire._transport is not None and not self.wire._transport.is_closing()
+
+
+def timed(test: Callable[[Timing], Awaitable[None]]) -> None:
+    """Calls ``test`` with a connection of a server that answers at once, whatever is to come of the body."""
+
+    its: list[Timing] = []
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        await its[0].goes_on.wait()
+        return web.Response(text="here")
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ClockLoop)
+        wires, server, made = Wires(), web.Server(answer), []
+
+        def accept() -> Wire:
+            handler = Connection(server, loop=loop, lingering_time=1e6, keepalive_timeout=1e6)
+            made.append(Counted(wires, handler, lambda: "id"))
+            return made[-1]
+
+        port = await loop.create_server(accept, "127.0.0.1", 0)
+        client = socket.create_connection(port.sockets[0].getsockname())
+        client.setblocking(False)
+        try:
+            while not made:
+                await asyncio.sleep(0)
+            its.append(Timing(loop, client, made[0]))
+            await test(its[0])
+        finally:
+            client.close()
+            made[0].evict()
+            its[0].goes_on.set()
+            port.close()
+            await server.shutdown(1)
+
+    with asyncio.Runner(loop_factory=ClockLoop) as runner:
+        runner.run(run())
+
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.mark.parametrize("rest", [5, HTTP_LINGER_SIZE])
+def test_who_still_sends_what_nobody_wants_is_not_silent(rest: int) -> None:
+    """However slowly: only when nothing came for a while the connection ends, as its client looks for no answer."""
+
+    async def test(it: Timing) -> None:
+        for _ in range(2):  # the second one's time has nothing of the first one's
+            await it.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % rest)
+            await it.answered()
+            for sent in range(3):
+                assert await it.go(HTTP_LINGER_S * 0.9), f"it ended after {sent} bytes"
+                await it.send(b"x")
+            assert await it.go(HTTP_LINGER_S * 0.9)
+            await it.send(bytes(rest - 3))
+            assert await it.go(HTTP_LINGER_S * 3), "all of it has come: it waits for another request"
+        await it.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % rest)
+        await it.answered()
+        assert await it.go(HTTP_LINGER_S * 0.9)
+        await it.send(b"x")
+        assert await it.go(HTTP_LINGER_S * 0.9)
+        assert not await it.go(HTTP_LINGER_S * 0.2), "nothing came for so long"
+
+    timed(test)
+
+
+@pytest.mark.parametrize("first", [HEAD, HEAD[:9]])
+def test_the_time_of_a_head_ends_with_it(first: bytes) -> None:
+    """What is left of it is nothing to a connection that waits for its next request, nor to that one's head."""
+
+    async def test(it: Timing) -> None:
+        for _ in range(3):
+            await it.send(first)
+            assert await it.go(HTTP_HEAD_TIMEOUT_S * 0.6)
+            await it.send(HEAD[len(first) :])
+            await it.answered()
+            assert await it.go(HTTP_HEAD_TIMEOUT_S * 0.6), "it waits for another request"
+        assert await it.go(HTTP_HEAD_TIMEOUT_S * 2)
+        await it.send(HEAD[:9])
+        assert await it.go(HTTP_HEAD_TIMEOUT_S * 0.9)
+        await it.send(HEAD[9:10])
+        assert not (await it.go(HTTP_HEAD_TIMEOUT_S * 0.2) and not it.wire._over), "this one is late"
+
+    timed(test)
+
+
+def test_who_takes_a_little_now_and_then_is_not_late() -> None:
+    """However slow, and however much waits: what counts is when its machine last took something, not when that began."""
+
+    async def test(writer: Writer, client: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        wire = writer.transport.get_protocol()
+
+        def look(now: float) -> bool:
+            wire.check(now)
+            return not writer.transport.is_closing()
+
+        writer.transport.write(bytes(32 << 20))  # more than the kernel has room for
+        now = 0.0
+        assert look(now)
+        for times in range(4):
+            now += HTTP_UNREAD_TIMEOUT_S * 0.9
+            assert look(now), f"it took something {times} times"
+            before = progress_of(writer.transport)[1]
+            async with asyncio.timeout(60):
+                while progress_of(writer.transport)[1] == before:
+                    await loop.sock_recv(client, 1 << 18)
+            assert look(now)
+        assert writer.transport.get_write_buffer_size(), "nothing waits any more"
+        assert look(now + HTTP_UNREAD_TIMEOUT_S * 0.9)
+        assert not look(now + HTTP_UNREAD_TIMEOUT_S * 1.1)
+
+    asyncio.run(connected(test))
+
+
+@pytest.mark.parametrize("rest", [5, HTTP_LINGER_SIZE])
+def test_a_connection_that_ends_before_an_unwanted_rest_leaves_no_task(rest: int) -> None:
+    """aiohttp waits for that rest in one, with all that the request had."""
+
+    async def test(it: Timing) -> None:
+        await it.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\nx" % rest)
+        await it.answered()
+        assert len(asyncio.all_tasks()) == 2
+        it.client.close()
+        while await it.go(0):
+            pass
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    timed(test)
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_comes_behind_a_request_under_way_is_held_at_one_receive(before: int) -> None:
+    """The rest waits in the kernel and at the client, however much it sends."""
+
+    async def test(it: Timing) -> None:
+        for _ in range(before):
+            await it.send(HEAD)
+            await it.answered()
+        it.goes_on.clear()
+        it.client.send(HEAD)
+        sent = 0
+        for _ in range(50):
+            await asyncio.sleep(0)
+            with suppress(BlockingIOError):
+                sent += it.client.send(HEAD * 1000)
+        held = len(it.wire._rest)
+        assert 0 < held <= HTTP_RECEIVE_SIZE < sent
+
+    timed(test)

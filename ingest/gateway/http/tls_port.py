@@ -11,6 +11,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 from ingest.limits import ACCEPT_PAUSE_S, HTTP_LINGER_S, HTTP_RECEIVE_SIZE, TLS_HANDSHAKE_TIMEOUT_S
 from ingest.runtime.wire import Wire
@@ -42,6 +43,7 @@ class TlsPort:
         self._connect = connect
         self._wires = wires
         self._opening: set[asyncio.Task[None]] = set()
+        self._unbegun: set[socket.socket] = set()  # no step of their tasks has run
         sock.setblocking(False)
         self._accepting = asyncio.create_task(self._accept())
 
@@ -70,9 +72,19 @@ class TlsPort:
                 continue
             wire.opening = task = asyncio.create_task(self._open(sock, wire))
             self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._unbegun.add(sock)
+            task.add_done_callback(partial(self._opened, sock, wire))
+
+    def _opened(self, sock: socket.socket, wire: Wire, task: asyncio.Task[None]) -> None:
+        """A task that was cancelled before its first step has closed nothing."""
+        self._opening.discard(task)
+        if sock in self._unbegun:
+            self._unbegun.discard(sock)
+            sock.close()
+            wire.dismiss()
 
     async def _open(self, sock: socket.socket, wire: Wire) -> None:
+        self._unbegun.discard(sock)
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(TLS_HANDSHAKE_TIMEOUT_S):
