@@ -120,8 +120,7 @@ class CommitLoop:
             self.queue.committer_ready()
             try:
                 self._serve()
-            except OSError as error:
-                # Not one that a step expects: what it leaves behind is not known here either.
+            except OSError as error:  # that no step expects: what it leaves behind is not known here either
                 raise SyncFailedError(f"{self.store.data_dir}: {error}") from error
         except CorruptionError as error:
             log.critical("%s", error)
