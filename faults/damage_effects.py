@@ -3,8 +3,8 @@
 Bytes that nobody interprets, counted as harmless: free slots of a pack; of a segment what lies behind its last batch,
 the padding of batches and the header block behind its digest; what the lock says; white space in the key file and the
 JSON files, the case of digits in the key file, and the path in log.json. Like a crash: the last batch of the log, which
-is cut if it does not check. Slots that the next start writes anew from the log, which need not be looked at, are
-counted apart too.
+is cut if it does not check, and one before it where all behind it were hit as well: bytes of a former use look so too.
+Slots that the next start writes anew from the log, which need not be looked at, are counted apart too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 
 from faults.damage import Damage
-from faults.damaged_store import Template
+from faults.damaged_store import Batch, Template
 from ingest import mac, sharding, ticket
 from ingest.errors import IngestError
 from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
@@ -113,16 +113,30 @@ def recovery_rewrites(template: Template, damaged: Damage) -> bool:
 
 
 def like_a_crash(template: Template, damaged: Damage) -> bool:
-    """Whether nothing but the last batch of the log changed: nobody can tell it from one that was being written."""
+    """Whether nothing but the end of the log changed: nobody can tell it from one that was being written."""
     if damaged.kind not in ("segment", "batch") or not template.batches:
         return False
-    last = template.batches[-1]
-    space = [*free_of_segment(template, damaged), (last.offset, last.offset + last.length)]
+    end = [(batch.offset, batch.offset + batch.length) for batch in _cut(template, damaged)]
     return (
-        last.segment == damaged.path
+        template.batches[-1].segment == damaged.path
         and len(damaged.after) == len(damaged.before)
-        and within(damaged.changed, space)
+        and within(damaged.changed, [*free_of_segment(template, damaged), *end])
     )
+
+
+def _cut(template: Template, damaged: Damage) -> list[Batch]:
+    """The batches at the end of the log of which each is hit; the last one in any case."""
+    cut = template.batches[-1:]
+    for batch in reversed(template.batches[:-1]):
+        last = cut[0]
+        if not (
+            batch.segment == last.segment == damaged.path
+            and damaged.touches(last.offset, last.offset + last.length)
+            and damaged.touches(batch.offset, batch.offset + batch.length)
+        ):
+            break
+        cut.insert(0, batch)
+    return cut
 
 
 def touched(template: Template, damaged: Damage) -> set[int]:
@@ -136,10 +150,11 @@ def touched(template: Template, damaged: Damage) -> set[int]:
     elif damaged.kind in ("chunk", "attribute"):
         found.add(ticket.parse(ticket.from_tree_path(str(damaged.path))))
     elif damaged.kind in ("segment", "batch"):
+        cut = _cut(template, damaged)
         for batch in template.batches:
             if batch.segment != damaged.path or batch.number <= template.settled:
                 continue
-            whole = damaged.touches(batch.offset, batch.offset + 64) or batch is template.batches[-1]
+            whole = damaged.touches(batch.offset, batch.offset + 64) or batch in cut
             for place, indices in batch.frames.items():
                 if whole or damaged.touches(place, place + FRAME_SIZE):
                     found.update(indices)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 
 from faults import corruption, damage
 from faults.damage import Damage, differences
-from faults.damage_effects import recovery_rewrites, within
+from faults.damage_effects import like_a_crash, recovery_rewrites, touched, within
 from faults.damaged_store import build
 from ingest.store.layouts.pack_file import SECTOR_SIZE
 
@@ -71,3 +72,27 @@ def test_a_lost_header_is_excused_only_where_the_log_has_all_of_its_pack(tmp_pat
         wrong = Damage("pack header", path, "one bit", before, bytes([before[0] ^ 1]) + before[1:])
         excused[str(path)] = recovery_rewrites(template, zeroed), recovery_rewrites(template, wrong)
     assert excused == {"AA/BB/C/obj": (True, False), "4/obj": (False, False)}
+
+
+def test_the_end_of_the_log_is_cut_as_after_a_crash(tmp_path):
+    """Also when more than one batch is hit, if none behind them is whole. What fsck says is what the part expects."""
+    template = build(tmp_path / "store", "pack", "cut", seed=1)
+    *_, before_last, last = template.batches
+    assert before_last.segment == last.segment
+    content = (template.directory / last.segment).read_bytes()
+    copy = tmp_path / "copy"
+    excused = []
+    for hit in ([last], [before_last, last], [before_last]):
+        bad = bytearray(content)
+        for batch in hit:
+            bad[batch.offset + 70] ^= 1
+        damaged = Damage("segment", last.segment, "a bit", content, bytes(bad))
+        shutil.copytree(template.directory, copy)
+        (copy / last.segment).write_bytes(bad)
+        found = corruption.check(copy, template.segment_size, repair=False)
+        shutil.rmtree(copy)
+        assert like_a_crash(template, damaged) is (not found)
+        excused.append(not found)
+        lost = {index for batch in hit for indices in batch.frames.values() for index in indices}
+        assert touched(template, damaged) >= lost
+    assert excused == [True, True, False]
