@@ -1,4 +1,4 @@
-"""A private key with a password is refused, and nobody is asked for it on a terminal: a service would wait there for ever."""
+"""A private key with a password is refused, and nobody is asked for it on a terminal: a service would wait for ever."""
 
 from __future__ import annotations
 
