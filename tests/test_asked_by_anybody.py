@@ -9,6 +9,7 @@ import pytest
 from gateway_rig import memory_gateway
 
 from ingest.errors import ConnectionLostError, ForeignStoreError, IngestError, NoSpaceError
+from ingest.gateway.http import shared_look
 from ingest.gateway.http.shared_look import SharedLook
 
 
@@ -60,3 +61,32 @@ def test_one_look_for_all(error: IngestError | None, kept: float, looks: int) ->
 
     asyncio.run(ask())
     assert made == looks
+
+
+@pytest.mark.parametrize("error", [None, ForeignStoreError("foreign"), ConnectionLostError("away")])
+def test_a_look_that_takes_long_is_told_to_all_who_waited(
+    monkeypatch: pytest.MonkeyPatch, error: IngestError | None
+) -> None:
+    """What was found counts from when it was found: else each of them would take as long, one behind the other."""
+    now, made = 100.0, 0
+    monkeypatch.setattr(shared_look.time, "monotonic", lambda: now)
+
+    async def look() -> str:
+        nonlocal now, made
+        made += 1
+        await asyncio.sleep(0)
+        now += 3.0
+        if error is not None:
+            raise error
+        return "found"
+
+    async def ask() -> None:
+        nonlocal now
+        shared = SharedLook(look, 1.0)
+        for looks in (1, 2):
+            asking = [shared.read() for _ in range(5)]
+            assert await asyncio.gather(*asking, return_exceptions=True) == [error or "found"] * 5
+            assert made == looks
+            now += 1.0
+
+    asyncio.run(ask())

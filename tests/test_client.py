@@ -1070,6 +1070,29 @@ class TestBulk:
         server.model.request = failing  # type: ignore[method-assign]
         assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
 
+    @pytest.mark.parametrize("refusal", [ERROR, BUSY])
+    @pytest.mark.parametrize("bad", [0, 40])
+    def test_what_goes_wrong_in_the_same_reply(
+        self, server: ReferenceServer, client: Client, bad: int, refusal: int
+    ) -> None:
+        """A frame that is bad beside tickets that are refused for now: each is asked for again."""
+        client.put_range("AAAA", self.DATA)
+        real, answers = server.model.request, [refusal, refusal]
+
+        def failing(request: bytes) -> tuple[bytes, bool]:
+            first, count = index_of(request[:8]), int.from_bytes(request[8:16], "big")
+            if not answers or count < 50:
+                return real(request)
+            assert first is not None
+            refused = ticket_of(first + count - 5) + bytes([answers.pop(), 0, 0, 0]) + (5).to_bytes(4, "big")
+            reply = bytearray(real(build_request(KEY, first, count - 5))[0])
+            reply[16 + bad * (DATA + 16) + 500] ^= 1
+            return bytes(reply) + refused, True
+
+        server.model.request = failing  # type: ignore[method-assign]
+        assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
+        assert not answers
+
     def test_frames_of_older_keys(self, server: ReferenceServer) -> None:
         with connect(server) as client:
             client.put_range("AAAA", self.DATA)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -88,4 +89,25 @@ def test_a_file_that_is_not_opened_a_second_time(tmp_path):
     lock.unlink()
     assert possession.look() == f"{lock} is gone"
     lock.touch()  # of a server that was started anew
+    assert possession.look() == ""
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("field", ["st_dev", "st_ino"])
+def test_the_same_number_on_another_file_system_is_another_one(store, tmp_path, monkeypatch, place, field):
+    """A mount hides a directory by one that was made the same way, and has the same inode."""
+    possession = store.possession()
+    assert possession.look() == ""
+    real = os.stat
+
+    def stat(path, **named):
+        found = real(path, **named)
+        if os.fspath(path) != str(tmp_path / place):
+            return found
+        names = {name: getattr(found, name) for name in ("st_dev", "st_ino")}
+        return SimpleNamespace(**names | {field: names[field] + 1})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        assert possession.look() == f"{tmp_path / place} is not the one that was opened here"
     assert possession.look() == ""
