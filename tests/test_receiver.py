@@ -32,7 +32,7 @@ from ingest.errors import (
     UploadLostError,
 )
 from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
-from ingest.objects import manifest
+from ingest.objects import manifest, streamed_upload
 from ingest.objects.collector import Collector
 from ingest.objects.local_store import LocalStore
 from ingest.objects.manifest import Manifest
@@ -186,6 +186,22 @@ def test_many_at_a_time(run):
         await asyncio.gather(*(rig.put(f"at once {i}", bytes_of(size, i)) for i, size in enumerate(sizes)))
         for i, size in enumerate(sizes):
             assert await rig.read(f"at once {i}") == bytes_of(size, i)
+
+    run(work)
+
+
+@pytest.mark.parametrize("tickets", [1, 7, 100, PIECE_CHUNKS - 1, PIECE_CHUNKS + 1])
+def test_pieces_that_lie_in_several_ranges(run, monkeypatch, tickets):
+    """Two uploads take their ranges in turn, so that what one takes next is not behind what it had."""
+    monkeypatch.setattr(streamed_upload, "RANGE_TICKETS_MIN", tickets)
+
+    async def work(rig: Rig) -> None:
+        size = 2 * PIECE + 5000
+        names = ["in turn 0", "in turn 1"]
+        versions = await asyncio.gather(*(rig.put(name, bytes_of(size, i)) for i, name in enumerate(names)))
+        assert any(len(version.extents) > 1 for version in versions)
+        for i, name in enumerate(names):
+            assert await rig.read(name) == bytes_of(size, i)
 
     run(work)
 
