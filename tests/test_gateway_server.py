@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import pytest
@@ -21,6 +22,7 @@ from memory_store import MemoryStore
 from tls_rig import meet
 
 from ingest.client.async_client import AsyncClient
+from ingest.errors import UsageError
 from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.app import make_app
 from ingest.gateway.http.download_links import DownloadLinks
@@ -271,3 +273,45 @@ def test_a_drain_waits_for_each_request_that_is_under_way(order: Sequence[int], 
         await app.shutdown(1)
 
     uvloop.run(asyncio.wait_for(test(), 60))
+
+
+@pytest.mark.parametrize("loop", [asyncio, uvloop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    "end", ["answered", "raises", "refused", "client gone", "client reset", "half closed"]
+)
+def test_however_a_request_ends_a_drain_does_not_wait_for_it(loop: ModuleType, end: str) -> None:
+    under_way, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def waits(exchange: Exchange) -> web.StreamResponse:
+        under_way.set()
+        await goes_on.wait()
+        if end == "raises":
+            raise RuntimeError("as nobody expects it")
+        if end == "refused":
+            raise UsageError("no")
+        return web.Response(text="here")
+
+    async def test() -> None:
+        routes = [Route("/", {"GET": waits})]
+        app = make_app(routes, cast(Services, None), Access(Hosts(frozenset())), RequestIds(), Wires())
+        port = await asyncio.get_running_loop().create_server(app, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*port.sockets[0].getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await under_way.wait()
+        if end == "client gone":
+            writer.close()
+        elif end == "client reset":
+            writer.transport.abort()
+        elif end == "half closed":
+            writer.write_eof()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        goes_on.set()
+        if not end.startswith("client"):
+            await reader.readuntil(b"HTTP/1.1")
+        port.close()
+        await app.drain(3600)
+        writer.close()
+        await app.shutdown(1)
+
+    loop.run(asyncio.wait_for(test(), 60))

@@ -1,4 +1,4 @@
-"""A statement of the catalog that an error of the disk ends: within a transaction nothing of that is made, alone it is asked again."""
+"""Statements of the catalog that an error of the disk ends: of a transaction nothing stays, others are made again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import apsw
 import pytest
 
-from ingest.catalog import database
 from ingest.catalog.database import SPOILING, Database
 from ingest.errors import DiskError
 
@@ -75,9 +74,12 @@ def test_what_reads_is_asked_again_once(
 ) -> None:
     db.connection = Failing(db.connection, 0, error)
     assert names_of(db) == []
-    monkeypatch.setattr(
-        database.Database, "_open", lambda self: setattr(self, "connection", Failing(db.connection, 0, error))
-    )
+    real = db.connection
+
+    def open_a_bad_one(self: Database) -> None:
+        self.connection = Failing(real, 0, error)
+
+    monkeypatch.setattr(Database, "_open", open_a_bad_one)
     db.connection = Failing(db.connection, 0, error)
     with pytest.raises(DiskError):
         names_of(db)
