@@ -27,6 +27,7 @@ from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.app import make_app
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Exchange, Services
+from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.routes import Route
@@ -289,6 +290,8 @@ def test_however_a_request_ends_a_drain_does_not_wait_for_it(loop: ModuleType, e
             raise RuntimeError("as nobody expects it")
         if end == "refused":
             raise UsageError("no")
+        if end.startswith("client"):
+            raise ClientGoneError  # as who writes an answer does
         return web.Response(text="here")
 
     async def test() -> None:
