@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from committer_rig import CommitterRig
+from put_rig import frame
 
 from ingest import sharding
 from ingest.engine.commit.damage_log import tell_of_damage
@@ -73,3 +74,23 @@ def test_each_error_of_each_pack_is_told_once(tmp_path: Path, caplog: pytest.Log
             f"{rig.data}/{sharding.pack_path(5)}: Not a directory",
         ]
         assert told(rig, caplog) == []
+
+
+@pytest.mark.parametrize("data", [b"mine", b"other"])
+@pytest.mark.parametrize(
+    "index",
+    [FIRST + 4, FIRST + PACK_SLOTS + 3, FIRST + 36 * PACK_SLOTS + 3, FIRST + 3 + 1296**2 * PACK_SLOTS, 3],
+    ids=["slot beside", "next pack", "another directory", "a longer name", "a shorter name"],
+)
+def test_an_authentic_frame_of_another_ticket_is_no_copy(tmp_path: Path, index: int, data: bytes) -> None:
+    """As a disk leaves it that wrote to the wrong place: nobody is answered by what is stored under another name."""
+    with CommitterRig(tmp_path) as rig:
+        rig.put(FIRST + 3, b"mine")
+        rig.commit()
+        rig.flush()
+        with (rig.data / sharding.pack_path(sharding.ticket_pack(FIRST))).open("r+b") as pack:
+            pack.seek(sharding.slot_offset(3))
+            pack.write(frame(index, b"mine"))
+        again = rig.put(FIRST + 3, data)
+        rig.commit()
+        assert rig.answer(again) is Status.ERROR

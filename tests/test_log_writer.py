@@ -312,3 +312,35 @@ def test_a_loss_is_over_when_all_segments_are_there(tmp_path):
     assert not possession.look()
     for fd in opened.values():
         os.close(fd)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("step", ["stat", "pwrite", "ftruncate", "fsync", "second fsync"])
+def test_a_segment_that_can_not_be_made_leaves_nothing(tmp_path, monkeypatch, step, number):
+    """No descriptor, no file: it is tried every few seconds while a disk is full. The next is made when there is room."""
+    log = new_log(tmp_path / "wal")
+    opened, there = set(os.listdir("/proc/self/fd")), set(os.listdir(tmp_path / "wal"))
+    left = 1 if step.startswith("second") else 0
+    name = step.rpartition(" ")[2]
+    module, real = (log_writer, log_writer.write_all) if name == "pwrite" else (os, getattr(os, name))
+
+    def fails(*arguments, **named):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(number, os.strerror(number))
+        return real(*arguments, **named)
+
+    for _ in range(3):
+        left = 1 if step.startswith("second") else 0
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "write_all" if name == "pwrite" else name, fails)
+            with pytest.raises(OSError, match=os.strerror(number)):
+                log.make_spare()
+        assert log.needs_spare
+    assert set(os.listdir("/proc/self/fd")) == opened
+    assert set(os.listdir(tmp_path / "wal")) == there
+    log.make_spare()
+    assert not log.needs_spare
+    fill(log, 3)
+    log.close()
