@@ -41,16 +41,17 @@ def leaves(rig: Rig, client: socket.socket) -> None:
     rig.until(lambda: sum(rig.queue.connections(0)) < before)
 
 
+@pytest.mark.parametrize("friend_is_first", [False, True])
 @pytest.mark.parametrize("before", [None, "a stranger", "one with a key"])
-def test_a_stranger_in_whatever_place(rig: Rig, before: str | None) -> None:
-    if before is not None:
-        first = rig.connect()
-        if before == "one with a key":
-            proves(rig, first)
-    friend = rig.connect()
+def test_a_stranger_in_whatever_place(rig: Rig, before: str | None, friend_is_first: bool) -> None:
+    opened = [rig.connect() for _ in range(2 if before else 1)]
+    friend = opened[0 if friend_is_first else -1]
     proves(rig, friend)
-    if before is not None:
-        leaves(rig, first)
+    for first in opened:
+        if first is not friend:
+            if before == "one with a key":
+                proves(rig, first)
+            leaves(rig, first)
     stranger = rig.connect()
     rig.events += rig.server.close_idle(1) or []
     assert ended(rig, stranger)
