@@ -368,6 +368,35 @@ class TestTables:
         table.flush_done()
         table.close()
 
+    @pytest.mark.parametrize("kind", [PackTable, TreeTable])
+    @pytest.mark.parametrize("times", [0, 1, 3])
+    def test_who_had_no_descriptor_for_a_moment_goes_on(
+        self, kind: type[PackTable] | type[TreeTable], times: int, data_fd: int
+    ) -> None:
+        """However often it was tried meanwhile. In a thread: a lock that is kept would hold this one up for ever."""
+        table = kind(data_fd, STORE_ID, 64)
+
+        def steps() -> None:
+            with no_descriptor_left(data_fd):
+                table.sync_each_file()
+                for i in range(times):
+                    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
+                        table.replay_puts(frame(FIRST + PACK_SLOTS * i))
+            for i in range(3):
+                table.replay_puts(frame(FIRST + PACK_SLOTS * i))
+            table.write_headers()
+            table.flush_begins()
+            table.sync()
+            table.flush_done()
+            table.close()
+            done.append(True)
+
+        done: list[bool] = []
+        thread = threading.Thread(target=steps, daemon=True)
+        thread.start()
+        thread.join(60)
+        assert done
+
     @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
     @pytest.mark.parametrize("kind", ["_pack_table.PackTable", "_tree_table.TreeTable"])
     def test_nor_where_the_kernel_has_no_openat2(self, kind: str, tmp_path: Path) -> None:
