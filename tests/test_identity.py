@@ -1,6 +1,6 @@
 """What a store is taken for that has lost its description: what it says by its files, whatever its clients put into them.
 
-A store that is taken for one of the other layout is moved into the quarantine, file by file, by the repair that should save it.
+One that is taken for a store of the other layout is moved into the quarantine by the repair that should save it.
 """
 
 from __future__ import annotations

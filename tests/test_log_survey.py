@@ -1,0 +1,163 @@
+"""Whichever byte of a damaged log it is that decayed: what else was acknowledged from it is in the packs after a repair."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from test_fsck import check_layout
+
+from faults.damaged_store import SMALL_SEGMENT, Batch, Builder, read_all, started
+from ingest import sharding
+from ingest.limits import FRAME_SIZE
+from ingest.status import Status
+from ingest.store.check.fsck import fsck
+from ingest.store.log.log_format import BATCH_HEADER_SIZE
+
+OLD, NEW, GONE = (sharding.slot_ticket(5, slot) for slot in (1, 20, 40))
+
+
+@dataclass
+class Made:
+    """A store whose packs lack the last three batches: puts, then puts and a delete, then a put."""
+
+    builder: Builder
+
+    def copy(self, target: Path) -> Path:
+        shutil.copytree(self.builder.directory, target, symlinks=True)
+        return target
+
+    @property
+    def middle(self) -> Batch:
+        return self.builder.batches[-2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    stores: dict[str, Made] = {}
+
+    def make(layout: str) -> Made:
+        if layout not in stores:
+            directory = tmp_path_factory.mktemp("made") / layout
+            builder = Builder(directory, layout, random.Random(1), SMALL_SEGMENT)
+            builder.put([OLD, OLD + 1, OLD + 2])
+            builder.settle()
+            builder.put([NEW, NEW + 1], apply=False)
+            builder.put_and_delete(NEW + 2, GONE, 3)
+            builder.put([NEW + 3], apply=False)
+            builder.close()
+            stores[layout] = Made(builder)
+        return stores[layout]
+
+    return make
+
+
+def decay(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x55]))
+
+
+def shown(data: Path, builder: Builder) -> dict[int, tuple[Status, bytes]]:
+    with started(data, SMALL_SEGMENT) as reader:
+        read = read_all(reader, builder.keys)
+    return {index: read[index] for index in builder.truth}
+
+
+def expected(builder: Builder, lost: set[int]) -> dict[int, tuple[Status, bytes]]:
+    return {
+        index: (Status.DELETED, b"") if held is None or index in lost else (Status.SAVED, held)
+        for index, held in builder.truth.items()
+    }
+
+
+@pytest.mark.parametrize("field", [0, 7, 8, 15, 16, 23, 24, 31, 32, 35, 39, 43, 47, 48, 55, 56, 63])
+def test_a_batch_whose_header_decayed_has_lost_no_frame(
+    made: Callable[[str], Made], tmp_path: Path, layout: str, field: int
+) -> None:
+    """Its magic, its number, its digests, its length, its counts: each frame in it is authentic by itself."""
+    check_layout(layout, tmp_path)
+    store = made(layout)
+    data = store.copy(tmp_path / "store")
+    decay(data / store.middle.segment, store.middle.offset + field)
+    report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert {problem.kind for problem in report.problems} == {"log"}
+    assert not any(problem.lost for problem in report.problems)
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    assert shown(data, store.builder) == expected(store.builder, set())
+
+
+@pytest.mark.parametrize("field", [0, 8, 11, 16, 31, 32, 39, 47, 48, 55, 56, 63, 504, 511])
+def test_nor_has_a_segment_whose_header_decayed(
+    made: Callable[[str], Made], tmp_path: Path, layout: str, field: int
+) -> None:
+    check_layout(layout, tmp_path)
+    store = made(layout)
+    data = store.copy(tmp_path / "store")
+    decay(data / store.middle.segment, field)
+    report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert "log" in {problem.kind for problem in report.problems}
+    assert not any(problem.lost for problem in report.problems)
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    assert shown(data, store.builder) == expected(store.builder, set())
+
+
+@pytest.mark.parametrize("inside", [8, 15, 16, 700, FRAME_SIZE - 1])
+@pytest.mark.parametrize("frame", [0, 1])
+def test_a_frame_that_decayed_is_the_only_one_that_is_lost(
+    made: Callable[[str], Made], tmp_path: Path, layout: str, frame: int, inside: int
+) -> None:
+    """Of a delete its first ticket is what is known to have been used."""
+    check_layout(layout, tmp_path)
+    store = made(layout)
+    data = store.copy(tmp_path / "store")
+    at = store.middle.offset + BATCH_HEADER_SIZE + frame * FRAME_SIZE + inside
+    decay(data / store.middle.segment, at)
+    fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    found, truth = shown(data, store.builder), expected(store.builder, {NEW + 2} if frame == 0 else set())
+    if frame == 1:
+        for index in (GONE + 1, GONE + 2):
+            del found[index], truth[index]
+    assert found == truth
+
+
+def test_what_the_log_still_has_to_bring_is_written_anew_whatever_is_read_of_it(
+    made: Callable[[str], Made], tmp_path: Path, layout: str
+) -> None:
+    """What is right in the page cache may be nowhere else, if an earlier write-back failed; and the log is put aside."""
+    check_layout(layout, tmp_path)
+    builder = Builder(tmp_path / "store", layout, random.Random(1), SMALL_SEGMENT)
+    builder.put([OLD])
+    builder.settle()
+    for index in (NEW, NEW + 1, NEW + 2):
+        builder.put([index])
+    builder.delete(GONE, 2)
+    other = sharding.slot_ticket(900, 7)
+    builder.put([other])
+    builder.append(b"", [])
+    builder.close()
+    bad = builder.batches[2]
+    decay(tmp_path / "store" / bad.segment, min(bad.frames) + 700)
+    data = builder.directory
+
+    def inodes() -> dict[Path, int]:
+        return {path: path.stat().st_ino for path in data.rglob("obj") if path.is_file()}
+
+    held = [path.open("rb") for path in inodes()]  # so that no inode is used again
+    before = inodes()
+    fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    same = {path for path, inode in inodes().items() if before[path] == inode}
+    for file in held:
+        file.close()
+    if layout == "pack":
+        assert same == set() and len(before) == 2
+    else:  # the settled one, and that of the bad batch, whose file shows that it is whole
+        assert len(same) <= 2 and len(before) == 7
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
