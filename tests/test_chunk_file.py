@@ -1,4 +1,4 @@
-"""Layout tree: whatever is wrong with a ticket's file, its bytes or its attributes, a check sees it, and a copy leaves it out."""
+"""Layout tree: whatever is wrong with the bytes or attributes of a file, a check sees it, and a copy leaves it out."""
 
 from __future__ import annotations
 
