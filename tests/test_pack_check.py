@@ -277,6 +277,7 @@ def test_a_header_of_another_version_is_decay_only_if_its_checksum_fails(pack: P
         (512, (1, 2), (1, 2, 3), False),
         (512, (1, 2), (3,), False),
         (512, (), (1,), False),
+        (512, (), (), False),  # what it said of deleted slots is lost
         (511, (1, 2), (1, 2), False),
     ],
 )
