@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +18,10 @@ from ingest import sharding
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.check.fsck import fsck
+from ingest.store.layouts.layout import Table, make_table
 from ingest.store.log.log_format import BATCH_HEADER_SIZE
+from ingest.store.log.recovery import Recovered, recover
+from ingest.store.store import Store
 
 OLD, NEW, GONE = (sharding.slot_ticket(5, slot) for slot in (1, 20, 40))
 
@@ -161,3 +166,49 @@ def test_what_the_log_still_has_to_bring_is_written_anew_whatever_is_read_of_it(
     else:  # the settled one, and that of the bad batch, whose file shows that it is whole
         assert len(same) <= 2 and len(before) == 7
     assert fsck(data, segment_size=SMALL_SEGMENT).clean
+
+
+@contextmanager
+def opened_log(data: Path) -> Iterator[tuple[Recovered, Table]]:
+    store = Store.open(data)
+    packs = make_table(store, 64)
+    yield (
+        recover(
+            packs, store.wal_dir, store.log_id, [], log_size=4 * SMALL_SEGMENT, segment_size=SMALL_SEGMENT
+        ),
+        packs,
+    )
+    store.close()
+
+
+@pytest.mark.parametrize("synced", [0, 1, 30, 31, 32, 62, 70])
+def test_a_recovered_log_uses_only_segments_again_of_which_the_packs_hold_all(
+    tmp_path: Path, synced: int
+) -> None:
+    """31 empty batches fill one. Whatever comes then, what the packs may lack is read again after the next crash."""
+    builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
+    for number in range(1, 71):
+        if number == synced + 1 and synced:
+            builder.log.recycle(synced)
+        builder.append(b"", [])
+    builder.close()
+    if synced == 70:  # nothing tells the log of it, but the next batch
+        synced = 0
+    with opened_log(builder.directory) as (recovered, packs):
+        log = recovered.writer
+        ends = {0: 31, 1: 62, 2: 70}
+        assert log.used == sum(end > synced for end in ends.values()) * SMALL_SEGMENT
+        assert (log.number, log.synced_to) == (70, synced)
+        assert recovered.batches == 70 - synced
+        while log.has_room(BATCH_HEADER_SIZE) or log.needs_spare:
+            if not log.has_room(BATCH_HEADER_SIZE):
+                log.make_spare()
+            log.append(memoryview(mmap.mmap(-1, 4096)), 0, 0, 0)
+        last = log.number
+        assert log.used == log.allocated == 4 * SMALL_SEGMENT
+        log.close()
+        packs.close()
+    with opened_log(builder.directory) as (recovered, packs):
+        assert (recovered.writer.number, recovered.batches) == (last, last - synced)
+        recovered.writer.close()
+        packs.close()
