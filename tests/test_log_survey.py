@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from log_rig import LOG_ID, SEGMENT_SIZE, puts, read_log
 from test_fsck import check_layout
+from test_log_reader import LENGTH, batch, segment
 
 from faults.damaged_store import SMALL_SEGMENT, Batch, Builder, read_all, started
-from ingest import sharding
+from ingest import sharding, ticket
+from ingest.frame import delete_data
 from ingest.limits import FRAME_SIZE
 from ingest.status import Status
 from ingest.store.check.fsck import fsck
+from ingest.store.check.log_survey import LogSurvey
 from ingest.store.layouts.layout import Table, make_table
-from ingest.store.log.log_format import BATCH_HEADER_SIZE
+from ingest.store.log.log_format import BATCH_HEADER_SIZE, BatchHeader, SegmentHeader
 from ingest.store.log.recovery import Recovered, recover
 from ingest.store.store import Store
 
@@ -212,3 +216,106 @@ def test_a_recovered_log_uses_only_segments_again_of_which_the_packs_hold_all(
         assert (recovered.writer.number, recovered.batches) == (last, last - synced)
         recovered.writer.close()
         packs.close()
+
+
+def test_a_batch_that_an_earlier_recovery_cut_counts_nowhere(tmp_path: Path) -> None:
+    """It was never acknowledged; the next segment has the batch of its number. Nor is any of it damage."""
+    first = SegmentHeader(LOG_ID, 1, 1, 11, 0)
+    segment(tmp_path / "0000.log", first, [batch(1), batch(2), batch(3), batch(4)])
+    second = SegmentHeader(LOG_ID, 2, 3, 22, 0)
+    segment(tmp_path / "0001.log", second, [(BatchHeader(3, LENGTH, 2, 0, 0, 0), puts(9)), batch(4)])
+    survey = LogSurvey(tmp_path, LOG_ID, [], SEGMENT_SIZE)
+    brought = {
+        sharding.slot_ticket(pack, slot): survey.frame(place)
+        for pack, entry in survey.packs.items()
+        for slot, place in entry.puts.items()
+    }
+    expected = puts(1) + puts(2) + puts(9) + puts(4)
+    frames = [expected[at : at + FRAME_SIZE] for at in range(0, len(expected), FRAME_SIZE)]
+    assert brought == {ticket.index_from_wire(frame[:8]): frame for frame in frames}
+    assert (survey.faults, survey.number, survey.batches_pending) == ([], 4, 4)
+    survey.close()
+
+
+@pytest.mark.parametrize(
+    "marks", [(0, 0, 0), (1, 1, 1), (0, 0, 3), (2, 2, 2), (1, 2, 3), (0, 2, 2), (3, 0, 0)]
+)
+def test_what_is_pending_is_what_lies_behind_the_highest_mark(
+    tmp_path: Path, marks: tuple[int, int, int]
+) -> None:
+    """Whichever says it: a segment's header or a batch, the last one or not. Both who starts and who checks see the same."""
+    of_header, of_fourth, of_fifth = marks
+    segment(tmp_path / "0000.log", SegmentHeader(LOG_ID, 1, 1, 11, 0), [batch(1), batch(2), batch(3)])
+    header = SegmentHeader(LOG_ID, 2, 4, 22, of_header)
+    segment(tmp_path / "0001.log", header, [batch(4, of_fourth), batch(5, of_fifth)])
+    survey = LogSurvey(tmp_path, LOG_ID, [], SEGMENT_SIZE)
+    assert (survey.synced_to, survey.batches_pending) == (max(marks), 5 - max(marks))
+    pending = {
+        sharding.slot_ticket(pack, slot)
+        for pack, entry in survey.packs.items()
+        for slot in range(1332)
+        if entry.pending_puts >> slot & 1
+    }
+    expected = b"".join(puts(number) for number in range(max(marks) + 1, 6))
+    wire = [expected[at : at + 8] for at in range(0, len(expected), FRAME_SIZE)]
+    assert pending == {ticket.index_from_wire(name) for name in wire}
+    survey.close()
+    found = read_log(tmp_path)
+    assert (found.synced_to, len(found.batches)) == (max(marks), 5 - max(marks))
+
+
+@pytest.mark.parametrize("pending", [True, False])
+def test_each_thing_that_a_batch_says_is_pending_or_not(tmp_path: Path, pending: bool) -> None:
+    """Of every pack that it is about: a note of the last slots, a delete over the borders of three packs."""
+    builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
+    pack = sharding.pack_id("4")
+    builder.note(sharding.slot_ticket(pack, 1293), 3)
+    builder.put([sharding.slot_ticket(pack, 7)], apply=False)
+    first = sharding.slot_ticket(pack + 1, 1294)
+    frame = ticket.index_to_wire(first) + bytes(8) + delete_data(2 + 1296 + 3)
+    builder.append(frame, [], deletes=1)
+    if not pending:
+        builder.settle()
+        builder.append(b"", [])
+    builder.close()
+    store = builder.store
+    survey = LogSurvey(store.wal_dir, store.log_id, [], SMALL_SEGMENT)
+    masks = {
+        "noted": {pack: 0b111 << 1293},
+        "deleted": {pack + 1: 0b11 << 1294, pack + 2: (1 << 1296) - 1, pack + 3: 0b111},
+    }
+    for name, expected in masks.items():
+        assert {
+            each: getattr(entry, name) for each, entry in survey.packs.items() if getattr(entry, name)
+        } == expected
+        for each, entry in survey.packs.items():
+            assert getattr(entry, f"pending_{name}") == (expected.get(each, 0) if pending else 0)
+    assert [*survey.packs[pack].puts] == [7]
+    assert survey.packs[pack].pending_puts == (1 << 7 if pending else 0)
+    assert survey.packs[pack].settled is not pending
+    survey.close()
+
+
+def test_a_segment_that_is_used_elsewhere_in_the_log_by_now_leaves_no_damage(tmp_path: Path) -> None:
+    """Of three uses the second one's file has the third: what it held is in the packs."""
+    segment(tmp_path / "0000.log", SegmentHeader(LOG_ID, 1, 1, 11, 0), [batch(1), batch(2)])
+    segment(tmp_path / "0001.log", SegmentHeader(LOG_ID, 3, 5, 33, 4), [batch(5, 4)])
+    survey = LogSurvey(tmp_path, LOG_ID, [], SEGMENT_SIZE)
+    assert (survey.faults, survey.refusal, survey.batches_pending) == ([], "", 1)
+    survey.close()
+
+
+def test_where_nobody_can_tell_where_the_log_ended_its_last_frames_count(
+    made: Callable[[str], Made], tmp_path: Path, layout: str
+) -> None:
+    """With its segment's header a batch at the end may be a crash's or decay: what is authentic in it may have been acked."""
+    check_layout(layout, tmp_path)
+    store = made(layout)
+    data = store.copy(tmp_path / "store")
+    last = store.builder.batches[-1]
+    assert last.segment == store.middle.segment
+    decay(data / last.segment, 0)
+    decay(data / last.segment, last.offset + 20)
+    fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    assert shown(data, store.builder) == expected(store.builder, set())
