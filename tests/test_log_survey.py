@@ -308,7 +308,7 @@ def test_a_segment_that_is_used_elsewhere_in_the_log_by_now_leaves_no_damage(tmp
 def test_where_nobody_can_tell_where_the_log_ended_its_last_frames_count(
     made: Callable[[str], Made], tmp_path: Path, layout: str
 ) -> None:
-    """With its segment's header a batch at the end may be a crash's or decay: what is authentic in it may have been acked."""
+    """With its segment's header gone a batch at the end may be a crash's or decay: what is authentic in it counts."""
     check_layout(layout, tmp_path)
     store = made(layout)
     data = store.copy(tmp_path / "store")
