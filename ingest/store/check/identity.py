@@ -184,9 +184,7 @@ def _judge_store_id(identity: Identity) -> None:
 
 
 def _pack_store_ids(data_dir: Path) -> Iterator[str]:
-    packs = (
-        path for path, inside in _objects(data_dir, data_dir.rglob("obj")) if is_object(inside, "pack")
-    )
+    packs = (path for path, inside in _objects(data_dir, data_dir.rglob("obj")) if is_object(inside, "pack"))
     for path in islice(packs, HEADERS_ASKED):
         try:
             with path.open("rb") as file:
