@@ -6,6 +6,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from node_rig import running_node
@@ -14,7 +15,7 @@ from test_cli import complains, run
 
 from faults.damaged_store import LONG_PACK, NEW_PACKS, PACKS, SMALL_SEGMENT, SPAN, Builder
 from ingest import sharding, ticket
-from ingest.errors import ConfigError, KeyFileError
+from ingest.errors import ConfigError, KeyFileError, StoreLockedError
 from ingest.limits import DATA_SIZE
 from ingest.status import Status
 from ingest.store.check import export as export_module
@@ -219,3 +220,105 @@ def test_to_a_file_system_that_was_just_made(store, tmp_path):
     found.unlink()
     assert store.export(target).problems == []
     Store.open(target).close()
+
+
+@pytest.mark.parametrize("target", ["pack", "tree"])
+def test_nobody_else_gets_at_either_store_while_it_is_copied(store, tmp_path, target):
+    """From its first pack to its last: neither a server, nor a repair, nor a second copy into the same place."""
+    needs_attributes(tmp_path)
+    new, size, tried = tmp_path / "new", store.template.segment_size, []
+
+    def meanwhile(_: str, done: int, __: int) -> None:
+        for path, layout in ((store.path, "pack"), (new, target)):
+            with pytest.raises(StoreLockedError):
+                Store.open(path, layout=layout)
+            with pytest.raises(StoreLockedError):
+                fsck(path, repair=True, segment_size=size)
+        with pytest.raises(StoreLockedError):
+            export(store.path, tmp_path / "newer", target, segment_size=size)
+        tried.append(done)
+
+    export(store.path, new, target, segment_size=size, progress=meanwhile)
+    assert len(tried) > 2
+    for path, layout in ((store.path, "pack"), (new, target)):
+        Store.open(path, layout=layout).close()
+
+
+def test_what_the_copy_is_synced_with_was_there_before_its_first_byte(store, tmp_path, monkeypatch):
+    """A descriptor hears of the write-backs that failed since it was opened: of all that is copied it must hear."""
+    order: list[str] = []
+    real_open, real_sync = os.open, export_module.sync_everything
+    fds: dict[int, int] = {}
+
+    def note_open(path: os.PathLike[str] | str, flags: int, *rest: Any, **named: Any) -> int:
+        fd = real_open(path, flags, *rest, **named)
+        if tmp_path / "new" in (Path(path), *Path(path).parents):
+            order.append("write" if flags & os.O_CREAT and Path(path).name != "lock" else "open")
+            fds[fd] = len(order)
+        return fd
+
+    def note_sync(path: Path, fd: int) -> Any:
+        order.append("sync")
+        assert "write" in order and fds[fd] <= order.index("write")
+        assert os.path.samestat(os.fstat(fd), path.stat())
+        return real_sync(path, fd)
+
+    monkeypatch.setattr(os, "open", note_open)
+    monkeypatch.setattr(export_module, "sync_everything", note_sync)
+    store.export(tmp_path / "new")
+    assert order.count("sync") == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "link that leads nowhere", "link to a file"])
+def test_what_is_no_directory_is_no_target(store, tmp_path, kind):
+    (tmp_path / "mine").write_text("hello")
+    target = tmp_path / "new"
+    if kind == "file":
+        target.write_text("hello")
+    else:
+        target.symlink_to(tmp_path / ("mine" if "file" in kind else "none"))
+    with everything_of(tmp_path), pytest.raises(ConfigError, match="is no directory"):
+        store.export(target)
+
+
+@pytest.mark.parametrize("bad", [(), (3,), (3, 40), (0, SPAN + 11)])
+def test_under_a_lost_header_what_is_no_frame_is_named_and_what_was_free_is_not(tmp_path, bad):
+    """Nothing says which slots were in use: those that hold something."""
+    builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
+    stored = [sharding.slot_ticket(BURIED, slot) for slot in (0, 3, 40, SPAN + 11)]
+    builder.put(stored)
+    builder.put([sharding.slot_ticket(STORED, 1)])
+    builder.settle()
+    builder.append(b"", [])
+    builder.close()
+    for path in (tmp_path / "store/.ingest/wal").glob("*.log"):
+        path.unlink()  # else it has copies
+    path = sharding.pack_path(BURIED)
+    store = Small(tmp_path / "store", template(tmp_path, "clean"))
+    store.patch(path, 100, b"\xff" * 8)
+    lost = [sharding.slot_ticket(BURIED, slot) for slot in bad]
+    for index in lost:
+        store.patch(path, slot_offset(index) + 50, b"decay")
+    result = export(store.path, tmp_path / "new", "pack")
+    header, *slots = result.problems
+    assert header.startswith(f"{path}: its header is lost")
+    assert [line.rpartition(", ")[0] for line in slots] == [
+        f"{path}, slot {sharding.ticket_slot(index)}, ticket {ticket.format(index)}: no valid frame"
+        for index in lost
+    ]
+    read = read_store(tmp_path / "new", builder.keys)
+    for index in stored:
+        assert read[index][0] is (Status.MISSING if index in lost else Status.SAVED)
+
+
+def test_a_header_that_never_reached_the_disk_is_no_loss(tmp_path):
+    """The log has all that lies in the pack."""
+    builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
+    builder.put([sharding.slot_ticket(BURIED, slot) for slot in (3, 40)])
+    builder.close()
+    with (tmp_path / "store" / sharding.pack_path(BURIED)).open("r+b") as file:
+        file.write(bytes(512))
+    result = export(tmp_path / "store", tmp_path / "new", "pack", segment_size=SMALL_SEGMENT)
+    assert (result.problems, result.chunks, result.deleted) == ([], 2, 0)
+    read = read_store(tmp_path / "new", builder.keys)
+    assert {index: read[index][1] for index in builder.truth} == builder.truth

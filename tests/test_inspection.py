@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from log_rig import SEGMENT_SIZE, append, new_log, puts
 from node_rig import running_node
 from packs import A0, Packs
 from stores import Small, everything_of, template
@@ -17,6 +18,8 @@ from ingest.errors import UsageError
 from ingest.limits import DATA_SIZE
 from ingest.store.check.chunk_file import write_chunk_file
 from ingest.store.check.inspection import inspect
+from ingest.store.layouts import tree_file
+from ingest.store.log.log_format import BLOCK_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -175,3 +178,125 @@ def test_a_live_store(tmp_path):
             lock = inspect(tmp_path / "data/.ingest/lock")
         assert lock["kind"] == "lock" and lock["record"]["pid"] == rig.pid
         rig.stop()
+
+
+RENAMED = {
+    "4/obj": "pack",
+    ".ingest/wal/0000.log": "segment",
+    ".ingest/store.json": "store",
+    ".ingest/wal/log.json": "log",
+    ".ingest/key": "key",
+}
+
+
+@pytest.mark.parametrize("name", RENAMED)
+def test_a_file_is_what_its_bytes_say_wherever_it_lies(store, tmp_path, name):
+    """One that came out of a backup or a quarantine has another name, and one with another one's name has its own bytes."""
+    content = (store.path / name).read_bytes()
+    for i, other in enumerate(("0001.copy", "obj")):
+        path = tmp_path / str(i) / other
+        path.parent.mkdir()
+        path.write_bytes(content)
+        path.chmod(0o600)
+        found = inspect(path)
+        assert found["kind"] == RENAMED[name], other
+        assert "problem" not in found or name == "4/obj"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("0000.log", "segment"),
+        ("9999.log", "segment"),
+        ("store.json", "store"),
+        ("log.json", "log"),
+        ("lock", "lock"),
+        ("key", "key"),
+        ("obj", "pack"),
+    ],
+)
+def test_where_its_bytes_say_nothing_a_file_is_what_its_name_says(tmp_path, name, kind):
+    path = tmp_path / name
+    path.write_bytes(b"\xff" * 8192)
+    path.chmod(0o600)
+    found = inspect(path)
+    assert found["kind"] == kind and found["problem"]
+    assert (found["file"], found["size"], found["mode"]) == (str(path), 8192, "0600")
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"), [({"pid": 1}, "lock"), ({"log_id": "x"}, "log"), ({"pieces": []}, "quarantine")]
+)
+def test_descriptions_under_another_name(tmp_path, record, kind):
+    (tmp_path / "copy").write_text(json.dumps(record))
+    found = inspect(tmp_path / "copy")
+    assert (found["kind"], found["record"]) == (kind, record)
+
+
+@pytest.mark.parametrize("ending", range(1, 9))
+def test_the_place_of_a_chunk_is_its_ticket(tmp_path, ending):
+    """Of any length; directories above the store are none of it."""
+    name = "0Z19AB8C"[:ending]
+    path = tmp_path / "data" / ticket.tree_path(name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(DATA_SIZE))
+    found = inspect(path)
+    assert (found["kind"], found["ticket"]) == ("chunk", name)
+    assert "user.ingest.checksum" in found["problem"]
+
+
+@pytest.mark.parametrize("size", [0, 1, DATA_SIZE - 1, DATA_SIZE, DATA_SIZE + 1])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_chunk_of_another_size_is_a_problem_and_a_tombstone_with_bytes(tmp_path, size, deleted):
+    path = tmp_path / "A/obj"
+    path.parent.mkdir()
+    path.write_bytes(bytes(size))
+    try:
+        os.setxattr(path, tree_file.CHECKSUM, b"checksum")
+        if deleted:
+            os.setxattr(path, tree_file.DELETED, b"1")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    found = inspect(path)
+    assert (found["kind"], found["ticket"]) == ("tombstone" if deleted else "chunk", "A")
+    assert ("problem" in found) == (size != (0 if deleted else DATA_SIZE))
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (1,), (2,), (1, 2), (0, 1, 2)])
+def test_a_segment_is_read_up_to_its_first_bad_batch(tmp_path, bad):
+    """What is whole behind that says that it is no crash, also directly behind it; what a segment held before does not."""
+    (tmp_path / "wal").mkdir()
+    log = new_log(tmp_path / "wal", segments=3)
+    for number in range(1, 16 * 3):
+        append(log, puts(number))
+        log.recycle(number)
+    while log.ends_segment(4096) or log._offset != BLOCK_SIZE + 3 * BLOCK_SIZE:
+        append(log, puts(log.number + 1))
+        log.recycle(log.number)
+    current = log._current
+    log.close()
+    raw = bytearray(current.path.read_bytes())
+    for place in bad:
+        raw[BLOCK_SIZE * (1 + place) + 70] ^= 1
+    current.path.write_bytes(raw)
+    found = inspect(current.path)
+    whole = min(bad, default=3)
+    assert len(found["batches"]) == whole and found["end"] == BLOCK_SIZE * (1 + whole)
+    later = next((place for place in range(whole + 1, 3) if place not in bad), None)
+    assert ("problem" in found) == (later is not None)
+    if later is not None:
+        assert f"at {BLOCK_SIZE * (1 + later)}: corruption" in found["problem"]
+    assert [found["puts"], found["deletes"], found["notes"]] == [2 * whole, 0, 0]
+
+
+def test_a_segment_that_is_full_to_its_end(tmp_path):
+    log = new_log(tmp_path / "wal")
+    for number in range(1, 16):
+        append(log, puts(number))
+    log.close()
+    found = inspect(tmp_path / "wal/0000.log")
+    assert (len(found["batches"]), found["end"], found["end_reason"]) == (
+        15,
+        SEGMENT_SIZE,
+        "the segment is full",
+    )

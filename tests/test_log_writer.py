@@ -314,33 +314,116 @@ def test_a_loss_is_over_when_all_segments_are_there(tmp_path):
         os.close(fd)
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE])
-@pytest.mark.parametrize("step", ["stat", "pwrite", "ftruncate", "fsync", "second fsync"])
-def test_a_segment_that_can_not_be_made_leaves_nothing(tmp_path, monkeypatch, step, number):
-    """No descriptor, no file: it is tried every few seconds while a disk is full. The next is made when there is room."""
-    log = new_log(tmp_path / "wal")
-    opened, there = set(os.listdir("/proc/self/fd")), set(os.listdir(tmp_path / "wal"))
-    left = 1 if step.startswith("second") else 0
-    name = step.rpartition(" ")[2]
-    module, real = (log_writer, log_writer.write_all) if name == "pwrite" else (os, getattr(os, name))
+STEPS = ("pwrite", "ftruncate", "fsync", "second fsync")  # the zeros, the size, the file, its name
 
-    def fails(*arguments, **named):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise OSError(number, os.strerror(number))
-        return real(*arguments, **named)
 
-    for _ in range(3):
-        left = 1 if step.startswith("second") else 0
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "write_all" if name == "pwrite" else name, fails)
-            with pytest.raises(OSError, match=os.strerror(number)):
-                log.make_spare()
-        assert log.needs_spare
-    assert set(os.listdir("/proc/self/fd")) == opened
-    assert set(os.listdir(tmp_path / "wal")) == there
-    log.make_spare()
-    assert not log.needs_spare
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_segment_that_could_not_be_made_leaves_nothing(log, tmp_path, monkeypatch, step, code):
+    """Whatever step fails, and however often: no file, no descriptor, no name that is taken."""
     fill(log, 3)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            name, calls = step.rpartition(" ")[2], itertools.count(1)
+            real, which = getattr(os, name), 2 if "second" in step else 1
+
+            def call(*arguments, real=real, calls=calls, which=which):
+                if next(calls) == which:
+                    raise OSError(code, os.strerror(code))
+                return real(*arguments)
+
+            patch.setattr(os, name, call)
+            log._free.clear()
+            with pytest.raises(OSError, match=os.strerror(code)):
+                log.make_spare()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert [path.name for path in (tmp_path / "wal").iterdir()] == ["0000.log"]
+        assert (log.segments, log.needs_spare, log.missing) == (1, True, [])
+    log.make_spare()
+    assert sorted(path.name for path in (tmp_path / "wal").iterdir()) == ["0000.log", "0001.log"]
+    fill(log, 20)
+    assert read_log(tmp_path / "wal").number == 23
+
+
+@pytest.mark.parametrize(
+    ("there", "missing", "made"),
+    [
+        ([], [], "0000"),
+        ([0], [], "0001"),
+        ([1], ["0000"], "0000"),
+        ([0, 1, 2], [], "0003"),
+        ([0, 2], ["0001"], "0001"),
+        ([2, 5], ["0000", "0001", "0003", "0004"], "0000"),
+        ([9], [f"{i:04d}" for i in range(9)], "0000"),
+    ],
+)
+def test_segments_that_somebody_removed_are_named_and_made_again(tmp_path, there, missing, made):
+    """Until all of them are there somebody has to be told."""
+    segments = [Segment(tmp_path / f"{i:04d}.log", os.open(os.devnull, os.O_RDONLY)) for i in there]
+    for split in (0, len(segments)):
+        log = LogWriter(
+            tmp_path, LOG_ID, size_max=20 * SEGMENT_SIZE, in_use=segments[:split], free=segments[split:],
+            segment_size=SEGMENT_SIZE,
+        )  # fmt: skip
+        assert log.missing == [f"{name}.log" for name in missing]
+        assert log.segments == len(there)
+    log._free.clear()
+    log.make_spare()
+    assert [path.name for path in tmp_path.iterdir()] == [f"{made}.log"]
+    assert log.missing == [f"{name}.log" for name in missing if name != made]
+    log.close()
+
+
+@pytest.mark.parametrize("segments", range(9))
+def test_what_a_log_has_taken_and_may_still_take(tmp_path, segments):
+    """Six at the most; three are the least that works well."""
+    free = [Segment(tmp_path / f"{i:04d}.log", os.open(os.devnull, os.O_RDONLY)) for i in range(segments)]
+    in_use = [free.pop() for _ in range(segments // 2)]
+    size = limits.LOG_SEGMENT_SIZE
+    log = LogWriter(tmp_path, LOG_ID, size_max=6 * size, in_use=in_use, free=free)
+    assert (log.used, log.allocated) == (segments // 2 * size, segments * size)
+    assert log.unallocated == max(0, 6 - segments) * size
+    assert log.lacks == max(0, limits.LOG_SIZE_MIN // size - segments) * size
+    assert log.needs_spare == (segments == 0), "as long as one is free none is made"
+    assert not log.has_room(1) if segments == 0 else log.has_room(size - BLOCK_SIZE)
+    assert log.opened().keys() == {segment.path for segment in (*in_use, *free)}
+    log.close()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ELOOP, errno.EACCES, errno.ENOSPC, errno.EMFILE])
+def test_only_a_file_system_that_knows_no_direct_writes_gets_others(tmp_path, monkeypatch, code):
+    """A file that is opened a second time after another error may be one that was not to be opened at all."""
+    real, tries = os.open, []
+
+    def open_(path, flags, *rest):
+        tries.append(flags)
+        if flags & os.O_DIRECT:
+            raise OSError(code, os.strerror(code))
+        return real(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", open_)
+    if code == errno.EINVAL:
+        os.close(log_writer.open_segment(tmp_path / "0000.log"))
+        assert tries == [tries[0], tries[0] & ~os.O_DIRECT]
+        assert tries[1] & os.O_NOFOLLOW and tries[1] & os.O_CLOEXEC
+        assert stat.S_IMODE((tmp_path / "0000.log").stat().st_mode) == 0o600
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            log_writer.open_segment(tmp_path / "0000.log")
+        assert len(tries) == 1
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_a_batch_that_could_not_be_written_is_not_one_that_the_log_knows(tmp_path, monkeypatch, sync):
+    """Its segment must not be free again as if the packs had it, nor may the log say that it recorded anything with it."""
+    log = new_log(tmp_path / "wal", sync=sync)
+    fill(log, 3)
+    log.recycle(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
+        with pytest.raises(OSError, match="no"):
+            append(log, puts(4))
+    assert log.recorded == 0
+    assert read_log(tmp_path / "wal").number == 3
     log.close()

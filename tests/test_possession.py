@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from types import SimpleNamespace
 
 import pytest
 
@@ -92,22 +91,78 @@ def test_a_file_that_is_not_opened_a_second_time(tmp_path):
     assert possession.look() == ""
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("field", ["st_dev", "st_ino"])
-def test_the_same_number_on_another_file_system_is_another_one(store, tmp_path, monkeypatch, place, field):
-    """A mount hides a directory by one that was made the same way, and has the same inode."""
-    possession = store.possession()
+@pytest.mark.parametrize("where", ["opened", "named", "changing"])
+@pytest.mark.parametrize("differs", ["st_dev", "st_ino"])
+def test_device_and_inode_both_count(tmp_path, monkeypatch, where, differs):
+    """A mount hides the directory with one that was made the same way, and has its inode's number."""
+    path = tmp_path / "directory"
+    path.mkdir()
+    fd = os.open(path, os.O_RDONLY)
+    was = fd if where != "named" else identity_of(os.stat(path))
+    possession = Possession({} if where == "changing" else {path: was})
+    possession.add_changing(lambda: {path: was} if where == "changing" else {})
     assert possession.look() == ""
     real = os.stat
 
-    def stat(path, **named):
-        found = real(path, **named)
-        if os.fspath(path) != str(tmp_path / place):
-            return found
-        names = {name: getattr(found, name) for name in ("st_dev", "st_ino")}
-        return SimpleNamespace(**names | {field: names[field] + 1})
+    def stat(name, **named):
+        found = real(name, **named)
+        values = list(found[:10])
+        values[{"st_ino": 1, "st_dev": 2}[differs]] += 1
+        return os.stat_result(values)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", stat)
-        assert possession.look() == f"{tmp_path / place} is not the one that was opened here"
+    monkeypatch.setattr(os, "stat", stat)
+    assert possession.look() == f"{path} is not the one that was opened here"
+    monkeypatch.undo()
     assert possession.look() == ""
+    os.close(fd)
+
+
+def test_a_look_is_not_older_than_its_interval(tmp_path, monkeypatch):
+    """A loss is seen, and its end, at the first question after that; until then the disk is not asked again."""
+    now, path = [1000.0], tmp_path / "file"
+    path.touch()
+    monkeypatch.setattr("ingest.store.possession.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ingest.store.possession.POSSESSION_INTERVAL_S", 8.0)
+    possession = Possession({}, [path])
+    assert possession.look_again() == ""
+    path.unlink()
+    now[0] += 7
+    assert possession.look_again() == ""
+    now[0] += 1
+    lost = f"{path} is gone"
+    assert possession.look_again() == lost
+    path.touch()
+    now[0] += 7
+    assert possession.look_again() == lost
+    now[0] += 1
+    assert possession.look_again() == ""
+    path.unlink()
+    assert possession.look() == lost, "who looks at once does not wait"
+    now[0] += 7
+    path.touch()
+    assert possession.look_again() == lost, "the interval is from the last look of either kind"
+
+
+@pytest.mark.parametrize("first", ["opened", "present", "changing"])
+def test_whichever_of_them_is_lost_it_is_told(tmp_path, first):
+    paths = {name: tmp_path / name for name in ("opened", "present", "changing")}
+    for path in paths.values():
+        path.touch()
+    ids = {path: identity_of(os.stat(path)) for path in paths.values()}
+    possession = Possession({paths["opened"]: ids[paths["opened"]]}, [paths["present"]])
+    possession.add_changing(lambda: {paths["changing"]: ids[paths["changing"]]})
+    assert possession.look() == ""
+    path = paths[first]
+    path.rename(tmp_path / "kept")  # so that its inode is not used again
+    assert possession.look() == f"{path} is gone"
+    path.touch()
+    assert possession.look() == ("" if first == "present" else f"{path} is not the one that was opened here")
+
+
+def test_a_file_where_a_directory_was_is_a_loss(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b").touch()
+    possession = Possession({}, [tmp_path / "a/b"])
+    remove(tmp_path / "a")
+    (tmp_path / "a").touch()
+    assert possession.look() == f"{tmp_path / 'a/b'} is gone"

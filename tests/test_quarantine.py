@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -15,9 +16,9 @@ from stores import kept_of
 
 from faults.damaged_store import SMALL_SEGMENT, Builder
 from ingest import sharding, ticket
-from ingest.errors import ConfigError
+from ingest.errors import ConfigError, DiskError
 from ingest.store.check.fsck import fsck
-from ingest.store.check.quarantine import Piece, Quarantine, write_sparse
+from ingest.store.check.quarantine import Piece, Quarantine, attributes_of, replace_file, write_sparse
 from ingest.store.layouts import tree_file
 from ingest.store.layouts.tree_file import CHECKSUM, DELETED
 
@@ -263,3 +264,72 @@ def test_what_takes_the_place_of_a_file_is_whole(
     with open(tmp_path / "file", "w+b") as file:
         write_sparse(file.fileno(), content)
         assert os.pread(file.fileno(), len(content) + 1, 0) == content
+
+
+@pytest.mark.parametrize("leads", ["to a directory", "nowhere"])
+def test_a_link_in_its_place_is_not_followed(data: Path, tmp_path: Path, leads: str) -> None:
+    """What a repair puts aside must not get where others may read it, or throw it away."""
+    outside = tmp_path / "outside"
+    if leads == "to a directory":
+        outside.mkdir()
+    (data / ".ingest/quarantine").symlink_to(outside)
+    path = make_file(data / "4")
+    quarantine = Quarantine(data)
+    for use in (
+        lambda: quarantine.take("4", path, "unexpected", "why"),
+        lambda: quarantine.keep_file("4", path, "unexpected", "why"),
+        lambda: quarantine.keep("4", [Piece(0, b"x", "slot", "why")]),
+        quarantine.staging,
+    ):
+        with pytest.raises(DiskError, match="symbolic link"):
+            use()
+    assert path.exists() and not (outside.exists() and any(outside.iterdir()))
+
+
+@pytest.mark.parametrize("to", ["a file", "a directory", "nothing"])
+def test_a_link_to_another_file_system_is_moved_itself(data: Path, elsewhere: Path, to: str) -> None:
+    """What it leads to is somebody's: it is neither copied nor removed."""
+    target = elsewhere / "theirs"
+    if to == "a file":
+        make_file(target)
+    elif to == "a directory":
+        make_directory(target)
+    path = data / "4"
+    path.symlink_to(target)
+    copy, about = describe(data, Quarantine(data).take("4", path, "unexpected", "why"))
+    assert not os.path.lexists(path)
+    assert copy.is_symlink() and os.readlink(copy) == about["link_to"] == str(target)
+    assert target.exists() == (to != "nothing")
+
+
+@pytest.mark.parametrize("code", [errno.ENOTSUP, errno.EIO, errno.EACCES])
+@pytest.mark.parametrize("call", ["listxattr", "getxattr"])
+def test_only_a_file_system_without_attributes_has_none(
+    data: Path, monkeypatch: pytest.MonkeyPatch, call: str, code: int
+) -> None:
+    """A disk that fails to say them must not be taken for one: the checksum of a chunk would be thrown away."""
+    path = make_file(data / "4")
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, fail)
+    if code == errno.ENOTSUP:
+        assert attributes_of(path) == {}
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            attributes_of(path)
+
+
+def test_a_mended_pack_takes_no_more_room_than_it_holds(tmp_path: Path) -> None:
+    """Nearly empty packs are holes for the most part: a repair that fills them may fill the disk."""
+    content = b"x" * 4096 + bytes(2 << 20) + b"y" * 4096
+    replace_file(tmp_path / "4/obj", content, tmp_path / "staged")
+    status = (tmp_path / "4/obj").stat()
+    assert status.st_size == len(content) and (tmp_path / "4/obj").read_bytes() == content
+    probe = tmp_path / "probe"
+    with probe.open("wb") as file:
+        file.truncate(len(content))
+    if probe.stat().st_blocks:
+        pytest.skip("this file system has no holes")
+    assert status.st_blocks * 512 < len(content) // 4

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from stores import everything_of, slot_offset
 from faults.damaged_store import SMALL_SEGMENT, Builder, read_all, started
 from ingest import sharding, ticket
 from ingest._hmac import sign
-from ingest.errors import ConfigError, KeyFileError
+from ingest.errors import ConfigError, IngestError, KeyFileError
 from ingest.limits import DATA_SIZE, FRAME_SIZE
 from ingest.mac import derive, format_keys, parse_keys
 from ingest.objects.rebuild import rebuild
@@ -138,6 +139,25 @@ def test_a_key_that_signed_only_what_is_in_the_log_is_not_dropped(builder: Build
     assert builder.keys.id in problem.detail
 
 
+@pytest.mark.parametrize("where", ["a slot", "a slot under a lost header", "only under a lost header"])
+def test_a_key_that_signed_only_what_is_in_a_pack_is_not_dropped(builder: Builder, where: str) -> None:
+    """Under a lost header nothing says which slots are in use: what is there may all be of that key."""
+    builder.put([FIRST, FIRST + 1])
+    data = finish(builder)
+    for path in (data / ".ingest/wal").glob("*.log"):
+        path.unlink()
+    if where != "a slot":
+        change(data / PACK, 100, b"\xff" * 8)
+    if where == "only under a lost header":
+        header = (data / PACK).read_bytes()[:4096]
+        (data / PACK).write_bytes(header)
+    (data / ".ingest/key").write_text(format_keys(LATER[:2]))
+    with everything_of(data):
+        (problem,) = fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
+    assert (problem.kind, problem.repaired) == ("key", False)
+    assert builder.keys.id in problem.detail
+
+
 def test_what_a_lost_note_named_is_found_in_its_pack(builder: Builder) -> None:
     """Frames that went past the log, whose bits the power took: the note alone said that they are there."""
     builder.put([FIRST])
@@ -222,3 +242,40 @@ def test_a_directory_with_any_of_a_store_s_names_is_none_for_a_new_one(tmp_path:
     (tmp_path / name).mkdir()
     with pytest.raises(ConfigError, match=f"holds packs \\({name}\\)"):
         Store.open(tmp_path)
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("state", ["whole", "a bad slot", "a bad batch", "no store.json", "locked"])
+def test_no_tool_leaves_a_file_open(tmp_path: Path, layout: str, state: str) -> None:
+    """A tree has as many files as chunks: one that each of them leaves open ends the check of a large store."""
+    builder = Builder(tmp_path / "store", layout, random.Random(1), SMALL_SEGMENT)
+    for slot in range(4):
+        builder.put([FIRST + slot])
+    builder.delete(FIRST + 9, 2)
+    data = finish(builder)
+    if state == "a bad slot":
+        path = max(data.rglob("obj"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+        change(path, 700 if layout == "tree" else slot_offset(FIRST) + 700, b"decay")
+    elif state == "a bad batch":
+        change(data / builder.batches[1].segment, builder.batches[1].offset + 900, b"decay")
+    elif state == "no store.json":
+        (data / ".ingest/store.json").unlink()
+    held = Store.open(data, layout=layout) if state == "locked" else None
+    before = open_files()
+    for target in ("pack", "tree"):
+        with suppress(IngestError):
+            export(data, tmp_path / f"to {target}", target, segment_size=SMALL_SEGMENT)
+        assert open_files() == before, target
+    for repair in (False, True):
+        with suppress(IngestError):
+            fsck(data, repair=repair, segment_size=SMALL_SEGMENT)
+        assert open_files() == before, repair
+    for path in filter(Path.is_file, data.rglob("*")):
+        with suppress(IngestError):
+            inspect(path)
+    assert open_files() == before
+    if held is not None:
+        held.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -17,13 +18,13 @@ from packs import frame as signed
 from put_rig import frame
 
 from ingest import limits, ticket
-from ingest.errors import CorruptionError, TicketError, UsageError
+from ingest.errors import ConfigError, CorruptionError, TicketError, UsageError
 from ingest.limits import DATA_SIZE, PACK_SLOTS
 from ingest.status import Status
 from ingest.store.layouts import tree_file
 from ingest.store.layouts._tree_reader import TreeReader
 from ingest.store.layouts._tree_table import TreeTable
-from ingest.store.layouts.tree_file import TreeFile
+from ingest.store.layouts.tree_file import TreeFile, check_file_system
 
 S, E, D, MISSING = Status.SAVED, Status.ERROR, Status.DELETED, Status.MISSING
 FIRST = ticket.parse("TREE000")
@@ -435,3 +436,30 @@ def test_a_file_system_without_attributes_is_refused(tmp_path: Path, command: st
     )
     assert done.returncode == 78, done.stderr
     assert "extended attributes" in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("lacks", [tree_file.CHECKSUM, tree_file.DELETED])
+@pytest.mark.parametrize(
+    ("code", "is_the_file_system"),
+    [
+        (errno.EOPNOTSUPP, True),
+        (errno.ENOSPC, True),
+        (errno.EPERM, True),
+        (errno.EIO, False),
+        (errno.EDQUOT, False),
+    ],
+)
+def test_a_file_system_must_keep_both_attributes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacks: str, code: int, is_the_file_system: bool
+) -> None:
+    """Asked before a store is made there. What a disk fails to do is no fault of who set it up."""
+
+    def setxattr(_: int, name: str, __: bytes) -> None:
+        if name == lacks:
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "setxattr", setxattr)
+    expected = ConfigError if is_the_file_system else OSError
+    with pytest.raises(expected, match=os.strerror(code)):
+        check_file_system(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -10,19 +10,23 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ingest.errors import ConfigError, CorruptionError, KeyFileError
+from ingest.limits import DATA_SIZE
 from ingest.mac import KeyRing, SubKeys
 from ingest.runtime.key_file import read_keys
 from ingest.store.check.findings import Problem
 from ingest.store.check.log_survey import segment_log_ids
+from ingest.store.check.quarantine import attributes_of
 from ingest.store.check.walk import DEPTHS, is_object
 from ingest.store.data_dir import LOG_ID_FILE, META, DataDir
-from ingest.store.layouts.pack_file import SECTOR_SIZE, PackHeader
+from ingest.store.layouts.pack_file import MAGIC, SECTOR_SIZE, PackHeader
+from ingest.store.layouts.tree_file import CHECKSUM, DELETED
 from ingest.store.store_json import CHECK, FORMAT_VERSION, MEMBERS, load_store_json
 
 HEADERS_ASKED = 256  # packs that are asked for the store's id: enough to know whose they are
@@ -131,19 +135,29 @@ def _read_key_file(identity: Identity, key_file: Path | None) -> None:
 
 
 def _guess_layout(data_dir: Path, said: str = "pack") -> str:
-    """From the first files that are found: a pack says what it is. ``said``: when there is none."""
-    for path in sorted(data_dir.rglob("obj"))[:HEADERS_ASKED]:
-        inside = str(path.relative_to(data_dir))
-        if inside.startswith(META) or path.is_symlink() or not path.is_file():
-            continue
-        if not is_object(inside, "pack"):
+    """From the first files that are found: each says what it is, a chunk by its attributes (its bytes are its client's, who
+    may have put there what begins as a pack), a pack by its magic. Where none does, from what only chunks are.
+    ``said``: when there is none of those either.
+    """
+    hint = said
+    for path, inside in islice(_objects(data_dir, sorted(data_dir.rglob("obj"))), HEADERS_ASKED):
+        if attributes_of(path).keys() & {CHECKSUM, DELETED}:
             return "tree"
         with path.open("rb") as file:
-            if file.read(8) == b"INGPACK1":
+            if file.read(len(MAGIC)) == MAGIC:
                 return "pack"
-        if path.stat().st_size in (0, 1458):
-            return "tree"
-    return said
+        # An empty file is in either layout what a crash may leave.
+        if not is_object(inside, "pack") or path.stat().st_size == DATA_SIZE:
+            hint = "tree"
+    return hint
+
+
+def _objects(data_dir: Path, paths: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Those that may be packs or chunks: where each is, and its path from ``data_dir`` on."""
+    for path in paths:
+        inside = str(path.relative_to(data_dir))
+        if not inside.startswith(META) and not path.is_symlink() and path.is_file():
+            yield path, inside
 
 
 def _judge_layout(identity: Identity) -> None:
@@ -169,20 +183,9 @@ def _judge_store_id(identity: Identity) -> None:
     identity.record["store_id"] = most
 
 
-def _pack_store_ids(data_dir: Path) -> Iterable[str]:
-    asked = 0
-    for path in data_dir.rglob("obj"):
-        if asked >= HEADERS_ASKED:
-            return
-        inside = str(path.relative_to(data_dir))
-        if (
-            inside.startswith(META)
-            or path.is_symlink()
-            or not path.is_file()
-            or not is_object(inside, "pack")
-        ):
-            continue
-        asked += 1
+def _pack_store_ids(data_dir: Path) -> Iterator[str]:
+    packs = (path for path, inside in _objects(data_dir, data_dir.rglob("obj")) if is_object(inside, "pack"))
+    for path in islice(packs, HEADERS_ASKED):
         try:
             with path.open("rb") as file:
                 yield PackHeader.parse(file.read(SECTOR_SIZE)).store_id.hex()

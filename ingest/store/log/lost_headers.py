@@ -105,13 +105,14 @@ class LostHeader:
 
         A slot with a valid frame is present, every other one counts as deleted, but for those that the log has a put of. A
         header that is all zeros was never written (the power went before it reached the disk), if the log has all
-        that lies there: then what is not valid was never acknowledged, and stays free.
+        that lies there: then what is not valid was never acknowledged, and stays free. But what a note names was: without
+        its frame it is lost.
         """
+        held = self.valid | self.logged
         never_written = self.zeros and not self.valid & ~self.logged
-        deleted = self.erased
-        if not never_written:
-            deleted |= bits(0, self.slots) & ~(self.valid | self.logged)
-        present = (self.valid | self.logged | self.noted) & ~deleted
+        used = self.noted if never_written else bits(0, self.slots)
+        deleted = self.erased | used & ~held
+        present = held & ~deleted
         return present.to_bytes(BITMAP_SIZE, "little") + deleted.to_bytes(BITMAP_SIZE, "little")
 
 
