@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 
 import pytest
 from gateway_rig import memory_gateway
@@ -60,3 +61,82 @@ def test_one_look_for_all(error: IngestError | None, kept: float, looks: int) ->
 
     asyncio.run(ask())
     assert made == looks
+
+
+class Looks:
+    """``found``: what each look finds, or raises, in turn. It takes ``long`` seconds of a clock of its own."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, found: list[str | BaseException], long: float
+    ) -> None:
+        self.now = 1000.0
+        self.found = found
+        self.long = long
+        self.made = 0
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("ingest.gateway.http.shared_look.time", clock)
+
+    async def __call__(self) -> str:
+        found = self.found[self.made]
+        self.made += 1
+        self.now += self.long
+        await asyncio.sleep(0)
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+
+@pytest.mark.parametrize("first", ["first", ConnectionLostError("away"), ForeignStoreError("foreign")])
+@pytest.mark.parametrize("long", [0.0, 7.0])
+def test_what_was_found_is_told_from_the_end_of_the_look_on(
+    monkeypatch: pytest.MonkeyPatch, first: str | IngestError, long: float
+) -> None:
+    """However long that took: who waited behind it would look as long again. Then the next one looks, whatever was found."""
+
+    async def ask() -> None:
+        look = Looks(monkeypatch, [first, "second", "third"], long)
+        shared = SharedLook(look, 5.0)
+        asking = [shared.read() for _ in range(4)]
+        assert await asyncio.gather(*asking, return_exceptions=True) == [first] * 4
+        begun = look.now
+        for after, found in ((4.9, first), (5.0, "second"), (9.9 + long, "second"), (10.0 + long, "third")):
+            look.now = begun + after
+            assert await asyncio.gather(shared.read(), return_exceptions=True) == [found], after
+
+    asyncio.run(ask())
+
+
+def test_a_look_that_broke_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A defect, or the end of who looked, is nobody else's answer: the next one looks."""
+
+    async def ask() -> None:
+        broken = [RuntimeError("ours"), asyncio.CancelledError()]
+        look = Looks(monkeypatch, ["old", *broken, "found"], 0.0)
+        shared = SharedLook(look, 5.0)
+        assert await shared.read() == "old"
+        look.now += 5.0
+        looking = [asyncio.create_task(shared.read()) for _ in range(4)]
+        await asyncio.sleep(0)
+        found = await asyncio.gather(*looking, return_exceptions=True)
+        assert [type(one) for one in found[:2]] == [RuntimeError, asyncio.CancelledError]
+        assert found[2:] == ["found", "found"] and look.made == 4
+
+    asyncio.run(ask())
+
+
+def test_an_error_that_is_told_to_many_does_not_grow() -> None:
+    error = ConnectionLostError("away")
+
+    async def look() -> str:
+        raise error
+
+    async def ask() -> list[int]:
+        shared, lengths = SharedLook(look, 1000.0), []
+        for _ in range(5):
+            with pytest.raises(ConnectionLostError) as caught:
+                await shared.read()
+            lengths.append(len(caught.traceback))
+        return lengths
+
+    lengths = asyncio.run(ask())
+    assert len(set(lengths)) == 1
