@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from blake3 import blake3
@@ -311,6 +311,30 @@ def test_a_link_needs_no_token_until_its_time_is_over() -> None:
         assert gateway.request("GET", link).status == 200
         clock[0] += 1
         assert gateway.request("GET", link).code == "bad_link"
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf"),
+    [
+        ("plain.txt", "plain.txt"),
+        ("a/b/c.txt", "c.txt"),
+        ("a/b/", "b"),
+        ("a//", "a"),
+        ("/", "object"),
+        ("///", "object"),
+        ("..", ".."),
+        ("a/\r\nX-Evil: 1", "%0D%0AX-Evil%3A%201"),
+        ("a;b'c*d", "a%3Bb%27c%2Ad"),
+        ("\u00e4/\u20ac", "%E2%82%AC"),
+    ],
+)
+def test_a_link_names_its_file_by_the_last_segment(memory: Gateway, name: str, leaf: str) -> None:
+    """Of which no letter is one of the header's own, whatever the object is called."""
+    assert memory.request("PUT", f"/objects/{quote(name, safe='')}", b"x").status == 200
+    answer = memory.request("GET", link_to(memory, name, {}))
+    assert (answer.status, answer.body) == (200, b"x")
+    assert answer.headers["content-disposition"] == f"attachment; filename*=UTF-8''{leaf}"
+    assert "x-evil" not in answer.headers
 
 
 def test_a_link_is_good_for_one_object() -> None:
