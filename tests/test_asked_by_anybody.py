@@ -9,8 +9,12 @@ from types import SimpleNamespace
 import pytest
 from gateway_rig import memory_gateway
 
-from ingest.errors import ConnectionLostError, ForeignStoreError, IngestError, NoSpaceError
+from ingest.errors import BusyError, ConnectionLostError, ForeignStoreError, IngestError, NoSpaceError
+from ingest.gateway.http.access import Access, Hosts
 from ingest.gateway.http.shared_look import SharedLook
+from ingest.gateway.http.token_file import parse_tokens
+
+TOKEN = "writer-0123456789"
 
 
 def test_a_process_that_is_not_ready_says_so_once_for_all_who_ask(caplog: pytest.LogCaptureFixture) -> None:
@@ -39,6 +43,48 @@ def test_other_requests_have_a_line_each(caplog: pytest.LogCaptureFixture) -> No
         ids = [gateway.request("GET", "/node").headers["x-request-id"] for _ in range(3)]
     for id_ in ids:
         assert any(line.startswith(id_) for line in caplog.messages)
+
+
+REFUSED = [
+    (400, "GET", "/objects/%ff", {"Authorization": f"Bearer {TOKEN}"}),
+    (401, "PUT", "/objects/a", {}),
+    (401, "GET", "/nothing", {}),
+    (403, "GET", "/alive", {"Host": "evil.example"}),
+    (403, "PUT", "/objects/a", {"Origin": "http://evil.example"}),
+    (404, "GET", "/nothing", {"Authorization": f"Bearer {TOKEN}"}),
+    (405, "PUT", "/alive", {"Authorization": f"Bearer {TOKEN}"}),
+    (417, "PUT", "/objects/a", {"Authorization": f"Bearer {TOKEN}", "Expect": "more"}),
+    (501, "PUT", "/objects/a", {"x-amz-acl": "public-read"}),  # before anybody looks for a token
+    (501, "GET", "/objects/a", {"Authorization": "AWS key:c2lnbmF0dXJl"}),
+    (501, "PUT", "/objects/a", {"Authorization": f"Bearer {TOKEN}", "Trailer": "Digest"}),
+]
+
+
+def test_what_a_client_does_wrong_is_told_to_it_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """Of whatever kind it is, and whether it has a token: a log that strangers can fill says nothing of anybody else."""
+    access = Access(Hosts.of([]), parse_tokens(f"read-write {TOKEN}".encode(), "tokens"))
+    caplog.set_level(logging.INFO)
+    with memory_gateway(access) as gateway:
+        for status, method, path, headers in REFUSED:
+            body = b"x" if method == "PUT" else None
+            assert gateway.request(method, path, body, headers).status == status, (method, path, headers)
+    assert [line for line in caplog.messages if "/" in line] == []
+
+
+@pytest.mark.parametrize("size", [1, 150, 1000, 7000])
+def test_a_line_of_a_request_is_short_however_long_its_path(
+    caplog: pytest.LogCaptureFixture, size: int
+) -> None:
+    caplog.set_level(logging.WARNING)
+    with memory_gateway() as gateway:
+        assert gateway.store is not None
+        gateway.store.full, gateway.store.error = True, BusyError("busy")
+        path = "/objects/" + "%61" * (size // 3) + "a" * (size % 3)
+        answer = gateway.request("PUT", path, b"x", {"X-Request-Id": "mine"})
+        assert answer.status in (503, 400)  # no name is as long as the last ones
+        if answer.status == 503:
+            (line,) = [line for line in caplog.messages if line.startswith("mine: PUT /objects/")]
+            assert len(line) < 300 and (size > 150 or path in line)
 
 
 @pytest.mark.parametrize("error", [None, ForeignStoreError("foreign"), ConnectionLostError("away")])
