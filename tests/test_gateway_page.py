@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -19,14 +20,15 @@ import pytest
 from blake3 import blake3
 from gateway_rig import Answer, Broken, Gateway, NodeGateway, memory_gateway, node_gateway
 
-from ingest.errors import DiskError
+from ingest.errors import ConnectionLostError, DiskError, ForeignStoreError, PeerError, RefusedError
 from ingest.gateway.http.access import Access, Hosts
-from ingest.gateway.http.node_figures import parse_figures
+from ingest.gateway.http.node_figures import NodeFigures, parse_figures
 from ingest.gateway.http.token_file import parse_tokens
 from ingest.gateway.page.page import static_files
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.node_address import admin_address
 from ingest.limits import FIGURES_SIZE_MAX, LINK_LIFE_S, NAME_SIZE_MAX, NAMESPACE_SIZE_MAX, SMALL_OBJECT_MAX
+from ingest.status import Status
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
 TOKENS = f"read-only {READ}\nread-write {WRITE}\n".encode()
@@ -577,6 +579,41 @@ def test_figures_come_from_nobody_else() -> None:
             ):
                 assert gateway.request("GET", "/node").status == 502
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, False),
+        (ForeignStoreError("another one's"), True),  # its figures are nobody's business here
+        (PeerError("odd"), False),
+        (ConnectionLostError("away"), False),
+        (RefusedError("0", Status.BUSY), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_figures_are_those_of_the_engine_that_is_meant(error: Exception | None, told: bool) -> None:
+    """One that does not answer now may still say how it is; of one that is another one's nothing is asked."""
+    asked: list[str] = []
+    proved = 0
+
+    async def prove() -> None:
+        nonlocal proved
+        proved += 1
+        if error is not None:
+            raise error
+
+    async def work(admin: tuple[str, int]) -> None:
+        async with NodeFigures(lambda: admin, prove) as figures:
+            if told:
+                with pytest.raises(ForeignStoreError):
+                    await figures.read()
+            else:
+                assert (await figures.read())["ready"] in (True, False)
+
+    with answering(METRICS.encode(), asked) as admin:
+        asyncio.run(work(admin))
+    assert (proved, len(asked)) == (1, 0 if told else 1)
 
 
 def test_a_node_that_is_not_there(memory: Gateway) -> None:
