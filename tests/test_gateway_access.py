@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -485,6 +486,60 @@ def test_a_handshake_that_ends_leaves_nothing(
         await port.close()
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("number", "pauses"),
+    [
+        (errno.ECONNABORTED, False),
+        (errno.ECONNRESET, False),
+        (errno.EMFILE, True),
+        (errno.ENFILE, True),
+        (errno.ENOBUFS, True),
+        (errno.ENOMEM, True),
+    ],
+)
+def test_a_port_with_tls_goes_on_after_each_error_of_accepting(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    number: int,
+    pauses: bool,
+) -> None:
+    """And says of those alone that are not the client's, and does not spin on them."""
+    context, _ = tls_contexts(tmp_path)
+    assert context is not None
+    monkeypatch.setattr("ingest.gateway.http.tls_port.ACCEPT_PAUSE_S", 0.001)
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        wires, accept = Wires(), loop.sock_accept
+        errors, slept = [OSError(number, os.strerror(number)) for _ in range(3)], []
+        opened = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            slept.append(seconds)
+
+        async def failing(sock: socket.socket) -> Any:
+            if errors:
+                raise errors.pop()
+            return await accept(sock)
+
+        def connect() -> Wire:
+            opened.set()
+            return Wire(wires, HttpConnection(web.Server(nobody_asks), loop=loop), lambda: "id")
+
+        monkeypatch.setattr(loop, "sock_accept", failing)
+        monkeypatch.setattr("ingest.gateway.http.tls_port.asyncio.sleep", sleep)
+        port = TlsPort(socket.create_server(("127.0.0.1", 0)), context, connect, wires)
+        with socket.create_connection(port._sock.getsockname()):
+            await asyncio.wait_for(opened.wait(), 30)
+        await port.close()
+        assert not errors and slept == [0.001] * 3 * pauses
+
+    asyncio.run(test())
+    said = [record for record in caplog.messages if "no connection can be accepted" in record]
+    assert len(said) == 3 * pauses
 
 
 async def nobody_asks(_: web.BaseRequest) -> web.Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import json
@@ -13,20 +14,21 @@ from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 from blake3 import blake3
 from gateway_rig import Answer, Broken, Gateway, NodeGateway, memory_gateway, node_gateway
 
-from ingest.errors import DiskError
+from ingest.errors import ConnectionLostError, DiskError, ForeignStoreError, PeerError, RefusedError
 from ingest.gateway.http.access import Access, Hosts
-from ingest.gateway.http.node_figures import parse_figures
+from ingest.gateway.http.node_figures import NodeFigures, parse_figures
 from ingest.gateway.http.token_file import parse_tokens
 from ingest.gateway.page.page import static_files
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.node_address import admin_address
 from ingest.limits import FIGURES_SIZE_MAX, LINK_LIFE_S, NAME_SIZE_MAX, NAMESPACE_SIZE_MAX, SMALL_OBJECT_MAX
+from ingest.status import Status
 
 READ, WRITE = "reader-0123456789", "writer-0123456789"
 TOKENS = f"read-only {READ}\nread-write {WRITE}\n".encode()
@@ -313,6 +315,30 @@ def test_a_link_needs_no_token_until_its_time_is_over() -> None:
         assert gateway.request("GET", link).code == "bad_link"
 
 
+@pytest.mark.parametrize(
+    ("name", "leaf"),
+    [
+        ("plain.txt", "plain.txt"),
+        ("a/b/c.txt", "c.txt"),
+        ("a/b/", "b"),
+        ("a//", "a"),
+        ("/", "object"),
+        ("///", "object"),
+        ("..", ".."),
+        ("a/\r\nX-Evil: 1", "%0D%0AX-Evil%3A%201"),
+        ("a;b'c*d", "a%3Bb%27c%2Ad"),
+        ("\u00e4/\u20ac", "%E2%82%AC"),
+    ],
+)
+def test_a_link_names_its_file_by_the_last_segment(memory: Gateway, name: str, leaf: str) -> None:
+    """Of which no letter is one of the header's own, whatever the object is called."""
+    assert memory.request("PUT", f"/objects/{quote(name, safe='')}", b"x").status == 200
+    answer = memory.request("GET", link_to(memory, name, {}))
+    assert (answer.status, answer.body) == (200, b"x")
+    assert answer.headers["content-disposition"] == f"attachment; filename*=UTF-8''{leaf}"
+    assert "x-evil" not in answer.headers
+
+
 def test_a_link_is_good_for_one_object() -> None:
     with guarded([1e9]) as gateway:
         for name in ("mine", "other"):
@@ -553,6 +579,41 @@ def test_figures_come_from_nobody_else() -> None:
             ):
                 assert gateway.request("GET", "/node").status == 502
     assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (None, False),
+        (ForeignStoreError("another one's"), True),  # its figures are nobody's business here
+        (PeerError("odd"), False),
+        (ConnectionLostError("away"), False),
+        (RefusedError("0", Status.BUSY), False),
+        (TimeoutError(), False),
+    ],
+)
+def test_figures_are_those_of_the_engine_that_is_meant(error: Exception | None, told: bool) -> None:
+    """One that does not answer now may still say how it is; of one that is another one's nothing is asked."""
+    asked: list[str] = []
+    proved = 0
+
+    async def prove() -> None:
+        nonlocal proved
+        proved += 1
+        if error is not None:
+            raise error
+
+    async def work(admin: tuple[str, int]) -> None:
+        async with NodeFigures(lambda: admin, prove) as figures:
+            if told:
+                with pytest.raises(ForeignStoreError):
+                    await figures.read()
+            else:
+                assert (await figures.read())["ready"] in (True, False)
+
+    with answering(METRICS.encode(), asked) as admin:
+        asyncio.run(work(admin))
+    assert (proved, len(asked)) == (1, 0 if told else 1)
 
 
 def test_a_node_that_is_not_there(memory: Gateway) -> None:

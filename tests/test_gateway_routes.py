@@ -812,6 +812,16 @@ def test_names_have_at_most_1024_bytes(gateway: Gateway, letter: str) -> None:
     assert (answer.status, answer.code) == (400, "bad_name")
 
 
+@pytest.mark.parametrize(("method", "path"), [("POST", "/blob/"), ("POST", "/files/"), ("POST", "/store/")])
+def test_each_api_takes_names_of_1024_bytes(gateway: Gateway, method: str, path: str) -> None:
+    for size, good in ((1023, True), (1024, True), (1025, False)):
+        target = path + "n" * size
+        answer = gateway.request(method, target, b"x")
+        assert answer.status in ((200, 204) if good else (400,)), size
+        assert good or str(size) in answer.json["message"]
+        assert gateway.request("GET", target).status == (200 if good else 400)
+
+
 def test_conditions_on_content(gateway: Gateway, name: str) -> None:
     data = name.encode()
     once = {"If-None-Match": "*"}

@@ -31,11 +31,13 @@ class Hosts:
         names = {_plain(name) for name in more}
         any_address = False
         for host, _ in listening:
-            try:
-                any_address |= ipaddress.ip_address(host.partition("%")[0]).is_unspecified
-            except ValueError:
-                pass
             names.add(_plain(host))
+            try:
+                address = ipaddress.ip_address(host.partition("%")[0])
+            except ValueError:
+                continue
+            any_address |= address.is_unspecified
+            names.add(str(address))  # as browsers write it, without the zone that only its machine knows
         return cls(frozenset(names), any_address)
 
     def include(self, host: str) -> bool:
