@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import Extent, chunks_needed
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
-from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
+from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
 from ingest.objects.download import LOOKS_MAX, PinnedDownload, SmallDownload, open_version
 from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget
@@ -88,6 +90,25 @@ class Node:
             self.membership.owner, "n", "name", len(data), blake3(data).digest(), [place], number=number
         )
         return place
+
+    async def put_scattered(self, data: bytes, counts: Sequence[int]) -> None:
+        """Its chunks lie in extents of so many, the last of which has the rest, with gaps between them."""
+        left, chunk, places = chunks_needed(len(data)), 0, []
+        for count in (*counts, left):
+            here = min(count, left)
+            left -= here
+            places.append(await self.catalog.lease(self.membership.owner, here + (not left)))
+            await self.catalog.lease(None, 1)
+            for index in range(places[-1].first, places[-1].first + here):
+                self.chunks.data[index] = data[chunk * DATA_SIZE : (chunk + 1) * DATA_SIZE].ljust(
+                    DATA_SIZE, b"\0"
+                )
+                chunk += 1
+            if not left:
+                break
+        (number,) = await self.catalog.reserve(1)
+        digest = blake3(data).digest()
+        await self.catalog.store(self.membership.owner, "n", "name", len(data), digest, places, number=number)
 
     def answer(self, place: Extent, status: Status) -> None:
         self.chunks.answers |= dict.fromkeys(range(place.first, place.stop), status)
@@ -288,5 +309,33 @@ def test_a_slow_client_that_goes_leaves_no_pin(
         await download.close()
         await node.put(b"new")
         assert [item.extent for item in node.reader.garbage(10)] == [place]
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("counts", [(), (1,), (1, 2, 3), (127, 129, 1), (1000, 1)])
+@pytest.mark.parametrize("size", [7 * DATA_SIZE + 5, LARGE + 1, 1500 * DATA_SIZE - 7])
+def test_any_part_is_what_was_stored_there_however_many_extents_it_has(
+    tmp_path: Path, size: int, counts: Sequence[int]
+) -> None:
+    """Read whole or in pieces, from and to each boundary of its extents and of its pieces, and one byte beside it."""
+    data = random.Random(size).randbytes(size)
+    edges = {0, 1, size - 1, size, DATA_SIZE, (size - 1) // DATA_SIZE * DATA_SIZE}
+    for chunk in (*itertools.accumulate(counts), *(PIECE_CHUNKS // 4 * count for count in (1, 2, 3, 7))):
+        edges |= {chunk * DATA_SIZE + beside for beside in (-1, 0, 1)}
+    ordered = sorted(edge for edge in edges if 0 <= edge <= size)
+    spans = [
+        *itertools.pairwise(ordered),
+        *((edge, size) for edge in ordered),
+        *((0, edge) for edge in ordered),
+    ]
+
+    async def work(node: Node) -> None:
+        await node.put_scattered(data, counts)
+        for start, stop in [*spans, (size, size), (1, 1), (0, size + 1)]:
+            download = await node.open()
+            found = b"".join([bytes(piece) async for piece in download.read(start, stop)])
+            await download.close()
+            assert found == data[start:stop], (start, stop)
 
     asyncio.run(Node.run(tmp_path / "catalog.db", work))
