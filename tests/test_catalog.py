@@ -672,6 +672,37 @@ class TestListing:
         assert "COVERING INDEX live (namespace=? AND name>? AND name<?)" in str(step)
 
 
+class TestMany:
+    """Of more than are looked at together none is left out, and none comes twice."""
+
+    @pytest.mark.parametrize("count", [999, 1000, 1001, 2000, 2001])
+    def test_versions_of_a_state(self, rig, owner, count):
+        with rig.catalog.change():
+            lease = rig.catalog.lease(owner, 2 * count)
+            for i in range(count):
+                rig.catalog.store(owner, "store", f"{i}", 1, OLD, [Extent(lease.first + 2 * i, 2)])
+            pending = [rig.catalog.begin(owner, "store", "a") for _ in range(3)]
+        found = [version.number for version in rig.catalog.versions(VersionState.OK)]
+        assert found == list(range(1, count + 1))
+        assert [version.number for version in rig.catalog.versions(VersionState.PENDING)] == pending
+        assert len(rig.catalog.page("store", limit=1_000_000)) == min(count, 1000), "a page has no more"
+        newest = [version.number for version in rig.catalog.newest(3)]
+        assert newest == [count, count - 1, count - 2]
+
+    def test_garbage_a_page_at_a_time(self, rig, owner):
+        with rig.catalog.change():
+            lease = rig.catalog.lease(owner, 14)
+            rig.catalog.discard(owner, [Extent(lease.first + 2 * i, 1) for i in range(7)])
+        for limit in range(1, 9):
+            last, found = 0, []
+            while page := rig.catalog.garbage(limit, last):
+                assert len(page) <= limit
+                last = page[-1].id
+                found += [item.extent.first - lease.first for item in page]
+            assert found == list(range(0, 14, 2))
+        assert rig.catalog.garbage_size() == (7, 7)
+
+
 class TestFile:
     def test_is_for_its_owner_alone(self, tmp_path):
         path = tmp_path / "catalog.db"

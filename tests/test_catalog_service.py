@@ -802,10 +802,34 @@ class TestMessages:
                 assert arguments[len(before)] == condition
 
     def test_every_error_is_told_by_its_name(self):
-        for kind in (NameTakenError, UploadLostError, DiskError, errors.BusyError, UsageError):
+        kinds = [
+            kind
+            for kind in vars(errors).values()
+            if isinstance(kind, type)
+            and issubclass(kind, errors.IngestError)
+            and kind is not errors.RefusedError
+        ]
+        assert len(kinds) > 20
+        for kind in kinds:
             answer = catalog_calls.parse_answer(catalog_calls.serialize_answer(1, kind("why")))
             outcome = catalog_calls.outcome_of(answer, int)
             assert type(outcome) is kind and str(outcome) == "why"
+
+    @pytest.mark.parametrize("name", ["RefusedError", "Exception", "annotations", "NoSuchError", ""])
+    def test_one_that_is_not_to_be_told_is_an_error_of_the_catalog(self, name):
+        """Nothing of that name is called, whatever it is."""
+        message = msgspec.msgpack.encode((1, name, "why"))
+        outcome = catalog_calls.outcome_of(catalog_calls.parse_answer(message), int)
+        assert type(outcome) is errors.CatalogError and str(outcome) == f"{name}: why"
+
+    def test_the_longest_one_is_taken_and_none_that_is_longer(self):
+        length = CATALOG_MESSAGE_MAX.to_bytes(4, "big")
+        buffer = bytearray(catalog_calls.framed(b"before") + length + b"a part")
+        assert list(catalog_calls.unframed(buffer)) == [b"before"]
+        assert buffer == length + b"a part"
+        buffer = bytearray(catalog_calls.framed(b"before") + (CATALOG_MESSAGE_MAX + 1).to_bytes(4, "big"))
+        with pytest.raises(ProtocolError):
+            list(catalog_calls.unframed(buffer))
 
     def test_what_can_not_be_read_is_an_error(self):
         with pytest.raises(ProtocolError):

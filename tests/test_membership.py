@@ -115,3 +115,61 @@ def test_a_lease_that_the_catalog_did_not_let_go_goes_with_its_last_upload(tmp_p
         raise ConnectionLostError("away")
 
     run(path, work)
+
+
+@pytest.mark.parametrize("left", range(6))
+def test_who_has_entered_again_takes_nothing_of_the_lease_of_before(tmp_path, left):
+    """Whatever was left of it, and however this process learned of it: it was given up with its owner."""
+    path = tmp_path / "catalog.db"
+
+    async def work(membership: Membership) -> None:
+        if left < 5:
+            await take(membership, 5 - left)
+        first = membership.owner
+        set_deadline(path, first, 0)
+        assert await membership.entered_again(first)
+        assert not await membership.entered_again(membership.owner), "that one is alive"
+        with Catalog(path) as catalog, catalog.change():
+            assert catalog.expire() == 1
+            swept = {index for item in catalog.garbage(10) for index in indices(item.extent)}
+        for count in (1, 2, 5):
+            taken = await membership.take(count)
+            assert taken.owner == membership.owner != first
+            assert not swept & set(indices(taken.place))
+            await membership.settle(taken)
+
+    run(path, work)
+
+
+def test_a_lease_goes_back_with_its_last_upload_and_not_before(tmp_path):
+    """One that is open is taken from, also while nothing of it is under way; one that is used up waits for its uploads."""
+    path = tmp_path / "catalog.db"
+
+    def leased() -> list[Extent]:
+        with Catalog(path) as reader:
+            return [one.extent for one in reader.leases()]
+
+    async def work(membership: Membership) -> None:
+        early, late = await membership.take(2), await membership.take(2)
+        await membership.settle(early)
+        await membership.settle(late)
+        assert leased() == [Extent(FIRST, 5)], "its last ticket can be had"
+        last = await membership.take(1)
+        assert last.place == Extent(FIRST + 4, 1)
+        more = await membership.take(1)
+        assert more.place == Extent(FIRST + 5, 1)
+        assert leased() == [Extent(FIRST, 5), Extent(FIRST + 5, 5)], "one upload of the first is under way"
+        await membership.settle(last)
+        assert leased() == [Extent(FIRST + 5, 5)]
+        await membership.settle(more)
+        assert leased() == [Extent(FIRST + 5, 5)]
+
+    run(path, work)
+    assert leased() == []
+    with Catalog(path) as catalog:
+        garbage = [index for item in catalog.garbage(10) for index in indices(item.extent)]
+        assert garbage == list(range(FIRST, FIRST + 6)), "what was given out"
+
+
+def indices(place: Extent) -> range:
+    return range(place.first, place.stop)

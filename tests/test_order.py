@@ -95,6 +95,22 @@ def test_one_that_is_not_above_a_deleted_one_either(names, save):
     assert save().order == order_at(NOON) + 1
 
 
+@pytest.mark.parametrize("numbers", list(itertools.permutations(range(3))))
+def test_the_highest_of_those_that_ended_counts_whatever_their_numbers_are(names, numbers):
+    """Each process has numbers in advance: the version that came last may have the lowest one."""
+    with names.catalog.change():
+        reserved = names.catalog.reserve(3)
+    for step, number in enumerate(numbers):
+        names.store(order=10 * (step + 1), number=reserved[number])
+    assert names.catalog.last_order("n", "a") == 30
+    names.delete()
+    assert names.catalog.last_order("n", "a") == 30
+    for order in (10, 20, 25, 30):
+        with pytest.raises(OrderError):
+            names.store(order=order)
+    assert names.store(order=31).order == 31
+
+
 def test_names_have_orders_of_their_own(names, save):
     save("a")
     assert save("b", order=5).order == 5
