@@ -223,6 +223,7 @@ def test_what_made_way_is_gone_for_good_before_the_copy_comes(source, tmp_path, 
         target.unlink()
     durable = {path.name for path in target.parent.iterdir()}
     steps: list[str] = []
+    synced: list[bytes] = []  # of the copy
     fsync, rename = os.fsync, os.rename
 
     def noted_fsync(fd: int) -> None:
@@ -231,10 +232,13 @@ def test_what_made_way_is_gone_for_good_before_the_copy_comes(source, tmp_path, 
         if path == target.parent:
             durable.clear()
             durable.update(one.name for one in path.iterdir())
+        else:
+            synced.append(path.read_bytes())
         steps.append(path.name)
 
     def noted_rename(before: Path, after: Path) -> None:
         assert durable <= {"copy.new", "copy"}, "a power cut may leave it beside the copy"
+        assert synced[-1:] == [before.read_bytes()], "a power cut may leave a part of it under its name"
         rename(before, after)
         steps.append("renamed")
 
@@ -285,6 +289,31 @@ def test_what_can_not_be_copied(source, tmp_path):
         backup(source, tmp_path / "link")
     with pytest.raises(DiskError):
         backup(source, tmp_path / "missing" / "copy")
+
+
+@pytest.mark.parametrize("broken", ["not", "its progress", "its target", "its rename"])
+def test_nothing_of_a_copy_stays_open(source, tmp_path, monkeypatch, broken):
+    """A gateway makes one each night: neither a descriptor nor a reader, who would keep SQLite's log from beginning anew."""
+    target = tmp_path / "copy"
+    backup(source, target)
+
+    class Broken(Exception):
+        pass
+
+    def fail(*_):
+        raise Broken if broken == "its progress" else OSError(5, "a bad disk")
+
+    if broken == "its rename":
+        monkeypatch.setattr(module, "rename_durably", fail)
+    elif broken == "its target":
+        Path(f"{target}-journal").write_bytes(bytes(512))
+    before = sorted(os.listdir("/proc/self/fd"))
+    try:
+        backup(source, target, *([fail] if broken == "its progress" else []))
+        assert broken == "not"
+    except (Broken, DiskError, UsageError):
+        assert broken != "not"
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_full_disk_is_said_in_words_of_ours(source, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from ingest.errors import (
     UploadLostError,
     UsageError,
 )
+from ingest.limits import CATALOG_RESERVE_SIZE
 
 HERE = Path(__file__).parent
 OLD, NEW = bytes([1]) * 32, bytes([2]) * 32
@@ -733,6 +735,24 @@ class TestFile:
             file.write(b"\xff" * (path.stat().st_size - 4096))
         with pytest.raises(CatalogError), Catalog(path) as catalog, catalog.change():
             catalog.enter("x")
+
+    def test_that_is_closed_whole_is_one_file_and_its_reserve(self, tmp_path):
+        """Whoever takes it away has all of it; and the next start may come on a full disk."""
+        catalog = Catalog(tmp_path / "catalog.db")
+        with catalog.change():
+            owner = catalog.enter("x")
+        reserve = catalog.room
+        assert not reserve.path.exists()
+        catalog.close_whole()
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"catalog.db", reserve.path.name, *(spare.name for spare in reserve.spares)}
+        assert reserve.path.stat().st_size == CATALOG_RESERVE_SIZE
+        with pytest.raises(DiskError, match="closed"), catalog.change():
+            pass
+        shutil.copy(tmp_path / "catalog.db", tmp_path / "taken.db")
+        with Catalog(tmp_path / "taken.db") as taken, taken.change():
+            taken.leave(owner)
+            assert taken.enter("y") == owner + 1
 
     def test_that_is_nowhere(self, tmp_path):
         with pytest.raises(DiskError):

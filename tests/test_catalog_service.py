@@ -177,6 +177,20 @@ class TestCalls:
 
         asyncio.run(main())
 
+    def test_one_is_alone_whoever_asks(self, place):
+        """The same process too: two collectors would each tell the catalog of what the other one deletes."""
+
+        async def main():
+            async with opened(place) as one, opened(place) as two:
+                for first, others in ((one, (one, two)), (two, (two, one))):
+                    owner = await first.enter_alone("collector")
+                    for other in others:
+                        with pytest.raises(errors.BusyError):
+                            await other.enter_alone("collector")
+                    await first.leave(owner)
+
+        asyncio.run(main())
+
     def test_of_one_caller_are_made_in_their_order(self, place):
         async def main():
             async with opened(place) as access:
