@@ -232,6 +232,25 @@ def test_a_second_is_shared_by_all_versions_that_the_name_came_to_point_to_in_it
     assert shares(save()) and shares(third)
 
 
+@pytest.mark.parametrize("place", ["begin", "middle", "end"])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_second_begins_with_its_first_moment_and_ends_before_the_next(names, save, place, deleted):
+    """Dates of HTTP are whole seconds: what was there in the one before or behind it has another date."""
+    steps = {"begin": 0.0, "middle": 0.5, "end": 1 - 1 / 1024}
+    for at, other in enumerate((-1.0, -1 / 1024, 0.0, 0.25, 1 - 1 / 1024, 1.0, 1.5)):
+        name, first = f"{place} {at}", other <= steps[place]
+        moments = (other, steps[place]) if first else (steps[place], other)
+        versions = []
+        for moment in moments:
+            names.now = NOON + moment
+            versions.append(save(name))
+        if deleted:
+            names.delete(name)
+        version = versions[first]
+        assert version.saved == NOON + steps[place] and version.modified == NOON
+        assert names.catalog.shares_second(version) == (0 <= other < 1), other
+
+
 def test_a_catalog_of_before_there_was_an_order_tells_its_history(names):
     saved = [names.store().number for _ in range(3)]
     names.catalog._db.run("UPDATE versions SET rank = NULL")
