@@ -687,6 +687,51 @@ class TestSocket:
         finally:
             rig.close()
 
+    @pytest.mark.parametrize("long", [False, True])
+    def test_whoever_finds_its_name_can_connect_and_is_its_owner(self, tmp_path, monkeypatch, long):
+        """It has its mode and listens before it has its name: a process that starts meanwhile is not turned away."""
+        data = tmp_path.joinpath(*["directory" * 5] * 5) if long else tmp_path
+        meta = data / ".ingest"
+        meta.mkdir(parents=True)
+        listen(data).close()  # the name of one that is dead
+        path, seen = meta / "catalog.sock", []
+        rename = os.rename
+        before = path.stat().st_ino
+
+        def looked_at(source, target):
+            assert path.stat().st_ino == before
+            rename(source, target)
+            seen.append(path.stat().st_mode & 0o777)
+            connect(data).close()
+
+        monkeypatch.setattr(os, "rename", looked_at)
+        mask = os.umask(0)
+        try:
+            listen(data).close()
+        finally:
+            os.umask(mask)
+        assert seen == [0o600]
+
+    def test_descriptors_are_closed_where_nobody_listens_or_may(self, tmp_path, service):
+        """Whoever waits for a service tries this again and again."""
+        open_before = sorted(os.listdir("/proc/self/fd"))
+        (tmp_path / "file").touch()
+        deep = tmp_path.joinpath(*["directory" * 5] * 5)
+        (deep / ".ingest").mkdir(parents=True)
+        for data in (tmp_path, deep, tmp_path / "missing", tmp_path / "file"):
+            with pytest.raises(ConnectionLostError):
+                connect(data)
+        for data in (tmp_path / "missing", tmp_path / "file"):
+            with pytest.raises(DiskError):
+                listen(data)
+            with pytest.raises(DiskError), service_lock(data):
+                pass
+        with pytest.raises(StoreLockedError), service_lock(service.data_dir):
+            pass
+        with service_lock(deep):
+            pass
+        assert sorted(os.listdir("/proc/self/fd")) == open_before
+
     def test_is_one_service_s(self, service):
         with pytest.raises(StoreLockedError), service_lock(service.data_dir):
             pass

@@ -123,6 +123,27 @@ def test_neighbours_of_a_lease_stay_leases(rig: Rig) -> None:
     assert rig.garbage() == [two.stop - 1]
 
 
+@pytest.mark.parametrize("first", range(11))
+def test_of_an_upload_only_what_is_forgone_is_nowhere(rig: Rig, first: int) -> None:
+    """Wherever that lies among its extents; what is not among them is not looked for. The rest is garbage when it breaks."""
+    for count in range(1, 12 - first):
+        number = rig("begin", rig.me, "n", "upload")
+        places = []
+        for size in (3, 1, 4):  # with the lease of somebody else between them
+            places.append(rig("extend", rig.me, number, size))
+            rig("lease", None, 1)
+        held = [index for place in places for index in range(place.first, place.stop)]  # type: ignore[attr-defined]
+        gone = Extent(held[0] + first, count)
+        leased, before = rig.leased(), rig.garbage()
+        rig("forgo", rig.me, gone, number)
+        rest = [index for index in held if not gone.first <= index < gone.stop]
+        assert isinstance(number, int)
+        kept = rig.catalog.version(number).extents
+        assert [index for place in kept for index in range(place.first, place.stop)] == rest
+        rig("fail", rig.me, number, "broke")
+        assert rig.garbage() == before + rest and rig.leased() == leased
+
+
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_of_garbage_a_conflict_takes_one_ticket_and_leaves_it_with_its_version(rig: Rig, count: int) -> None:
     """Whichever it is. What is left is kept while somebody reads the version that had it."""
