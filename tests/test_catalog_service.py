@@ -16,7 +16,7 @@ import pytest
 from catalog_rig import ServiceRig
 
 from ingest import errors
-from ingest.catalog import catalog_calls
+from ingest.catalog import catalog_calls, catalog_socket
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_client import CatalogClient
@@ -731,6 +731,27 @@ class TestSocket:
         with service_lock(deep):
             pass
         assert sorted(os.listdir("/proc/self/fd")) == open_before
+
+    @pytest.mark.parametrize("proc", [True, False])
+    def test_each_length_of_its_path(self, tmp_path_factory, monkeypatch, proc):
+        """To the longest one that an address holds, and behind it; where /proc is needed and missing that is said."""
+        if not proc:
+            monkeypatch.setattr(catalog_socket, "_DESCRIPTORS", "/nowhere")
+        base, longest = tmp_path_factory.mktemp("s"), catalog_socket._longest()
+        if len(os.fsencode(base)) + 6 > longest:
+            pytest.skip(f"{base} is too long itself")
+        for length in range(longest - 4, longest + 5):
+            data = base / ("d" * (length - len(os.fsencode(base)) - 1))
+            (data / ".ingest").mkdir(parents=True)
+            assert len(os.fsencode(data)) == length
+            if length > longest and not proc:
+                for call in (listen, connect):
+                    with pytest.raises(errors.ConfigError, match=f"a name of {longest} bytes at most"):
+                        call(data)
+                continue
+            with listen(data):
+                connect(data).close()
+            assert [path.name for path in (data / ".ingest").iterdir()] == ["catalog.sock"]
 
     def test_is_one_service_s(self, service):
         with pytest.raises(StoreLockedError), service_lock(service.data_dir):

@@ -251,6 +251,36 @@ def test_a_second_begins_with_its_first_moment_and_ends_before_the_next(names, s
         assert names.catalog.shares_second(version) == (0 <= other < 1), other
 
 
+@pytest.mark.parametrize("back", [0.0, 0.25, HOUR])
+@pytest.mark.parametrize("end", ["commit", "fail", "delete", "replace", "leave"])
+def test_no_step_of_a_version_is_told_before_the_one_that_came_before_it(names, end, back):
+    """The clock goes back before each of them: begun, saved, ended; and a date of HTTP is never before its upload."""
+    with names.catalog.change():
+        number = names.catalog.begin(names.owner, "n", "a")
+        held = names.catalog.extend(names.owner, number, 2)
+    names.now -= back
+    with names.catalog.change():
+        if end == "fail":
+            names.catalog.fail(names.owner, number, "broke")
+        elif end == "leave":
+            names.catalog.leave(names.owner)
+        else:
+            done = names.catalog.commit(names.owner, number, 1, bytes(32), [held])
+            assert done.saved == names.catalog.find("n", "a").saved == done.created == NOON
+    names.now -= back
+    if end == "delete":
+        names.delete()
+    elif end == "replace":
+        assert names.store().created >= NOON
+    (row,) = names.catalog._db.all("SELECT created, saved, ended FROM versions WHERE number = ?", number)
+    times = [time for time in row if time is not None]
+    assert times == sorted(times) and len(times) == {"delete": 3, "replace": 3}.get(end, 2)
+    states = [step.state for step in names.catalog.history("n", "a") if step.version == number]
+    last = {"commit": [], "delete": [VersionState.DELETED], "replace": [VersionState.DELETED]}
+    told = last.get(end, [VersionState.FAILED]) + [VersionState.OK] * (end in last) + [VersionState.PENDING]
+    assert states == told
+
+
 def test_a_catalog_of_before_there_was_an_order_tells_its_history(names):
     saved = [names.store().number for _ in range(3)]
     names.catalog._db.run("UPDATE versions SET rank = NULL")
