@@ -28,7 +28,7 @@ from ingest.errors import (
     UploadLostError,
     UsageError,
 )
-from ingest.limits import CATALOG_RESERVE_SIZE
+from ingest.limits import CATALOG_RESERVE_SIZE, DATA_SIZE
 
 HERE = Path(__file__).parent
 OLD, NEW = bytes([1]) * 32, bytes([2]) * 32
@@ -202,6 +202,52 @@ class TestUpload:
             rig("begin", owner, "store", "a", condition=ABSENT)
         with pytest.raises(NotFoundError):
             rig("begin", owner, "store", "b", condition=PRESENT)
+
+
+@pytest.mark.parametrize("call", ["store", "commit"])
+class TestSize:
+    """An object has all of its chunks, and one ticket at least for its manifest: else others would be read behind it."""
+
+    def save(self, rig: Rig, call: str, owner: int, size: int, digest: bytes, counts: list[int]):
+        number = rig("begin", owner, "store", "a")
+        places = []
+        for count in counts:
+            places.append(
+                rig("lease", owner, count) if call == "store" else rig("extend", owner, number, count)
+            )
+            rig("lease", None, 1)
+        if call == "store":
+            return rig("store", owner, "store", "a", size, digest, places)
+        return rig("commit", owner, number, size, digest, places)
+
+    @pytest.mark.parametrize(
+        ("size", "counts"),
+        [
+            *((0, [2]), (0, [1, 1]), (1, [2]), (DATA_SIZE, [2]), (DATA_SIZE, [3])),
+            *(
+                (DATA_SIZE + 1, [3]),
+                (2 * DATA_SIZE, [1, 1, 1]),
+                (2 * DATA_SIZE + 1, [2, 2]),
+                (9 * DATA_SIZE, [10]),
+            ),
+        ],
+    )
+    def test_that_its_tickets_suffice_for(self, rig, owner, call, size, counts):
+        version = self.save(rig, call, owner, size, OLD, counts)
+        assert (version.size, [one.count for one in version.extents]) == (size, counts)
+        less = [*counts[:-1], counts[-1] - 1] if counts[-1] > 1 else counts[:-1]
+        if sum(counts) == extent.chunks_needed(size) + 1:
+            with pytest.raises(UsageError):
+                self.save(rig, call, owner, size, NEW, less)
+        for digest in (b"", NEW[:-1], NEW + b"\0"):
+            with pytest.raises(UsageError):
+                self.save(rig, call, owner, size, digest, counts)
+        for wrong in (-1, -DATA_SIZE, sum(counts) * DATA_SIZE):
+            with pytest.raises(UsageError):
+                self.save(rig, call, owner, wrong, NEW, counts)
+        with pytest.raises(UsageError):
+            self.save(rig, call, owner, 0, NEW, [])
+        assert rig.catalog.find("store", "a") == version
 
 
 class TestSmallUpload:

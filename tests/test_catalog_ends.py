@@ -268,13 +268,16 @@ def test_over_another_connection_is_asked_again_what_was_answered_by_junk(
             asked = [asyncio.ensure_future(client.enter("x"))]
             while not halves:
                 await asyncio.sleep(0)
-            asked.append(asyncio.ensure_future(client.forget()))
-            assert await asyncio.wait_for(asyncio.gather(*asked), 20) == [6, 6]
+            if junk is JUNK["half of one"]:
+                asked.append(asyncio.ensure_future(client.forget()))
+            found = await asyncio.wait_for(asyncio.gather(*asked), 20)
+            assert found == [6] * len(asked)
         return scripted
 
     scripted = asyncio.run(main())
     assert scripted.connections == 2
-    assert [call for number, _, call, _ in scripted.asked if number == 1] == ["enter", "forget"]
+    again = ["enter", "forget"] if junk is JUNK["half of one"] else ["enter"]
+    assert [call for number, _, call, _ in scripted.asked if number == 1] == again
 
 
 def test_what_was_not_answered_is_asked_again_in_its_order(tmp_path: Path) -> None:
