@@ -204,6 +204,41 @@ class TestUpload:
             rig("begin", owner, "store", "b", condition=PRESENT)
 
 
+class TestRestore:
+    """What a manifest says, in a catalog that is made again: manifests of one store may contradict each other."""
+
+    def restore(self, rig: Rig, number: int, name: str, created: float = 5.0, order: int = 7):
+        place = rig("lease", None, 2)
+        return rig("restore", number, "store", name, 1, OLD, [place], {"a": "b"}, created, order)
+
+    def test_under_its_number_or_where_that_is_taken_under_another_one(self, rig):
+        numbers = rig("reserve", 5)
+        asked = [numbers[1], numbers[3], numbers[1], numbers[-1], numbers[3], 8, 8, 0, -1, 1 << 61]
+        restored = [self.restore(rig, number, f"{at}") for at, number in enumerate(asked)]
+        found = [version.number for version in restored]
+        assert found == [numbers[1], numbers[3], 6, numbers[-1], 7, 8, 9, 10, 11, 12]
+        for at, version in enumerate(restored):
+            assert rig.catalog.find("store", f"{at}") == rig.catalog.version(version.number) == version
+        assert rig("reserve", 1)[0] == 13
+
+    @pytest.mark.parametrize(
+        ("created", "order", "saved"),
+        [
+            (100.5, 100_500_000, 100.5),
+            (100.5, 99_000_000, 100.5),
+            (100.5, 100_999_999, 100.5),
+            (100.5, 101_000_000, 101.0),
+            (100.5, 200_700_000, 200.0),
+        ],
+    )
+    def test_its_date_is_not_before_what_it_replaced(self, rig, created, order, saved):
+        """Where the clock had gone back its order alone says so."""
+        (number,) = rig("reserve", 1)
+        version = self.restore(rig, number, "a", created, order)
+        assert (version.saved, version.order) == (saved, order)
+        assert rig.catalog.last_order("store", "a") == order
+
+
 @pytest.mark.parametrize("call", ["store", "commit"])
 class TestSize:
     """An object has all of its chunks, and one ticket at least for its manifest: else others would be read behind it."""

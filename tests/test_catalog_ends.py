@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -305,6 +305,7 @@ def test_what_was_not_answered_is_asked_again_in_its_order(tmp_path: Path) -> No
         return scripted
 
     scripted = asyncio.run(main())
+    assert scripted.connections == 2, "an answer to who has given up is an answer"
     numbers = [
         (id_, arguments[1])
         for number, id_, call, arguments in scripted.asked
@@ -382,10 +383,11 @@ def test_who_is_cancelled_leaves_nothing_and_keeps_nobody(tmp_path: Path) -> Non
         go = threading.Event()
         catalog._thread.submit(go.wait)
         for turns in (0, 3):  # none of them has come to the thread, or all have
-            some = (
+            some: tuple[Coroutine[Any, Any, object], ...] = (
                 catalog.begin(owner, "n", f"b{turns}"),
                 catalog.lease(owner, 4),
                 catalog.pin(owner, number),
+                catalog.renew(owner, 1e6),  # which is not shielded: its answer comes to nobody
             )
             calls = [asyncio.ensure_future(call) for call in some]
             for _ in range(turns + 1):

@@ -152,6 +152,8 @@ def test_each_byte_of_the_key_and_each_of_its_place_counts():
         {"extents": [("0000000a", 2)]},
         {"extents": [("00000001", 2)]},
         {"extents": [("00000001", 1), ("00000000", 1)]},
+        {"extents": [("00000005", 2), ("00000001", 1)]},
+        {"size": 3 * DATA_SIZE, "extents": [("00000000", 2)]},
         {"extents": [("00000000", 1), ("00000003", 1)]},
         {"size": 5000},
         {"size": -1},
