@@ -28,7 +28,12 @@ from ingest.errors import (
     UploadLostError,
     UsageError,
 )
-from ingest.limits import CATALOG_RESERVE_SIZE, DATA_SIZE
+from ingest.limits import (
+    CATALOG_CHECKPOINT_PAGES,
+    CATALOG_RESERVE_SIZE,
+    CATALOG_WAL_KEPT_SIZE,
+    DATA_SIZE,
+)
 
 HERE = Path(__file__).parent
 OLD, NEW = bytes([1]) * 32, bytes([2]) * 32
@@ -834,6 +839,19 @@ class TestFile:
         with Catalog(tmp_path / "taken.db") as taken, taken.change():
             taken.leave(owner)
             assert taken.enter("y") == owner + 1
+
+    @pytest.mark.parametrize("kind", [Catalog, CatalogReader])
+    def test_whose_commits_are_durable_when_they_return(self, tmp_path, kind):
+        """Whoever opens it, also once more after the disk failed: FULL, in SQLite's log, of a bounded size."""
+        with kind(tmp_path / "catalog.db") as catalog:
+            for _ in range(2):
+                asked = ("synchronous", "journal_mode", "journal_size_limit", "wal_autocheckpoint")
+                found = [catalog._db.value(f"PRAGMA {name}") for name in asked]
+                assert found == [2, "wal", CATALOG_WAL_KEPT_SIZE, CATALOG_CHECKPOINT_PAGES]
+                assert set(catalog.beside) == {tmp_path / f"catalog.db{side}" for side in ("-wal", "-shm")}
+                before, catalog._db._spoilt = catalog._db.connection, True
+                catalog.namespaces()
+                assert catalog._db.connection is not before
 
     def test_that_is_nowhere(self, tmp_path):
         with pytest.raises(DiskError):

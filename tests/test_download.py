@@ -313,6 +313,38 @@ def test_a_slow_client_that_goes_leaves_no_pin(
     asyncio.run(Node.run(tmp_path / "catalog.db", work))
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "replaced"])
+@pytest.mark.parametrize("taken", [0, 1, DATA_SIZE, MIDDLE - 1])
+def test_what_a_slow_client_has_not_taken_is_in_no_memory_that_others_could_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int, meanwhile: str
+) -> None:
+    """It is read again when the client goes on; but what was replaced can't be, and is kept. All of it comes."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.01)
+    data = random.Random(MIDDLE).randbytes(MIDDLE)
+
+    async def work(node: Node) -> None:
+        await node.put(data)
+        download = await node.open()
+        assert isinstance(download, SmallDownload) and node.budget.lent
+        if meanwhile == "replaced":
+            await node.put(b"new")
+        pieces = download.read()
+        piece = memoryview(await anext(pieces))
+        found = bytearray(piece[:taken])
+        del piece
+        download.took(taken)
+        while download._pinning is None:
+            await asyncio.sleep(0.001)
+        await asyncio.wait([download._pinning])
+        assert bool(node.budget.lent) == bool(download._data) == (meanwhile == "replaced")
+        async for piece in pieces:
+            found += piece
+        assert found == data
+        await download.close()
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
 @pytest.mark.parametrize("counts", [(), (1,), (1, 2, 3), (127, 129, 1), (1000, 1)])
 @pytest.mark.parametrize("size", [7 * DATA_SIZE + 5, LARGE + 1, 1500 * DATA_SIZE - 7])
 def test_any_part_is_what_was_stored_there_however_many_extents_it_has(

@@ -8,9 +8,9 @@ import pytest
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.extent import FIRST, Extent
 from ingest.catalog.local_catalog import LocalCatalog
-from ingest.errors import ConnectionLostError, UsageError
+from ingest.errors import ConnectionLostError, IngestError, NoSpaceError, ReadOnlyError, UsageError
 from ingest.limits import VERSIONS_RESERVED
-from ingest.objects.membership import Membership
+from ingest.objects.membership import NOBODY, Membership
 from ingest.ticket import COUNT
 
 
@@ -169,6 +169,56 @@ def test_a_lease_goes_back_with_its_last_upload_and_not_before(tmp_path):
     with Catalog(path) as catalog:
         garbage = [index for item in catalog.garbage(10) for index in indices(item.extent)]
         assert garbage == list(range(FIRST, FIRST + 6)), "what was given out"
+
+
+@pytest.mark.parametrize("entered", [True, False])
+def test_what_the_disk_refuses_lasts_until_the_next_sign_of_life(tmp_path, monkeypatch, entered):
+    """What it was the last time is told, to each who would store; that the catalog is away says nothing of the disk."""
+    path = tmp_path / "catalog.db"
+
+    async def main() -> None:
+        catalog = await LocalCatalog.open(path)
+        refusals: list[IngestError] = [] if entered else [NoSpaceError("full")]
+
+        def refusing(call):
+            async def refuse(*arguments):
+                if refusals:
+                    raise refusals[0]
+                return await call(*arguments)
+
+            return refuse
+
+        for name in ("enter", "renew"):
+            monkeypatch.setattr(catalog, name, refusing(getattr(catalog, name)))
+        membership = await Membership.enter(catalog, "test", 5)
+        assert (membership.owner != NOBODY) == entered
+        told = refusals[0] if refusals else None
+        away = ConnectionLostError("away")
+        for error in (
+            None,
+            NoSpaceError("full"),
+            away,
+            ReadOnlyError("no change"),
+            NoSpaceError("full"),
+            None,
+            away,
+        ):
+            refusals[:] = [] if error is None else [error]
+            owner = membership.owner
+            assert await membership.entered_again(owner) == (error is None and owner == NOBODY)
+            told = None if error is None else told if error is away else error
+            if told is None:
+                membership.check()
+                assert membership.owner != NOBODY
+                continue
+            for _ in range(2):
+                with pytest.raises(type(told), match=str(told)):
+                    membership.check()
+        refusals.clear()
+        await membership.leave()
+        await catalog.close()
+
+    asyncio.run(main())
 
 
 def indices(place: Extent) -> range:
