@@ -12,6 +12,7 @@ import pytest
 from blake3 import blake3
 
 from ingest import ticket
+from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import Extent, chunks_needed
 from ingest.catalog.local_catalog import LocalCatalog
@@ -270,6 +271,32 @@ def test_a_version_that_goes_before_its_pin(tmp_path: Path, meanwhile: str) -> N
 
         node.catalog.event = event
         assert await outcome(node.read()) == (NotFoundError if meanwhile == "deleted" else new)
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_process_that_was_given_up_pins_what_it_reads_as_another_owner(
+    tmp_path: Path, expired: bool
+) -> None:
+    """It stood still for too long: its next download is as safe from the collector as those before."""
+
+    async def work(node: Node) -> None:
+        data = b"o" * LARGE
+        place = await node.put(data)
+        first = node.membership.owner
+        with Catalog(tmp_path / "catalog.db") as catalog, catalog.change():
+            catalog._db.run("UPDATE owners SET deadline = 0 WHERE id = ?", first)
+            if expired:
+                assert catalog.expire() == 1
+        download = await node.open()
+        assert isinstance(download, PinnedDownload)
+        assert download._owner == node.membership.owner != first
+        await node.catalog.delete("n", "name")
+        assert not node.reader.garbage(10)
+        assert b"".join([bytes(piece) async for piece in download.read()]) == data
+        await download.close()
+        assert [item.extent for item in node.reader.garbage(10)] == [place]
 
     asyncio.run(Node.run(tmp_path / "catalog.db", work))
 
