@@ -91,6 +91,42 @@ def test_what_was_under_way_is_no_garbage_when_the_copy_is_put_back(source, tmp_
         catalog.extend(owner, upload, 1)  # the live one is as it was
 
 
+def test_has_all_rows_but_those_of_processes(source, tmp_path):
+    """Each table as it is, what foreign clients have for good too; of uploads under way only that they were."""
+    with Catalog(source) as catalog, catalog.change():
+        owner, reader = catalog.enter("y"), catalog.enter("z")
+        catalog.lease(None, 7, "a script")
+        catalog.lease(owner, 100)
+        uploads = [catalog.begin(owner, "store", name) for name in ("large", "broken", "000002")]
+        for upload in uploads:
+            catalog.extend(owner, upload, 3)
+        catalog.fail(owner, uploads[1], "broke")
+        catalog.delete("store", "000001")
+        catalog.pin(reader, catalog.find("store", "000003").number)
+        catalog.adopt(bytes(range(16)))
+    backup(source, tmp_path / "copy")
+    found = []
+    for path in (source, tmp_path / "copy"):
+        db = apsw.Connection(str(path))
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = {name: db.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
+        columns = [column[1] for column in db.execute("PRAGMA table_info(versions)")]
+        rows["versions"] = [dict(zip(columns, row, strict=True)) for row in rows["versions"]]
+        rows["schema"] = [(sql,) for (sql,) in db.execute("SELECT sql FROM sqlite_master")]
+        rows["format"] = [(db.pragma("application_id"), db.pragma("user_version"))]
+        found.append(rows)
+        db.close()
+    expected, copied = found
+    assert expected["owners"] and expected["pins"] and len(expected["leases"]) == 2
+    expected["owners"] = expected["pins"] = []
+    expected["leases"] = [row for row in expected["leases"] if row[2] is None]
+    for row in expected["versions"]:
+        if row["number"] in (uploads[0], uploads[2]):
+            ended = {"state": 2, "owner": None, "ended": row["created"]}
+            row |= ended | {"reason": "was under way when the catalog was copied"}
+    assert copied == expected
+
+
 def test_replaces_one_before_whole_or_not_at_all(source, tmp_path):
     target = tmp_path / "copy"
     backup(source, target)
@@ -187,6 +223,7 @@ def test_what_made_way_is_gone_for_good_before_the_copy_comes(source, tmp_path, 
         target.unlink()
     durable = {path.name for path in target.parent.iterdir()}
     steps: list[str] = []
+    synced: list[bytes] = []  # of the copy
     fsync, rename = os.fsync, os.rename
 
     def noted_fsync(fd: int) -> None:
@@ -195,10 +232,13 @@ def test_what_made_way_is_gone_for_good_before_the_copy_comes(source, tmp_path, 
         if path == target.parent:
             durable.clear()
             durable.update(one.name for one in path.iterdir())
+        else:
+            synced.append(path.read_bytes())
         steps.append(path.name)
 
     def noted_rename(before: Path, after: Path) -> None:
         assert durable <= {"copy.new", "copy"}, "a power cut may leave it beside the copy"
+        assert synced[-1:] == [before.read_bytes()], "a power cut may leave a part of it under its name"
         rename(before, after)
         steps.append("renamed")
 
@@ -249,6 +289,31 @@ def test_what_can_not_be_copied(source, tmp_path):
         backup(source, tmp_path / "link")
     with pytest.raises(DiskError):
         backup(source, tmp_path / "missing" / "copy")
+
+
+@pytest.mark.parametrize("broken", ["not", "its progress", "its target", "its rename"])
+def test_nothing_of_a_copy_stays_open(source, tmp_path, monkeypatch, broken):
+    """A gateway makes one each night: neither a descriptor nor a reader, who would keep SQLite's log from beginning anew."""
+    target = tmp_path / "copy"
+    backup(source, target)
+
+    class Broken(Exception):
+        pass
+
+    def fail(*_):
+        raise Broken if broken == "its progress" else OSError(5, "a bad disk")
+
+    if broken == "its rename":
+        monkeypatch.setattr(module, "rename_durably", fail)
+    elif broken == "its target":
+        Path(f"{target}-journal").write_bytes(bytes(512))
+    before = sorted(os.listdir("/proc/self/fd"))
+    try:
+        backup(source, target, *([fail] if broken == "its progress" else []))
+        assert broken == "not"
+    except (Broken, DiskError, UsageError):
+        assert broken != "not"
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_full_disk_is_said_in_words_of_ours(source, tmp_path):

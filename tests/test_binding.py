@@ -594,3 +594,16 @@ def test_the_chunk_as_docs_objects_has_it():
 def test_what_is_no_such_chunk(data):
     with pytest.raises(IngestError):
         binding.parse(data)
+
+
+def test_each_byte_of_the_chunk_counts():
+    """Who changes one names another catalog, another format, or none: never this catalog."""
+    whole = binding.serialize(ID)
+    for at in range(DATA_SIZE):
+        data = bytearray(whole)
+        data[at] ^= 1 << at % 8
+        if 16 <= at < 32:
+            assert binding.parse(bytes(data)) != ID
+            continue
+        with pytest.raises(ForeignStoreError, match="knows format 1" if 8 <= at < 12 else "chunk of its own"):
+            binding.parse(bytes(data))

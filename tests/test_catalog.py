@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,12 @@ from ingest.errors import (
     PreconditionError,
     UploadLostError,
     UsageError,
+)
+from ingest.limits import (
+    CATALOG_CHECKPOINT_PAGES,
+    CATALOG_RESERVE_SIZE,
+    CATALOG_WAL_KEPT_SIZE,
+    DATA_SIZE,
 )
 
 HERE = Path(__file__).parent
@@ -200,6 +207,87 @@ class TestUpload:
             rig("begin", owner, "store", "a", condition=ABSENT)
         with pytest.raises(NotFoundError):
             rig("begin", owner, "store", "b", condition=PRESENT)
+
+
+class TestRestore:
+    """What a manifest says, in a catalog that is made again: manifests of one store may contradict each other."""
+
+    def restore(self, rig: Rig, number: int, name: str, created: float = 5.0, order: int = 7):
+        place = rig("lease", None, 2)
+        return rig("restore", number, "store", name, 1, OLD, [place], {"a": "b"}, created, order)
+
+    def test_under_its_number_or_where_that_is_taken_under_another_one(self, rig):
+        numbers = rig("reserve", 5)
+        asked = [numbers[1], numbers[3], numbers[1], numbers[-1], numbers[3], 8, 8, 0, -1, 1 << 61]
+        restored = [self.restore(rig, number, f"{at}") for at, number in enumerate(asked)]
+        found = [version.number for version in restored]
+        assert found == [numbers[1], numbers[3], 6, numbers[-1], 7, 8, 9, 10, 11, 12]
+        for at, version in enumerate(restored):
+            assert rig.catalog.find("store", f"{at}") == rig.catalog.version(version.number) == version
+        assert rig("reserve", 1)[0] == 13
+
+    @pytest.mark.parametrize(
+        ("created", "order", "saved"),
+        [
+            (100.5, 100_500_000, 100.5),
+            (100.5, 99_000_000, 100.5),
+            (100.5, 100_999_999, 100.5),
+            (100.5, 101_000_000, 101.0),
+            (100.5, 200_700_000, 200.0),
+        ],
+    )
+    def test_its_date_is_not_before_what_it_replaced(self, rig, created, order, saved):
+        """Where the clock had gone back its order alone says so."""
+        (number,) = rig("reserve", 1)
+        version = self.restore(rig, number, "a", created, order)
+        assert (version.saved, version.order) == (saved, order)
+        assert rig.catalog.last_order("store", "a") == order
+
+
+@pytest.mark.parametrize("call", ["store", "commit"])
+class TestSize:
+    """An object has all of its chunks, and one ticket at least for its manifest: else others would be read behind it."""
+
+    def save(self, rig: Rig, call: str, owner: int, size: int, digest: bytes, counts: list[int]):
+        number = rig("begin", owner, "store", "a")
+        places = []
+        for count in counts:
+            places.append(
+                rig("lease", owner, count) if call == "store" else rig("extend", owner, number, count)
+            )
+            rig("lease", None, 1)
+        if call == "store":
+            return rig("store", owner, "store", "a", size, digest, places)
+        return rig("commit", owner, number, size, digest, places)
+
+    @pytest.mark.parametrize(
+        ("size", "counts"),
+        [
+            *((0, [2]), (0, [1, 1]), (1, [2]), (DATA_SIZE, [2]), (DATA_SIZE, [3])),
+            *(
+                (DATA_SIZE + 1, [3]),
+                (2 * DATA_SIZE, [1, 1, 1]),
+                (2 * DATA_SIZE + 1, [2, 2]),
+                (9 * DATA_SIZE, [10]),
+            ),
+        ],
+    )
+    def test_that_its_tickets_suffice_for(self, rig, owner, call, size, counts):
+        version = self.save(rig, call, owner, size, OLD, counts)
+        assert (version.size, [one.count for one in version.extents]) == (size, counts)
+        less = [*counts[:-1], counts[-1] - 1] if counts[-1] > 1 else counts[:-1]
+        if sum(counts) == extent.chunks_needed(size) + 1:
+            with pytest.raises(UsageError):
+                self.save(rig, call, owner, size, NEW, less)
+        for digest in (b"", NEW[:-1], NEW + b"\0"):
+            with pytest.raises(UsageError):
+                self.save(rig, call, owner, size, digest, counts)
+        for wrong in (-1, -DATA_SIZE, sum(counts) * DATA_SIZE):
+            with pytest.raises(UsageError):
+                self.save(rig, call, owner, wrong, NEW, counts)
+        with pytest.raises(UsageError):
+            self.save(rig, call, owner, 0, NEW, [])
+        assert rig.catalog.find("store", "a") == version
 
 
 class TestSmallUpload:
@@ -672,6 +760,37 @@ class TestListing:
         assert "COVERING INDEX live (namespace=? AND name>? AND name<?)" in str(step)
 
 
+class TestMany:
+    """Of more than are looked at together none is left out, and none comes twice."""
+
+    @pytest.mark.parametrize("count", [999, 1000, 1001, 2000, 2001])
+    def test_versions_of_a_state(self, rig, owner, count):
+        with rig.catalog.change():
+            lease = rig.catalog.lease(owner, 2 * count)
+            for i in range(count):
+                rig.catalog.store(owner, "store", f"{i}", 1, OLD, [Extent(lease.first + 2 * i, 2)])
+            pending = [rig.catalog.begin(owner, "store", "a") for _ in range(3)]
+        found = [version.number for version in rig.catalog.versions(VersionState.OK)]
+        assert found == list(range(1, count + 1))
+        assert [version.number for version in rig.catalog.versions(VersionState.PENDING)] == pending
+        assert len(rig.catalog.page("store", limit=1_000_000)) == min(count, 1000), "a page has no more"
+        newest = [version.number for version in rig.catalog.newest(3)]
+        assert newest == [count, count - 1, count - 2]
+
+    def test_garbage_a_page_at_a_time(self, rig, owner):
+        with rig.catalog.change():
+            lease = rig.catalog.lease(owner, 14)
+            rig.catalog.discard(owner, [Extent(lease.first + 2 * i, 1) for i in range(7)])
+        for limit in range(1, 9):
+            last, found = 0, []
+            while page := rig.catalog.garbage(limit, last):
+                assert len(page) <= limit
+                last = page[-1].id
+                found += [item.extent.first - lease.first for item in page]
+            assert found == list(range(0, 14, 2))
+        assert rig.catalog.garbage_size() == (7, 7)
+
+
 class TestFile:
     def test_is_for_its_owner_alone(self, tmp_path):
         path = tmp_path / "catalog.db"
@@ -702,6 +821,37 @@ class TestFile:
             file.write(b"\xff" * (path.stat().st_size - 4096))
         with pytest.raises(CatalogError), Catalog(path) as catalog, catalog.change():
             catalog.enter("x")
+
+    def test_that_is_closed_whole_is_one_file_and_its_reserve(self, tmp_path):
+        """Whoever takes it away has all of it; and the next start may come on a full disk."""
+        catalog = Catalog(tmp_path / "catalog.db")
+        with catalog.change():
+            owner = catalog.enter("x")
+        reserve = catalog.room
+        assert not reserve.path.exists()
+        catalog.close_whole()
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {"catalog.db", reserve.path.name, *(spare.name for spare in reserve.spares)}
+        assert reserve.path.stat().st_size == CATALOG_RESERVE_SIZE
+        with pytest.raises(DiskError, match="closed"), catalog.change():
+            pass
+        shutil.copy(tmp_path / "catalog.db", tmp_path / "taken.db")
+        with Catalog(tmp_path / "taken.db") as taken, taken.change():
+            taken.leave(owner)
+            assert taken.enter("y") == owner + 1
+
+    @pytest.mark.parametrize("kind", [Catalog, CatalogReader])
+    def test_whose_commits_are_durable_when_they_return(self, tmp_path, kind):
+        """Whoever opens it, also once more after the disk failed: FULL, in SQLite's log, of a bounded size."""
+        with kind(tmp_path / "catalog.db") as catalog:
+            for _ in range(2):
+                asked = ("synchronous", "journal_mode", "journal_size_limit", "wal_autocheckpoint")
+                found = [catalog._db.value(f"PRAGMA {name}") for name in asked]
+                assert found == [2, "wal", CATALOG_WAL_KEPT_SIZE, CATALOG_CHECKPOINT_PAGES]
+                assert set(catalog.beside) == {tmp_path / f"catalog.db{side}" for side in ("-wal", "-shm")}
+                before, catalog._db._spoilt = catalog._db.connection, True
+                catalog.namespaces()
+                assert catalog._db.connection is not before
 
     def test_that_is_nowhere(self, tmp_path):
         with pytest.raises(DiskError):

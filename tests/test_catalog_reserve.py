@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from catalog_rig import ServiceRig
 from gateway_rig import TIMEOUT_S, NodeGateway
 from small_disk import fill, small_disk
 
+from ingest.catalog import catalog_reserve
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_client import CatalogClient
 from ingest.catalog.catalog_reserve import CatalogReserve
@@ -21,7 +23,13 @@ from ingest.catalog.catalog_socket import listen
 from ingest.catalog.extent import Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import NoSpaceError
-from ingest.limits import CATALOG_RESERVE_FILES, CATALOG_RESERVE_SIZE, CATALOG_RESERVE_STEP, SMALL_OBJECT_MAX
+from ingest.limits import (
+    CATALOG_RESERVE_FILES,
+    CATALOG_RESERVE_RETRY_S,
+    CATALOG_RESERVE_SIZE,
+    CATALOG_RESERVE_STEP,
+    SMALL_OBJECT_MAX,
+)
 from ingest.objects.membership import NOBODY, Membership
 
 DIGEST = bytes(range(32))
@@ -85,6 +93,45 @@ class TestReserve:
         assert taken(reserve.path) >= reserve.path.stat().st_size, "all that it says it has"
         ballast.unlink()
         assert reserve.fill()
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO])
+    def test_nothing_new_is_stored_while_the_disk_has_no_room_for_it(self, tmp_path, monkeypatch, number):
+        """Of what was given, or could not be taken; not where the disk fails otherwise. Once a second it is tried."""
+        now, error, tries = [1000.0], [0], []
+        allocate = os.posix_fallocate
+
+        def allocated(fd, offset, size):
+            tries.append(offset)
+            if error[0]:
+                os.ftruncate(fd, offset + size // 2)  # as much of a step as there was room for
+                raise OSError(error[0], "no")
+            allocate(fd, offset, size)
+
+        monkeypatch.setattr(os, "posix_fallocate", allocated)
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        reserve, full = CatalogReserve(tmp_path / "reserve"), number in (errno.ENOSPC, errno.EDQUOT)
+        assert reserve.fill() and not reserve.refuses()
+        assert reserve.give()
+        assert reserve.refuses() and not tries[CATALOG_RESERVE_SIZE // CATALOG_RESERVE_STEP :], "not yet"
+        size = reserve.path.stat().st_size
+        error[0], now[0] = number, now[0] + CATALOG_RESERVE_RETRY_S
+        tries.clear()
+        assert reserve.refuses() == full and tries == [size]
+        assert reserve.path.stat().st_size == size, "what it had of the step goes back"
+        assert reserve.refuses() == full and len(tries) == 1
+        error[0], now[0] = 0, now[0] + CATALOG_RESERVE_RETRY_S
+        assert not reserve.refuses() and reserve.fill()
+        assert reserve.path.stat().st_size == CATALOG_RESERVE_SIZE
+
+    def test_a_file_that_another_process_makes_first_is_one(self, tmp_path, monkeypatch):
+        reserve = CatalogReserve(tmp_path / "reserve")
+
+        def faster(path):
+            path.touch()
+            raise FileExistsError
+
+        monkeypatch.setattr(catalog_reserve, "open_new", faster)
+        assert reserve.fill() and all(spare.exists() for spare in reserve.spares)
 
 
 class TestInodes:

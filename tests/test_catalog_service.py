@@ -16,7 +16,7 @@ import pytest
 from catalog_rig import ServiceRig
 
 from ingest import errors
-from ingest.catalog import catalog_calls
+from ingest.catalog import catalog_calls, catalog_socket
 from ingest.catalog.catalog_access import CatalogAccess
 from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_client import CatalogClient
@@ -174,6 +174,20 @@ class TestCalls:
                 await access.leave(owner)
                 with pytest.raises(UploadLostError):
                     await access.renew(owner)
+
+        asyncio.run(main())
+
+    def test_one_is_alone_whoever_asks(self, place):
+        """The same process too: two collectors would each tell the catalog of what the other one deletes."""
+
+        async def main():
+            async with opened(place) as one, opened(place) as two:
+                for first, others in ((one, (one, two)), (two, (two, one))):
+                    owner = await first.enter_alone("collector")
+                    for other in others:
+                        with pytest.raises(errors.BusyError):
+                            await other.enter_alone("collector")
+                    await first.leave(owner)
 
         asyncio.run(main())
 
@@ -673,6 +687,72 @@ class TestSocket:
         finally:
             rig.close()
 
+    @pytest.mark.parametrize("long", [False, True])
+    def test_whoever_finds_its_name_can_connect_and_is_its_owner(self, tmp_path, monkeypatch, long):
+        """It has its mode and listens before it has its name: a process that starts meanwhile is not turned away."""
+        data = tmp_path.joinpath(*["directory" * 5] * 5) if long else tmp_path
+        meta = data / ".ingest"
+        meta.mkdir(parents=True)
+        listen(data).close()  # the name of one that is dead
+        path, seen = meta / "catalog.sock", []
+        rename = os.rename
+        before = path.stat().st_ino
+
+        def looked_at(source, target):
+            assert path.stat().st_ino == before
+            rename(source, target)
+            seen.append(path.stat().st_mode & 0o777)
+            connect(data).close()
+
+        monkeypatch.setattr(os, "rename", looked_at)
+        mask = os.umask(0)
+        try:
+            listen(data).close()
+        finally:
+            os.umask(mask)
+        assert seen == [0o600]
+
+    def test_descriptors_are_closed_where_nobody_listens_or_may(self, tmp_path, service):
+        """Whoever waits for a service tries this again and again."""
+        open_before = sorted(os.listdir("/proc/self/fd"))
+        (tmp_path / "file").touch()
+        deep = tmp_path.joinpath(*["directory" * 5] * 5)
+        (deep / ".ingest").mkdir(parents=True)
+        for data in (tmp_path, deep, tmp_path / "missing", tmp_path / "file"):
+            with pytest.raises(ConnectionLostError):
+                connect(data)
+        for data in (tmp_path / "missing", tmp_path / "file"):
+            with pytest.raises(DiskError):
+                listen(data)
+            with pytest.raises(DiskError), service_lock(data):
+                pass
+        with pytest.raises(StoreLockedError), service_lock(service.data_dir):
+            pass
+        with service_lock(deep):
+            pass
+        assert sorted(os.listdir("/proc/self/fd")) == open_before
+
+    @pytest.mark.parametrize("proc", [True, False])
+    def test_each_length_of_its_path(self, tmp_path_factory, monkeypatch, proc):
+        """To the longest one that an address holds, and behind it; where /proc is needed and missing that is said."""
+        if not proc:
+            monkeypatch.setattr(catalog_socket, "_DESCRIPTORS", "/nowhere")
+        base, longest = tmp_path_factory.mktemp("s"), catalog_socket._longest()
+        if len(os.fsencode(base)) + 6 > longest:
+            pytest.skip(f"{base} is too long itself")
+        for length in range(longest - 4, longest + 5):
+            data = base / ("d" * (length - len(os.fsencode(base)) - 1))
+            (data / ".ingest").mkdir(parents=True)
+            assert len(os.fsencode(data)) == length
+            if length > longest and not proc:
+                for call in (listen, connect):
+                    with pytest.raises(errors.ConfigError, match=f"a name of {longest} bytes at most"):
+                        call(data)
+                continue
+            with listen(data):
+                connect(data).close()
+            assert [path.name for path in (data / ".ingest").iterdir()] == ["catalog.sock"]
+
     def test_is_one_service_s(self, service):
         with pytest.raises(StoreLockedError), service_lock(service.data_dir):
             pass
@@ -802,10 +882,34 @@ class TestMessages:
                 assert arguments[len(before)] == condition
 
     def test_every_error_is_told_by_its_name(self):
-        for kind in (NameTakenError, UploadLostError, DiskError, errors.BusyError, UsageError):
+        kinds = [
+            kind
+            for kind in vars(errors).values()
+            if isinstance(kind, type)
+            and issubclass(kind, errors.IngestError)
+            and kind is not errors.RefusedError
+        ]
+        assert len(kinds) > 20
+        for kind in kinds:
             answer = catalog_calls.parse_answer(catalog_calls.serialize_answer(1, kind("why")))
             outcome = catalog_calls.outcome_of(answer, int)
             assert type(outcome) is kind and str(outcome) == "why"
+
+    @pytest.mark.parametrize("name", ["RefusedError", "Exception", "annotations", "NoSuchError", ""])
+    def test_one_that_is_not_to_be_told_is_an_error_of_the_catalog(self, name):
+        """Nothing of that name is called, whatever it is."""
+        message = msgspec.msgpack.encode((1, name, "why"))
+        outcome = catalog_calls.outcome_of(catalog_calls.parse_answer(message), int)
+        assert type(outcome) is errors.CatalogError and str(outcome) == f"{name}: why"
+
+    def test_the_longest_one_is_taken_and_none_that_is_longer(self):
+        length = CATALOG_MESSAGE_MAX.to_bytes(4, "big")
+        buffer = bytearray(catalog_calls.framed(b"before") + length + b"a part")
+        assert list(catalog_calls.unframed(buffer)) == [b"before"]
+        assert buffer == length + b"a part"
+        buffer = bytearray(catalog_calls.framed(b"before") + (CATALOG_MESSAGE_MAX + 1).to_bytes(4, "big"))
+        with pytest.raises(ProtocolError):
+            list(catalog_calls.unframed(buffer))
 
     def test_what_can_not_be_read_is_an_error(self):
         with pytest.raises(ProtocolError):

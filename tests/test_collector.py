@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -17,9 +18,9 @@ from ingest.catalog.catalog_reader import CatalogReader, Garbage
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.client.async_client import AsyncClient
-from ingest.errors import BusyError, ConnectionLostError, DataDirLostError, RefusedError
-from ingest.limits import COLLECT_BATCH
-from ingest.objects.collector import Collector, _merged, waiting
+from ingest.errors import BusyError, ConnectionLostError, DataDirLostError, NotFoundError, RefusedError
+from ingest.limits import COLLECT_BATCH, HISTORY_KEPT_S
+from ingest.objects.collector import Collector, _merged, described, waiting
 from ingest.status import Status
 from ingest.store.possession import Possession
 
@@ -341,6 +342,41 @@ def test_a_refusal_is_told_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> N
         assert len(lines) == 11 and lines[-1].endswith("20 more extents")
 
     rig.run(work)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_history_that_is_old_goes_with_the_last_of_its_chunks(rig: Rig, refused: bool) -> None:
+    """In the same run; what ended lately is told still, and so is what has garbage left: it says whose that is."""
+    now = time.time()
+    with Catalog(rig.path) as catalog:
+        for name, age in (
+            ("old", HISTORY_KEPT_S + 60),
+            ("older", 2 * HISTORY_KEPT_S),
+            ("late", HISTORY_KEPT_S - 60),
+        ):
+            catalog.clock = lambda age=age: now - age
+            with catalog.change():
+                place = catalog.lease(None, 2)
+                owner = catalog.enter("test")
+                catalog.store(owner, "n", name, 1, bytes(32), [catalog.lease(owner, 2)])
+                catalog.leave(owner)
+                catalog.delete("n", name)
+            if refused and name == "old":
+                rig.answers[place.stop] = NO_SPACE
+
+    async def work(collector: Collector) -> None:
+        done = await collector.run(retry_for=0)
+        assert (done.forgotten, len(done.refused)) == (2 - refused, refused)
+        assert described(done)["forgotten"] == 2 - refused
+        rig.answers.clear()
+        assert (await collector.run(retry_for=0)).forgotten == refused
+
+    rig.run(work)
+    with CatalogReader(rig.path) as reader:
+        assert reader.history("n", "late")
+        for name in ("old", "older"):
+            with pytest.raises(NotFoundError):
+                reader.history("n", name)
 
 
 def test_a_dry_run_counts_what_was_refused(rig: Rig) -> None:

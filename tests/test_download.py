@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import itertools
+import random
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from ingest import ticket
+from ingest.catalog.catalog_changes import Catalog
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import Extent, chunks_needed
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.errors import CorruptFrameError, IngestError, NotFoundError, RefusedError
-from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
+from ingest.limits import DATA_SIZE, PIECE_CHUNKS, SMALL_OBJECT_MAX
 from ingest.objects.download import LOOKS_MAX, PinnedDownload, SmallDownload, open_version
 from ingest.objects.membership import Membership
 from ingest.objects.memory_budget import ALLOWANCE_SIZE, Budget
@@ -88,6 +91,25 @@ class Node:
             self.membership.owner, "n", "name", len(data), blake3(data).digest(), [place], number=number
         )
         return place
+
+    async def put_scattered(self, data: bytes, counts: Sequence[int]) -> None:
+        """Its chunks lie in extents of so many, the last of which has the rest, with gaps between them."""
+        left, chunk, places = chunks_needed(len(data)), 0, []
+        for count in (*counts, left):
+            here = min(count, left)
+            left -= here
+            places.append(await self.catalog.lease(self.membership.owner, here + (not left)))
+            await self.catalog.lease(None, 1)
+            for index in range(places[-1].first, places[-1].first + here):
+                self.chunks.data[index] = data[chunk * DATA_SIZE : (chunk + 1) * DATA_SIZE].ljust(
+                    DATA_SIZE, b"\0"
+                )
+                chunk += 1
+            if not left:
+                break
+        (number,) = await self.catalog.reserve(1)
+        digest = blake3(data).digest()
+        await self.catalog.store(self.membership.owner, "n", "name", len(data), digest, places, number=number)
 
     def answer(self, place: Extent, status: Status) -> None:
         self.chunks.answers |= dict.fromkeys(range(place.first, place.stop), status)
@@ -253,6 +275,32 @@ def test_a_version_that_goes_before_its_pin(tmp_path: Path, meanwhile: str) -> N
     asyncio.run(Node.run(tmp_path / "catalog.db", work))
 
 
+@pytest.mark.parametrize("expired", [False, True])
+def test_a_process_that_was_given_up_pins_what_it_reads_as_another_owner(
+    tmp_path: Path, expired: bool
+) -> None:
+    """It stood still for too long: its next download is as safe from the collector as those before."""
+
+    async def work(node: Node) -> None:
+        data = b"o" * LARGE
+        place = await node.put(data)
+        first = node.membership.owner
+        with Catalog(tmp_path / "catalog.db") as catalog, catalog.change():
+            catalog._db.run("UPDATE owners SET deadline = 0 WHERE id = ?", first)
+            if expired:
+                assert catalog.expire() == 1
+        download = await node.open()
+        assert isinstance(download, PinnedDownload)
+        assert download._owner == node.membership.owner != first
+        await node.catalog.delete("n", "name")
+        assert not node.reader.garbage(10)
+        assert b"".join([bytes(piece) async for piece in download.read()]) == data
+        await download.close()
+        assert [item.extent for item in node.reader.garbage(10)] == [place]
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
 @pytest.mark.parametrize("size", [ALLOWANCE_SIZE + DATA_SIZE, LARGE])
 @pytest.mark.parametrize("goes", ["before its pin", "while it is pinned", "when it is pinned", "after more"])
 def test_a_slow_client_that_goes_leaves_no_pin(
@@ -288,5 +336,65 @@ def test_a_slow_client_that_goes_leaves_no_pin(
         await download.close()
         await node.put(b"new")
         assert [item.extent for item in node.reader.garbage(10)] == [place]
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "replaced"])
+@pytest.mark.parametrize("taken", [0, 1, DATA_SIZE, MIDDLE - 1])
+def test_what_a_slow_client_has_not_taken_is_in_no_memory_that_others_could_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int, meanwhile: str
+) -> None:
+    """It is read again when the client goes on; but what was replaced can't be, and is kept. All of it comes."""
+    monkeypatch.setattr("ingest.objects.download.PIECE_PATIENCE_S", 0.01)
+    data = random.Random(MIDDLE).randbytes(MIDDLE)
+
+    async def work(node: Node) -> None:
+        await node.put(data)
+        download = await node.open()
+        assert isinstance(download, SmallDownload) and node.budget.lent
+        if meanwhile == "replaced":
+            await node.put(b"new")
+        pieces = download.read()
+        piece = memoryview(await anext(pieces))
+        found = bytearray(piece[:taken])
+        del piece
+        download.took(taken)
+        while download._pinning is None:
+            await asyncio.sleep(0.001)
+        await asyncio.wait([download._pinning])
+        assert bool(node.budget.lent) == bool(download._data) == (meanwhile == "replaced")
+        async for piece in pieces:
+            found += piece
+        assert found == data
+        await download.close()
+
+    asyncio.run(Node.run(tmp_path / "catalog.db", work))
+
+
+@pytest.mark.parametrize("counts", [(), (1,), (1, 2, 3), (127, 129, 1), (1000, 1)])
+@pytest.mark.parametrize("size", [7 * DATA_SIZE + 5, LARGE + 1, 1500 * DATA_SIZE - 7])
+def test_any_part_is_what_was_stored_there_however_many_extents_it_has(
+    tmp_path: Path, size: int, counts: Sequence[int]
+) -> None:
+    """Read whole or in pieces, from and to each boundary of its extents and of its pieces, and one byte beside it."""
+    data = random.Random(size).randbytes(size)
+    edges = {0, 1, size - 1, size, DATA_SIZE, (size - 1) // DATA_SIZE * DATA_SIZE}
+    for chunk in (*itertools.accumulate(counts), *(PIECE_CHUNKS // 4 * count for count in (1, 2, 3, 7))):
+        edges |= {chunk * DATA_SIZE + beside for beside in (-1, 0, 1)}
+    ordered = sorted(edge for edge in edges if 0 <= edge <= size)
+    spans = [
+        *itertools.pairwise(ordered),
+        *((edge, size) for edge in ordered),
+        *((0, edge) for edge in ordered),
+    ]
+
+    async def work(node: Node) -> None:
+        await node.put_scattered(data, counts)
+        for start, stop in [*spans, (size, size), (1, 1), (0, size + 1)]:
+            download = await node.open()
+            found = b"".join([bytes(piece) async for piece in download.read(start, stop)])
+            await download.close()
+            assert found == data[start:stop], (start, stop)
 
     asyncio.run(Node.run(tmp_path / "catalog.db", work))

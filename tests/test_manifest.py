@@ -115,12 +115,32 @@ def test_a_copy_of_it_elsewhere_is_none():
         manifest.parse(stored(), PLACE + 1, [KEY])
 
 
-@pytest.mark.parametrize("at", [0, 7, 8, 11, 12, 15, 16, 47, 48, 100])
-def test_a_changed_byte_is_noticed(at):
-    data = bytearray(stored())
-    data[at] ^= 1
-    with pytest.raises(CatalogError):
-        manifest.parse(bytes(data), PLACE, [KEY])
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_changed_byte_is_noticed(bit):
+    """Whichever it is, of the header and of the text to its end."""
+    whole = stored()
+    for at in range(len(example())):
+        data = bytearray(whole)
+        data[at] ^= 1 << bit
+        with pytest.raises(CatalogError):
+            manifest.parse(bytes(data), PLACE, [KEY])
+
+
+def test_each_byte_of_the_key_and_each_of_its_place_counts():
+    for at in range(32):
+        other = bytearray(KEY)
+        other[at] ^= 1
+        with pytest.raises(CatalogError, match="signed"):
+            manifest.parse(stored(), PLACE, [bytes(other)])
+        shared = bytearray(SHARED)
+        shared[at] ^= 1
+        assert manifest.manifest_key(bytes(shared)) != KEY
+    with pytest.raises(CatalogError, match="signed"):
+        manifest.parse(stored(), PLACE, [])
+    for bit in range(40):
+        if (place := PLACE ^ 1 << bit) < ticket.COUNT:
+            with pytest.raises(CatalogError, match="signed"):
+                manifest.parse(stored(), place, [KEY])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +152,8 @@ def test_a_changed_byte_is_noticed(at):
         {"extents": [("0000000a", 2)]},
         {"extents": [("00000001", 2)]},
         {"extents": [("00000001", 1), ("00000000", 1)]},
+        {"extents": [("00000005", 2), ("00000001", 1)]},
+        {"size": 3 * DATA_SIZE, "extents": [("00000000", 2)]},
         {"extents": [("00000000", 1), ("00000003", 1)]},
         {"size": 5000},
         {"size": -1},

@@ -95,6 +95,22 @@ def test_one_that_is_not_above_a_deleted_one_either(names, save):
     assert save().order == order_at(NOON) + 1
 
 
+@pytest.mark.parametrize("numbers", list(itertools.permutations(range(3))))
+def test_the_highest_of_those_that_ended_counts_whatever_their_numbers_are(names, numbers):
+    """Each process has numbers in advance: the version that came last may have the lowest one."""
+    with names.catalog.change():
+        reserved = names.catalog.reserve(3)
+    for step, number in enumerate(numbers):
+        names.store(order=10 * (step + 1), number=reserved[number])
+    assert names.catalog.last_order("n", "a") == 30
+    names.delete()
+    assert names.catalog.last_order("n", "a") == 30
+    for order in (10, 20, 25, 30):
+        with pytest.raises(OrderError):
+            names.store(order=order)
+    assert names.store(order=31).order == 31
+
+
 def test_names_have_orders_of_their_own(names, save):
     save("a")
     assert save("b", order=5).order == 5
@@ -214,6 +230,55 @@ def test_a_second_is_shared_by_all_versions_that_the_name_came_to_point_to_in_it
     assert shares(newer) and not shares(third)
     names.delete()
     assert shares(save()) and shares(third)
+
+
+@pytest.mark.parametrize("place", ["begin", "middle", "end"])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_second_begins_with_its_first_moment_and_ends_before_the_next(names, save, place, deleted):
+    """Dates of HTTP are whole seconds: what was there in the one before or behind it has another date."""
+    steps = {"begin": 0.0, "middle": 0.5, "end": 1 - 1 / 1024}
+    for at, other in enumerate((-1.0, -1 / 1024, 0.0, 0.25, 1 - 1 / 1024, 1.0, 1.5)):
+        name, first = f"{place} {at}", other <= steps[place]
+        moments = (other, steps[place]) if first else (steps[place], other)
+        versions = []
+        for moment in moments:
+            names.now = NOON + moment
+            versions.append(save(name))
+        if deleted:
+            names.delete(name)
+        version = versions[first]
+        assert version.saved == NOON + steps[place] and version.modified == NOON
+        assert names.catalog.shares_second(version) == (0 <= other < 1), other
+
+
+@pytest.mark.parametrize("back", [0.0, 0.25, HOUR])
+@pytest.mark.parametrize("end", ["commit", "fail", "delete", "replace", "leave"])
+def test_no_step_of_a_version_is_told_before_the_one_that_came_before_it(names, end, back):
+    """The clock goes back before each of them: begun, saved, ended; and a date of HTTP is never before its upload."""
+    with names.catalog.change():
+        number = names.catalog.begin(names.owner, "n", "a")
+        held = names.catalog.extend(names.owner, number, 2)
+    names.now -= back
+    with names.catalog.change():
+        if end == "fail":
+            names.catalog.fail(names.owner, number, "broke")
+        elif end == "leave":
+            names.catalog.leave(names.owner)
+        else:
+            done = names.catalog.commit(names.owner, number, 1, bytes(32), [held])
+            assert done.saved == names.catalog.find("n", "a").saved == done.created == NOON
+    names.now -= back
+    if end == "delete":
+        names.delete()
+    elif end == "replace":
+        assert names.store().created >= NOON
+    (row,) = names.catalog._db.all("SELECT created, saved, ended FROM versions WHERE number = ?", number)
+    times = [time for time in row if time is not None]
+    assert times == sorted(times) and len(times) == {"delete": 3, "replace": 3}.get(end, 2)
+    states = [step.state for step in names.catalog.history("n", "a") if step.version == number]
+    last = {"commit": [], "delete": [VersionState.DELETED], "replace": [VersionState.DELETED]}
+    told = last.get(end, [VersionState.FAILED]) + [VersionState.OK] * (end in last) + [VersionState.PENDING]
+    assert states == told
 
 
 def test_a_catalog_of_before_there_was_an_order_tells_its_history(names):

@@ -20,6 +20,7 @@ from test_cli import run
 
 from ingest.catalog.version import ABSENT, ANY, PRESENT, SAME, Condition
 from ingest.errors import IngestError, NameTakenError, NotFoundError, PreconditionError
+from ingest.limits import LIST_PAGE_MAX
 from ingest.objects.body import Body, IteratedBody
 from ingest.objects.shared_namespace import SharedNamespace
 
@@ -170,6 +171,18 @@ def test_pages_have_each_name_once_in_order(
         return found
 
     assert wait(pages()) == sorted(name for name in new | earlier if name.startswith(prefix))
+
+
+@pytest.mark.parametrize("limit", [999, 1000, 1001, 5000])
+def test_a_page_of_both_has_no_more_names_than_one_of_either(limit: int) -> None:
+    async def main() -> None:
+        inner = MemoryStore()
+        for i in range(1400):
+            await inner.put("sos" if i % 2 else "blob", f"{i:05}", body(b"x"))
+        page = await SharedNamespace(inner).page("blob", limit=limit)
+        assert [entry.name for entry in page] == [f"{i:05}" for i in range(min(limit, LIST_PAGE_MAX))]
+
+    wait(main())
 
 
 @pytest.mark.parametrize("namespace", ["blob", "sos"])
