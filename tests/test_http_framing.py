@@ -23,6 +23,8 @@ CHUNKED = [
     b"1\r\na\r\n0;x\r\nX: y\r\n\r\n",
     b"%x\r\n%s\r\n0\r\n\r\n" % (70_000, b"\r\n" * 35_000),
     b"0" * 40 + b"2\r\nab\r\n0\r\n\r\n",
+    b"2;a=5\r\nab\r\n0;b=5\r\n\r\n",  # the digits behind a cut in an extension are no size
+    b"00;a=0;b=000a\r\nX: 5\r\n\r\n",
 ]
 
 
