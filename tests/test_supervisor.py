@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +26,7 @@ from ingest.errors import (
     NoSpaceError,
     StoreFormatError,
 )
-from ingest.runtime import signals
+from ingest.runtime import heartbeat, logs, signals
 from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
 
@@ -268,6 +270,84 @@ def test_each_end_of_a_process_has_its_code(main: Callable[[], int], code: int) 
     child.start(lambda: None)
     child.reap()
     assert child.exit_code == code
+
+
+class Inherited:
+    """What a process says of itself, that is started third of four by a parent which has signals, descriptors and hearts."""
+
+    def __init__(self, reloads: bool, has_line: bool) -> None:
+        self.reads, self.writes = os.pipe()
+        self.given = self.descriptors()
+        self.child = Child("third", self._main, reloads=reloads, has_line=has_line)
+        self.others = [Child(name, self._wait, has_line=True) for name in ("first", "second", "fourth")]
+        self.supervisor = Supervisor([self.others[:2], [self.child], self.others[2:]], 1)
+
+    def descriptors(self) -> set[int]:
+        return {int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+    def _wait(self) -> int:
+        while True:
+            signal.pause()
+
+    def _main(self) -> int:
+        found = self.descriptors()
+        line = self.child.line
+        more = found - self.given - ({line.fileno()} if line is not None else set())
+        numbers = (*signals.DRAINS, signals.END, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGPIPE)
+        said = {
+            "more": len(more),
+            "less": len(self.given - found),
+            "line": line is not None,
+            "wakeup": signal.set_wakeup_fd(-1),
+            "name": Path("/proc/self/comm").read_text().strip(),
+            "in the log": logs._process,
+            "own heart": heartbeat.own() is self.child.heart,
+            "told by": [int(number) for number in signals.ends()],
+            "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+            "ignored": [int(one) for one in numbers if signal.getsignal(one) is signal.SIG_IGN],
+            "default": [int(one) for one in numbers if signal.getsignal(one) is signal.SIG_DFL],
+        }
+        os.write(self.writes, json.dumps(said).encode())
+        return 0
+
+    def run(self) -> dict[str, Any]:
+        before = signal.getsignal(signals.END)
+        handlers = self.supervisor._catch_signals()
+        try:
+            for child in (*self.others[:2], self.child, self.others[2]):
+                self.supervisor._start(child)
+            return json.loads(os.read(self.reads, 4096))  # type: ignore[no-any-return]
+        finally:
+            self.supervisor._kill_all()
+            self.supervisor._release_signals(handlers)
+            assert self.descriptors() == self.given
+            os.close(self.reads)
+            os.close(self.writes)
+            assert signal.getsignal(signals.END) is before
+            assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("has_line", [False, True])
+@pytest.mark.parametrize("reloads", [False, True])
+def test_a_process_has_nothing_of_its_parent_s_and_of_no_other(reloads: bool, has_line: bool) -> None:
+    """A line that another one has too never ends. A number of a signal goes into whatever file has the descriptor by then."""
+    hup, ignored = int(signal.SIGHUP), sorted(int(number) for number in signals.DRAINS)
+    said = Inherited(reloads, has_line).run()
+    assert sorted(said.pop("ignored")) == sorted(
+        [*ignored, *([] if reloads else [hup]), int(signal.SIGUSR1), int(signal.SIGPIPE)]
+    )
+    assert said.pop("default")[:1] == [int(signals.END)]
+    assert said == {
+        "more": 0,
+        "less": 0,
+        "line": has_line,
+        "wakeup": -1,
+        "name": "ingest-third",
+        "in the log": "third",
+        "own heart": True,
+        "told by": [int(signals.END)],
+        "blocked": [hup] if reloads else [],
+    }
 
 
 LAST_WORDS = """
