@@ -264,7 +264,7 @@ def test_token_files_that_are_malformed(content: bytes, match: str) -> None:
 
 
 def test_loopback_needs_nothing() -> None:
-    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "127.5.5.5:1"):
+    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "LocalHost:1", "127.5.5.5:1"):
         assert load_config({"http_listen": address}, {}).token_file is None
 
 

@@ -163,6 +163,46 @@ def test_a_drain_goes_on_as_it_began(first: str, then: str) -> None:
         os.close(writes)
 
 
+class Told(Child):
+    """A process that ends when the test says so: it is told to by its parent before."""
+
+    def tell_to_end(self) -> None:
+        self.told_to_end = True
+        if self.state is not State.RUNNING:
+            self.state = State.DONE
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (2, 3), (3, 1, 2)])
+@pytest.mark.parametrize("first_ends_first", [False, True])
+@pytest.mark.parametrize("others", [State.RUNNING, State.RESTING])
+def test_a_rank_is_told_to_end_when_all_of_the_one_behind_it_have(
+    sizes: tuple[int, ...], first_ends_first: bool, others: State
+) -> None:
+    """Whichever of it ends last: who asks somebody else is gone before that one is. One that rests just stays away."""
+    ranks = [
+        [
+            Told(f"{rank}-{number}", lambda: 0, state=others if number else State.RUNNING, due=float("inf"))
+            for number in range(size)
+        ]
+        for rank, size in enumerate(sizes)
+    ]
+    supervisor = Supervisor(ranks, 3600)
+    supervisor._listened_at = float("inf")  # nobody's heart is listened to
+    supervisor._drain()
+    now = supervisor._deadline - 1
+    for at in reversed(range(len(ranks))):
+        running = [child for child in ranks[at] if child.state is State.RUNNING]
+        for child in running if first_ends_first else reversed(running):
+            for _ in range(2):
+                supervisor._step(now)
+            assert all(one.told_to_end for rank in ranks[at:] for one in rank)
+            assert not any(one.told_to_end for rank in ranks[:at] for one in rank)
+            assert all(one.state is not State.RESTING for one in ranks[at])
+            child.state = State.DONE
+    supervisor._step(now)
+    assert all(child.state is State.DONE and child.starts == 0 for rank in ranks for child in rank)
+
+
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """This process gets so many more, and then none."""
