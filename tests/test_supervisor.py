@@ -163,6 +163,52 @@ def test_a_drain_goes_on_as_it_began(first: str, then: str) -> None:
         os.close(writes)
 
 
+FINAL = {75: BusyError, 78: ConfigError, 65: CorruptionError}
+
+
+@pytest.mark.parametrize("first", [0, 1, -9, *FINAL])
+@pytest.mark.parametrize("second", [None, 0, 1, *FINAL])
+def test_what_all_end_by_is_what_came_first(first: int, second: int | None) -> None:
+    """Of two that ended in one moment too. It is told whatever the others end with, who are told to end for it; and that
+    somebody ended who was to stay is never called well."""
+    children = [Child(name, lambda: 0, stays=True, state=State.RESTING, starts=1) for name in ("one", "two")]
+    told = Child("told", lambda: 0, state=State.RESTING, told_to_end=True)
+    supervisor = Supervisor([children, [told]], 3600)
+    for child, code in zip(children, (first, second), strict=True):
+        if code is not None:
+            child.exit_code = code
+            supervisor._settle(child, False)
+            assert child.state is State.DONE
+    supervisor._settle(told, True)
+    assert supervisor._draining and not supervisor._clean
+    codes = [code for code in (first, second) if code in FINAL]
+    expected = FINAL[codes[0]] if codes else type(None)
+    assert type(supervisor._error) is expected
+    if codes:
+        assert ("one" if codes[0] == first else "two") in str(supervisor._error)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("code", [0, -signals.END, 1, 70, 75, 78, *(-number for number in (6, 9, 11, 15))])
+def test_only_an_end_that_was_asked_for_and_went_well_is_called_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: bool, code: int
+) -> None:
+    """Who was killed in the drain, by whom ever, may have left something undone."""
+    caplog.set_level("INFO")
+    child = Child("it", lambda: 0, state=State.RUNNING, exit_code=int(code), told_to_end=told, starts=2)
+    supervisor = Supervisor([[child]], 3600)
+    monkeypatch.setattr(supervisor, "_reap", lambda _: None)
+    supervisor._ended(child)
+    well = told and code in (0, -signals.END)
+    assert caplog.records[0].levelname == ("INFO" if well else "ERROR")
+    if told:
+        assert (child.state, supervisor._clean, supervisor._draining) == (State.DONE, well, False)
+    else:
+        final = code in (78,)
+        assert child.state is (State.DONE if final else State.RESTING) and supervisor._clean != final
+        assert supervisor._draining == final
+
+
 class Told(Child):
     """A process that ends when the test says so: it is told to by its parent before."""
 
