@@ -139,8 +139,26 @@ def test_where_it_listens_is_said_as_long_as_it_does(
     assert not path.exists()
 
 
+def loses(data_dir: Path, what: str) -> None:
+    inside, moved = DataDir(data_dir), data_dir.with_name("moved")
+    if what == "all":
+        data_dir.rename(moved)
+    elif what == "the directory":  # another one has all that was in it
+        data_dir.rename(moved)
+        data_dir.mkdir()
+        DataDir(moved).meta.rename(inside.meta)
+    elif what == "the catalog":  # another one is in its place
+        copy = inside.catalog.with_name("copy")
+        copy.write_bytes(inside.catalog.read_bytes())
+        copy.rename(inside.catalog)
+    else:
+        {"the engine's lock": inside.lock, "the catalog's lock": inside.catalog_lock}[what].unlink()
+
+
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("lost", [None, "the directory", "the catalog"])
+@pytest.mark.parametrize(
+    "lost", [None, "all", "the directory", "the catalog", "the engine's lock", "the catalog's lock"]
+)
 def test_what_each_process_has_of_it(
     config: GatewayConfig, monkeypatch: pytest.MonkeyPatch, name: str, lost: str | None
 ) -> None:
@@ -156,11 +174,8 @@ def test_what_each_process_has_of_it(
         monkeypatch.setattr(gateway_processes, main, does)
 
     def work(parent: Parent) -> int:
-        if lost == "the directory":
-            config.data_dir.rename(config.data_dir.with_name("moved"))
-        elif lost == "the catalog":
-            catalog_path(config.data_dir).rename(catalog_path(config.data_dir).with_name("moved"))
         if lost:
+            loses(config.data_dir, lost)
             with pytest.raises(DataDirLostError):
                 parent.children[name].main()
             assert not did

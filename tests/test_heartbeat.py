@@ -147,6 +147,18 @@ class TestWhatAProcessLeaves:
             parent.begin()
 
 
+def test_a_parent_that_listens_beats_itself(heart):
+    """Whose own parent listens to it."""
+    supervisor = Supervisor([[Child("it", lambda: 0)]], 1)
+    begun = supervisor._listened_at
+    supervisor._listen(begun + limits.HEART_LISTEN_INTERVAL_S * 0.9)
+    assert not heart.last_beat, "it listens once a second"
+    for times in (1, 2):
+        before = time.monotonic_ns()
+        supervisor._listen(begun + times * limits.HEART_LISTEN_INTERVAL_S)
+        assert heart.last_beat >= before
+
+
 def test_time_in_which_the_listener_did_not_run_does_not_count():
     heart = Heart()
     listener = Listener(heart)
