@@ -317,6 +317,23 @@ def held_by_the_kernel() -> None:
     os._exit(0)
 
 
+@pytest.mark.parametrize("name", ["x) R 1 (", ")))", "( D (", "a b", "ingest"])
+def test_the_state_of_a_process_stands_behind_its_whole_name(name):
+    """Who looks at another place kills one that waits for a disk, or lets one be that was stopped."""
+    pid = os.fork()
+    if pid == 0:
+        ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        os.waitpid(pid, os.WUNTRACED)
+        assert state_of(pid) == "T"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert state_of(pid) == ""
+
+
 def test_one_that_the_kernel_holds_is_not_replaced(caplog):
     parent = Parent(True, held_by_the_kernel)
     try:
