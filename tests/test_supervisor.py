@@ -485,7 +485,7 @@ def main(number):
         while taken < len(codes):
             taken += len(os.read(ready, len(codes)))
         for asks in os.environ.get("ASKS", "SIGTERM").split():
-        os.kill(os.getppid(), getattr(signal, asks))
+            os.kill(os.getppid(), getattr(signal, asks))
     while True: signal.pause()
 signals.begin_server()
 children = [Child(f"child-{number}", lambda number=number: main(number)) for number in range(len(codes))]
@@ -499,15 +499,17 @@ def test_a_drain_that_took_too_long_did_not_end_well(silent: int) -> None:
     codes = ["0", "0"]
     codes[silent] = "-1"
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TIMEOUT_S": "0.1"}
-    ended = subprocess.run([sys.executable, "-c", FAMILY, *codes], env=environment, timeout=60, check=False)
-    assert ended.returncode == 1
+    command = [sys.executable, "-c", FAMILY, *codes]
+    ended = subprocess.run(command, env=environment, timeout=60, check=False, stderr=subprocess.PIPE)
+    assert ended.returncode == 1 and b"the drain took longer" in ended.stderr
 
 
 @pytest.mark.parametrize("codes", [("-1",), ("0", "-1"), ("-1", "0")])
 def test_who_asks_twice_does_not_wait_and_is_not_told_that_it_went_well(codes: tuple[str, ...]) -> None:
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TIMEOUT_S": "3600", "ASKS": "SIGTERM SIGINT"}
-    ended = subprocess.run([sys.executable, "-c", FAMILY, *codes], env=environment, timeout=60, check=False)
-    assert ended.returncode == 1
+    command = [sys.executable, "-c", FAMILY, *codes]
+    ended = subprocess.run(command, env=environment, timeout=60, check=False, stderr=subprocess.PIPE)
+    assert ended.returncode == 1 and b"again: ending at once" in ended.stderr
 
 
 @pytest.mark.parametrize("codes", [(0, 0, 0), (3, 0, 0), (0, 3, 0), (0, 0, 3)])
