@@ -147,6 +147,36 @@ class TestWhatAProcessLeaves:
             parent.begin()
 
 
+@pytest.mark.parametrize("left", [DiskWait.NOTHING, DiskWait.LOG_SYNC])
+def test_what_ended_does_not_answer_and_what_was_started_has_not_yet(left):
+    """Nobody is told that a process is well, or waits for a disk, by what its heart had when it died."""
+
+    def main():
+        child.heart.beat()
+        child.heart.stall(DiskWait.BULK_WRITE)
+        child.heart.wait(left)
+        os._exit(0)
+
+    def seen():
+        now = time.monotonic_ns()
+        return child.heart.age(now), child.heart.waiting(now), child.heart.missing(now) > 0
+
+    child = Child("it", main)
+    for _ in range(2):
+        child.start(lambda: None)
+        child.reap()
+        assert seen() == (None, (DiskWait.NOTHING, 0.0), True)
+        child.heart.beat()  # of whoever was slow to end
+        child.heart.wait(left)
+    child.main = signal.pause
+    child.start(lambda: None)
+    try:
+        assert seen() == (None, (DiskWait.NOTHING, 0.0), True)
+    finally:
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        child.reap()
+
+
 def test_a_parent_that_listens_beats_itself(heart):
     """Whose own parent listens to it."""
     supervisor = Supervisor([[Child("it", lambda: 0)]], 1)
