@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,9 @@ from tls_rig import meet
 
 from ingest.client.async_client import AsyncClient
 from ingest.errors import ConfigError
+from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.access import Access, Hosts
-from ingest.gateway.http.app import make_app
+from ingest.gateway.http.app import App, make_app
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Exchange, Services
 from ingest.gateway.http.node_figures import NodeFigures
@@ -300,6 +302,42 @@ def test_hup_comes_at_any_step_of_the_start(tmp_path: Path, tls: bool, loop: Cal
 
 
 # --- the end of a port
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["TLS", "plain"])
+@pytest.mark.parametrize("ports", [("http",), ("http", "stream", "blob", "store"), ("stream", "http")])
+def test_all_ports_refuse_before_what_is_under_way_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool, ports: tuple[str, ...]
+) -> None:
+    """On each of them, within one time; and then nothing of it goes on."""
+    files, drained = Files(tmp_path, tls), []
+    files.write(OLD)
+    files.config = replace(files.config, drain_timeout=10)
+    server = Server(files, ports)
+
+    async def drain(one: object, patience: float) -> None:
+        for sock in addresses:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(sock).close()
+        drained.append((type(one), patience))
+
+    def work(_: Server) -> None:
+        while not server._server.ended._waiters:  # type: ignore[attr-defined]
+            time.sleep(0.001)  # until it has made all of its ports
+        for address in addresses:
+            socket.create_connection(address).close()
+
+    async def main() -> None:
+        await server.run(work)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    addresses = [sock.getsockname() for sock in server._server._sockets.values()]
+    for kind in (App, StreamServer):
+        monkeypatch.setattr(kind, "drain", drain)
+    uvloop.run(main())
+    http = [(App, 8.0)] * len([port for port in ports if port != "stream"])
+    assert sorted(drained, key=str) == sorted([*http, (StreamServer, 8.0)], key=str)
+
 
 REQUESTS = 3
 
