@@ -275,14 +275,33 @@ def test_what_is_kept_of_an_upload(given: str, kept: str | None) -> None:
 
 
 # RFC 9111, 5.2.2, RFC 5861 and RFC 8246; and 5.2.1: of those that only a request says.
-OF_ANSWERS = ["immutable", "max-age=1", "must-revalidate", "must-understand", "no-cache", "no-store", "no-transform"]
-OF_ANSWERS += ["private", "proxy-revalidate", "public", "s-maxage=1", "stale-if-error=1", "stale-while-revalidate=1"]
+OF_ANSWERS = [
+    "immutable",
+    "max-age=1",
+    "must-revalidate",
+    "must-understand",
+    "no-cache",
+    "no-store",
+    "no-transform",
+]
+OF_ANSWERS += [
+    "private",
+    "proxy-revalidate",
+    "public",
+    "s-maxage=1",
+    "stale-if-error=1",
+    "stale-while-revalidate=1",
+]
 OF_REQUESTS = ["max-stale=1", "max-stale", "min-fresh=1", "only-if-cached"]
 
 
 @pytest.mark.parametrize("word", OF_ANSWERS)
 def test_each_word_of_an_answer_comes_back_and_none_of_a_request_beside_it(word: str) -> None:
-    for given in (word, *(f"{other}, {word}" for other in OF_REQUESTS), *(f"{word},{other}" for other in OF_REQUESTS)):
+    for given in (
+        word,
+        *(f"{other}, {word}" for other in OF_REQUESTS),
+        *(f"{word},{other}" for other in OF_REQUESTS),
+    ):
         assert of_an_answer(given) == {"Cache-Control": word}
         assert of_an_answer(given.upper()) == {"Cache-Control": word.upper()}
 

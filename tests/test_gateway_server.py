@@ -34,8 +34,8 @@ from ingest.gateway.http.exchange import Exchange, Services
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.routes import Route
-from ingest.gateway.process.api_table import APIS
 from ingest.gateway.process import http_process
+from ingest.gateway.process.api_table import APIS
 from ingest.gateway.process.credentials import engine_context
 from ingest.gateway.process.gateway_config import GatewayConfig, load_config
 from ingest.gateway.process.http_process import GatewayServer

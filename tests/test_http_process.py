@@ -33,7 +33,9 @@ TROUBLES = [None, ConnectionLostError("away"), NoSpaceError("full"), ReadOnlyErr
 class Store:
     """``shown``: why nothing may be read; ``bound``: why nothing may be stored."""
 
-    def __init__(self, shown: IngestError | None = None, bound: IngestError | None = None, newest: int = 0) -> None:
+    def __init__(
+        self, shown: IngestError | None = None, bound: IngestError | None = None, newest: int = 0
+    ) -> None:
         self.asked: list[str] = []
         self.binding: Any = SimpleNamespace(
             check=lambda: self._raise("check", bound), check_shown=lambda: self._raise("check_shown", shown)
@@ -245,5 +247,7 @@ def test_keys_that_cannot_be_read_are_told_once_for_each_reason(
     answers: list[IngestError | None] = [KINDS[0]] * len(troubles)
     asyncio.run(bound(binding(monkeypatch, answers, load_changed=load_changed)))
     assert loads == troubles
-    told = [record.getMessage().rpartition(": ")[2] for record in caplog.records if "keys of before" in record.msg]
+    told = [
+        record.getMessage().rpartition(": ")[2] for record in caplog.records if "keys of before" in record.msg
+    ]
     assert told == ["absent", "malformed", "absent"]

@@ -396,7 +396,9 @@ def test_who_reads_it_again_and_again_keeps_nothing_open(tmp_path: Path, state: 
     if state == "a directory":
         path.mkdir()
     elif state != "nothing":
-        key_file(path, b"no key" if state == "no key" else None, 0o604 if state == "open to others" else 0o600)
+        key_file(
+            path, b"no key" if state == "no key" else None, 0o604 if state == "open to others" else 0o600
+        )
     if state == "a link":
         path.rename(path.with_name("real"))
         path.symlink_to("real")

@@ -277,7 +277,12 @@ def test_an_address_that_this_machine_does_not_have_is_passed_over(
     [(errno.EAFNOSUPPORT, True), (errno.EADDRNOTAVAIL, True), (errno.EACCES, False), (errno.EMFILE, False)],
 )
 def test_only_what_a_machine_does_not_have_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, bind: Callable[..., Any], call: str, place: int, code: int, passed_over: bool
+    monkeypatch: pytest.MonkeyPatch,
+    bind: Callable[..., Any],
+    call: str,
+    place: int,
+    code: int,
+    passed_over: bool,
 ) -> None:
     """A kernel without IPv6 has no such sockets, another one no such address. A port that is not ours to take is not left
     out in silence."""

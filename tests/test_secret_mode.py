@@ -69,7 +69,13 @@ def test_a_group_that_we_have_besides_is_ours(monkeypatch: pytest.MonkeyPatch, g
 
 @pytest.mark.parametrize(
     ("code", "has_none"),
-    [(errno.ENODATA, True), (errno.EOPNOTSUPP, True), (errno.EACCES, False), (errno.EIO, False), (errno.EPERM, False)],
+    [
+        (errno.ENODATA, True),
+        (errno.EOPNOTSUPP, True),
+        (errno.EACCES, False),
+        (errno.EIO, False),
+        (errno.EPERM, False),
+    ],
 )
 def test_a_list_that_cannot_be_read_is_not_taken_for_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, has_none: bool

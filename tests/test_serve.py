@@ -23,7 +23,8 @@ from ingest.runtime.supervised import Child
 from ingest.store.data_dir import DataDir
 
 HERE = "127.0.0.1"
-OURS = f"127.{os.getpid() >> 16 & 63 | 64}.{os.getpid() >> 8 & 255}.{os.getpid() & 255 or 1}"  # nobody else takes a port of it
+PID = os.getpid()
+OURS = f"127.{PID >> 16 & 63 | 64}.{PID >> 8 & 255}.{PID & 255 or 1}"  # nobody else takes a port of it
 PORTS = ("listen", "read_listen", "admin_listen", "http_listen", "api")
 
 
@@ -84,7 +85,15 @@ def test_the_gateway_ends_first_and_the_end_of_each_is_the_end_of_both(
     listeners.close_all(sock for address in addresses(*configs) for sock in listeners.bind_alone(address))
 
 
-TROUBLES = ["another server", "another gateway", "tokens", "certificate", "server's certificate", "key", "one address"]
+TROUBLES = [
+    "another server",
+    "another gateway",
+    "tokens",
+    "certificate",
+    "server's certificate",
+    "key",
+    "one address",
+]
 
 
 @pytest.mark.parametrize("trouble", [*PORTS, *TROUBLES])
@@ -97,7 +106,10 @@ def test_a_start_that_is_refused_makes_nothing_and_keeps_no_port(
     held: Any = nullcontext()
     expected: type[IngestError] = ConfigError
     if trouble in PORTS:
-        held, expected = socket.create_server(addresses(server, gateway)[PORTS.index(trouble)]), PortTakenError
+        held, expected = (
+            socket.create_server(addresses(server, gateway)[PORTS.index(trouble)]),
+            PortTakenError,
+        )
     elif trouble == "another server":
         inside.meta.mkdir(parents=True)
         held, expected = _Locked(inside.lock, inside.meta), StoreLockedError
@@ -179,7 +191,9 @@ def test_the_gateway_has_what_the_server_has_by_now(
 
     def run_gateway(config: GatewayConfig, read: Callable[[], GatewayConfig]) -> int:
         assert config.connect_tls_own is not None and config.connect_tls_own.chain == b"first"
-        assert replace(config, connect_tls_own=None) == replace(gateway, connect=(HERE, 5), read_connect=(HERE, 6))
+        assert replace(config, connect_tls_own=None) == replace(
+            gateway, connect=(HERE, 5), read_connect=(HERE, 6)
+        )
         cert.write_bytes(b"second")
         later = read()
         assert later.connect_tls_own is not None and later.connect_tls_own.chain == b"second"

@@ -379,7 +379,14 @@ class Inherited:
         found = self.descriptors()
         line = self.child.line
         more = found - self.given - ({line.fileno()} if line is not None else set())
-        numbers = (*signals.DRAINS, signals.END, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGPIPE)
+        numbers = (
+            *signals.DRAINS,
+            signals.END,
+            signal.SIGHUP,
+            signal.SIGCHLD,
+            signal.SIGUSR1,
+            signal.SIGPIPE,
+        )
         said = {
             "more": len(more),
             "less": len(self.given - found),
@@ -416,7 +423,7 @@ class Inherited:
 @pytest.mark.parametrize("has_line", [False, True])
 @pytest.mark.parametrize("reloads", [False, True])
 def test_a_process_has_nothing_of_its_parent_s_and_of_no_other(reloads: bool, has_line: bool) -> None:
-    """A line that another one has too never ends. A number of a signal goes into whatever file has the descriptor by then."""
+    """A line that another one has too never ends. A signal's number goes into whatever file has the descriptor by then."""
     hup, ignored = int(signal.SIGHUP), sorted(int(number) for number in signals.DRAINS)
     said = Inherited(reloads, has_line).run()
     assert sorted(said.pop("ignored")) == sorted(

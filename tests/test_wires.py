@@ -76,7 +76,7 @@ def test_the_more_connections_there_are_the_less_each_may_have_waiting() -> None
         size = len(wires.scratch)
         assert HTTP_RECEIVE_SIZE_MIN <= size <= HTTP_RECEIVE_SIZE
         assert size * number <= HTTP_RECEIVED_MAX or size == HTTP_RECEIVE_SIZE_MIN
-        assert size == HTTP_RECEIVE_SIZE or size == HTTP_RECEIVE_SIZE_MIN or (size + 1) * number > HTTP_RECEIVED_MAX
+        assert size in (HTTP_RECEIVE_SIZE, HTTP_RECEIVE_SIZE_MIN) or (size + 1) * number > HTTP_RECEIVED_MAX
         assert sizes.setdefault(number, size) == size
     assert len(wires.scratch) == HTTP_RECEIVE_SIZE
 
