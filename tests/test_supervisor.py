@@ -163,6 +163,42 @@ def test_a_drain_goes_on_as_it_began(first: str, then: str) -> None:
         os.close(writes)
 
 
+@pytest.mark.parametrize("reloads", [False, True])
+def test_who_is_told_to_end_before_he_has_begun_ends(monkeypatch: pytest.MonkeyPatch, reloads: bool) -> None:
+    """While nothing says yet what a signal does to him. He would be waited for until the drain is over, and killed."""
+    monkeypatch.setattr(heartbeat, "take", lambda _: os.kill(os.getpid(), signals.END))
+    child = Child("child", lambda: 3, reloads=reloads)
+    child.start(lambda: None)
+    child.reap()
+    assert child.exit_code == -signals.END
+
+
+@pytest.mark.parametrize("number", signals.DRAINS)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_tells_a_server_to_end_does_while_it_starts(
+    monkeypatch: pytest.MonkeyPatch, number: int, first: bool
+) -> None:
+    """As process 1 of a container too: the kernel drops what that has no handler for."""
+    if not (pid := os.fork()):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # QUIT leaves one
+        try:
+            if first:
+                real = os.getpid()
+                monkeypatch.setattr(os, "getpid", lambda: 1)
+                signals.begin_server()
+                os.kill(real, number)
+            else:
+                signals.begin_server()
+                os.kill(os.getpid(), number)
+            os._exit(0)
+        except SystemExit as error:
+            os._exit(int(error.code or 0))
+        finally:
+            os._exit(1)
+    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert ended == (128 + number if first else -number)
+
+
 FINAL = {75: BusyError, 78: ConfigError, 65: CorruptionError}
 
 
@@ -429,7 +465,7 @@ def test_a_process_has_nothing_of_its_parent_s_and_of_no_other(reloads: bool, ha
     assert sorted(said.pop("ignored")) == sorted(
         [*ignored, *([] if reloads else [hup]), int(signal.SIGUSR1), int(signal.SIGPIPE)]
     )
-    assert said.pop("default")[:1] == [int(signals.END)]
+    assert said.pop("default") == [int(signals.END), int(signal.SIGCHLD)]
     assert said == {
         "more": 0,
         "less": 0,
