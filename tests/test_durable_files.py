@@ -181,6 +181,8 @@ def test_each_step_that_fails_is_the_last_one_and_is_told(tmp_path, monkeypatch,
                 WORK[name](at)
             except OSError as error:
                 assert error.errno == errno.EIO
+            else:
+                assert counted < fails, "it was not told"
         assert os.listdir("/proc/self/fd") == before
         if counted < fails:
             break

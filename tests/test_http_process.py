@@ -251,3 +251,73 @@ def test_keys_that_cannot_be_read_are_told_once_for_each_reason(
         record.getMessage().rpartition(": ")[2] for record in caplog.records if "keys of before" in record.msg
     ]
     assert told == ["absent", "malformed", "absent"]
+
+
+def test_where_there_is_no_room_it_serves_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is read and deleted, which may make room: it is not waited for as an engine is that comes up."""
+    monkeypatch.setattr(limits, "WAIT_TOLD_S", 3600.0)
+    one = binding(monkeypatch, [NoSpaceError("full")] * 1_000_000)
+
+    async def work() -> None:
+        async with asyncio.timeout(60):
+            await one.begin()
+        with pytest.raises(NoSpaceError):
+            one.check()
+        await one.close()
+        one.raise_failure()  # it was told to end: that is none
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work())
+
+
+OPENED = ["keys", "client", "catalog", "reader"]
+
+
+@pytest.mark.parametrize("trouble", ["no catalog", "a foreign store", "an error behind it", None])
+def test_however_its_connections_end_none_of_them_is_left(
+    monkeypatch: pytest.MonkeyPatch, trouble: str | None
+) -> None:
+    """Nor what tries to bind them: it would go on with what is closed."""
+    ended: list[str] = []
+
+    def closes(name: str) -> Any:
+        async def close() -> None:
+            ended.append(name)
+
+        return close
+
+    async def connect(_: Any) -> Any:
+        if trouble == "no catalog":
+            raise ConnectionLostError("no catalog")
+        return SimpleNamespace(close=closes("catalog"))
+
+    async def bind(*_: Any) -> None:
+        if trouble == "a foreign store":
+            raise ForeignStoreError("another one's")
+        await asyncio.Event().wait()
+
+    async def nothing() -> None: ...
+
+    monkeypatch.setattr(limits, "WAIT_TOLD_S", 0.001 if trouble != "a foreign store" else 3600.0)
+    client: Any = SimpleNamespace(open=nothing, close=closes("client"))
+    keys: Any = SimpleNamespace(load=lambda _: None, close=lambda: ended.append("keys"))
+    reader: Any = SimpleNamespace(close=lambda: ended.append("reader"))
+    monkeypatch.setattr(upstream, "AsyncClient", lambda *_, **__: client)
+    monkeypatch.setattr(upstream, "SigningKeys", lambda *_: keys)
+    monkeypatch.setattr(upstream, "CatalogReader", lambda _: reader)
+    monkeypatch.setattr(upstream, "read_keys", lambda _: [])
+    monkeypatch.setattr(upstream, "bind", bind)
+    monkeypatch.setattr(upstream, "CatalogClient", SimpleNamespace(connect=connect))
+
+    async def work() -> None:
+        try:
+            async with upstream.connected(GatewayConfig(), upstream.Telling()):
+                if trouble is not None:
+                    raise ZeroDivisionError
+        except (IngestError, ZeroDivisionError):
+            assert trouble is not None
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(work())
+    assert sorted(ended) == sorted(OPENED[:2] if trouble == "no catalog" else OPENED)
+    assert ended[-1] == "client", "what uses it has ended before"
