@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ingest import limits
+from ingest.engine.server_config import ServerConfig
 from ingest.errors import (
     BusyError,
     ConnectionLostError,
@@ -21,7 +22,7 @@ from ingest.errors import (
     ReadOnlyError,
     RefusedError,
 )
-from ingest.gateway.process import http_process, upstream
+from ingest.gateway.process import http_process, node_address, upstream
 from ingest.gateway.process.gateway_config import GatewayConfig
 from ingest.gateway.process.upstream import Binding
 from ingest.objects.collector import Collected
@@ -321,3 +322,33 @@ def test_however_its_connections_end_none_of_them_is_left(
     asyncio.run(work())
     assert sorted(ended) == sorted(OPENED[:2] if trouble == "no catalog" else OPENED)
     assert ended[-1] == "client", "what uses it has ended before"
+
+
+# --- where its engine is
+
+ELSEWHERE = ("192.0.2.7", 0)  # as nobody says where the admin port is: the usual one, there
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "admin"),
+    [
+        (None, None, ELSEWHERE),
+        ({}, {}, ELSEWHERE),
+        ({"put": "0.0.0.0:6001"}, None, ELSEWHERE),
+        ({"put": "0.0.0.0:6000", "admin": "0.0.0.0:9"}, ..., ("127.0.0.1", 9)),
+        ({"put": "[::]:6000", "admin": "[::1]:9"}, ..., ("::1", 9)),
+        ({"put": "0.0.0.0:6001", "admin": "0.0.0.0:9"}, None, ELSEWHERE),
+        ({"put": "0.0.0.0:6000"}, ..., ELSEWHERE),
+        *(({"put": put, "admin": "0.0.0.0:9"}, {}, ELSEWHERE) for put in (None, 6000, "", "6000", [])),
+        *(({"put": "0.0.0.0:6000", "admin": admin}, ..., ELSEWHERE) for admin in (None, 9, "", "9", "a:b")),
+    ],
+)
+def test_what_is_known_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, said: dict[str, Any] | None, found: Any, admin: tuple[str, int]
+) -> None:
+    """By what the server of this directory says, if that is the one that chunks are put into."""
+    monkeypatch.setattr(node_address, "running", lambda _: said)
+    config = GatewayConfig(connect=("192.0.2.7", 6000))
+    assert node_address.engine(config) == (said if found is ... else found)
+    expected = (admin[0], ServerConfig().admin_listen[1]) if admin is ELSEWHERE else admin
+    assert node_address.admin_address(config) == expected
