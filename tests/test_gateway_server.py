@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -119,7 +118,7 @@ class Server:
         made = len(self._server._apps)
         if steps is not None:
             self._server.reload(self._client, self._keys)
-        while steps is not None and not self._server.ended._waiters:  # type: ignore[attr-defined]
+        while not self._server.ended._waiters and not serving.done():  # type: ignore[attr-defined]
             await asyncio.sleep(0)  # until it has made all of its ports
         try:
             await asyncio.to_thread(work, self)
@@ -322,8 +321,6 @@ def test_all_ports_refuse_before_what_is_under_way_is_waited_for(
         drained.append((type(one), patience))
 
     def work(_: Server) -> None:
-        while not server._server.ended._waiters:  # type: ignore[attr-defined]
-            time.sleep(0.001)  # until it has made all of its ports
         for address in addresses:
             socket.create_connection(address).close()
 
