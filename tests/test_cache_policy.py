@@ -274,6 +274,38 @@ def test_what_is_kept_of_an_upload(given: str, kept: str | None) -> None:
     assert of_an_answer(given) == ({} if kept is None else {"Cache-Control": kept})
 
 
+# RFC 9111, 5.2.2, RFC 5861 and RFC 8246; and 5.2.1: of those that only a request says.
+OF_ANSWERS = [
+    "immutable",
+    "max-age=1",
+    "must-revalidate",
+    "must-understand",
+    "no-cache",
+    "no-store",
+    "no-transform",
+]
+OF_ANSWERS += [
+    "private",
+    "proxy-revalidate",
+    "public",
+    "s-maxage=1",
+    "stale-if-error=1",
+    "stale-while-revalidate=1",
+]
+OF_REQUESTS = ["max-stale=1", "max-stale", "min-fresh=1", "only-if-cached"]
+
+
+@pytest.mark.parametrize("word", OF_ANSWERS)
+def test_each_word_of_an_answer_comes_back_and_none_of_a_request_beside_it(word: str) -> None:
+    for given in (
+        word,
+        *(f"{other}, {word}" for other in OF_REQUESTS),
+        *(f"{word},{other}" for other in OF_REQUESTS),
+    ):
+        assert of_an_answer(given) == {"Cache-Control": word}
+        assert of_an_answer(given.upper()) == {"Cache-Control": word.upper()}
+
+
 def test_the_table_of_the_documents_has_the_words_of_the_code() -> None:
     text = (Path(__file__).parent.parent / "docs" / "http.md").read_text().partition("### Who may keep")[2]
     told = set(re.findall(r"^\| [^|]* \| `([a-z-]+)`", text.partition("\n## ")[0], re.MULTILINE))

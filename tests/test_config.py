@@ -10,7 +10,7 @@ import pytest
 from ingest import limits
 from ingest.engine.server_config import PARSERS, FileConfig, ServerConfig, load_config
 from ingest.errors import ConfigError, UsageError
-from ingest.runtime.settings_schema import parse_size
+from ingest.runtime.settings_schema import count, parse_size, seconds_of
 
 
 def toml(tmp_path: Path, text: str) -> Path:
@@ -232,6 +232,40 @@ def test_values_that_do_not_fit_this_version_or_each_other() -> None:
 )
 def test_sizes(text: str | int, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("power", range(5))
+@pytest.mark.parametrize("base", [1000, 1024])
+@pytest.mark.parametrize("fraction", ["", "5", "25", "05", "125000", "000001", "999999"])
+def test_each_unit_with_a_fraction_of_any_length(power: int, base: int, fraction: str) -> None:
+    """To the byte, rounded down."""
+    suffix = "B" if base == 1000 else "iB"
+    unit = ("", "K", "M", "G", "T")[power] + (suffix if power else "B")
+    whole = base**power
+    size = 3 * whole + int(fraction or "0") * whole // 10 ** len(fraction)
+    text = f"3.{fraction}" if fraction else "3"
+    for spelled in (f"{text}{unit}", f"{text} {unit}", f"{text}{unit.lower()}", f"{text}{unit.upper()}"):
+        assert parse_size(spelled) == size
+
+
+@pytest.mark.parametrize("text", ["0", "0.0", "1e-3", "86400", "86399.999"])
+def test_seconds_of_a_day_and_no_more(text: str) -> None:
+    assert seconds_of(text) == float(text)
+
+
+@pytest.mark.parametrize("text", ["86400.001", "-0.001", "-1", "nan", "inf", "-inf", "", "1 s", "1,5"])
+def test_what_is_no_such_number_of_seconds(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a number of seconds"):
+        seconds_of(text)
+
+
+@pytest.mark.parametrize(("least", "most"), [(0, 256), (1, 1), (-3, 7)])
+def test_a_count_has_both_its_bounds(least: int, most: int) -> None:
+    parse = count(least, most)
+    assert [parse(str(number)) for number in (least, most)] == [parse(least), parse(most)] == [least, most]
+    for text in (str(least - 1), str(most + 1), "", "1.0", "+1", " 1", "0x1", "1_0", "\u0661", "9" * 19):
+        with pytest.raises(ValueError, match="is not a whole number"):
+            parse(text)
 
 
 @pytest.mark.parametrize(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ingest.runtime import durable_files
 from ingest.runtime.durable_files import (
     make_directory,
     new_file,
     open_new,
     rename_durably,
     replacing,
+    sync_directory,
     sync_file,
+    syncfs,
     write_all,
 )
 
@@ -129,3 +134,92 @@ def test_what_a_short_write_leaves_is_written(monkeypatch):
     monkeypatch.setattr(os, "pwrite", lambda *_: 0)
     with pytest.raises(OSError, match="wrote nothing"):
         write_all(0, memoryview(b"0"), 0)
+
+
+def writes(context) -> None:
+    with context as fd:
+        os.write(fd, b"new")
+
+
+WORK: dict[str, Callable[[Path], None]] = {
+    "sync_directory": sync_directory,
+    "sync_file": lambda at: sync_file(at / "file"),
+    "make_directory": lambda at: make_directory(at / "a" / "b" / "c"),
+    "rename_durably": lambda at: rename_durably(at / "file", at / "above" / "file"),
+    "new_file": lambda at: writes(new_file(at / "new")),
+    "replacing": lambda at: writes(replacing(at / "file")),
+    "replacing elsewhere": lambda at: writes(replacing(at / "file", at / "above" / "staged")),
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_each_step_that_fails_is_the_last_one_and_is_told(tmp_path, monkeypatch, name):
+    """Whatever it is: opened, written back, renamed. Nothing gets a name for which that was to be done before, no step is
+    tried again, and no descriptor stays open."""
+    counted = 0
+
+    def step(real):
+        def call(*arguments, **more):
+            nonlocal counted
+            counted += 1
+            assert counted <= fails, "it goes on"
+            if counted == fails:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments, **more)
+
+        return call
+
+    for fails in range(1, 20):
+        at, counted = tmp_path / str(fails), 0
+        (at / "above").mkdir(parents=True)
+        (at / "file").write_bytes(b"old")
+        before = os.listdir("/proc/self/fd")
+        with monkeypatch.context() as patch:
+            for call in ("open", "fsync", "rename", "mkdir"):
+                patch.setattr(os, call, step(getattr(os, call)))
+            try:
+                WORK[name](at)
+            except OSError as error:
+                assert error.errno == errno.EIO
+            else:
+                assert counted < fails, "it was not told"
+        assert os.listdir("/proc/self/fd") == before
+        if counted < fails:
+            break
+    else:
+        pytest.fail("it has no end")
+    assert fails > 2, "it opened and synced nothing"
+
+
+@pytest.mark.parametrize("interrupted", [0, 1, 3])
+@pytest.mark.parametrize("code", [0, errno.EIO, errno.ENOSPC])
+def test_a_file_system_is_synced_until_it_says_how_that_went(monkeypatch, interrupted, code):
+    """A signal says nothing of it. What failed is told, and not asked for again: the next time it would be called well."""
+    answers = [errno.EINTR] * interrupted + [code]
+
+    class Kernel:
+        def syncfs(self, fd):
+            assert fd == 4711
+            ctypes.set_errno(answers.pop(0))
+            return -1 if ctypes.get_errno() else 0
+
+    monkeypatch.setattr(durable_files, "_libc", Kernel())
+    if code:
+        with pytest.raises(OSError, match=os.strerror(code)) as caught:
+            syncfs(4711)
+        assert caught.value.errno == code
+    else:
+        syncfs(4711)
+    assert not answers
+
+
+def test_a_directory_that_somebody_else_makes_meanwhile_is_durable_too(tmp_path, monkeypatch, steps):
+    real = os.mkdir
+
+    def mkdir(path, mode):
+        real(path, mode)  # the other one was first
+        real(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    make_directory(tmp_path / "a" / "b")
+    assert steps == [("fsync", tmp_path.name), ("fsync", "a")]

@@ -265,13 +265,14 @@ def test_token_files_that_are_malformed(content: bytes, match: str) -> None:
 
 
 def test_loopback_needs_nothing() -> None:
-    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "127.5.5.5:1"):
+    for address in ("127.0.0.1:1", "[::1]:1", "localhost:1", "LocalHost:1", "127.5.5.5:1"):
         assert load_config({"http_listen": address}, {}).token_file is None
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "files.example:1"])
 def test_other_addresses_need_tokens_or_open(tmp_path: Path, address: str) -> None:
-    for flags in ({"http_listen": address}, {"api": [f"blob={address}"]}):
+    last = ["blob=127.0.0.1:2", "store=[::1]:3", f"blob={address}"]
+    for flags in ({"http_listen": address}, {"api": [f"blob={address}"]}, {"api": last}):
         with pytest.raises(ConfigError, match="--token-file") as caught:
             load_config(flags, {})
         assert caught.value.exit_code == 78

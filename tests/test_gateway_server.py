@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import signal
 import socket
 import ssl
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -22,22 +24,25 @@ from memory_store import MemoryStore
 from tls_rig import meet
 
 from ingest.client.async_client import AsyncClient
-from ingest.errors import UsageError
+from ingest.errors import ConfigError, UsageError
+from ingest.gateway.apis.stream_api import StreamServer
 from ingest.gateway.http.access import Access, Hosts
-from ingest.gateway.http.app import make_app
+from ingest.gateway.http.app import App, make_app
 from ingest.gateway.http.download_links import DownloadLinks
 from ingest.gateway.http.exchange import Exchange, Services
 from ingest.gateway.http.failures import ClientGoneError
 from ingest.gateway.http.node_figures import NodeFigures
 from ingest.gateway.http.request_id import RequestIds
 from ingest.gateway.http.routes import Route
+from ingest.gateway.process import http_process
 from ingest.gateway.process.api_table import APIS
 from ingest.gateway.process.credentials import engine_context
-from ingest.gateway.process.gateway_config import load_config
+from ingest.gateway.process.gateway_config import GatewayConfig, load_config
 from ingest.gateway.process.http_process import GatewayServer
 from ingest.gateway.process.signing_keys import SigningKeys, Telling
 from ingest.mac import KeyRing
 from ingest.runtime.wires import Wires
+from ingest.store.possession import Possession
 
 
 @dataclass
@@ -86,6 +91,7 @@ class Server:
     """With the ``files`` as they were when it started."""
 
     def __init__(self, files: Files, ports: Sequence[str] = ("http",)) -> None:
+        self.log_level = files.config.log_level
         sockets = {}
         for port in ports:
             sockets[port] = socket.socket()
@@ -96,7 +102,9 @@ class Server:
         self._client = AsyncClient(nobody, nobody, OLD.keys[0], tls=engine_context(files.config))
         self._keys = SigningKeys(self._client, Telling())
         self._keys.load(files.config)
-        self._server = GatewayServer(files.config, sockets, lambda: files.config)
+        self._server = GatewayServer(
+            files.config, sockets, lambda: replace(files.config, log_level=self.log_level)
+        )
 
     async def run(self, work: Callable[[Server], None], steps: int | None = None) -> int:
         """``work`` in a thread of its own, while it serves. With ``steps``, the signal comes so many turns of the loop after
@@ -111,7 +119,7 @@ class Server:
         made = len(self._server._apps)
         if steps is not None:
             self._server.reload(self._client, self._keys)
-        while steps is not None and not self._server.ended._waiters:  # type: ignore[attr-defined]
+        while not self._server.ended._waiters and not serving.done():  # type: ignore[attr-defined]
             await asyncio.sleep(0)  # until it has made all of its ports
         try:
             await asyncio.to_thread(work, self)
@@ -165,12 +173,24 @@ def files(tmp_path: Path) -> Files:
     return made
 
 
-def test_hup_takes_all_of_it_over(files: Files) -> None:
+@pytest.fixture
+def log() -> Iterator[logging.Logger]:
+    """That of all: its level is as before in the end."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.INFO)
+    yield root
+    root.setLevel(before)
+
+
+def test_hup_takes_all_of_it_over(files: Files, log: logging.Logger) -> None:
     def work(server: Server) -> None:
         assert server.has(OLD) and not server.has(NEW)
         files.write(NEW)
+        server.log_level = "debug"
         server.hup()
         assert server.has(NEW) and not server.has(OLD)
+        assert log.level == logging.DEBUG
 
     async def main() -> None:
         await Server(files).run(work)
@@ -183,21 +203,79 @@ def test_hup_takes_all_of_it_over(files: Files) -> None:
     "how", [Path.unlink, lambda path: path.write_text("nonsense")], ids=["gone", "nonsense"]
 )
 def test_hup_takes_nothing_over_when_some_of_it_cannot_be_used(
-    files: Files, caplog: pytest.LogCaptureFixture, spoilt: str, how: Callable[[Path], object]
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+    log: logging.Logger,
+    spoilt: str,
+    how: Callable[[Path], object],
 ) -> None:
-    caplog.set_level(logging.ERROR)
-
     def work(server: Server) -> None:
         files.write(NEW)
         how(getattr(files, spoilt))
+        server.log_level = "debug"
         server.hup()
         assert "nothing was reloaded" in caplog.text
         assert server.has(OLD) and not server.has(NEW)
+        assert log.level == logging.INFO
 
     async def main() -> None:
         await Server(files).run(work)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("spoilt", [None, "key_file", "ca", "configuration"])
+def test_hup_takes_all_of_it_over_in_the_collector_too(
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+    log: logging.Logger,
+    monkeypatch: pytest.MonkeyPatch,
+    spoilt: str | None,
+) -> None:
+    """Or nothing; and the next one all the same. It has no ports, and waits for its engine here."""
+    nobody = ("127.0.0.1", 1)
+    waits: list[int] = []
+
+    @asynccontextmanager
+    async def connected(config: GatewayConfig, telling: Telling) -> AsyncIterator[Any]:
+        client = AsyncClient(nobody, nobody, OLD.keys[0], tls=engine_context(config))
+        keys = SigningKeys(client, telling)
+        keys.load(config)
+        hup = loop()._signal_handlers  # type: ignore[attr-defined]
+
+        def has(settings: Settings) -> bool:
+            found = {meet(channel.tls, settings.engine_context()) for channel in client._channels}
+            found.add(client._keys.ids == settings.key_ids)
+            assert len(found) == 1, "some of them, and others not"
+            return found.pop()
+
+        async def wait() -> None:
+            assert has(OLD)
+            files.write(NEW)
+            if spoilt is not None:
+                if spoilt != "configuration":
+                    getattr(files, spoilt).write_text("nonsense")
+                hup[signal.SIGHUP]._run()
+                assert has(OLD) and log.level == logging.INFO and "nothing was reloaded" in caplog.text
+                files.write(NEW)
+            waits.append(1)
+            hup[signal.SIGHUP]._run()
+            assert has(NEW) and log.level == logging.DEBUG
+            keys.close()
+            raise asyncio.CancelledError
+
+        yield client, None, keys, SimpleNamespace(wait=wait)
+
+    def read_config() -> GatewayConfig:
+        if spoilt == "configuration" and not waits:
+            raise ConfigError("nonsense")
+        return replace(files.config, log_level="debug")
+
+    loop = asyncio.get_running_loop
+    monkeypatch.setattr(http_process, "connected", connected)
+    with asyncio.Runner() as runner, pytest.raises(asyncio.CancelledError):
+        runner.run(http_process._collect(files.config, read_config, Telling(), cast(Possession, None)))
+    assert waits
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -224,6 +302,40 @@ def test_hup_comes_at_any_step_of_the_start(tmp_path: Path, tls: bool, loop: Cal
 
 
 # --- the end of a port
+
+
+@pytest.mark.parametrize("tls", [True, False], ids=["TLS", "plain"])
+@pytest.mark.parametrize("ports", [("http",), ("http", "stream", "blob", "store"), ("stream", "http")])
+def test_all_ports_refuse_before_what_is_under_way_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tls: bool, ports: tuple[str, ...]
+) -> None:
+    """On each of them, within one time; and then nothing of it goes on."""
+    files, drained = Files(tmp_path, tls), []
+    files.write(OLD)
+    files.config = replace(files.config, drain_timeout=10)
+    server = Server(files, ports)
+
+    async def drain(one: object, patience: float) -> None:
+        for sock in addresses:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(sock).close()
+        drained.append((type(one), patience))
+
+    def work(_: Server) -> None:
+        for address in addresses:
+            socket.create_connection(address).close()
+
+    async def main() -> None:
+        await server.run(work)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    addresses = [sock.getsockname() for sock in server._server._sockets.values()]
+    for kind in (App, StreamServer):
+        monkeypatch.setattr(kind, "drain", drain)
+    uvloop.run(main())
+    http = [(App, 8.0)] * len([port for port in ports if port != "stream"])
+    assert sorted(drained, key=str) == sorted([*http, (StreamServer, 8.0)], key=str)
+
 
 REQUESTS = 3
 

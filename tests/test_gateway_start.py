@@ -249,9 +249,16 @@ def test_ports_that_the_system_chooses_are_never_the_same() -> None:
     beside(server, GatewayConfig(http_listen=ANY, api=(("blob", ANY),)))
 
 
-def test_beside_its_server_a_gateway_pins_that_one_s_certificate_and_has_none_of_its_clients() -> None:
-    server = ServerConfig(tls_cert=Path("cert"), tls_key=Path("key"))
-    assert beside(server, GatewayConfig()).connect_tls_own == Path("cert")
+def test_beside_its_server_a_gateway_pins_that_one_s_certificate_and_has_none_of_its_clients(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "cert").write_bytes(b"as it is now")
+    server = ServerConfig(tls_cert=tmp_path / "cert", tls_key=tmp_path / "key")
+    pinned = beside(server, GatewayConfig()).connect_tls_own
+    (tmp_path / "cert").write_bytes(b"the next one")
+    assert pinned is not None and (pinned.chain, pinned.key, pinned.ca) == (b"as it is now", None, None)
     assert beside(ServerConfig(), GatewayConfig()).connect_tls_own is None
     with pytest.raises(ConfigError, match="tls_client_ca"):
-        beside(replace(server, tls_client_ca=Path("ca")), GatewayConfig())
+        beside(replace(server, tls_client_ca=tmp_path / "ca"), GatewayConfig())
+    with pytest.raises(ConfigError, match="absent"):
+        beside(replace(server, tls_cert=tmp_path / "absent"), GatewayConfig())

@@ -147,6 +147,48 @@ class TestWhatAProcessLeaves:
             parent.begin()
 
 
+@pytest.mark.parametrize("left", [DiskWait.NOTHING, DiskWait.LOG_SYNC])
+def test_what_ended_does_not_answer_and_what_was_started_has_not_yet(left):
+    """Nobody is told that a process is well, or waits for a disk, by what its heart had when it died."""
+
+    def main():
+        child.heart.beat()
+        child.heart.stall(DiskWait.BULK_WRITE)
+        child.heart.wait(left)
+        os._exit(0)
+
+    def seen():
+        now = time.monotonic_ns()
+        return child.heart.age(now), child.heart.waiting(now), child.heart.missing(now) > 0
+
+    child = Child("it", main)
+    for _ in range(2):
+        child.start(lambda: None)
+        child.reap()
+        assert seen() == (None, (DiskWait.NOTHING, 0.0), True)
+        child.heart.beat()  # of whoever was slow to end
+        child.heart.wait(left)
+    child.main = signal.pause
+    child.start(lambda: None)
+    try:
+        assert seen() == (None, (DiskWait.NOTHING, 0.0), True)
+    finally:
+        signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        child.reap()
+
+
+def test_a_parent_that_listens_beats_itself(heart):
+    """Whose own parent listens to it."""
+    supervisor = Supervisor([[Child("it", lambda: 0)]], 1)
+    begun = supervisor._listened_at
+    supervisor._listen(begun + limits.HEART_LISTEN_INTERVAL_S * 0.9)
+    assert not heart.last_beat, "it listens once a second"
+    for times in (1, 2):
+        before = time.monotonic_ns()
+        supervisor._listen(begun + times * limits.HEART_LISTEN_INTERVAL_S)
+        assert heart.last_beat >= before
+
+
 def test_time_in_which_the_listener_did_not_run_does_not_count():
     heart = Heart()
     listener = Listener(heart)
@@ -303,6 +345,23 @@ def held_by_the_kernel() -> None:
     while os.getppid() == parent:  # it may have ended before that
         signal.pause()
     os._exit(0)
+
+
+@pytest.mark.parametrize("name", ["x) R 1 (", ")))", "( D (", "a b", "ingest"])
+def test_the_state_of_a_process_stands_behind_its_whole_name(name):
+    """Who looks at another place kills one that waits for a disk, or lets one be that was stopped."""
+    pid = os.fork()
+    if pid == 0:
+        ctypes.CDLL(None).prctl(15, name.encode(), 0, 0, 0)  # PR_SET_NAME
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os._exit(0)
+    try:
+        os.waitpid(pid, os.WUNTRACED)
+        assert state_of(pid) == "T"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert state_of(pid) == ""
 
 
 def test_one_that_the_kernel_holds_is_not_replaced(caplog):

@@ -10,7 +10,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_parser import HttpRequestParser
 
 from ingest import limits
-from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd
+from ingest.runtime.http_framing import ChunkedEnd, HeadEnd, SizedEnd, is_length
 
 BEHIND = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
 HEAD = b"PUT /a HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -23,6 +23,8 @@ CHUNKED = [
     b"1\r\na\r\n0;x\r\nX: y\r\n\r\n",
     b"%x\r\n%s\r\n0\r\n\r\n" % (70_000, b"\r\n" * 35_000),
     b"0" * 40 + b"2\r\nab\r\n0\r\n\r\n",
+    b"2;a=5\r\nab\r\n0;b=5\r\n\r\n",  # the digits behind a cut in an extension are no size
+    b"00;a=0;b=000a\r\nX: 5\r\n\r\n",
 ]
 
 
@@ -77,10 +79,41 @@ def test_the_parser_sees_the_same_end(body: bytes) -> None:
     asyncio.run(parse())
 
 
-def test_trailers_are_counted() -> None:
+@pytest.mark.parametrize("step", [1 << 20, 1000, 1])
+@pytest.mark.parametrize("line", [1 << 20, 100, 5])
+def test_trailers_may_have_as_much_as_a_head_and_no_more(line: int, step: int) -> None:
+    """In however many lines and pieces."""
+    most = limits.HTTP_HEAD_SIZE_MAX
+    sent = (b"X: " + b"x" * (min(line, most) - 5) + b"\r\n") * (most // line + 1)
     end = ChunkedEnd()
-    ends(end, b"0\r\n", b"X: " + b"x" * limits.HTTP_HEAD_SIZE_MAX)
+    ends(end, b"0\r\n", *(sent[at : min(at + step, most)] for at in range(0, most, step)))
+    assert (end.trailers, end.too_long, end.ended) == (most, False, False)
+    ends(end, b"x")
     assert end.too_long and not end.ended
+
+
+@pytest.mark.parametrize("line", [b" ", b"\t", b"\0", b"\x0b", b"\x0c", b"\xa0", b" \t ", b"\r "])
+def test_a_line_that_only_looks_empty_ends_no_trailers(line: bytes) -> None:
+    """What comes behind it would be taken for a request of its own."""
+    for sent in (b"0\r\n" + line + b"\r\n", b"0\r\nX: y\r\n" + line + b"\n"):
+        end = ChunkedEnd()
+        assert ends(end, sent + BEHIND[:3]) == len(sent) + 3
+        assert not end.ended
+        end = ChunkedEnd()
+        assert ends(end, *(bytes([byte]) for byte in sent)) == len(sent)
+        assert not end.ended
+
+
+@pytest.mark.parametrize("digits", [1, 2, limits.HTTP_BODY_DIGITS_MAX])
+def test_a_length_that_every_reader_takes(digits: int) -> None:
+    assert is_length("9" * digits) and is_length("0" * digits)
+
+
+@pytest.mark.parametrize(
+    "text", [str((1 << 64) - 1), str((1 << 64) - 2), str(1 << 63), "0" * 20 + "5", "9" * 5000]
+)
+def test_a_length_that_is_none_to_some_is_none(text: str) -> None:
+    assert not is_length(text)
 
 
 @pytest.mark.parametrize("step", [1 << 20, 1000, 7, 1])
@@ -99,6 +132,20 @@ def test_framing_may_have_little_more_bytes_than_data(chunk: bytes, step: int) -
     assert end.too_thin and not end.ended
     data = len(chunk.partition(b"\r\n")[2].strip())
     assert taken <= limits.HTTP_CHUNKS_EXCESS_MAX * len(chunk) // (len(chunk) - 2 * data) + len(chunk)
+
+
+@pytest.mark.parametrize("step", [1 << 20, 1000, 7])
+@pytest.mark.parametrize("before", [0, 1, 20_000, 100_000])
+def test_data_that_came_before_pays_for_no_thin_chunks(before: int, step: int) -> None:
+    """Of however many bytes: who sends a megabyte may not send a megabyte of chunks of one byte behind it."""
+    end, chunk = ChunkedEnd(), b"1\r\na\r\n"
+    if before:
+        ends(end, b"%x\r\n%s\r\n" % (before, b"a" * before))
+    sent = chunk * (limits.HTTP_CHUNKS_EXCESS_MAX // (2 * len(chunk)))
+    assert ends(end, *(sent[at : at + step] for at in range(0, len(sent), step))) == len(sent)
+    assert not end.too_thin
+    ends(end, sent * 3)
+    assert end.too_thin
 
 
 @pytest.mark.parametrize("step", [1 << 20, 1000, 7])

@@ -1,5 +1,6 @@
 """The key file: who may read it, what stands in it, and how it comes into being."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 
 from ingest.errors import KeyFileError
 from ingest.limits import KEY_FILE_SIZE_MAX
-from ingest.runtime.key_file import make_key_file, read_keys, rotate_key_file
+from ingest.runtime.key_file import close_key, make_key_file, read_keys, rotate_key_file
 
 KEY = bytes(range(32))
 
@@ -280,16 +281,134 @@ def test_a_rotation_keeps_its_owner_and_its_group(tmp_path: Path, uid: int, gid:
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (uid, gid, 0o600)
 
 
-def test_a_file_that_comes_in_pieces_is_read_to_its_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("piece", [1000, 4096, KEY_FILE_SIZE_MAX])
+@pytest.mark.parametrize("over", [0, 1])
+def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, over: int
 ) -> None:
-    """As network file systems give it."""
-    path = tmp_path / "key"
-    make_key_file(path)
-    keys = [*rotate_key_file(path)]
-    real = os.read
-    monkeypatch.setattr(os, "read", lambda fd, size: real(fd, min(size, 7)))
-    assert read_keys(path) == keys
-    path.write_bytes(b"\n" * (KEY_FILE_SIZE_MAX + 1))
-    with pytest.raises(KeyFileError, match="more than"):
-        read_keys(path)
+    """However it comes: network file systems give it in pieces."""
+    keys = [number.to_bytes(32, "big") for number in range(1, KEY_FILE_SIZE_MAX // 65 + 1)]
+    content = "".join(f"{key.hex()}\n" for key in keys).encode().ljust(KEY_FILE_SIZE_MAX + over, b"\n")
+    path, real = key_file(tmp_path / "key", content), os.read
+    monkeypatch.setattr(os, "read", lambda fd, size: real(fd, min(size, piece)))
+    if over:
+        refused("more than", path)
+    else:
+        assert read_keys(path) == keys
+
+
+def test_a_rotation_never_makes_a_file_that_is_too_large(tmp_path: Path) -> None:
+    """With it no server would start again."""
+    keys = [number.to_bytes(32, "big") for number in range(1, KEY_FILE_SIZE_MAX // 65)]
+    path = key_file(tmp_path / "key", "".join(f"{key.hex()}\n" for key in keys).encode())
+    assert rotate_key_file(path) == read_keys(path)
+    full = path.read_bytes()
+    with pytest.raises(KeyFileError, match="with one more key"):
+        rotate_key_file(path)
+    assert path.read_bytes() == full and os.listdir(tmp_path) == ["key"]
+
+
+def fails(*_: Any, **__: Any) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+CHANGES = ("open", "fchmod", "fsync", "link", "chown", "chmod", "rename", "unlink")
+
+
+@pytest.mark.parametrize("call", CHANGES)
+@pytest.mark.parametrize("rotated", [False, True])
+def test_each_step_that_fails_is_told_and_leaves_a_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rotated: bool, call: str
+) -> None:
+    """The one of before, or the new one; each time that the step is done. What is not known to be durable is told so: else
+    clients would be given a key that a power cut takes away."""
+    real, told = getattr(os, call), 0
+    for number in range(1, 10):
+        home, counted = tmp_path / str(number), 0
+        home.mkdir()
+        if rotated:
+            key_file(home / "key")
+
+        def step(*arguments: Any, number: int = number, **more: Any) -> Any:
+            nonlocal counted
+            counted += 1
+            return fails() if counted == number else real(*arguments, **more)
+
+        before = os.listdir("/proc/self/fd")
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, step)
+            try:
+                rotate_key_file(home / "key") if rotated else make_key_file(home / "key")
+            except KeyFileError as error:
+                assert "Read-only file system" in str(error)
+                told += 1
+        assert os.listdir("/proc/self/fd") == before
+        assert (told == number) == (counted >= number), "it was not told"
+        if rotated or (home / "key").exists():
+            assert (read_keys(home / "key")[0] == KEY) == rotated
+        if counted < number:
+            return
+    pytest.fail("it has no end")
+
+
+@pytest.mark.parametrize("kind", ["a link", "a FIFO", "a link to nowhere", "nothing"])
+def test_only_a_store_s_own_key_is_taken_away_from_its_group(tmp_path: Path, kind: str) -> None:
+    path, other = tmp_path / "key", tmp_path / "other"
+    key_file(other, mode=0o660)
+    if kind == "a link":
+        path.symlink_to(other)
+    elif kind == "a link to nowhere":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "a FIFO":
+        os.mkfifo(path)
+        path.chmod(0o660)
+    close_key(path)
+    if kind in ("a link", "a FIFO"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert os.path.lexists(path) == (kind != "nothing")
+    close_key(other)
+    assert stat.S_IMODE(other.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("call", ["open", "fstat", "fchmod"])
+def test_a_key_that_cannot_be_taken_away_from_its_group_is_left_to_who_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A volume that is mounted read-only: `fsGroup` gave the file to a group of ours, and it is read all the same."""
+    path = key_file(tmp_path / "key", mode=0o660)
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fails)
+        close_key(path)
+    assert os.listdir("/proc/self/fd") == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert read_keys(path, own=True) == [KEY]
+    refused("opens it to others", path)
+
+
+@pytest.mark.parametrize(
+    "state", ["good", "open to others", "no key", "a link", "a linked directory", "a directory", "nothing"]
+)
+def test_who_reads_it_again_and_again_keeps_nothing_open(tmp_path: Path, state: str) -> None:
+    """A server does, at each HUP, and a gateway while it waits for its engine."""
+    path = tmp_path / "a" / "b" / "key"
+    path.parent.mkdir(parents=True)
+    if state == "a directory":
+        path.mkdir()
+    elif state != "nothing":
+        key_file(
+            path, b"no key" if state == "no key" else None, 0o604 if state == "open to others" else 0o600
+        )
+    if state == "a link":
+        path.rename(path.with_name("real"))
+        path.symlink_to("real")
+    elif state == "a linked directory":
+        path.parent.rename(tmp_path / "real")
+        path.parent.symlink_to(tmp_path / "real")
+    before = os.listdir("/proc/self/fd")
+    for data_dir in (None, tmp_path):
+        try:
+            assert read_keys(path, data_dir=data_dir) == [KEY]
+        except KeyFileError:
+            assert state != "good"
+        assert os.listdir("/proc/self/fd") == before

@@ -1,5 +1,6 @@
 """Addresses as people write them, and ports that others have."""
 
+import errno
 import os
 import signal
 import socket
@@ -266,6 +267,64 @@ def test_an_address_that_this_machine_does_not_have_is_passed_over(
     names(monkeypatch, "192.0.2.1")
     with pytest.raises(ConfigError, match="cannot listen on several:0"):
         listeners.bind_shared(("several", 0), 1)
+
+
+@pytest.mark.parametrize("bind", [listeners.bind_alone, bind_shared_of_two])
+@pytest.mark.parametrize("call", ["socket", "bind"])
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    ("code", "passed_over"),
+    [(errno.EAFNOSUPPORT, True), (errno.EADDRNOTAVAIL, True), (errno.EACCES, False), (errno.EMFILE, False)],
+)
+def test_only_what_a_machine_does_not_have_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+    bind: Callable[..., Any],
+    call: str,
+    place: int,
+    code: int,
+    passed_over: bool,
+) -> None:
+    """A kernel without IPv6 has no such sockets, another one no such address. A port that is not ours to take is not left
+    out in silence."""
+    names(monkeypatch, *("::1", "127.0.0.1")[:: -1 if place else 1])
+
+    class Socket(socket.socket):
+        def __init__(self, family: int = -1, *args: Any) -> None:
+            if call == "socket" and family == socket.AF_INET6:
+                raise OSError(code, os.strerror(code))
+            super().__init__(family, *args)
+
+        def bind(self, target: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(code, os.strerror(code))
+            super().bind(target)
+
+    monkeypatch.setattr(socket, "socket", Socket)
+    if passed_over:
+        sockets = bind(("several", 0))
+        assert {sock.family for sock in sockets} == {socket.AF_INET}
+        listeners.close_all(sockets)
+    for host in ("::1", *(() if passed_over else ("several",))):
+        with pytest.raises(ConfigError, match=os.strerror(code)):
+            bind((host, 0))
+
+
+def test_an_address_of_one_link_is_bound_on_that_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fe80::1%eth0` is another one on each."""
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 7, 0, link)) for link in (3, 4)]
+    bound: list[Any] = []
+
+    class Sock:
+        def getsockname(self) -> Any:
+            return bound[-1]
+
+    def bind(family: int, target: Any) -> Any:
+        bound.append(target)
+        return [Sock()]
+
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert len(listeners._bind_each(("several", 7), bind)) == 2
+    assert bound == [("fe80::1", 7, 0, 3), ("fe80::1", 7, 0, 4)]
 
 
 def test_a_port_that_is_taken_on_one_address_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

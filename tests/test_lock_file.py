@@ -1,5 +1,6 @@
 """A lock is taken once, and whoever looks sees that it is, and by whom."""
 
+import fcntl
 import os
 
 import pytest
@@ -101,6 +102,40 @@ class TestTheDirectoryIsLockedToo:
         fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         assert not lock_file.take_directory(fd)
         os.close(fd)
+
+
+class Looker:
+    """Somebody else who looks whether there is a lock, and has got so far."""
+
+    def __init__(self, path, sees):
+        path.touch()
+        self.fds = [os.open(of, os.O_RDONLY) for of in sees(path)]
+        for fd in self.fds:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+
+    def goes(self, *_):
+        close(self.fds)
+        self.fds = []
+
+
+@pytest.mark.parametrize(
+    "sees",
+    [lambda path: [path.parent], lambda path: [path], lambda path: [path.parent, path]],
+    ids=["the directory", "the file", "both"],
+)
+class TestWhoOnlyLooks:
+    """Is no holder: not for others who look, and not for long for who wants the lock."""
+
+    def test_is_not_seen(self, path, sees):
+        looker = Looker(path, sees)
+        assert not lock_file.is_held(path, path.parent)
+        looker.goes()
+
+    def test_keeps_nobody_out(self, path, sees, monkeypatch):
+        looker = Looker(path, sees)
+        monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", looker.goes)
+        close(lock_file.acquire(path, path.parent))
+        assert not looker.fds, "it was there all the time"
 
 
 @pytest.mark.parametrize("obstacle", ["the directory", "the file", "a link", "no directory"])

@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from node_rig import NodeRig, running_node
@@ -306,6 +307,16 @@ def test_each_figure_of_a_process_is_where_proc_5_says(monkeypatch: pytest.Monke
         assert found is not None
         assert (found.cpu_seconds, found.resident_bytes) == ((user + system) / ticks, 22 * page)
         assert machine.process_use(os.getpid(), 9) is None, "its parent stands behind its whole name"
+
+
+def test_each_figure_of_a_file_system_is_what_we_may_have_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root has more, and blocks are counted in fragments."""
+    kernel = {"f_bsize": 4096, "f_frsize": 512, "f_blocks": 100, "f_bfree": 50, "f_bavail": 40}
+    kernel |= {"f_files": 30, "f_ffree": 20, "f_favail": 10}
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(**kernel))
+    assert machine.file_system_use("/") == machine.FileSystemUse(40 * 512, 100 * 512, 10, 30)
+    monkeypatch.undo()
+    assert machine.file_system_use("/nowhere") is None
 
 
 def test_the_time_of_replaced_processes_counts_on(queue: Queue) -> None:

@@ -58,6 +58,45 @@ def test_a_group_may_read_when_it_was_meant_to(mode: int, uid: int, gid: int, go
     assert (openness(status(mode, uid, gid), os.devnull) is None) == good
 
 
+@pytest.mark.parametrize("groups", [[FOREIGN], [OURS + 1, FOREIGN], [FOREIGN, OURS + 1], []])
+def test_a_group_that_we_have_besides_is_ours(monkeypatch: pytest.MonkeyPatch, groups: list[int]) -> None:
+    """`fsGroup` is one: the first group of a container's processes is another."""
+    monkeypatch.setattr(os, "getgroups", lambda: groups)
+    assert (openness(status(0o440, ROOT, FOREIGN), os.devnull) is None) == bool(groups)
+    assert is_opened_to_group(status(0o660, US, FOREIGN), 0o600, os.devnull) == bool(groups)
+    assert openness(status(0o440, ROOT, OURS), os.devnull) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "has_none"),
+    [
+        (errno.ENODATA, True),
+        (errno.EOPNOTSUPP, True),
+        (errno.EACCES, False),
+        (errno.EIO, False),
+        (errno.EPERM, False),
+    ],
+)
+def test_a_list_that_cannot_be_read_is_not_taken_for_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: int, has_none: bool
+) -> None:
+    def getxattr(*_: object, **__: object) -> bytes:
+        raise OSError(code, os.strerror(code))
+
+    key = tmp_path / "key"
+    key.write_text(KEY.hex())
+    key.chmod(0o640)
+    monkeypatch.setattr(os, "getxattr", getxattr)
+    if has_none:
+        assert read_keys(key) == [KEY]
+        assert is_opened_to_group(status(0o660, US, OURS), 0o600, os.devnull)
+        return
+    with pytest.raises(KeyFileError, match=os.strerror(code)):
+        read_keys(key)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        is_opened_to_group(status(0o660, US, OURS), 0o600, os.devnull)
+
+
 @pytest.mark.parametrize("mode", [0o620, 0o610, 0o660, 0o604, 0o444, 0o602, 0o601])
 def test_a_group_never_writes_and_others_never_read(mode: int) -> None:
     assert f"{mode:04o}" in (openness(status(mode, ROOT, OURS), os.devnull) or "")
@@ -191,6 +230,8 @@ class TestNamedByAList:
 
     def test_a_list_of_another_form_is_taken_for_the_worst(self) -> None:
         assert not gives_by_name(struct.pack("<IHHI", 2, 0x04, 4, 0))
+        for tag in (0x02, 0x08):  # without a word of the most that they get
+            assert gives_by_name(struct.pack("<IHHI", 2, tag, 1, 65534))
         for found in (b"", struct.pack("<IHHI", 3, 0x04, 4, 0), struct.pack("<IH", 2, 0x04)):
             assert gives_by_name(found)
 

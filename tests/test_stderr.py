@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -90,6 +91,45 @@ def test_what_finds_no_room_is_counted_and_told_in_its_place(pipe: Pipe) -> None
     assert lines == [f"{i:099d}" for i in range(kept)] + [f"lost {total - kept}: nobody took it in time"]
     out.put("again")
     assert pipe.lines_until("again") == ["again"]
+
+
+def test_once_lines_are_lost_more_are_until_half_of_the_room_is_free(pipe: Pipe) -> None:
+    """Else a reader that is slow gets every other line, and a count between each two."""
+    out = LineWriter(pipe.writes, tell)
+    number = 0
+    while not out._lost:
+        out.put(f"{number:099d}")
+        number += 1
+    lines = number - 1  # so many are in the queue or on their way
+    while out._size > limits.STDERR_QUEUE_SIZE * 3 // 4:
+        os.read(pipe.reads, 4096)
+        out.put("too soon")
+        number += 1
+        assert out._lost == number - lines, "there was room"
+    found = pipe.lines_until(f"lost {number - lines}: nobody took it in time")
+    assert "too soon" not in found
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_lines_for_which_the_system_has_no_thread_are_counted(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """And whoever said them has the signals that he had: a server could not be told to end."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    out = LineWriter(pipe.writes, tell)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not before, "of a line that was said before"
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        for number in range(times):
+            out.put(f"{number}")
+            assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    out.put("there is one")
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert pipe.lines_until("there is one") == [f"lost {times}: can't start new thread", "there is one"]
 
 
 def test_o_nonblock_of_somebody_else_loses_nothing(pipe: Pipe) -> None:
@@ -247,6 +287,7 @@ def test_what_waits_at_a_fork_is_written_once(pipe: Pipe) -> None:
 def test_signals_are_not_for_its_thread(pipe: Pipe) -> None:
     out = LineWriter(pipe.writes, tell)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert not before, "of a line that was said before"
     out.put("x")
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
     pipe.lines_until("x")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +26,7 @@ from ingest.errors import (
     NoSpaceError,
     StoreFormatError,
 )
-from ingest.runtime import signals
+from ingest.runtime import heartbeat, logs, signals
 from ingest.runtime.supervised import Child, State
 from ingest.runtime.supervisor import Supervisor
 
@@ -161,6 +163,128 @@ def test_a_drain_goes_on_as_it_began(first: str, then: str) -> None:
         os.close(writes)
 
 
+@pytest.mark.parametrize("reloads", [False, True])
+def test_who_is_told_to_end_before_he_has_begun_ends(monkeypatch: pytest.MonkeyPatch, reloads: bool) -> None:
+    """While nothing says yet what a signal does to him. He would be waited for until the drain is over, and killed."""
+    monkeypatch.setattr(heartbeat, "take", lambda _: os.kill(os.getpid(), signals.END))
+    child = Child("child", lambda: 3, reloads=reloads)
+    child.start(lambda: None)
+    child.reap()
+    assert child.exit_code == -signals.END
+
+
+@pytest.mark.parametrize("number", signals.DRAINS)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_tells_a_server_to_end_does_while_it_starts(
+    monkeypatch: pytest.MonkeyPatch, number: int, first: bool
+) -> None:
+    """As process 1 of a container too: the kernel drops what that has no handler for."""
+    if not (pid := os.fork()):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # QUIT leaves one
+        try:
+            if first:
+                real = os.getpid()
+                monkeypatch.setattr(os, "getpid", lambda: 1)
+                signals.begin_server()
+                os.kill(real, number)
+            else:
+                signals.begin_server()
+                os.kill(os.getpid(), number)
+            os._exit(0)
+        except SystemExit as error:
+            os._exit(int(error.code or 0))
+        finally:
+            os._exit(1)
+    ended = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert ended == (128 + number if first else -number)
+
+
+FINAL = {75: BusyError, 78: ConfigError, 65: CorruptionError}
+
+
+@pytest.mark.parametrize("first", [0, 1, -9, *FINAL])
+@pytest.mark.parametrize("second", [None, 0, 1, *FINAL])
+def test_what_all_end_by_is_what_came_first(first: int, second: int | None) -> None:
+    """Of two that ended in one moment too. It is told whatever the others end with, who are told to end for it; and that
+    somebody ended who was to stay is never called well."""
+    children = [Child(name, lambda: 0, stays=True, state=State.RESTING, starts=1) for name in ("one", "two")]
+    told = Child("told", lambda: 0, state=State.RESTING, told_to_end=True)
+    supervisor = Supervisor([children, [told]], 3600)
+    for child, code in zip(children, (first, second), strict=True):
+        if code is not None:
+            child.exit_code = code
+            supervisor._settle(child, False)
+            assert child.state is State.DONE
+    supervisor._settle(told, True)
+    assert supervisor._draining and not supervisor._clean
+    codes = [code for code in (first, second) if code in FINAL]
+    expected = FINAL[codes[0]] if codes else type(None)
+    assert type(supervisor._error) is expected
+    if codes:
+        assert ("one" if codes[0] == first else "two") in str(supervisor._error)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("code", [0, -signals.END, 1, 70, 75, 78, *(-number for number in (6, 9, 11, 15))])
+def test_only_an_end_that_was_asked_for_and_went_well_is_called_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, told: bool, code: int
+) -> None:
+    """Who was killed in the drain, by whom ever, may have left something undone."""
+    caplog.set_level("INFO")
+    child = Child("it", lambda: 0, state=State.RUNNING, exit_code=int(code), told_to_end=told, starts=2)
+    supervisor = Supervisor([[child]], 3600)
+    monkeypatch.setattr(supervisor, "_reap", lambda _: None)
+    supervisor._ended(child)
+    well = told and code in (0, -signals.END)
+    assert caplog.records[0].levelname == ("INFO" if well else "ERROR")
+    if told:
+        assert (child.state, supervisor._clean, supervisor._draining) == (State.DONE, well, False)
+    else:
+        final = code in (78,)
+        assert child.state is (State.DONE if final else State.RESTING) and supervisor._clean != final
+        assert supervisor._draining == final
+
+
+class Told(Child):
+    """A process that ends when the test says so: it is told to by its parent before."""
+
+    def tell_to_end(self) -> None:
+        self.told_to_end = True
+        if self.state is not State.RUNNING:
+            self.state = State.DONE
+
+
+@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (2, 3), (3, 1, 2)])
+@pytest.mark.parametrize("first_ends_first", [False, True])
+@pytest.mark.parametrize("others", [State.RUNNING, State.RESTING])
+def test_a_rank_is_told_to_end_when_all_of_the_one_behind_it_have(
+    sizes: tuple[int, ...], first_ends_first: bool, others: State
+) -> None:
+    """Whichever of it ends last: who asks somebody else is gone before that one is. One that rests just stays away."""
+    ranks = [
+        [
+            Told(f"{rank}-{number}", lambda: 0, state=others if number else State.RUNNING, due=float("inf"))
+            for number in range(size)
+        ]
+        for rank, size in enumerate(sizes)
+    ]
+    supervisor = Supervisor(ranks, 3600)
+    supervisor._listened_at = float("inf")  # nobody's heart is listened to
+    supervisor._drain()
+    now = supervisor._deadline - 1
+    for at in reversed(range(len(ranks))):
+        running = [child for child in ranks[at] if child.state is State.RUNNING]
+        for child in running if first_ends_first else reversed(running):
+            for _ in range(2):
+                supervisor._step(now)
+            assert all(one.told_to_end for rank in ranks[at:] for one in rank)
+            assert not any(one.told_to_end for rank in ranks[:at] for one in rank)
+            assert all(one.state is not State.RESTING for one in ranks[at])
+            child.state = State.DONE
+    supervisor._step(now)
+    assert all(child.state is State.DONE and child.starts == 0 for rank in ranks for child in rank)
+
+
 @contextmanager
 def descriptors_left(count: int) -> Iterator[None]:
     """This process gets so many more, and then none."""
@@ -270,6 +394,91 @@ def test_each_end_of_a_process_has_its_code(main: Callable[[], int], code: int) 
     assert child.exit_code == code
 
 
+class Inherited:
+    """What a process says of itself, that is started third of four by a parent which has signals, descriptors and hearts."""
+
+    def __init__(self, reloads: bool, has_line: bool) -> None:
+        self.reads, self.writes = os.pipe()
+        self.given = self.descriptors()
+        self.child = Child("third", self._main, reloads=reloads, has_line=has_line)
+        self.others = [Child(name, self._wait, has_line=True) for name in ("first", "second", "fourth")]
+        self.supervisor = Supervisor([self.others[:2], [self.child], self.others[2:]], 1)
+
+    def descriptors(self) -> set[int]:
+        return {int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+    def _wait(self) -> int:
+        while True:
+            signal.pause()
+
+    def _main(self) -> int:
+        found = self.descriptors()
+        line = self.child.line
+        more = found - self.given - ({line.fileno()} if line is not None else set())
+        numbers = (
+            *signals.DRAINS,
+            signals.END,
+            signal.SIGHUP,
+            signal.SIGCHLD,
+            signal.SIGUSR1,
+            signal.SIGPIPE,
+        )
+        said = {
+            "more": len(more),
+            "less": len(self.given - found),
+            "line": line is not None,
+            "wakeup": signal.set_wakeup_fd(-1),
+            "name": Path("/proc/self/comm").read_text().strip(),
+            "in the log": logs._process,
+            "own heart": heartbeat.own() is self.child.heart,
+            "told by": [int(number) for number in signals.ends()],
+            "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, [])],
+            "ignored": [int(one) for one in numbers if signal.getsignal(one) is signal.SIG_IGN],
+            "default": [int(one) for one in numbers if signal.getsignal(one) is signal.SIG_DFL],
+        }
+        os.write(self.writes, json.dumps(said).encode())
+        return 0
+
+    def run(self) -> dict[str, Any]:
+        before = signal.getsignal(signals.END)
+        handlers = self.supervisor._catch_signals()
+        try:
+            for child in (*self.others[:2], self.child, self.others[2]):
+                self.supervisor._start(child)
+            return json.loads(os.read(self.reads, 4096))  # type: ignore[no-any-return]
+        finally:
+            self.supervisor._kill_all()
+            self.supervisor._release_signals(handlers)
+            assert self.descriptors() == self.given
+            os.close(self.reads)
+            os.close(self.writes)
+            assert signal.getsignal(signals.END) is before
+            assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("has_line", [False, True])
+@pytest.mark.parametrize("reloads", [False, True])
+def test_a_process_has_nothing_of_its_parent_s_and_of_no_other(reloads: bool, has_line: bool) -> None:
+    """A line that another one has too never ends. A signal's number goes into whatever file has the descriptor by then."""
+    hup, ignored = int(signal.SIGHUP), sorted(int(number) for number in signals.DRAINS)
+    said = Inherited(reloads, has_line).run()
+    assert sorted(said.pop("ignored")) == sorted(
+        [*ignored, *([] if reloads else [hup]), int(signal.SIGUSR1), int(signal.SIGPIPE)]
+    )
+    assert said.pop("default") == [int(signals.END), int(signal.SIGCHLD)]
+    assert said == {
+        "more": 0,
+        "less": 0,
+        "line": has_line,
+        "wakeup": -1,
+        "name": "ingest-third",
+        "in the log": "third",
+        "own heart": True,
+        "told by": [int(signals.END)],
+        "blocked": [hup] if reloads else [],
+    }
+
+
 LAST_WORDS = """
 import logging
 from ingest.errors import ConfigError, CorruptionError
@@ -318,7 +527,8 @@ def main(number):
         taken = 0
         while taken < len(codes):
             taken += len(os.read(ready, len(codes)))
-        os.kill(os.getppid(), signal.SIGTERM)
+        for asks in os.environ.get("ASKS", "SIGTERM").split():
+            os.kill(os.getppid(), getattr(signal, asks))
     while True: signal.pause()
 signals.begin_server()
 children = [Child(f"child-{number}", lambda number=number: main(number)) for number in range(len(codes))]
@@ -332,8 +542,17 @@ def test_a_drain_that_took_too_long_did_not_end_well(silent: int) -> None:
     codes = ["0", "0"]
     codes[silent] = "-1"
     environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TIMEOUT_S": "0.1"}
-    ended = subprocess.run([sys.executable, "-c", FAMILY, *codes], env=environment, timeout=60, check=False)
-    assert ended.returncode == 1
+    command = [sys.executable, "-c", FAMILY, *codes]
+    ended = subprocess.run(command, env=environment, timeout=60, check=False, stderr=subprocess.PIPE)
+    assert ended.returncode == 1 and b"the drain took longer" in ended.stderr
+
+
+@pytest.mark.parametrize("codes", [("-1",), ("0", "-1"), ("-1", "0")])
+def test_who_asks_twice_does_not_wait_and_is_not_told_that_it_went_well(codes: tuple[str, ...]) -> None:
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent), "TIMEOUT_S": "3600", "ASKS": "SIGTERM SIGINT"}
+    command = [sys.executable, "-c", FAMILY, *codes]
+    ended = subprocess.run(command, env=environment, timeout=60, check=False, stderr=subprocess.PIPE)
+    assert ended.returncode == 1 and b"again: ending at once" in ended.stderr
 
 
 @pytest.mark.parametrize("codes", [(0, 0, 0), (3, 0, 0), (0, 3, 0), (0, 0, 3)])

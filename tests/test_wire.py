@@ -151,6 +151,7 @@ STATES = {
     "the next head has come in part": b"GET / HTTP/1.1\r\nHost: a\r\n" + LONG + b"\r\nGET / HTTP/1.1\r\n" + LONG,
 }  # fmt: skip
 HOLDS = frozenset(STATES) - {"nothing came", "it is answered"}  # memory for a head
+GIVES_WAY = {"a head has come in part", "the next head has come in part"}  # no request is under way
 
 
 def end_connection(end: str, client: socket.socket, wires: Wires, wire: Wire) -> None:
@@ -210,6 +211,7 @@ def test_what_a_connection_had_is_given_back_however_it_ends(state: str, end: st
                 while b"HTTP/1.1" not in await loop.sock_recv(client, 1 << 16):
                     pass
             assert (wires.heads > 0) == (state in HOLDS), "it is not in this state"
+            assert {*wires.unfinished} == ({made[0]} if state in GIVES_WAY else set())
             end_connection(end, client, wires, made[0])
             if "close" in end or "behind it" in state:
                 goes_on.set()  # who sends no more may wait for an answer, and nobody reads beside one

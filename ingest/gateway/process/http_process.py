@@ -299,6 +299,7 @@ async def _collect(
                 engine = credentials.engine_context(config)
                 keys.load(config)
                 client.use_tls(engine)
+                use_log_level(config.log_level)
             except IngestError as error:
                 log.error("nothing was reloaded: %s", error)
 
