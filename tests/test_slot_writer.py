@@ -109,3 +109,29 @@ def test_batches_that_are_not_of_one_size(tmp_path: Path, sizes: tuple[int, ...]
             put_and_commit(rig, stored, list(range(first, first + size)), f"batch {batch}")
             first += size
             assert {index: rig.stored(index) for index in stored} == stored
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["new", "durable"])
+@pytest.mark.parametrize("counts", [(1, 1), (2, 1, 3), (9, 4), (4, 20, 1)], ids=str)
+def test_a_slot_that_follows_in_another_pack_is_no_neighbour(
+    tmp_path: Path, layout: str, durable: bool, counts: tuple[int, ...]
+) -> None:
+    """In the batch the frames of each pack lie behind those of the one before, and here in the slot that follows, too."""
+    with CommitterRig(tmp_path, layout=layout) as rig:
+        if durable:
+            durable_packs(rig, len(counts))
+        stored, slot = {}, 1
+        for pack, count in enumerate(counts):
+            first = FIRST + pack * PACK_SLOTS + slot
+            for index in range(first, first + count):
+                stored[index] = frame(index, b"%d" % index)
+            rig.submit(first, b"".join(stored[first + i] for i in range(count)))
+            slot += count
+        rig.commit()
+        assert {rig.answer(cookie) for cookie in rig.answers} == {Status.SAVED}
+        everywhere = [FIRST + pack * PACK_SLOTS + at for pack in range(len(counts)) for at in range(1, slot)]
+        expected = {index: stored.get(index, Status.MISSING) for index in everywhere}
+        assert {index: rig.stored(index) for index in everywhere} == expected
+        rig.flush()
+        rig.crash()
+        assert {index: rig.stored(index) for index in everywhere} == expected
