@@ -3,7 +3,6 @@ another one that was written to is the beginning. A flush that can not open one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from committer_rig import CommitterRig
 
-from ingest.engine import _queue, metrics
 from ingest.engine.commit._commit_counters import CommitCounters
 from ingest.limits import BULK_PENDING_MIN, PACK_SLOTS
 
