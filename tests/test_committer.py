@@ -681,6 +681,19 @@ class TestBulk:
             assert rounds < 10
         rig.settle()
 
+    @pytest.mark.parametrize("cursor", [0, 1, 2, 3, 4])
+    def test_one_job_goes_all_the_way_round(self, rig, cursor):
+        """Wherever the last one ended, as many packs as it may take are one job."""
+        for pack in (100, 101 + 2 * cursor):
+            rig.put_run(FIRST + 1296 * pack, 1296)
+        rig.commit()
+        cookies = [rig.put_run(FIRST + 1296 * (102 + 2 * pack), 600) for pack in range(4)]
+        (job,) = rig.plan()
+        assert (job.frames, rig.core.pending_frames) == (2400, 0)
+        rig.finish_jobs()
+        rig.settle()
+        assert all(set(rig.answers[cookie]) == {S} for cookie in cookies)
+
     def test_without_space_there_are_no_jobs(self, rig):
         cookies = self.long_runs(rig)
         assert rig.plan(space=False) == []

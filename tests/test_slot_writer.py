@@ -14,7 +14,7 @@ import pytest
 from committer_rig import CommitterRig
 from put_rig import PATIENCE_S, frame
 
-from ingest.limits import PACK_SLOTS
+from ingest.limits import FRAME_SIZE, PACK_SLOTS
 from ingest.status import Status
 
 FIRST = 36 + 5 * PACK_SLOTS  # slot 0 of pack 5
@@ -109,3 +109,83 @@ def test_batches_that_are_not_of_one_size(tmp_path: Path, sizes: tuple[int, ...]
             put_and_commit(rig, stored, list(range(first, first + size)), f"batch {batch}")
             first += size
             assert {index: rig.stored(index) for index in stored} == stored
+
+
+@pytest.mark.parametrize("durable", [False, True], ids=["new", "durable"])
+@pytest.mark.parametrize("counts", [(1, 1), (2, 1, 3), (9, 4), (4, 20, 1)], ids=str)
+def test_a_slot_that_follows_in_another_pack_is_no_neighbour(
+    tmp_path: Path, layout: str, durable: bool, counts: tuple[int, ...]
+) -> None:
+    """In the batch the frames of each pack lie behind those of the one before, and here in the slot that follows, too."""
+    with CommitterRig(tmp_path, layout=layout) as rig:
+        if durable:
+            durable_packs(rig, len(counts))
+        stored, slot = {}, 1
+        for pack, count in enumerate(counts):
+            first = FIRST + pack * PACK_SLOTS + slot
+            for index in range(first, first + count):
+                stored[index] = frame(index, b"%d" % index)
+            rig.submit(first, b"".join(stored[first + i] for i in range(count)))
+            slot += count
+        rig.commit()
+        assert {rig.answer(cookie) for cookie in rig.answers} == {Status.SAVED}
+        everywhere = [FIRST + pack * PACK_SLOTS + at for pack in range(len(counts)) for at in range(1, slot)]
+        expected = {index: stored.get(index, Status.MISSING) for index in everywhere}
+        assert {index: rig.stored(index) for index in everywhere} == expected
+        rig.flush()
+        rig.crash()
+        assert {index: rig.stored(index) for index in everywhere} == expected
+
+
+@pytest.mark.layout("pack")
+@pytest.mark.parametrize(
+    ("told", "durable"),
+    [
+        ([], False),
+        (["begins"], False),
+        (["begins", "done"], True),
+        (["begins", "new", "done"], False),
+        (["begins", "new", "done", "begins", "done"], True),
+        (["begins", "done", "crash"], False),
+        (["begins", "done", "crash", "begins", "done"], True),
+    ],
+    ids=lambda value: "-".join(value) or "nothing" if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("each_file", [False, True])
+def test_slots_are_ahead_of_the_log_only_behind_a_durable_header(
+    tmp_path: Path, layout: str, told: list[str], durable: bool, each_file: bool
+) -> None:
+    """`told`: what comes behind the making of a pack, or with "new" before it. Its header counts as durable when a flush
+    that began behind it has ended; of one that another process made, nobody knows."""
+    with CommitterRig(tmp_path) as rig:
+
+        def make() -> None:
+            rig.put(FIRST)
+            rig.commit()
+
+        if each_file:
+            rig.packs.sync_each_file()
+        if "new" not in told:
+            make()
+        for step in told:
+            if step == "crash":
+                rig.crash()
+                rig.put(FIRST)  # a duplicate: the pack is open
+                rig.commit()
+            elif step == "new":
+                make()
+            elif step == "begins":
+                rig.packs.flush_begins()
+                rig.packs.sync()
+            else:
+                rig.packs.flush_done()
+        rig.put_run(FIRST + 1, 20)
+        rig.plan()
+        rig.core.round.begin_slots()
+        rig.core.round.answer(failed=True)  # waits for the thread
+        assert any(slots_of(rig)) == durable
+
+
+def slots_of(rig: CommitterRig) -> bytes:
+    """What lies in slots 1 to 20 of pack 5, whatever its header says."""
+    return rig.path(FIRST).read_bytes()[4096 + FRAME_SIZE : 4096 + 21 * FRAME_SIZE]

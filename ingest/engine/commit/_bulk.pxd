@@ -54,6 +54,6 @@ cdef class BulkPath:
 
     # A job of the long runs that are pending (their slots claimed), or None.
     cdef BulkJob next_job(self, Pending pending)
-    cdef int _fill(self, BulkJob job, Pending pending, int n, bint behind) except -1
+    cdef int _fill(self, BulkJob job, Pending pending, int n, int64_t last, bint behind) except -1
     # Takes a job back that has run.
     cdef int done(self, BulkJob job) except -1

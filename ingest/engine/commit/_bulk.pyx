@@ -119,6 +119,7 @@ cdef class BulkPath:
     cdef BulkJob next_job(self, Pending pending):
         """Goes round the packs, so that no client waits for ever."""
         cdef int i, n = 0
+        cdef int64_t last = self.cursor
         cdef item *it
         cdef BulkJob job
         cdef uint8_t[::1] view
@@ -139,8 +140,8 @@ cdef class BulkPath:
         if not (job.items and job.parts and job.sequences):
             raise MemoryError
         # First the packs behind the one that the last job ended with, then from the start.
-        self._fill(job, pending, n, True)
-        self._fill(job, pending, n, False)
+        self._fill(job, pending, n, last, True)
+        self._fill(job, pending, n, last, False)
         if job.sequence_count == 0:
             return None
         pending.compact()
@@ -154,8 +155,8 @@ cdef class BulkPath:
         self.running[job.number] = job
         return job
 
-    cdef int _fill(self, BulkJob job, Pending pending, int n, bint behind) except -1:
-        """Takes long runs of the first `n` of `pending.sorted` into the job: of packs behind the cursor, or of the others."""
+    cdef int _fill(self, BulkJob job, Pending pending, int n, int64_t last, bint behind) except -1:
+        """Takes long runs of the first `n` of `pending.sorted` into the job: of packs behind `last`, or of the others."""
         cdef int i = 0, j, first, slots, error, fd, state = 0
         cdef item **sorted_ = pending.sorted
         cdef pack_state *p
@@ -168,7 +169,7 @@ cdef class BulkPath:
             while i < n and sorted_[i].pack == sorted_[first].pack and sorted_[i].slot == sorted_[first].slot + slots:
                 slots += sorted_[i].count
                 i += 1
-            if slots < BULK_MIN or (sorted_[first].pack > self.cursor) != behind:
+            if slots < BULK_MIN or (sorted_[first].pack > last) != behind:
                 continue
             error, fd = 0, -1
             p = self.packs.get_to_write(sorted_[first].pack, sorted_[first].slot, slots, &error)

@@ -1,0 +1,115 @@
+"""Who reads slowly is not late while anything moves, however little; and nobody is late for what the server has not done."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import get_rig
+import put_rig
+import pytest
+from packs import A0
+from put_rig import frame
+from test_put_server import send_until_stuck
+
+from ingest import limits
+from ingest.limits import ACK_SIZE
+
+ALMOST = limits.UNREAD_ACKS_TIMEOUT_S - 1
+
+
+def reads(rig: put_rig.Rig | get_rig.Rig, client: socket.socket, size: int) -> None:
+    rig.receive(client, size)
+    rig.settle()
+
+
+def test_acks_that_are_read_little_by_little() -> None:
+    with put_rig.Rig() as rig:
+        rig.tick(0.0)
+        client = rig.connect(receive_buffer=2048)
+        send_until_stuck(rig, client, frame(9) * 3000)
+        now = 0.0
+        for _ in range(3):
+            now += ALMOST
+            rig.tick(now)
+            assert rig.server.connections == 1, "it reads"
+            reads(rig, client, 600 * ACK_SIZE)
+        rig.tick(now + ALMOST)
+        assert rig.server.connections == 1
+        rig.tick(now + ALMOST + 1)
+        assert (rig.server.connections, len(rig.events)) == (0, 1)
+
+
+def test_replies_that_are_read_little_by_little(tmp_path: Path) -> None:
+    with get_rig.Rig(tmp_path) as rig:
+        rig.packs.put(range(A0, A0 + 1296))
+        rig.tick(0.0)
+        client = rig.connect(buffer=4096)
+        rig.send(client, get_rig.request(A0, 1296))
+        rig.settle()
+        now = 0.0
+        for _ in range(12):
+            now += ALMOST
+            rig.tick(now)
+            assert rig.server.connections == 1, "it reads"
+            reads(rig, client, 100_000)
+        rig.receive(client, 16 + 1296 * 1474 - 1_200_000)
+        rig.settle()
+        rig.tick(now + limits.IDLE_TIMEOUT_S - 1)
+        assert rig.server.connections == 1, "it was idle from its last answer on"
+        rig.tick(now + limits.IDLE_TIMEOUT_S)
+        assert rig.server.connections == 0
+
+
+def test_requests_that_wait_for_their_turn(tmp_path: Path) -> None:
+    """One is answered in part, one is not read yet."""
+    with get_rig.Rig(tmp_path, turn_requests_max=1, turn_bytes_max=1) as rig:
+        rig.packs.put(range(A0, A0 + 10))
+        rig.tick(0.0)
+        first, second = rig.connect(), rig.connect()
+        first.send(get_rig.request(A0, 10) * 3)
+        second.send(get_rig.request(A0, 1))
+        rig.turn()
+        for i in range(1, 4):
+            rig.tick(i * limits.IDLE_TIMEOUT_S)
+            assert rig.server.connections == 2
+            assert rig.server.close_idle(2) is None, "their bytes are there"
+        for client, count in ((first, 30), (second, 1)):
+            assert len(rig.receive(client, count * 1474)) == count * 1474
+
+
+def test_frames_that_wait_for_a_place_keep_theirs() -> None:
+    """Who is not read because the arena is full has work, whatever the server has seen of it."""
+    with put_rig.Rig(places=16, block_places=16, connections_max=3) as rig:
+        rig.tick(0.0)
+        rig.answering = False
+        full, waiting, _ = (rig.connect() for _ in range(3))
+        rig.send(full, put_rig.frames(100, 16))
+        rig.until(lambda: rig.server.outstanding == 16)
+        waiting.send(put_rig.frames(200, 2))
+        rig.turn()
+        assert [event[0] for event in rig.server.close_idle(3) or ()] == ["idle"]
+        assert rig.server.connections == 2
+        rig.answer_all()
+        rig.answering = True
+        assert rig.receive(waiting, 18) == put_rig.acks(200, 2)
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_blocks_of_bad_frames_of_many_are_free_again(rounds: int) -> None:
+    """They come in one turn, in which the server goes from block to block."""
+    with put_rig.Rig(places=32, block_places=4) as rig:
+        for _ in range(rounds):
+            clients = [rig.connect() for _ in range(20)]
+            for client in clients:
+                client.send(frame(1, key=bytes(32)) * (limits.BAD_FRAME_LIMIT - 1))
+            rig.settle()
+            for client in clients:
+                client.close()
+            rig.until(lambda: rig.server.connections == 0)
+        rig.answering = False
+        client = rig.connect()
+        rig.send(client, put_rig.frames(100, 32))
+        rig.until(lambda: rig.server.outstanding == 32)
+        rig.answer_all()
+        assert len(rig.receive(client, 32 * ACK_SIZE)) == 32 * ACK_SIZE
