@@ -344,6 +344,22 @@ class TestRetry:
             with pytest.raises(ConnectionLostError, match=str(server.get_address[1])):
                 client.get("A")
 
+    @pytest.mark.parametrize("port", ["put", "get"])
+    def test_a_server_that_comes_back_when_calls_have_failed(self, port: str) -> None:
+        """The outage was that of the calls which were given up: the next one looks for the server itself."""
+        with ReferenceServer([KEY]) as server:
+            ports = {f"{name}_port": getattr(server, f"{name}_address")[1] for name in ("put", "get")}
+            client = connect(server, retry_for=0.1)
+            client.put("A", b"1")
+            client.get("A")
+        with client:
+            for _ in range(2):
+                with pytest.raises(ConnectionLostError):
+                    client.put("A", b"1") if port == "put" else client.get("A")
+            with ReferenceServer([KEY], **ports) as again:
+                client.put("A", b"1") if port == "put" else client.inventory("A", 1)
+                assert (again.put_connections, again.get_connections) == ((1, 0) if port == "put" else (0, 1))
+
     def test_a_server_that_never_answers(self) -> None:
         with (
             ReferenceServer([KEY], Faults(silent=True)) as server,

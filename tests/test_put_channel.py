@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ingest import limits, ticket
 from ingest.client._seal import seal
+from ingest.client.channel import _Connection
 from ingest.client.put_channel import Batch, PutChannel, _Span, _Spans
 from ingest.errors import ConnectionLostError, ProtocolError
 from ingest.limits import FRAME_SIZE
@@ -463,5 +464,103 @@ def test_giving_up_fails_those_who_add_and_those_who_wait() -> None:
             with pytest.raises(ConnectionLostError, match="gone"):
                 await waiting
         assert batch.left == 0
+
+    asyncio.run(work())
+
+
+class Full:
+    """A transport whose buffer is full after each write."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        self.sent: list[int] = []  # frames of each write
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self.connection.writable
+        self.sent.append(len(data) // FRAME_SIZE)
+        self.connection.pause_writing()
+
+
+def test_no_more_is_sent_than_the_connection_takes() -> None:
+    """What does not go out would lie in the transport's buffer, all that may be in flight: the client holds it once, and sends
+    it when there is room again, of this connection and not of one before."""
+
+    async def work() -> None:
+        channel = Unconnected()
+        before, connection = _Connection(channel), _Connection(channel)
+        before.transport, connection.transport = Full(before), Full(connection)
+        channel._connection = connection
+        await channel.add(FIRST, frames(FIRST, 5 * limits.SEND_FRAMES), Batch(limits.IN_FLIGHT_MAX))
+        sent = connection.transport.sent
+        for times in range(1, 6):
+            await turn()
+            channel.wake()
+            await turn()
+            before.resume_writing()
+            assert sent == [limits.SEND_FRAMES] * times and channel._sent == times * limits.SEND_FRAMES
+            connection.resume_writing()
+        await turn()
+        assert sent == [limits.SEND_FRAMES] * 5 and before.transport.sent == []
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_call_that_is_cancelled_while_it_waits_for_room_leaves_the_others(which: int) -> None:
+    """They wait for the same room."""
+
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 10), batch)
+        adding = [
+            asyncio.create_task(channel.add(FIRST + 10 * i, frames(FIRST + 10 * i, 2), batch)) for i in (1, 2, 3)
+        ]
+        await turn()
+        adding[which].cancel()
+        await turn()
+        assert [task.done() for task in adding] == [i == which for i in range(3)]
+        wire.take_all()
+        wire.ack(wire.in_flight[:], [Status.SAVED] * 10)
+        await asyncio.gather(*adding[:which], *adding[which + 1 :])
+        wire.take_all()
+        wire.ack(wire.in_flight[:], [Status.SAVED] * 4)
+        assert not channel.has_work() and batch.left == 0
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("end", ["answers", "an error"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_wait_that_was_cancelled_may_begin_again(times: int, end: str) -> None:
+    """What is answered meanwhile is not lost, and what was refused can be seen at any time."""
+
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 5), batch)
+        wire.take_all()
+        for answered in range(1, times + 1):
+            waiting = asyncio.create_task(batch.wait())
+            await turn()
+            waiting.cancel()
+            await turn()
+            wire.ack(wire.in_flight[:1], [Status.CONFLICT])
+            assert list(batch.refused.values()) == [Status.CONFLICT] * answered
+        waiting = asyncio.create_task(batch.wait())
+        await turn()
+        assert not waiting.done() and batch.left == 5 - times
+        refused = dict(batch.refused)
+        if end == "answers":
+            wire.ack(wire.in_flight[:], [Status.SAVED] * (5 - times))
+            await waiting
+            await batch.wait()
+        else:
+            channel.give_up(ConnectionLostError("the first"))
+            channel.give_up(ConnectionLostError("nothing is left for it"))
+            for _ in range(2):
+                with pytest.raises(ConnectionLostError, match="the first"):
+                    await (waiting if not waiting.done() else batch.wait())
+        assert batch.refused == refused and batch.left == 0
 
     asyncio.run(work())
