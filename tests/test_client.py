@@ -469,6 +469,31 @@ class TestFaultsOfOurOwn:
             with pytest.raises(ConnectionLostError, match="ZeroDivisionError"):
                 client.get("A")
 
+    @pytest.mark.parametrize("port", ["put", "get"])
+    def test_one_that_the_client_can_not_go_on_after_is_told_to_all_who_call_later(
+        self, server: ReferenceServer, port: str
+    ) -> None:
+        """The tables of what is not answered are not what they should be: nobody would send what is added to them."""
+
+        def fails() -> None:
+            raise ZeroDivisionError
+
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                channel = client._puts if port == "put" else client._gets
+                monkeypatch.setattr(channel, "disconnected", fails)
+                server.drop_connections()
+                async with asyncio.timeout(20):
+                    with pytest.raises(ConnectionLostError):
+                        while True:
+                            await (client.put("A", b"1") if port == "put" else client.inventory("A", 1))
+                    for _ in range(3):
+                        with pytest.raises(ConnectionLostError):
+                            await (client.put("B", b"1") if port == "put" else client.inventory("B", 1))
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            run(work())
+
     @pytest.mark.parametrize("seed", range(3))
     def test_each_call_is_answered_once(
         self, seed: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -4,12 +4,14 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import limits, ticket
+from ingest.client import put_channel
 from ingest.client._seal import seal
 from ingest.client.channel import _Connection
 from ingest.client.put_channel import Batch, PutChannel, _Span, _Spans
@@ -492,15 +494,77 @@ def test_no_more_is_sent_than_the_connection_takes() -> None:
         channel._connection = connection
         await channel.add(FIRST, frames(FIRST, 5 * limits.SEND_FRAMES), Batch(limits.IN_FLIGHT_MAX))
         sent = connection.transport.sent
+        await turn()
         for times in range(1, 6):
-            await turn()
             channel.wake()
             await turn()
             before.resume_writing()
-            assert sent == [limits.SEND_FRAMES] * times and channel._sent == times * limits.SEND_FRAMES
-            connection.resume_writing()
-        await turn()
+            assert sent == [limits.SEND_FRAMES] * times
+            assert channel._sent == times * limits.SEND_FRAMES
+            connection.resume_writing()  # nothing else wakes it
+            assert len(sent) == min(times + 1, 5)
         assert sent == [limits.SEND_FRAMES] * 5 and before.transport.sent == []
+        await channel.add(FIRST + 10_000, frames(FIRST + 10_000, 1), Batch(1))
+        await turn()
+        assert sent[5:] == [1]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("of", ["its batch", "the channel"])
+@pytest.mark.parametrize("between", ["nothing", "another cut", "a broken connection"])
+@pytest.mark.parametrize("status", RETRIED)
+def test_the_time_of_retries_is_counted_from_the_first_one(
+    no_delay: None, monkeypatch: pytest.MonkeyPatch, status: Status, between: str, of: str
+) -> None:
+    """Not from the last: a disk that fails for good would be tried for ever. Nor anew by what happens to others."""
+    clock = [1000.0]
+    monkeypatch.setattr(put_channel, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    async def work() -> None:
+        channel = Unconnected(retry_for=10 if of == "the channel" else 1e9)
+        batch = Batch(10, retry_for=None if of == "the channel" else 10)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 5), batch)
+        for late in (0, 4, 8, 12):
+            clock[0] = 1000.0 + late
+            wire.take_all()
+            assert batch.left == 5 and not batch.refused
+            if between == "another cut":
+                wire.ack(wire.in_flight[late // 4 : late // 4 + 1], [status])
+            if between == "a broken connection":
+                wire.disconnect()
+                wire.take_all()
+            wire.ack(wire.in_flight[:], [status] * len(wire.in_flight))
+            for _ in range(20):
+                await turn()
+        assert batch.left == 0 and set(batch.refused.values()) <= {status, Status.ERROR}
+        assert not channel.has_work() and not channel._later
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("error", [ConnectionLostError("silent"), ProtocolError("wrong")], ids=str)
+def test_what_comes_when_a_connection_is_done_with_is_not_looked_at(error: Exception) -> None:
+    """An answer behind a wrong one proves nothing, and what is sent again is not answered before it is."""
+
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        wire, connection = Wire(channel), _Connection(channel)
+        await channel.add(FIRST, frames(FIRST, 3), batch)
+        wire.take_all()
+        acks = b"".join(frame[:8] + bytes([Status.SAVED]) for frame in wire.in_flight)
+        for part in (acks[:9], acks[9:13]):
+            connection.get_buffer(-1)[: len(part)] = part
+            connection.buffer_updated(len(part))
+        assert batch.left == 2
+        connection.end(error)
+        connection.get_buffer(-1)[: len(acks[13:])] = acks[13:]
+        connection.buffer_updated(len(acks[13:]))
+        assert batch.left == 2 and connection.ended.result() is error
+        wire.disconnect()
+        wire.take_all()
+        assert len(wire.in_flight) == 2
 
     asyncio.run(work())
 
@@ -530,7 +594,7 @@ def test_a_call_that_is_cancelled_while_it_waits_for_room_leaves_the_others(whic
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("end", ["answers", "an error"])
+@pytest.mark.parametrize("end", ["answers", "answers while nobody waits", "an error", "one while nobody waits"])
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_wait_that_was_cancelled_may_begin_again(times: int, end: str) -> None:
     """What is answered meanwhile is not lost, and what was refused can be seen at any time."""
@@ -538,7 +602,8 @@ def test_a_wait_that_was_cancelled_may_begin_again(times: int, end: str) -> None
     async def work() -> None:
         channel, batch = Unconnected(), Batch(10)
         wire = Wire(channel)
-        await channel.add(FIRST, frames(FIRST, 5), batch)
+        for part in (0, 1):  # of two buffers: an outage is told for each
+            await channel.add(FIRST + 3 * part, frames(FIRST + 3 * part, 3 - part), batch)
         wire.take_all()
         for answered in range(1, times + 1):
             waiting = asyncio.create_task(batch.wait())
@@ -547,20 +612,19 @@ def test_a_wait_that_was_cancelled_may_begin_again(times: int, end: str) -> None
             await turn()
             wire.ack(wire.in_flight[:1], [Status.CONFLICT])
             assert list(batch.refused.values()) == [Status.CONFLICT] * answered
-        waiting = asyncio.create_task(batch.wait())
+        waits = [] if "nobody" in end else [asyncio.create_task(batch.wait())]
         await turn()
-        assert not waiting.done() and batch.left == 5 - times
+        assert batch.left == 5 - times and not any(one.done() for one in waits)
         refused = dict(batch.refused)
-        if end == "answers":
+        if "answers" in end:
             wire.ack(wire.in_flight[:], [Status.SAVED] * (5 - times))
-            await waiting
-            await batch.wait()
+            for waiting in (*waits, batch.wait(), batch.wait()):
+                await waiting
         else:
             channel.give_up(ConnectionLostError("the first"))
-            channel.give_up(ConnectionLostError("nothing is left for it"))
-            for _ in range(2):
+            for waiting in (*waits, batch.wait(), batch.wait()):
                 with pytest.raises(ConnectionLostError, match="the first"):
-                    await (waiting if not waiting.done() else batch.wait())
+                    await waiting
         assert batch.refused == refused and batch.left == 0
 
     asyncio.run(work())
