@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -29,10 +30,11 @@ from ingest.catalog.version import VersionState
 from ingest.client.async_client import Run
 from ingest.client.blocking_client import Client
 from ingest.commands.object_commands import _names
-from ingest.commands.object_files import Target, shown
-from ingest.errors import UsageError
+from ingest.commands.object_files import Source, Target, shown
+from ingest.errors import DiskError, UsageError
 from ingest.limits import (
     DATA_SIZE,
+    FILE_READ_SIZE,
     FRAME_SIZE,
     LIST_PAGE_MAX,
     REQUEST_SIZE,
@@ -543,6 +545,101 @@ def test_what_is_written_in_parts_is_written_whole(tmp_path, monkeypatch, place)
     expected = b"".join(bytes_of(20)[20 - size :] for size in (1, 17, 2))
     assert bytes(written) == expected
     assert place != "file" or target.read_bytes() == expected
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+@pytest.mark.parametrize("fails", ["fsync of the file", "rename", "fsync of the directory"])
+def test_a_file_that_may_not_be_on_the_disk_is_not_there(tmp_path, monkeypatch, fails, there):
+    """Exit code 0 says that it is. Until the name is the new file's, what had it before stays."""
+    done: list[str] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def act(what: str, call: Any, *arguments: Any) -> None:
+        done.append(what)
+        if what == fails:
+            raise OSError(errno.EIO, "Input/output error")
+        call(*arguments)
+
+    def fsync(fd: int) -> None:
+        kind = "directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+        act(f"fsync of the {kind}", real_fsync, fd)
+
+    target = tmp_path / "target"
+    if there:
+        target.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", lambda *names: act("rename", real_rename, *names))
+
+    async def write() -> None:
+        with Target(target) as opened:
+            await opened.write(b"new")
+            opened.keep()
+
+    with pytest.raises(DiskError, match="Input/output error"):
+        asyncio.run(write())
+    monkeypatch.undo()
+    steps = ["fsync of the file", "rename", "fsync of the directory"]
+    assert done == steps[: steps.index(fails) + 1]
+    renamed = fails == "fsync of the directory"
+    assert os.listdir(tmp_path) == (["target"] if there or renamed else [])
+    assert not target.exists() or target.read_bytes() == (b"new" if renamed else b"old")
+
+
+def source_of(path: Path | None) -> tuple[Source, bytes, list[int]]:
+    """What was read, and the sizes that its progress was told."""
+    told: list[int] = []
+
+    async def read() -> tuple[Source, bytes]:
+        source = Source(path).open()
+        try:
+            return source, b"".join([piece async for piece in source.pieces(told.append)])
+        finally:
+            source.close()
+
+    return *asyncio.run(read()), told
+
+
+@pytest.mark.parametrize("size", [0, 1, FILE_READ_SIZE - 1, FILE_READ_SIZE, FILE_READ_SIZE + 1, 3 * FILE_READ_SIZE])
+def test_each_byte_of_a_source_is_counted(tmp_path, size):
+    path = tmp_path / "file"
+    path.write_bytes(bytes_of(size))
+    source, found, told = source_of(path)
+    assert found == bytes_of(size)
+    assert (source.read, sum(told), source.size or 0) == (size, size, size)
+    assert source.hash.digest() == blake3(found).digest()
+
+
+def test_the_size_of_a_source_is_that_of_a_file(tmp_path):
+    """What is made as it is read says nothing of it, or that it is 0."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_bytes, args=(b"through a pipe",))
+    writing.start()
+    for path, content in ((Path("/proc/self/comm"), None), (Path("/dev/null"), b""), (pipe, b"through a pipe")):
+        source, found, _ = source_of(path)
+        assert source.size is None and source.read == len(found)
+        assert content is None or found == content
+    writing.join()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_source_that_can_not_be_read_to_its_end(tmp_path, monkeypatch, at):
+    """It is not taken for one that has ended."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * FILE_READ_SIZE))
+    reads, real = [], os.read
+
+    def fails(fd: int, size: int) -> bytes:
+        if size == FILE_READ_SIZE:
+            reads.append(fd)
+            if len(reads) > at:
+                raise OSError(errno.EIO, "Input/output error")
+        return real(fd, size)
+
+    monkeypatch.setattr(os, "read", fails)
+    with pytest.raises(DiskError, match=f"^{path}: Input/output error$"):
+        source_of(path)
+    assert len(reads) == at + 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
