@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -871,6 +872,49 @@ class TestConnecting:
                     await asyncio.sleep(0)
 
         run(work())
+
+    @pytest.mark.parametrize("fails", ["put", "get", "both", "the key", "nothing", "the block"])
+    @pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+    def test_nothing_is_left_of_a_client(self, server: ReferenceServer, kind: str, fails: str) -> None:
+        """Of one that could not connect, as of one that was used: no thread, no connection, not even that of the other port.
+        Who tries again and again would have more of them each time."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            nobody = listener.getsockname()[:2]
+        put = nobody if fails in ("put", "both") else server.put_address
+        get = nobody if fails in ("get", "both") else server.get_address
+        key = KEY[:31] if fails == "the key" else KEY
+
+        async def use() -> None:
+            async with await AsyncClient.connect(put, get, key) as client:
+                await client.put("A", b"1")
+                assert fails == "nothing", "the block fails"
+
+        def use_blocking() -> None:
+            with Client.connect(put, get, key) as client:
+                client.put("A", b"1")
+                assert fails == "nothing", "the block fails"
+
+        before = set(threading.enumerate())
+        kinds = {"the key": UsageError, "the block": AssertionError}
+        ends = nullcontext() if fails == "nothing" else pytest.raises(kinds.get(fails, ConnectionLostError))
+
+        async def rounds() -> None:
+            for _ in range(2):
+                await (use() if kind == "AsyncClient" else asyncio.to_thread(use_blocking))
+
+        async def gone() -> None:
+            async with asyncio.timeout(20):
+                while server._writers:
+                    await asyncio.sleep(0)
+
+        async def work() -> None:
+            with ends:
+                await rounds()
+            assert not [one for one in set(threading.enumerate()) - before if one.name == "ingest client"]
+            await gone()  # while this loop goes on: it is not its end that ends them
+
+        run(work())
+        assert bool(server.put_connections) == (fails in ("get", "nothing", "the block"))
 
     def test_an_interrupt_cancels_the_call(self) -> None:
         """What it waited for would go on behind its back."""
