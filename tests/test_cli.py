@@ -24,6 +24,7 @@ from ingest.runtime.listeners import format_address
 from ingest.status import Status
 from ingest.store.check import export as exporter
 from ingest.store.check import fsck as checker
+from ingest.store.check import inspection
 from ingest.store.check.findings import Problem, Report
 
 
@@ -287,3 +288,14 @@ LOST = Problem("damaged", "obj", "of which something is wrong", repair="what a r
 )
 def test_what_a_check_comes_to(problems: list[Problem], repaired: bool, said: str) -> None:
     assert verdict(Report("DIR", problems=problems, repaired=repaired)) == said
+
+
+@pytest.mark.parametrize("found", [{"what": "a pack"}, {"what": "a pack", "problem": "its header is damaged"}, {"problem": ""}])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_damaged_file_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], found: dict[str, str], as_json: list[str]
+) -> None:
+    monkeypatch.setattr(inspection, "inspect", lambda _: found)
+    assert cli.run(cli.cli, "ingest", ["inspect", "FILE", *as_json]) == (1 if "problem" in found else 0)
+    out = capfd.readouterr().out
+    assert json.loads(out) == found if as_json else all(value in out for value in found.values())

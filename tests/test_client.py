@@ -1155,6 +1155,42 @@ class TestBulk:
         server.model.request = failing  # type: ignore[method-assign]
         assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
 
+    @pytest.mark.parametrize("before", [False, True], ids=["first calls", "later calls"])
+    def test_each_call_has_the_keys_of_now(self, server: ReferenceServer, before: bool) -> None:
+        """After a rotation: the server accepts none of before any more, and what is stored is signed with any of them."""
+
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, OTHER) as client:
+                if before:
+                    with pytest.raises(RefusedError, match="BAD_CHECKSUM"):
+                        await client.put("ZZZ", b"1")
+                    with pytest.raises(RefusedError, match="BAD_CHECKSUM"):
+                        await client.inventory("ZZZ", 1)
+                client.use_keys([KEY, OTHER])
+                await client.put("A", b"1")
+                assert await client.put_many([("B", b"2")]) == {}
+                await client.put_record("C", b"3")
+                assert await client.put_range("AA", self.DATA) == {}
+                batch = client.new_batch()
+                await client.add_frames(batch, client.seal_range("ABC", b"4"))
+                await client.add(batch, [("ABD", b"5")])
+                assert await client.finish(batch) == {}
+                await client.delete("B")
+                server.model.frames[ticket.parse("D")] = build_frame(OTHER, ticket.parse("D"), b"of before")
+                assert [run.status for run in await client.inventory("A", 3)] == [
+                    Status.SAVED, Status.DELETED, Status.SAVED,
+                ]  # fmt: skip
+                assert await client.get("A") == padded(b"1") and await client.get("D") == padded(b"of before")
+                assert await client.get_record("C") == b"3"
+                assert await client.read_range("ABC", 2) == padded(b"4") + padded(b"5")
+                found = [status async for _, status, _ in client.get_range("A", 4)]
+                assert found == [Status.SAVED, Status.DELETED, Status.SAVED, Status.SAVED]
+                client.use_keys([KEY])
+                with pytest.raises(CorruptFrameError):
+                    await client.get("D")
+
+        run(work())
+
     def test_frames_of_older_keys(self, server: ReferenceServer) -> None:
         with connect(server) as client:
             client.put_range("AAAA", self.DATA)

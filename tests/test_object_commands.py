@@ -29,9 +29,11 @@ from ingest.catalog.extent import FIRST, Extent
 from ingest.catalog.version import VersionState
 from ingest.client.async_client import Run
 from ingest.client.blocking_client import Client
+from ingest.commands.local_backend import LocalNode
 from ingest.commands.object_commands import _names
 from ingest.commands.object_files import Source, Target, shown
-from ingest.errors import DiskError, UsageError
+from ingest.engine import announcement
+from ingest.errors import ConnectionLostError, DiskError, UsageError
 from ingest.limits import (
     DATA_SIZE,
     FILE_READ_SIZE,
@@ -205,6 +207,24 @@ def test_a_server_that_has_ended_is_not_looked_for(tmp_path):
         assert "says where it listens" in commands.complaint
         commands.run("get", "a", code=1)
         assert "--read-connect" in commands.complaint
+
+
+PORTS: list[Any] = [
+    None, {}, {"pid": 1}, {"put": None, "get": None}, {"put": 5000, "get": 5005}, {"put": ["127.0.0.1", 1], "get": []},
+    {"put": "", "get": ""}, {"put": "nowhere", "get": "127.0.0.1"}, {"put": "127.0.0.1:0x1", "get": "127.0.0.1:-1"}, [], "put",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", PORTS, ids=str)
+@pytest.mark.parametrize(("port", "flag"), [("put", "--connect is"), ("get", "--read-connect is")])
+def test_a_server_that_says_no_address(tmp_path, monkeypatch, told, port, flag):
+    """As one does whose file was spoilt: the flag that helps is named, and it is the address where it is given."""
+    monkeypatch.setattr(announcement, "running", lambda _: told)
+    with pytest.raises(ConnectionLostError, match=f"says where it listens: {flag} for"):
+        LocalNode(data_dir=tmp_path)._port(port, None)
+    assert LocalNode(data_dir=tmp_path)._port(port, ("127.0.0.1", 7)) == ("127.0.0.1", 7)
+    monkeypatch.setattr(announcement, "running", lambda _: {"put": "127.0.0.1:5", "get": "[::1]:6"})
+    assert LocalNode(data_dir=tmp_path)._port(port, None) == (("127.0.0.1", 5) if port == "put" else ("::1", 6))
 
 
 def _no_port() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -724,6 +725,38 @@ def test_a_collection_takes_its_time(here, monkeypatch):
     with scripted(here, collected(refused=[])) as server:
         server.pause = 0.2
         here("gc")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity"])
+def test_bytes_come_as_they_were_put(here, tmp_path, encoding):
+    """Who stored something compressed gets that back: the digest is of those bytes."""
+    content = gzip.compress(b"bytes" * 100)
+    for more in (f"Content-Encoding: {encoding}\r\n", f"X-Kept: {'k' * limits.KEPT_HEADERS_SIZE_MAX}\r\n"):
+        answer = said("200 OK", content, "text/plain", more)
+        with scripted(here, described(content), answer) as server:
+            here("get", "x", "-o", tmp_path / "target")
+        assert (tmp_path / "target").read_bytes() == content
+        for head in server.requests:
+            accepted = re.search(rb"(?i)\r\naccept-encoding: *([^\r]*)", head)
+            assert accepted and accepted[1] == b"identity"  # nobody is asked to compress it on the way
+
+
+@pytest.mark.parametrize("content", [b"bytes", b""])
+def test_the_head_of_an_upload(here, tmp_path, content):
+    """What is known of the bytes, and nothing that is not: a type that nobody gave would be kept with the object."""
+    file = tmp_path / "x"
+    file.write_bytes(content)
+    answers = [GO_ON] if content else []
+    with scripted(here, *answers, described(content)) as server:
+        here("put", file)
+    lines = dict(line.lower().split(b": ", 1) for line in server.requests[0].split(b"\r\n")[1:] if line)
+    assert b"content-type" not in lines and b"cookie" not in lines
+    assert lines[b"expect"] == b"100-continue"
+    assert lines[b"user-agent"].startswith(b"ingest/")
+    if content:
+        assert lines[b"content-length"] == b"5"
+    else:
+        assert lines[b"transfer-encoding"] == b"chunked"
 
 
 def test_an_answer_without_an_end(here, monkeypatch):
