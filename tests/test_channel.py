@@ -33,7 +33,9 @@ def heard(channel: Channel, data: bytes) -> bool:
     return channel._progress
 
 
-@pytest.mark.parametrize("status", [Status.SAVED, Status.CONFLICT, Status.BUSY, Status.ERROR, Status.BAD_CHECKSUM])
+@pytest.mark.parametrize(
+    "status", [Status.SAVED, Status.CONFLICT, Status.BUSY, Status.ERROR, Status.BAD_CHECKSUM]
+)
 def test_each_ack_is_an_answer(status: Status) -> None:
     """Else a connection on which much is under way would be ended as a silent one. A part of an ack is none."""
 
@@ -94,7 +96,7 @@ class Outage(Puts):
         self.tries += 1
         if self.failures:
             raise self.failures.pop(0)
-        return None
+        return
 
     def give_up(self, error: IngestError) -> None:
         self.given_up.append(error)

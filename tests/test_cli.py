@@ -280,7 +280,11 @@ LOST = Problem("damaged", "obj", "of which something is wrong", repair="what a r
         ([PROBLEM], False, "1 problem"),
         ([PROBLEM, PROBLEM], False, "2 problems"),
         ([PROBLEM, MENDABLE], False, "2 problems; `ingest fsck DIR --repair` mends 1 of them"),
-        ([LOST, MENDABLE], False, "2 problems, 1 chunk without a copy; `ingest fsck DIR --repair` mends 2 of them"),
+        (
+            [LOST, MENDABLE],
+            False,
+            "2 problems, 1 chunk without a copy; `ingest fsck DIR --repair` mends 2 of them",
+        ),
         ([MENDED], True, "1 problem, all repaired; the copies are in .ingest/quarantine"),
         ([MENDED, PROBLEM, MENDED], True, "3 problems, 1 not repaired"),
         ([PROBLEM, MENDED, LOST], True, "3 problems, 1 chunk without a copy, 2 not repaired"),
@@ -290,10 +294,15 @@ def test_what_a_check_comes_to(problems: list[Problem], repaired: bool, said: st
     assert verdict(Report("DIR", problems=problems, repaired=repaired)) == said
 
 
-@pytest.mark.parametrize("found", [{"what": "a pack"}, {"what": "a pack", "problem": "its header is damaged"}, {"problem": ""}])
+@pytest.mark.parametrize(
+    "found", [{"what": "a pack"}, {"what": "a pack", "problem": "its header is damaged"}, {"problem": ""}]
+)
 @pytest.mark.parametrize("as_json", [[], ["--json"]])
 def test_a_damaged_file_exits_with_1(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], found: dict[str, str], as_json: list[str]
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    found: dict[str, str],
+    as_json: list[str],
 ) -> None:
     monkeypatch.setattr(inspection, "inspect", lambda _: found)
     assert cli.run(cli.cli, "ingest", ["inspect", "FILE", *as_json]) == (1 if "problem" in found else 0)

@@ -238,7 +238,7 @@ def test_what_nobody_waits_for_is_not_asked_for(sent: bool) -> None:
 
 @pytest.mark.parametrize("how", ["answered", "broken off"])
 def test_so_many_are_asked_for_at_a_time_and_no_more(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their replies would come all together, whoever reads them. The others go out in their order, as soon as one is answered,
+    """Their replies would come all together, whoever reads them. The others go out in their order, when one is answered,
     also on the next connection."""
     monkeypatch.setattr(limits, "GETS_IN_FLIGHT_MAX", 3)
     model = stored({0, 2, 7}, {5})

@@ -211,7 +211,8 @@ def test_a_server_that_has_ended_is_not_looked_for(tmp_path):
 
 PORTS: list[Any] = [
     None, {}, {"pid": 1}, {"put": None, "get": None}, {"put": 5000, "get": 5005}, {"put": ["127.0.0.1", 1], "get": []},
-    {"put": "", "get": ""}, {"put": "nowhere", "get": "127.0.0.1"}, {"put": "127.0.0.1:0x1", "get": "127.0.0.1:-1"}, [], "put",
+    {"put": "", "get": ""}, {"put": "nowhere", "get": "127.0.0.1"}, {"put": "127.0.0.1:0x1", "get": "127.0.0.1:-1"}, [],
+    "put",
 ]  # fmt: skip
 
 
@@ -224,7 +225,9 @@ def test_a_server_that_says_no_address(tmp_path, monkeypatch, told, port, flag):
         LocalNode(data_dir=tmp_path)._port(port, None)
     assert LocalNode(data_dir=tmp_path)._port(port, ("127.0.0.1", 7)) == ("127.0.0.1", 7)
     monkeypatch.setattr(announcement, "running", lambda _: {"put": "127.0.0.1:5", "get": "[::1]:6"})
-    assert LocalNode(data_dir=tmp_path)._port(port, None) == (("127.0.0.1", 5) if port == "put" else ("::1", 6))
+    assert LocalNode(data_dir=tmp_path)._port(port, None) == (
+        ("127.0.0.1", 5) if port == "put" else ("::1", 6)
+    )
 
 
 def _no_port() -> int:
@@ -619,7 +622,9 @@ def source_of(path: Path | None) -> tuple[Source, bytes, list[int]]:
     return *asyncio.run(read()), told
 
 
-@pytest.mark.parametrize("size", [0, 1, FILE_READ_SIZE - 1, FILE_READ_SIZE, FILE_READ_SIZE + 1, 3 * FILE_READ_SIZE])
+@pytest.mark.parametrize(
+    "size", [0, 1, FILE_READ_SIZE - 1, FILE_READ_SIZE, FILE_READ_SIZE + 1, 3 * FILE_READ_SIZE]
+)
 def test_each_byte_of_a_source_is_counted(tmp_path, size):
     path = tmp_path / "file"
     path.write_bytes(bytes_of(size))
@@ -635,7 +640,11 @@ def test_the_size_of_a_source_is_that_of_a_file(tmp_path):
     os.mkfifo(pipe)
     writing = threading.Thread(target=pipe.write_bytes, args=(b"through a pipe",))
     writing.start()
-    for path, content in ((Path("/proc/self/comm"), None), (Path("/dev/null"), b""), (pipe, b"through a pipe")):
+    for path, content in (
+        (Path("/proc/self/comm"), None),
+        (Path("/dev/null"), b""),
+        (pipe, b"through a pipe"),
+    ):
         source, found, _ = source_of(path)
         assert source.size is None and source.read == len(found)
         assert content is None or found == content

@@ -672,7 +672,7 @@ def test_what_a_gateway_may_answer(here, file, tmp_path, answer, code, match):
 
 
 def test_each_status_of_the_gateway_is_an_error_of_ours():
-    """Whoever runs the commands from a program goes by the exit code: what the request can not have, what may be tried again,
+    """Whoever runs the commands from a program goes by the exit code: what the request can not have, what may come again,
     what is nobody's fault here."""
     assert {status: kind.exit_code for status, kind in _ERRORS.items()} == {
         400: 2, 401: 78, 403: 78, 404: 1, 405: 2, 408: 1, 409: 1, 412: 1, 431: 2, 503: 75, 507: 1,

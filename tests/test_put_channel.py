@@ -484,7 +484,7 @@ class Full:
 
 
 def test_no_more_is_sent_than_the_connection_takes() -> None:
-    """What does not go out would lie in the transport's buffer, all that may be in flight: the client holds it once, and sends
+    """What does not go out would lie in the transport's buffer, all that may be in flight: the client holds it, and sends
     it when there is room again, of this connection and not of one before."""
 
     async def work() -> None:
@@ -578,7 +578,8 @@ def test_a_call_that_is_cancelled_while_it_waits_for_room_leaves_the_others(whic
         wire = Wire(channel)
         await channel.add(FIRST, frames(FIRST, 10), batch)
         adding = [
-            asyncio.create_task(channel.add(FIRST + 10 * i, frames(FIRST + 10 * i, 2), batch)) for i in (1, 2, 3)
+            asyncio.create_task(channel.add(FIRST + 10 * i, frames(FIRST + 10 * i, 2), batch))
+            for i in (1, 2, 3)
         ]
         await turn()
         adding[which].cancel()
@@ -594,7 +595,9 @@ def test_a_call_that_is_cancelled_while_it_waits_for_room_leaves_the_others(whic
     asyncio.run(work())
 
 
-@pytest.mark.parametrize("end", ["answers", "answers while nobody waits", "an error", "one while nobody waits"])
+@pytest.mark.parametrize(
+    "end", ["answers", "answers while nobody waits", "an error", "one while nobody waits"]
+)
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_wait_that_was_cancelled_may_begin_again(times: int, end: str) -> None:
     """What is answered meanwhile is not lost, and what was refused can be seen at any time."""

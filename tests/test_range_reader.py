@@ -24,7 +24,7 @@ Answer = Status | str
 
 
 class Scripted:
-    """A channel whose server answers each time with the next of the ticket's ``scripts``, and with the last one from then on.
+    """A channel whose server answers each time with the next of the ticket's ``scripts``, with the last one from then on.
     ``breaks``: after how many tickets the first replies break off."""
 
     def __init__(self, scripts: list[list[Answer]], breaks: list[int]) -> None:
@@ -105,7 +105,9 @@ def test_each_ticket_comes_to_what_its_answers_say(scripts: list[list[Answer]], 
         return
     others, data = read(channel, len(scripts))
     assert others == [
-        StoredRun(FIRST + i, 1, cast(Status, one)) for i, one in enumerate(expected) if one is not Status.SAVED
+        StoredRun(FIRST + i, 1, cast(Status, one))
+        for i, one in enumerate(expected)
+        if one is not Status.SAVED
     ]
     for i, one in enumerate(expected):
         if one is Status.SAVED:

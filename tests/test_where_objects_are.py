@@ -121,7 +121,9 @@ def enter(node: LocalNode, **ports: bool) -> None:
     asyncio.run(work())
 
 
-@pytest.mark.parametrize(("connect", "read_connect"), list(product([None, ("127.0.0.1", 5)], [None, ("127.0.0.1", 6)])))
+@pytest.mark.parametrize(
+    ("connect", "read_connect"), list(product([None, ("127.0.0.1", 5)], [None, ("127.0.0.1", 6)]))
+)
 def test_the_get_port_is_that_of_the_server_that_is_put_into(
     connected, tmp_path: Path, connect: Any, read_connect: Any
 ) -> None:
@@ -140,7 +142,7 @@ def test_the_get_port_is_that_of_the_server_that_is_put_into(
 def test_any_file_for_tls_means_tls(
     connected, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[bool, ...]
 ) -> None:
-    """Nothing goes out plainly that was to be hidden: a CA alone, or an own certificate for a server that the system trusts."""
+    """Nothing goes out plainly that was to be hidden: a CA alone, or an own certificate for whom the system trusts."""
     make_key_file(tmp_path / "key")
     files = [Path(name) if there else None for name, there in zip(("ca", "cert", "own"), given, strict=True)]
     monkeypatch.setattr(tls, "client_context", lambda *names: names)
