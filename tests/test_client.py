@@ -482,6 +482,8 @@ class TestFaultsOfOurOwn:
         async def work() -> None:
             async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
                 channel = client._puts if port == "put" else client._gets
+                await client.put("A", b"1")  # both connections were accepted
+                await client.get("A")
                 monkeypatch.setattr(channel, "disconnected", fails)
                 server.drop_connections()
                 async with asyncio.timeout(20):
@@ -904,7 +906,9 @@ class TestConnecting:
 
         async def gone() -> None:
             async with asyncio.timeout(20):
-                while server._writers:
+                while server._writers or bool(server.put_connections) != (
+                    fails in ("get", "nothing", "the block")
+                ):
                     await asyncio.sleep(0)
 
         async def work() -> None:
@@ -914,7 +918,6 @@ class TestConnecting:
             await gone()  # while this loop goes on: it is not its end that ends them
 
         run(work())
-        assert bool(server.put_connections) == (fails in ("get", "nothing", "the block"))
 
     def test_an_interrupt_cancels_the_call(self) -> None:
         """What it waited for would go on behind its back."""
