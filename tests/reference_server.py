@@ -161,7 +161,9 @@ class Faults:
 class ReferenceServer:
     """``with ReferenceServer([key]) as server``: both ports on 127.0.0.1 (``put_address``, ``get_address``)."""
 
-    def __init__(self, keys: list[bytes], faults: Faults | None = None, put_port: int = 0) -> None:
+    def __init__(
+        self, keys: list[bytes], faults: Faults | None = None, put_port: int = 0, get_port: int = 0
+    ) -> None:
         self.model = Model(keys)
         self.faults = faults or Faults()
         self.put_connections = 0  # ever accepted
@@ -173,7 +175,7 @@ class ReferenceServer:
         self._seen: dict[int, int] = {}
         self._loop = asyncio.new_event_loop()
         self._put_socket = socket.create_server(("127.0.0.1", put_port), backlog=2048)
-        self._get_socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self._get_socket = socket.create_server(("127.0.0.1", get_port), backlog=2048)
         self.put_address = ("127.0.0.1", self._put_socket.getsockname()[1])
         self.get_address = ("127.0.0.1", self._get_socket.getsockname()[1])
         self._stop: asyncio.Event | None = None

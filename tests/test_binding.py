@@ -20,7 +20,10 @@ from ingest.catalog.database import migrate
 from ingest.catalog.extent import FIRST, RESERVED, Extent
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.client.async_client import AsyncClient
+from ingest.client.channel import _Connection
+from ingest.client.get_channel import GetChannel
 from ingest.client.proof import Expected, get_proof, put_proof
+from ingest.client.put_channel import PutChannel
 from ingest.errors import (
     ConnectionLostError,
     ForeignStoreError,
@@ -237,17 +240,20 @@ def use_keys(server: ReferenceServer, mine: Rig, *keys: bytes) -> None:
     mine.client.use_keys([*keys, KEY])
 
 
-@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("rotated", ["never", "before the object", "after the object"])
 def test_the_ticket_is_deleted_while_a_client_is_there(run, rotated):
     """By accident, in a range: the store is known by its objects as soon as the client connects again, with the keys that
-    it has by then."""
+    it has by then. All of them: the objects of before a rotation are signed with the one of before."""
 
     async def work(server: ReferenceServer, mine: Rig) -> None:
         await mine.bind()
-        key = ID * 2 if rotated else KEY
-        if rotated:
+        key = KEY if rotated == "never" else ID * 2
+        if rotated == "after the object":
+            await mine.put("a", b"x" * 5000, KEY)
+        if rotated != "never":
             use_keys(server, mine, key)
-        await mine.put("a", b"x" * 5000, key)
+        if rotated != "after the object":
+            await mine.put("a", b"x" * 5000, key)
         await mine.client.delete(binding.TICKET)
         server.drop_connections()
         for _ in range(2000):
@@ -358,6 +364,34 @@ def test_only_the_answer_for_this_ticket_proves_anything(port, expected, answer,
             assert proof.size(memoryview(answer[:came])) == len(answer)
         assert proof.size(memoryview(answer)) == len(answer)
         proof.judge(answer)
+
+
+class Deaf:
+    """A transport that takes what is sent and answers nothing."""
+
+    def write(self, data: bytes) -> None:
+        pass
+
+
+@pytest.mark.parametrize("pieces", [(5,), (8,), (3, 2), (4, 4), (1, 3, 5)], ids=str)
+@pytest.mark.parametrize("kind", [PutChannel, GetChannel])
+def test_bytes_behind_the_answer_end_the_connection(kind, pieces):
+    """With it or as a second one: they would be taken for the beginning of the first answer to something else."""
+
+    async def work() -> None:
+        connection = _Connection(kind(("127.0.0.1", 1), 5, 0))
+        connection.transport = Deaf()
+        asking = asyncio.create_task(connection.ask(b"a question", lambda came: 4))
+        await asyncio.sleep(0)
+        for size in pieces:
+            connection.get_buffer(-1)[:size] = b"A" * size
+            connection.buffer_updated(size)
+        with pytest.raises(ProtocolError, match="bytes that nobody asked for"):
+            raise connection.ended.result()
+        await asyncio.wait([asking])
+        assert (asking.exception() is None) == (sum(pieces[:-1]) == 4)  # it had been whole
+
+    asyncio.run(work())
 
 
 # --- another server behind the address

@@ -12,11 +12,20 @@ import pytest
 from reference_server import NO_SPACE, Faults, ReferenceServer
 
 import ingest
+from ingest.catalog.catalog_reader import Garbage
+from ingest.catalog.extent import Extent
 from ingest.commands import cli
+from ingest.commands.local_backend import LocalBackend
+from ingest.commands.store_commands import verdict
 from ingest.objects import rebuild
+from ingest.objects.collector import Collected, Refusal
 from ingest.runtime.key_file import make_key_file, read_keys
 from ingest.runtime.listeners import format_address
+from ingest.status import Status
 from ingest.store.check import export as exporter
+from ingest.store.check import fsck as checker
+from ingest.store.check import inspection
+from ingest.store.check.findings import Problem, Report
 
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -225,3 +234,77 @@ def test_an_export_that_lacks_something_exits_with_1(
     monkeypatch.setattr(exporter, "export", lambda *_, **__: done)
     code = cli.run(cli.cli, "ingest", ["export", "DIR", "DEST", "--layout=tree", *as_json])
     assert code == (1 if problems else 0)
+
+
+@pytest.mark.parametrize("refused", [0, 1, 2])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_collection_that_was_refused_something_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], refused: int, as_json: list[str]
+) -> None:
+    """Garbage that can not be deleted stays, and takes room: all of it is listed."""
+    done = Collected(refused=[Refusal(Garbage(i, None, Extent(i, 1)), Status.ERROR) for i in range(refused)])
+
+    async def collect(*_: object) -> Collected:
+        return done
+
+    monkeypatch.setattr(LocalBackend, "collect", collect)
+    assert cli.run(cli.cli, "ingest", ["gc", *as_json]) == (1 if refused else 0)
+    out = capfd.readouterr().out
+    assert out.count("ERROR") == refused
+    assert not as_json or len(json.loads(out)["refused"]) == refused
+
+
+PROBLEM = Problem("damaged", "obj", "of which something is wrong")
+
+
+@pytest.mark.parametrize("problems", [0, 1, 2])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_store_that_is_not_clean_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], problems: int, as_json: list[str]
+) -> None:
+    report = Report("DIR", problems=[PROBLEM] * problems)
+    monkeypatch.setattr(checker, "fsck", lambda *_, **__: report)
+    assert cli.run(cli.cli, "ingest", ["fsck", "DIR", *as_json]) == (1 if problems else 0)
+    assert capfd.readouterr().out.count("of which something is wrong") == problems
+
+
+MENDABLE = Problem("damaged", "obj", "of which something is wrong", repair="what a repair does")
+MENDED = Problem("damaged", "obj", "of which something is wrong", repair="what a repair does", repaired=True)
+LOST = Problem("damaged", "obj", "of which something is wrong", repair="what a repair does", lost=True)
+
+
+@pytest.mark.parametrize(
+    ("problems", "repaired", "said"),
+    [
+        ([], False, "clean"),
+        ([PROBLEM], False, "1 problem"),
+        ([PROBLEM, PROBLEM], False, "2 problems"),
+        ([PROBLEM, MENDABLE], False, "2 problems; `ingest fsck DIR --repair` mends 1 of them"),
+        (
+            [LOST, MENDABLE],
+            False,
+            "2 problems, 1 chunk without a copy; `ingest fsck DIR --repair` mends 2 of them",
+        ),
+        ([MENDED], True, "1 problem, all repaired; the copies are in .ingest/quarantine"),
+        ([MENDED, PROBLEM, MENDED], True, "3 problems, 1 not repaired"),
+        ([PROBLEM, MENDED, LOST], True, "3 problems, 1 chunk without a copy, 2 not repaired"),
+    ],
+)
+def test_what_a_check_comes_to(problems: list[Problem], repaired: bool, said: str) -> None:
+    assert verdict(Report("DIR", problems=problems, repaired=repaired)) == said
+
+
+@pytest.mark.parametrize(
+    "found", [{"what": "a pack"}, {"what": "a pack", "problem": "its header is damaged"}, {"problem": ""}]
+)
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_damaged_file_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    found: dict[str, str],
+    as_json: list[str],
+) -> None:
+    monkeypatch.setattr(inspection, "inspect", lambda _: found)
+    assert cli.run(cli.cli, "ingest", ["inspect", "FILE", *as_json]) == (1 if "problem" in found else 0)
+    out = capfd.readouterr().out
+    assert json.loads(out) == found if as_json else all(value in out for value in found.values())

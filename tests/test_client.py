@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -344,6 +345,22 @@ class TestRetry:
             with pytest.raises(ConnectionLostError, match=str(server.get_address[1])):
                 client.get("A")
 
+    @pytest.mark.parametrize("port", ["put", "get"])
+    def test_a_server_that_comes_back_when_calls_have_failed(self, port: str) -> None:
+        """The outage was that of the calls which were given up: the next one looks for the server itself."""
+        with ReferenceServer([KEY]) as server:
+            ports = {f"{name}_port": getattr(server, f"{name}_address")[1] for name in ("put", "get")}
+            client = connect(server, retry_for=0.1)
+            client.put("A", b"1")
+            client.get("A")
+        with client:
+            for _ in range(2):
+                with pytest.raises(ConnectionLostError):
+                    client.put("A", b"1") if port == "put" else client.get("A")
+            with ReferenceServer([KEY], **ports) as again:
+                client.put("A", b"1") if port == "put" else client.inventory("A", 1)
+                assert (again.put_connections, again.get_connections) == ((1, 0) if port == "put" else (0, 1))
+
     def test_a_server_that_never_answers(self) -> None:
         with (
             ReferenceServer([KEY], Faults(silent=True)) as server,
@@ -452,6 +469,33 @@ class TestFaultsOfOurOwn:
             monkeypatch.setattr(GetChannel, "received", faulty)
             with pytest.raises(ConnectionLostError, match="ZeroDivisionError"):
                 client.get("A")
+
+    @pytest.mark.parametrize("port", ["put", "get"])
+    def test_one_that_the_client_can_not_go_on_after_is_told_to_all_who_call_later(
+        self, server: ReferenceServer, port: str
+    ) -> None:
+        """The tables of what is not answered are not what they should be: nobody would send what is added to them."""
+
+        def fails() -> None:
+            raise ZeroDivisionError
+
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, KEY) as client:
+                channel = client._puts if port == "put" else client._gets
+                await client.put("A", b"1")  # both connections were accepted
+                await client.get("A")
+                monkeypatch.setattr(channel, "disconnected", fails)
+                server.drop_connections()
+                async with asyncio.timeout(20):
+                    with pytest.raises(ConnectionLostError):
+                        while True:
+                            await (client.put("A", b"1") if port == "put" else client.inventory("A", 1))
+                    for _ in range(3):
+                        with pytest.raises(ConnectionLostError):
+                            await (client.put("B", b"1") if port == "put" else client.inventory("B", 1))
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            run(work())
 
     @pytest.mark.parametrize("seed", range(3))
     def test_each_call_is_answered_once(
@@ -831,6 +875,50 @@ class TestConnecting:
 
         run(work())
 
+    @pytest.mark.parametrize("fails", ["put", "get", "both", "the key", "nothing", "the block"])
+    @pytest.mark.parametrize("kind", ["Client", "AsyncClient"])
+    def test_nothing_is_left_of_a_client(self, server: ReferenceServer, kind: str, fails: str) -> None:
+        """Of one that could not connect, as of one that was used: no thread, no connection, not even that of the other port.
+        Who tries again and again would have more of them each time."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            nobody = listener.getsockname()[:2]
+        put = nobody if fails in ("put", "both") else server.put_address
+        get = nobody if fails in ("get", "both") else server.get_address
+        key = KEY[:31] if fails == "the key" else KEY
+
+        async def use() -> None:
+            async with await AsyncClient.connect(put, get, key) as client:
+                await client.put("A", b"1")
+                assert fails == "nothing", "the block fails"
+
+        def use_blocking() -> None:
+            with Client.connect(put, get, key) as client:
+                client.put("A", b"1")
+                assert fails == "nothing", "the block fails"
+
+        before = set(threading.enumerate())
+        kinds = {"the key": UsageError, "the block": AssertionError}
+        ends = nullcontext() if fails == "nothing" else pytest.raises(kinds.get(fails, ConnectionLostError))
+
+        async def rounds() -> None:
+            for _ in range(2):
+                await (use() if kind == "AsyncClient" else asyncio.to_thread(use_blocking))
+
+        async def gone() -> None:
+            async with asyncio.timeout(20):
+                while server._writers or bool(server.put_connections) != (
+                    fails in ("get", "nothing", "the block")
+                ):
+                    await asyncio.sleep(0)
+
+        async def work() -> None:
+            with ends:
+                await rounds()
+            assert not [one for one in set(threading.enumerate()) - before if one.name == "ingest client"]
+            await gone()  # while this loop goes on: it is not its end that ends them
+
+        run(work())
+
     def test_an_interrupt_cancels_the_call(self) -> None:
         """What it waited for would go on behind its back."""
         loop, main, cancelled = LoopThread(), threading.get_ident(), threading.Event()
@@ -1092,6 +1180,42 @@ class TestBulk:
         server.model.request = failing  # type: ignore[method-assign]
         assert client.read_range("AAAA", 1500) == self.DATA + bytes(700)
         assert not answers
+
+    @pytest.mark.parametrize("before", [False, True], ids=["first calls", "later calls"])
+    def test_each_call_has_the_keys_of_now(self, server: ReferenceServer, before: bool) -> None:
+        """After a rotation: the server accepts none of before any more, and what is stored is signed with any of them."""
+
+        async def work() -> None:
+            async with await AsyncClient.connect(server.put_address, server.get_address, OTHER) as client:
+                if before:
+                    with pytest.raises(RefusedError, match="BAD_CHECKSUM"):
+                        await client.put("ZZZ", b"1")
+                    with pytest.raises(RefusedError, match="BAD_CHECKSUM"):
+                        await client.inventory("ZZZ", 1)
+                client.use_keys([KEY, OTHER])
+                await client.put("A", b"1")
+                assert await client.put_many([("B", b"2")]) == {}
+                await client.put_record("C", b"3")
+                assert await client.put_range("AA", self.DATA) == {}
+                batch = client.new_batch()
+                await client.add_frames(batch, client.seal_range("ABC", b"4"))
+                await client.add(batch, [("ABD", b"5")])
+                assert await client.finish(batch) == {}
+                await client.delete("B")
+                server.model.frames[ticket.parse("D")] = build_frame(OTHER, ticket.parse("D"), b"of before")
+                assert [run.status for run in await client.inventory("A", 3)] == [
+                    Status.SAVED, Status.DELETED, Status.SAVED,
+                ]  # fmt: skip
+                assert await client.get("A") == padded(b"1") and await client.get("D") == padded(b"of before")
+                assert await client.get_record("C") == b"3"
+                assert await client.read_range("ABC", 2) == padded(b"4") + padded(b"5")
+                found = [status async for _, status, _ in client.get_range("A", 4)]
+                assert found == [Status.SAVED, Status.DELETED, Status.SAVED, Status.SAVED]
+                client.use_keys([KEY])
+                with pytest.raises(CorruptFrameError):
+                    await client.get("D")
+
+        run(work())
 
     def test_frames_of_older_keys(self, server: ReferenceServer) -> None:
         with connect(server) as client:

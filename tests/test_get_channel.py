@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_server import Model, build_frame, build_request
 
-from ingest import mac, ticket
+from ingest import limits, mac, ticket
 from ingest.client.get_channel import GetChannel
 from ingest.client.range_reader import RangeReader, StoredRun
 from ingest.errors import ProtocolError, RefusedError
@@ -232,5 +232,37 @@ def test_what_nobody_waits_for_is_not_asked_for(sent: bool) -> None:
         assert channel.take() == build_request(KEY, FIRST, 1) + build_request(KEY, FIRST + 2, 1)
         channel.give_up(ProtocolError("the test is over"))
         await asyncio.gather(*calls, return_exceptions=True)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("how", ["answered", "broken off"])
+def test_so_many_are_asked_for_at_a_time_and_no_more(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their replies would come all together, whoever reads them. The others go out in their order, when one is answered,
+    also on the next connection."""
+    monkeypatch.setattr(limits, "GETS_IN_FLIGHT_MAX", 3)
+    model = stored({0, 2, 7}, {5})
+
+    async def work() -> None:
+        channel = Unconnected()
+        requests = [build_request(KEY, FIRST + i, 1) for i in range(8)]
+        calls = []
+        for i, request in enumerate(requests):
+            reader = RangeReader(PUT_KEYS, FIRST + i, memoryview(bytearray(DATA_SIZE)))
+            calls.append(asyncio.create_task(channel.fetch(request, range(FIRST + i, FIRST + i + 1), reader)))
+        await asyncio.sleep(0)
+        assert channel.take() == b"".join(requests[:3]) and channel.take() == b""
+        for answered in range(8):
+            if how == "broken off":
+                feed(channel, model.request(requests[answered])[0][:10], [])
+                channel.disconnected()
+                assert channel.take() == b"".join(requests[answered : answered + 3])
+            channel._wake.clear()
+            feed(channel, model.request(requests[answered])[0], [])
+            assert channel._wake.is_set() == (answered + 3 < 8)
+            await asyncio.sleep(0)
+            assert [call.done() for call in calls] == [i <= answered for i in range(8)]
+            assert channel.take() == b"".join(requests[answered + 3 : answered + 4])
+        assert not channel.has_work()
 
     asyncio.run(work())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.catalog_socket import catalog_path, service_lock
 from ingest.catalog.database import Database, is_outdated, migrate
 from ingest.catalog.schema import FORMAT
-from ingest.errors import BusyError, CatalogError
+from ingest.commands.local_backend import LocalBackend, LocalNode
+from ingest.errors import BusyError, CatalogError, ConnectionLostError, NotFoundError
+from ingest.runtime.key_file import make_key_file
+from ingest.store.data_dir import DataDir
 
 
 def format_of(path: Path) -> int:
@@ -142,3 +146,42 @@ def test_a_command_that_changes_it_migrates_it_when_no_gateway_runs(commands):
     commands.run("put", "-", "--name", "b", stdin=b"now")
     assert format_of(path) == FORMAT
     assert commands.run("get", "b") == b"now"
+
+
+async def nothing() -> AsyncIterator[bytes]:
+    yield b""
+
+
+CHANGING: dict[str, Callable[[LocalBackend], Coroutine[Any, Any, Any]]] = {
+    "put": lambda backend: backend.put("objects", "a", nothing()),
+    "get": lambda backend: backend.open("objects", "a"),
+    "get by id": lambda backend: backend.open_object("00000000"),
+    "rm": lambda backend: backend.delete("objects", "a"),
+    "gc": lambda backend: backend.collect(dry_run=False),
+}
+READING: dict[str, Callable[[LocalBackend], Coroutine[Any, Any, Any]]] = {
+    "ls": lambda backend: backend.page("objects", "", ""),
+    "stat": lambda backend: backend.describe("objects", "a"),
+    "gc --dry-run": lambda backend: backend.collect(dry_run=True),
+}
+
+
+@pytest.mark.parametrize("gateway", ["no gateway", "a gateway of before"])
+@pytest.mark.parametrize("call", [*CHANGING, *READING])
+def test_each_command_migrates_it_or_leaves_it_alone(old, tmp_path, call, gateway):
+    """Who changes the catalog, or enters itself there as one that reads, needs the present format; nobody takes the catalog
+    of a gateway that runs from under it."""
+    DataDir(tmp_path).meta.mkdir()
+    path = catalog_path(tmp_path)
+    old.rename(path)
+    make_key_file(DataDir(tmp_path).key)
+
+    async def work() -> None:
+        async with LocalBackend(LocalNode(data_dir=tmp_path)) as backend:
+            await (CHANGING | READING)[call](backend)
+
+    runs = gateway != "no gateway"
+    error = CatalogError if call in READING else BusyError if runs else (NotFoundError, ConnectionLostError)
+    with service_lock(tmp_path) if runs else nullcontext(), pytest.raises(error):
+        asyncio.run(work())
+    assert format_of(path) == (FORMAT if call in CHANGING and not runs else 1)

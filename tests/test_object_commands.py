@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -28,11 +29,14 @@ from ingest.catalog.extent import FIRST, Extent
 from ingest.catalog.version import VersionState
 from ingest.client.async_client import Run
 from ingest.client.blocking_client import Client
+from ingest.commands.local_backend import LocalNode
 from ingest.commands.object_commands import _names
-from ingest.commands.object_files import Target, shown
-from ingest.errors import UsageError
+from ingest.commands.object_files import Source, Target, shown
+from ingest.engine import announcement
+from ingest.errors import ConnectionLostError, DiskError, UsageError
 from ingest.limits import (
     DATA_SIZE,
+    FILE_READ_SIZE,
     FRAME_SIZE,
     LIST_PAGE_MAX,
     REQUEST_SIZE,
@@ -203,6 +207,27 @@ def test_a_server_that_has_ended_is_not_looked_for(tmp_path):
         assert "says where it listens" in commands.complaint
         commands.run("get", "a", code=1)
         assert "--read-connect" in commands.complaint
+
+
+PORTS: list[Any] = [
+    None, {}, {"pid": 1}, {"put": None, "get": None}, {"put": 5000, "get": 5005}, {"put": ["127.0.0.1", 1], "get": []},
+    {"put": "", "get": ""}, {"put": "nowhere", "get": "127.0.0.1"}, {"put": "127.0.0.1:0x1", "get": "127.0.0.1:-1"}, [],
+    "put",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("told", PORTS, ids=str)
+@pytest.mark.parametrize(("port", "flag"), [("put", "--connect is"), ("get", "--read-connect is")])
+def test_a_server_that_says_no_address(tmp_path, monkeypatch, told, port, flag):
+    """As one does whose file was spoilt: the flag that helps is named, and it is the address where it is given."""
+    monkeypatch.setattr(announcement, "running", lambda _: told)
+    with pytest.raises(ConnectionLostError, match=f"says where it listens: {flag} for"):
+        LocalNode(data_dir=tmp_path)._port(port, None)
+    assert LocalNode(data_dir=tmp_path)._port(port, ("127.0.0.1", 7)) == ("127.0.0.1", 7)
+    monkeypatch.setattr(announcement, "running", lambda _: {"put": "127.0.0.1:5", "get": "[::1]:6"})
+    assert LocalNode(data_dir=tmp_path)._port(port, None) == (
+        ("127.0.0.1", 5) if port == "put" else ("::1", 6)
+    )
 
 
 def _no_port() -> int:
@@ -543,6 +568,107 @@ def test_what_is_written_in_parts_is_written_whole(tmp_path, monkeypatch, place)
     expected = b"".join(bytes_of(20)[20 - size :] for size in (1, 17, 2))
     assert bytes(written) == expected
     assert place != "file" or target.read_bytes() == expected
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["replaced", "new"])
+@pytest.mark.parametrize("fails", ["fsync of the file", "rename", "fsync of the directory"])
+def test_a_file_that_may_not_be_on_the_disk_is_not_there(tmp_path, monkeypatch, fails, there):
+    """Exit code 0 says that it is. Until the name is the new file's, what had it before stays."""
+    done: list[str] = []
+    real_fsync, real_rename = os.fsync, os.rename
+
+    def act(what: str, call: Any, *arguments: Any) -> None:
+        done.append(what)
+        if what == fails:
+            raise OSError(errno.EIO, "Input/output error")
+        call(*arguments)
+
+    def fsync(fd: int) -> None:
+        kind = "directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+        act(f"fsync of the {kind}", real_fsync, fd)
+
+    target = tmp_path / "target"
+    if there:
+        target.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", lambda *names: act("rename", real_rename, *names))
+
+    async def write() -> None:
+        with Target(target) as opened:
+            await opened.write(b"new")
+            opened.keep()
+
+    with pytest.raises(DiskError, match="Input/output error"):
+        asyncio.run(write())
+    monkeypatch.undo()
+    steps = ["fsync of the file", "rename", "fsync of the directory"]
+    assert done == steps[: steps.index(fails) + 1]
+    renamed = fails == "fsync of the directory"
+    assert os.listdir(tmp_path) == (["target"] if there or renamed else [])
+    assert not target.exists() or target.read_bytes() == (b"new" if renamed else b"old")
+
+
+def source_of(path: Path | None) -> tuple[Source, bytes, list[int]]:
+    """What was read, and the sizes that its progress was told."""
+    told: list[int] = []
+
+    async def read() -> tuple[Source, bytes]:
+        source = Source(path).open()
+        try:
+            return source, b"".join([piece async for piece in source.pieces(told.append)])
+        finally:
+            source.close()
+
+    return *asyncio.run(read()), told
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, FILE_READ_SIZE - 1, FILE_READ_SIZE, FILE_READ_SIZE + 1, 3 * FILE_READ_SIZE]
+)
+def test_each_byte_of_a_source_is_counted(tmp_path, size):
+    path = tmp_path / "file"
+    path.write_bytes(bytes_of(size))
+    source, found, told = source_of(path)
+    assert found == bytes_of(size)
+    assert (source.read, sum(told), source.size or 0) == (size, size, size)
+    assert source.hash.digest() == blake3(found).digest()
+
+
+def test_the_size_of_a_source_is_that_of_a_file(tmp_path):
+    """What is made as it is read says nothing of it, or that it is 0."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = threading.Thread(target=pipe.write_bytes, args=(b"through a pipe",))
+    writing.start()
+    for path, content in (
+        (Path("/proc/self/comm"), None),
+        (Path("/dev/null"), b""),
+        (pipe, b"through a pipe"),
+    ):
+        source, found, _ = source_of(path)
+        assert source.size is None and source.read == len(found)
+        assert content is None or found == content
+    writing.join()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_source_that_can_not_be_read_to_its_end(tmp_path, monkeypatch, at):
+    """It is not taken for one that has ended."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * FILE_READ_SIZE))
+    reads, real = [], os.read
+
+    def fails(fd: int, size: int) -> bytes:
+        if size == FILE_READ_SIZE:
+            reads.append(fd)
+            if len(reads) > at:
+                raise OSError(errno.EIO, "Input/output error")
+        return real(fd, size)
+
+    monkeypatch.setattr(os, "read", fails)
+    with pytest.raises(DiskError, match=f"^{path}: Input/output error$"):
+        source_of(path)
+    assert len(reads) == at + 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")

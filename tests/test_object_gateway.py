@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ingest.catalog.catalog_socket import catalog_path
 from ingest.catalog.version import VersionState
 from ingest.commands import cli
 from ingest.commands.gateway_backend import _DELETES, _PUTS, GatewayBackend
-from ingest.commands.gateway_client import GatewayAddress, UploadBody
+from ingest.commands.gateway_client import _ERRORS, GatewayAddress, UploadBody
 from ingest.errors import (
     ConnectionLostError,
     KeyFileError,
@@ -70,6 +71,14 @@ class Here:
         out, self.complaint = self._capfd.readouterr()
         assert found == code, self.complaint
         assert code in (0, 130) or self.complaint.startswith("ingest: ")
+        return out
+
+    def unwell(self, *arguments: str) -> str:
+        """Likewise, of one that says by its results and its exit code that not all is well."""
+        self._capfd.readouterr()
+        assert cli.run(cli.cli, "ingest", [arguments[0], "--gateway", self.url, *arguments[1:]]) == 1
+        out, self.complaint = self._capfd.readouterr()
+        assert not self.complaint
         return out
 
 
@@ -546,6 +555,7 @@ class Scripted:
         self.answers = list(answers)
         self.requests: list[bytes] = []
         self.end = threading.Event()
+        self.pause = 0.0  # seconds before each answer
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
         self.thread = threading.Thread(target=self._serve)
@@ -567,7 +577,7 @@ class Scripted:
                 sock, _ = self.listener.accept()
             except OSError:  # closed
                 return
-            with sock, sock.makefile("rb") as file:
+            with sock, sock.makefile("rb") as file, suppress(ConnectionResetError):
                 while self._answer(sock, file):
                     pass
 
@@ -591,6 +601,7 @@ class Scripted:
             self.end.wait(60)
         if not answer:
             return False
+        self.end.wait(self.pause)
         sock.sendall(answer)
         return b"onnection: close" not in answer
 
@@ -630,8 +641,12 @@ def scripted(here: Here, *answers: bytes | None) -> Iterator[Scripted]:
         (complaint("403 Forbidden", "foreign_host"), 78, "the gateway's words"),
         (complaint("404 Not Found", "not_found"), 1, "the gateway's words"),
         (complaint("404 Not Found", "no_such_route"), 1, "--gateway is the port that has all APIs"),
+        (complaint("405 Method Not Allowed", "method_not_allowed"), 2, "the gateway's words"),
+        (complaint("408 Request Timeout", "body_stalled"), 1, "the gateway's words"),
         (complaint("409 Conflict", "name_taken"), 1, "the gateway's words"),
         (complaint("412 Precondition Failed", "precondition_failed"), 1, "the gateway's words"),
+        (complaint("431 Request Header Fields Too Large", "headers_too_large"), 2, "the gateway's words"),
+        (complaint("418 I'm a teapot", "unheard_of"), 1, "the gateway's words"),
         (complaint("500 Internal Server Error", "internal"), 1, "the gateway's words (request r-1)"),
         (complaint("502 Bad Gateway", "engine_failed"), 1, "the gateway's words (request r-1)"),
         (complaint("503 Service Unavailable", "busy"), 75, "the gateway's words (request r-1)"),
@@ -654,6 +669,105 @@ def test_what_a_gateway_may_answer(here, file, tmp_path, answer, code, match):
             assert here(*arguments, code=code) == ""
             assert match in here.complaint and "\x1b" not in here.complaint
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_each_status_of_the_gateway_is_an_error_of_ours():
+    """Whoever runs the commands from a program goes by the exit code: what the request can not have, what may come again,
+    what is nobody's fault here."""
+    assert {status: kind.exit_code for status, kind in _ERRORS.items()} == {
+        400: 2, 401: 78, 403: 78, 404: 1, 405: 2, 408: 1, 409: 1, 412: 1, 431: 2, 503: 75, 507: 1,
+    }  # fmt: skip
+
+
+def collected(**changes: Any) -> bytes:
+    refused = [
+        {"entry": 3, "first": "0000000A", "count": 2, "status": "ERROR"},
+        {"entry": 5, "first": "0000000Z", "count": 1, "status": "BUSY"},
+    ]
+    whole = {"tickets": 7, "entries": 4, "processes": 1, "forgotten": 9, "refused": refused}
+    return said("200 OK", json.dumps(whole | changes).encode())
+
+
+def test_what_the_gateway_could_not_delete_is_told(here):
+    """All of it, and by the exit code: it goes on to take room."""
+    with scripted(here, collected(), collected(), collected(refused=[])) as server:
+        assert json.loads(here.unwell("gc", "--json")) == {"dry_run": False} | json.loads(
+            collected().partition(b"\r\n\r\n")[2]
+        )
+        assert here.unwell("gc").splitlines() == [
+            "deleted 7 tickets of 4 extents; 1 processes had died",
+            "not deleted: 0000000A+2, ERROR",
+            "not deleted: 0000000Z+1, BUSY",
+        ]
+        assert here("gc", "--dry-run").splitlines() == ["would delete 7 tickets of 4 extents"]
+    assert [head.split()[0] for head in server.requests] == [b"POST", b"POST", b"GET"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"status": "NONE"}, {"status": "busy"}, {"first": "?"}, {"first": ""}, {"entry": "x"}, {"count": None}],
+    ids=str,
+)
+def test_a_collection_that_is_none(here, changes):
+    one = {"entry": 3, "first": "0000000A", "count": 2, "status": "ERROR"}
+    with scripted(here, collected(refused=[one, one | changes])):
+        here("gc", code=1)
+    assert "says wrongly" in here.complaint or "no gateway of this version" in here.complaint
+
+
+def test_a_collection_takes_its_time(here, monkeypatch):
+    """As long as it takes to delete what there is, while other answers have to come sooner."""
+    monkeypatch.setattr(limits, "GATEWAY_SILENCE_S", 0.05)
+    with scripted(here, None), monkeypatch.context() as hasty:
+        hasty.setattr(limits, "GATEWAY_COLLECT_SILENCE_S", 0.05)
+        here("gc", code=1)
+        assert "silent for too long" in here.complaint
+    with scripted(here, collected(refused=[])) as server:
+        server.pause = 0.2
+        here("gc")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity"])
+def test_bytes_come_as_they_were_put(here, tmp_path, encoding):
+    """Who stored something compressed gets that back: the digest is of those bytes."""
+    content = gzip.compress(b"bytes" * 100)
+    for more in (f"Content-Encoding: {encoding}\r\n", f"X-Kept: {'k' * limits.KEPT_HEADERS_SIZE_MAX}\r\n"):
+        answer = said("200 OK", content, "text/plain", more)
+        with scripted(here, described(content), answer) as server:
+            here("get", "x", "-o", tmp_path / "target")
+        assert (tmp_path / "target").read_bytes() == content
+        for head in server.requests:
+            accepted = re.search(rb"(?i)\r\naccept-encoding: *([^\r]*)", head)
+            assert accepted and accepted[1] == b"identity"  # nobody is asked to compress it on the way
+
+
+@pytest.mark.parametrize("content", [b"bytes", b""])
+def test_the_head_of_an_upload(here, tmp_path, content):
+    """What is known of the bytes, and nothing that is not: a type that nobody gave would be kept with the object."""
+    file = tmp_path / "x"
+    file.write_bytes(content)
+    answers = [GO_ON] if content else []
+    with scripted(here, *answers, described(content)) as server:
+        here("put", file)
+    lines = dict(line.lower().split(b": ", 1) for line in server.requests[0].split(b"\r\n")[1:] if line)
+    assert b"content-type" not in lines and b"cookie" not in lines
+    assert lines[b"expect"] == b"100-continue"
+    assert lines[b"user-agent"].startswith(b"ingest/")
+    if content:
+        assert lines[b"content-length"] == b"5"
+    else:
+        assert lines[b"transfer-encoding"] == b"chunked"
+
+
+def test_an_answer_without_an_end(here, monkeypatch):
+    """It is not kept in memory for as long as somebody sends it."""
+    monkeypatch.setattr(limits, "GATEWAY_ANSWER_MAX", 1000)
+    for size, code in ((1000, 0), (1001, 1), (3_000_000, 1)):
+        page = json.dumps({"objects": [], "next": None}).encode().ljust(size)
+        for answer, right in ((said("200 OK", page), code), (said("404 Not Found", page), 1)):
+            with scripted(here, answer):
+                here("ls", code=right)
+            assert ("an answer of more than 1,000 bytes" in here.complaint) == (size > 1000)
 
 
 def test_a_token_goes_nowhere_else(here, monkeypatch, tmp_path):

@@ -4,13 +4,16 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingest import limits, ticket
+from ingest.client import put_channel
 from ingest.client._seal import seal
+from ingest.client.channel import _Connection
 from ingest.client.put_channel import Batch, PutChannel, _Span, _Spans
 from ingest.errors import ConnectionLostError, ProtocolError
 from ingest.limits import FRAME_SIZE
@@ -463,5 +466,168 @@ def test_giving_up_fails_those_who_add_and_those_who_wait() -> None:
             with pytest.raises(ConnectionLostError, match="gone"):
                 await waiting
         assert batch.left == 0
+
+    asyncio.run(work())
+
+
+class Full:
+    """A transport whose buffer is full after each write."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self.connection = connection
+        self.sent: list[int] = []  # frames of each write
+
+    def write(self, data: bytes | memoryview) -> None:
+        assert self.connection.writable
+        self.sent.append(len(data) // FRAME_SIZE)
+        self.connection.pause_writing()
+
+
+def test_no_more_is_sent_than_the_connection_takes() -> None:
+    """What does not go out would lie in the transport's buffer, all that may be in flight: the client holds it, and sends
+    it when there is room again, of this connection and not of one before."""
+
+    async def work() -> None:
+        channel = Unconnected()
+        before, connection = _Connection(channel), _Connection(channel)
+        before.transport, connection.transport = Full(before), Full(connection)
+        channel._connection = connection
+        await channel.add(FIRST, frames(FIRST, 5 * limits.SEND_FRAMES), Batch(limits.IN_FLIGHT_MAX))
+        sent = connection.transport.sent
+        await turn()
+        for times in range(1, 6):
+            channel.wake()
+            await turn()
+            before.resume_writing()
+            assert sent == [limits.SEND_FRAMES] * times
+            assert channel._sent == times * limits.SEND_FRAMES
+            connection.resume_writing()  # nothing else wakes it
+            assert len(sent) == min(times + 1, 5)
+        assert sent == [limits.SEND_FRAMES] * 5 and before.transport.sent == []
+        await channel.add(FIRST + 10_000, frames(FIRST + 10_000, 1), Batch(1))
+        await turn()
+        assert sent[5:] == [1]
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("of", ["its batch", "the channel"])
+@pytest.mark.parametrize("between", ["nothing", "another cut", "a broken connection"])
+@pytest.mark.parametrize("status", RETRIED)
+def test_the_time_of_retries_is_counted_from_the_first_one(
+    no_delay: None, monkeypatch: pytest.MonkeyPatch, status: Status, between: str, of: str
+) -> None:
+    """Not from the last: a disk that fails for good would be tried for ever. Nor anew by what happens to others."""
+    clock = [1000.0]
+    monkeypatch.setattr(put_channel, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    async def work() -> None:
+        channel = Unconnected(retry_for=10 if of == "the channel" else 1e9)
+        batch = Batch(10, retry_for=None if of == "the channel" else 10)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 5), batch)
+        for late in (0, 4, 8, 12):
+            clock[0] = 1000.0 + late
+            wire.take_all()
+            assert batch.left == 5 and not batch.refused
+            if between == "another cut":
+                wire.ack(wire.in_flight[late // 4 : late // 4 + 1], [status])
+            if between == "a broken connection":
+                wire.disconnect()
+                wire.take_all()
+            wire.ack(wire.in_flight[:], [status] * len(wire.in_flight))
+            for _ in range(20):
+                await turn()
+        assert batch.left == 0 and set(batch.refused.values()) <= {status, Status.ERROR}
+        assert not channel.has_work() and not channel._later
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("error", [ConnectionLostError("silent"), ProtocolError("wrong")], ids=str)
+def test_what_comes_when_a_connection_is_done_with_is_not_looked_at(error: Exception) -> None:
+    """An answer behind a wrong one proves nothing, and what is sent again is not answered before it is."""
+
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        wire, connection = Wire(channel), _Connection(channel)
+        await channel.add(FIRST, frames(FIRST, 3), batch)
+        wire.take_all()
+        acks = b"".join(frame[:8] + bytes([Status.SAVED]) for frame in wire.in_flight)
+        for part in (acks[:9], acks[9:13]):
+            connection.get_buffer(-1)[: len(part)] = part
+            connection.buffer_updated(len(part))
+        assert batch.left == 2
+        connection.end(error)
+        connection.get_buffer(-1)[: len(acks[13:])] = acks[13:]
+        connection.buffer_updated(len(acks[13:]))
+        assert batch.left == 2 and connection.ended.result() is error
+        wire.disconnect()
+        wire.take_all()
+        assert len(wire.in_flight) == 2
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_call_that_is_cancelled_while_it_waits_for_room_leaves_the_others(which: int) -> None:
+    """They wait for the same room."""
+
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        wire = Wire(channel)
+        await channel.add(FIRST, frames(FIRST, 10), batch)
+        adding = [
+            asyncio.create_task(channel.add(FIRST + 10 * i, frames(FIRST + 10 * i, 2), batch))
+            for i in (1, 2, 3)
+        ]
+        await turn()
+        adding[which].cancel()
+        await turn()
+        assert [task.done() for task in adding] == [i == which for i in range(3)]
+        wire.take_all()
+        wire.ack(wire.in_flight[:], [Status.SAVED] * 10)
+        await asyncio.gather(*adding[:which], *adding[which + 1 :])
+        wire.take_all()
+        wire.ack(wire.in_flight[:], [Status.SAVED] * 4)
+        assert not channel.has_work() and batch.left == 0
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    "end", ["answers", "answers while nobody waits", "an error", "one while nobody waits"]
+)
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_wait_that_was_cancelled_may_begin_again(times: int, end: str) -> None:
+    """What is answered meanwhile is not lost, and what was refused can be seen at any time."""
+
+    async def work() -> None:
+        channel, batch = Unconnected(), Batch(10)
+        wire = Wire(channel)
+        for part in (0, 1):  # of two buffers: an outage is told for each
+            await channel.add(FIRST + 3 * part, frames(FIRST + 3 * part, 3 - part), batch)
+        wire.take_all()
+        for answered in range(1, times + 1):
+            waiting = asyncio.create_task(batch.wait())
+            await turn()
+            waiting.cancel()
+            await turn()
+            wire.ack(wire.in_flight[:1], [Status.CONFLICT])
+            assert list(batch.refused.values()) == [Status.CONFLICT] * answered
+        waits = [] if "nobody" in end else [asyncio.create_task(batch.wait())]
+        await turn()
+        assert batch.left == 5 - times and not any(one.done() for one in waits)
+        refused = dict(batch.refused)
+        if "answers" in end:
+            wire.ack(wire.in_flight[:], [Status.SAVED] * (5 - times))
+            for waiting in (*waits, batch.wait(), batch.wait()):
+                await waiting
+        else:
+            channel.give_up(ConnectionLostError("the first"))
+            for waiting in (*waits, batch.wait(), batch.wait()):
+                with pytest.raises(ConnectionLostError, match="the first"):
+                    await waiting
+        assert batch.refused == refused and batch.left == 0
 
     asyncio.run(work())

@@ -20,7 +20,7 @@ import pytest
 import trustme
 from tls_rig import TlsEnd, certificates, chain, client_context, meet
 
-from ingest import tls
+from ingest import limits, tls
 from ingest.client.async_client import AsyncClient
 from ingest.client.proof import Expected
 from ingest.errors import ConfigError, ConnectionLostError
@@ -103,6 +103,36 @@ def test_a_certificate_that_cannot_be_pinned(files: Files, tmp_path: Path, conte
         path.write_bytes(content if content != b"cut" else whole[:200] + whole[260:])
     with pytest.raises(ConfigError, match="spoilt"):
         engine_context(pinning(path))
+
+
+@pytest.mark.parametrize("ca", [False, True])
+def test_a_key_without_its_certificate_is_refused(files: Files, ca: bool) -> None:
+    """Nothing would be shown to a server that asks, and the connection would end without a word of why."""
+    with pytest.raises(ConfigError, match="own: a key needs its certificate"):
+        tls.client_context(files.ca if ca else None, None, files.own)
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_each_file_is_read_whole_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """A file of CAs that was cut is one that trusts fewer than it says; and none is taken for another."""
+    monkeypatch.setattr(limits, "CERTIFICATE_FILE_SIZE_MAX", 1000)
+    paths = [tmp_path / name for name in ("chain", "key", "ca")]
+    for number, path in enumerate(paths):
+        path.write_bytes(b"%d" % number * 1000)
+    found = tls.read_certificates(*paths)
+    assert (found.chain, found.key, found.ca) == (b"0" * 1000, b"1" * 1000, b"2" * 1000)
+    assert found.names == tuple(map(str, paths))
+    alone = [path if number == which else None for number, path in enumerate(paths)]
+    found = tls.read_certificates(*alone)
+    assert [found.chain, found.key, found.ca] == [path and path.read_bytes() for path in alone]
+    paths[which].write_bytes(bytes(1001))
+    with pytest.raises(ConfigError, match=f"{paths[which].name}: more than 1000 bytes"):
+        tls.read_certificates(*paths)
+    paths[which].unlink()
+    with pytest.raises(ConfigError, match=f"{paths[which].name}: No such file"):
+        tls.read_certificates(*paths)
 
 
 def test_each_connection_of_a_client_speaks_tls(files: Files) -> None:
