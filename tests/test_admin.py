@@ -47,7 +47,7 @@ def read_chunk(index: int) -> tuple[Status, bytes]:
 class Port:
     """An admin port on all of ``hosts``; ``addresses`` are those of its sockets, ``address`` is the first of them."""
 
-    def __init__(self, *hosts: str) -> None:
+    def __init__(self, *hosts: str, layout: str = "pack") -> None:
         self.queue = Queue(1, 4)
         sockets = [sock for host in hosts for sock in listeners.bind_alone((host, 0))]
         for sock in sockets:
@@ -57,7 +57,8 @@ class Port:
             for host, sock in zip(hosts, sockets, strict=True)
         ]
         self.address = self.addresses[0]
-        store = SimpleNamespace(data_fd=os.open("/", os.O_RDONLY | os.O_CLOEXEC), wal_dir=Path("/"))
+        data_fd = os.open("/", os.O_RDONLY | os.O_CLOEXEC)
+        store = SimpleNamespace(data_fd=data_fd, wal_dir=Path("/"), layout=layout)
         node = Node(ServerConfig(), store, SimpleNamespace(), self.queue, sockets)  # type: ignore[arg-type]
         self.pid = os.fork()
         if self.pid == 0:
@@ -99,8 +100,8 @@ class Port:
 
 
 @contextmanager
-def opened(*hosts: str) -> Iterator[Port]:
-    port = Port(*hosts)
+def opened(*hosts: str, layout: str = "pack") -> Iterator[Port]:
+    port = Port(*hosts, layout=layout)
     try:
         yield port
     finally:
@@ -141,6 +142,16 @@ def test_metrics(port: Port) -> None:
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert b'ingest_frames_received_total{process="worker-0"} 42.0\n' in body
     assert body.endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("kept_free", "store"), [(limits.RESERVE_INODES, "pack"), (limits.RESERVE_INODES_TREE, "tree")]
+)
+def test_the_inodes_that_are_kept_free_are_those_of_the_layout(kept_free: int, store: str) -> None:
+    """Who waits for an alarm by it hears nothing before puts are refused, if it is the other one's."""
+    with opened("127.0.0.1", layout=store) as port:
+        _, body, _ = port.get("/metrics")
+    assert f"\ningest_disk_reserve_inodes {float(kept_free)}\n".encode() in body
 
 
 def test_version(port: Port) -> None:

@@ -8,11 +8,20 @@ import resource
 from pathlib import Path
 
 import pytest
+from committer_rig import CommitterRig
 from test_store import FakeStat
 
 from ingest import limits
 from ingest.store import space as space_module
-from ingest.store.space import Room, Space, existing, explain, shortage_at_start, takes_no_file
+from ingest.store.space import (
+    Room,
+    Space,
+    existing,
+    explain,
+    inodes_kept_free,
+    shortage_at_start,
+    takes_no_file,
+)
 
 MIB = 1 << 20
 SEGMENT = limits.LOG_SEGMENT_SIZE
@@ -157,3 +166,33 @@ def test_the_nearest_directory_that_is_there(tmp_path: Path) -> None:
     for path, found in (("a", "a"), ("a/b", "a"), ("a/b/c", "a"), ("b/c", "")):
         assert space_module.existing(tmp_path / path) == tmp_path / found
     assert existing(Path("/")) == Path("/")
+
+
+def test_a_start_and_a_server_keep_the_same_inodes_free(tmp_path: Path, layout: str) -> None:
+    """And the metrics name that number: a check, an alarm and a refusal speak of one bound."""
+    with CommitterRig(tmp_path, layout=layout) as rig:
+        assert rig.packs.inodes_reserve == inodes_kept_free(layout)
+    assert inodes_kept_free("pack") < inodes_kept_free("tree")
+
+
+@pytest.mark.parametrize("reserve", [0, 1, 5 * SEGMENT, 1 << 40])
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_the_reserve_of_bytes_is_none_of_inodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_disk: bool, reserve: int
+) -> None:
+    """Where the packs lie so many inodes are kept as the layout needs; the log's disk needs one for each segment."""
+    wal, real = tmp_path / "wal", os.stat
+    wal.mkdir()
+    other = os.stat_result((0, 0, 99, *[0] * 7))
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: FakeStat(1 << 40))
+    monkeypatch.setattr(os, "statvfs", lambda path: FakeStat(1 << 40))
+    if other_disk:
+        monkeypatch.setattr(os, "stat", lambda path, **named: other if path == wal else real(path, **named))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    rooms = Space(tmp_path, fd, wal, reserve, 77).rooms(7 * SEGMENT, 2 * SEGMENT)
+    os.close(fd)
+    assert (rooms[0].reserve_bytes, rooms[0].reserve_inodes) == (reserve + 7 * SEGMENT * (not other_disk), 77)
+    least = min(reserve, 2 * SEGMENT)
+    assert [(room.reserve_bytes, room.reserve_inodes) for room in rooms[1:]] == (
+        [(least, least // SEGMENT)] if other_disk else []
+    )

@@ -30,6 +30,7 @@ from ingest.runtime.wire import Wire
 from ingest.runtime.wires import Wires
 from ingest.status import Status
 from ingest.store.layouts.layout import make_reader
+from ingest.store.space import inodes_kept_free
 
 if TYPE_CHECKING:
     from ingest.engine._queue import Queue
@@ -187,7 +188,11 @@ async def serve_admin(node: Node, reader: Callable[[KeyRing], ReadChunk]) -> Non
     the keys that may have signed them."""
     hosts = [listeners.bound_address(sock)[0] for sock in node.admin_sockets]
     disk = exposition.DiskUse(
-        node.store.data_fd, node.store.wal_dir, node.config.reserve, node.config.wal_size
+        node.store.data_fd,
+        node.store.wal_dir,
+        node.config.reserve,
+        node.config.wal_size,
+        inodes_kept_free(node.store.layout),
     )
     admin = Admin(node.queue, disk, hosts, reader(node.verifying_keys), node.key_names, node.hearts)
     heartbeat.keep_beating()

@@ -47,12 +47,13 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 @dataclass(frozen=True)
 class DiskUse:
-    """Where a node keeps what it stores, and how much of the disk it leaves free or may take, in bytes."""
+    """Where a node keeps what it stores, and how much of the disk it leaves free or may take: bytes, and inodes."""
 
     data: int | Path  # or an open descriptor
     log: Path
     reserve: int
     log_size: int
+    reserve_inodes: int = limits.RESERVE_INODES
 
 
 class Exposition(Collector):
@@ -140,7 +141,7 @@ class Exposition(Collector):
         help = "Below so many free bytes new frames get NO_SPACE; the log may take log_size - log_allocated on top."
         yield GaugeMetricFamily("ingest_disk_reserve_bytes", help, value=self._disk.reserve)
         help = "Below so many free inodes new frames get NO_SPACE."
-        yield GaugeMetricFamily("ingest_disk_reserve_inodes", help, value=limits.RESERVE_INODES)
+        yield GaugeMetricFamily("ingest_disk_reserve_inodes", help, value=self._disk.reserve_inodes)
 
     def _processes(self, rows: Sequence[tuple[str, str, list[int]]]) -> Iterator[Metric]:
         labels = ["process"]

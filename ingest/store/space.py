@@ -125,14 +125,18 @@ def existing(path: Path) -> Path:
     return path if os.path.exists(path) or path.parent == path else existing(path.parent)
 
 
+def inodes_kept_free(layout: str) -> int:
+    """Below so many free inodes a store of ``layout`` takes no new frames."""
+    return limits.RESERVE_INODES_TREE if layout == "tree" else limits.RESERVE_INODES
+
+
 def shortage_at_start(data_dir: Path, wal_dir: Path, layout: str, reserve: int, wal_size: int) -> str | None:
     """What `Space.check` would say to a server that starts here; the directories need not be there yet. OSError."""
     size = limits.LOG_SEGMENT_SIZE
     segments = sum(1 for _ in wal_dir.glob("*.log"))
     fd = os.open(existing(data_dir), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        inodes = limits.RESERVE_INODES_TREE if layout == "tree" else limits.RESERVE_INODES
-        space = Space(data_dir, fd, existing(wal_dir), reserve, inodes)
+        space = Space(data_dir, fd, existing(wal_dir), reserve, inodes_kept_free(layout))
         growth, lacks = wal_size // size - segments, limits.LOG_SIZE_MIN // size - segments
         return space.check(max(0, growth) * size, max(0, lacks) * size)
     finally:
