@@ -62,6 +62,14 @@ class TestSegmentHeader:
         with pytest.raises(CorruptionError, match="digest"):
             SegmentHeader.parse(bytes(block))
 
+    def test_a_single_byte_says_that_a_segment_was_used(self):
+        """Taken for one that never was, it would be written over: what is left of its batches may be all there is."""
+        for at in range(512):
+            block = bytearray(BLOCK_SIZE)
+            block[at] = 0x10
+            with pytest.raises(CorruptionError, match="digest"):
+                SegmentHeader.parse(bytes(block))
+
     def test_an_unknown_version_is_named(self):
         head = SEGMENT_BYTES[:8] + (2).to_bytes(4, "big") + SEGMENT_BYTES[12:]
         with pytest.raises(StoreFormatError, match="format version 2; this program knows 1"):

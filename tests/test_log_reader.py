@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,6 +17,7 @@ from lossy_disk import LossyDisk, PowerCut
 
 from ingest.errors import CorruptionError, StoreFormatError
 from ingest.limits import FRAME_SIZE
+from ingest.store.log import log_reader
 from ingest.store.log.log_format import (
     BLOCK_SIZE,
     BatchHeader,
@@ -29,6 +31,7 @@ from ingest.store.log.log_writer import LogWriter, Segment
 
 BATCH_SIZE = BLOCK_SIZE  # of two frames, padded
 LENGTH = 64 + 2 * FRAME_SIZE
+READ = SEGMENT_SIZE // 4  # at a time, of a segment that is read in parts
 
 
 @pytest.fixture
@@ -337,9 +340,23 @@ class TestSegments:
         found = read_log(tmp_path)
         assert (found.number, found.synced_to, found.batches) == (3, 3, {})
 
-    def test_nothing_stays_open_after_a_refusal(self, wal):
-        import os
+    @pytest.mark.parametrize("got", [0, 1, BLOCK_SIZE, READ // 2, READ - BLOCK_SIZE, READ - 1])
+    @pytest.mark.parametrize("part", [0, 1, SEGMENT_SIZE // READ - 1])
+    def test_a_segment_of_which_a_part_is_not_read_is_refused(self, wal, monkeypatch, part, got):
+        """What the buffer has there is of another segment, or nothing: batches would be missing as if none had been written."""
+        real = os.preadv
 
+        def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:
+            whole = sum(map(len, buffers))
+            return real(fd, buffers, offset) if whole != READ or offset != part * READ else got
+
+        monkeypatch.setattr(log_reader, "READ_SIZE", READ)
+        assert sorted(read_log(wal).batches) == [1, 2, 3, 4, 5]
+        monkeypatch.setattr(os, "preadv", preadv)
+        with pytest.raises(CorruptionError, match="fewer than its size promises"):
+            read_log(wal)
+
+    def test_nothing_stays_open_after_a_refusal(self, wal):
         damage(wal / "0000.log", 30, b"\xff")
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(CorruptionError):

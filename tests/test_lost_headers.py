@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+import errno
+from collections.abc import Callable
+from itertools import combinations, pairwise, product
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +18,10 @@ from ingest.limits import FRAME_SIZE, PACK_HEADER_SIZE
 from ingest.store.check.log_survey import LoggedPack
 from ingest.store.check.pack_check import mend_pack
 from ingest.store.layouts.pack_file import BITMAP_SIZE, PackHeader, bits_of
-from ingest.store.log.lost_headers import LostHeader, bits, runs, valid_slots
+from ingest.store.log.lost_headers import LostHeader, LostHeaders, bits, runs, valid_slots
+
+if TYPE_CHECKING:
+    from ingest.store.layouts._pack_table import PackTable
 
 assert pack  # a fixture
 PUT_KEYS = [KEYS.put, OTHER_KEYS.put]
@@ -119,3 +125,62 @@ def test_runs_are_all_the_bits_and_no_others(slots: set[int]) -> None:
     found = list(runs(sum(1 << slot for slot in slots)))
     assert [slot for first, count in found for slot in range(first, first + count)] == sorted(slots)
     assert all(first + count < later for (first, count), (later, _) in pairwise(found))
+
+
+class Steps:
+    """Stands in for the packs, and notes what is done to them. ``refused``: the step that fails."""
+
+    def __init__(self, refused: str = "") -> None:
+        self.done: list[tuple[str, int]] = []
+        self.refused = refused
+
+    def read(self, pack: int) -> bytes:
+        return b"x" * PACK_HEADER_SIZE
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        def step(pack: int = 0, *rest: object) -> None:
+            if name == self.refused:
+                raise OSError(errno.EIO, "the disk")
+            self.done.append((name, pack))
+
+        return step
+
+
+ERASED = [packs for count in range(4) for packs in combinations((5, 6, 7), count)]
+
+
+def lost_of(steps: Steps, erased: tuple[int, ...]) -> LostHeaders:
+    lost = LostHeaders(cast("PackTable", steps), [])
+    for pack in (5, 6, 7):
+        lost.add(pack)
+    for pack in erased:
+        lost.delete(pack, 3, 2)
+    return lost
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("erased", ERASED, ids=str)
+def test_all_headers_are_durable_before_a_slot_of_any_pack_is_erased(
+    erased: tuple[int, ...], sync: bool
+) -> None:
+    steps = Steps()
+    lost = lost_of(steps, erased)
+    lost.make(sync)
+    headers = [(name, pack) for pack in (5, 6, 7) for name in ("install_header", "rewrite_header")]
+    flush = [(name, 0) for name in ("flush_begins", "sync", "flush_done") if sync and erased]
+    erasing = [("replay_delete", pack) for pack in erased]
+    assert steps.done == [*headers, *flush, *erasing]
+    assert not any(pack in lost for pack in (5, 6, 7))
+    lost.make(sync)
+    assert steps.done == [*headers, *flush, *erasing], "once is enough"
+
+
+@pytest.mark.parametrize("step", ["install_header", "rewrite_header", "flush_begins", "sync"])
+@pytest.mark.parametrize("erased", ERASED[1:], ids=str)
+def test_nothing_is_erased_when_a_header_could_not_be_made_durable(
+    erased: tuple[int, ...], step: str
+) -> None:
+    steps = Steps(step)
+    with pytest.raises(OSError, match="the disk"):
+        lost_of(steps, erased).make(True)
+    assert "replay_delete" not in dict(steps.done)
