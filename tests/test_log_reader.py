@@ -343,7 +343,7 @@ class TestSegments:
     @pytest.mark.parametrize("got", [0, 1, BLOCK_SIZE, READ // 2, READ - BLOCK_SIZE, READ - 1])
     @pytest.mark.parametrize("part", [0, 1, SEGMENT_SIZE // READ - 1])
     def test_a_segment_of_which_a_part_is_not_read_is_refused(self, wal, monkeypatch, part, got):
-        """What the buffer has there is of another segment, or nothing: batches would be missing as if none had been written."""
+        """What the buffer has there is of another segment, or nothing: as if no batch had been written."""
         real = os.preadv
 
         def preadv(fd: int, buffers: list[memoryview], offset: int) -> int:

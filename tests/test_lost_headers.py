@@ -146,15 +146,16 @@ class Steps:
         return step
 
 
-ERASED = [packs for count in range(4) for packs in combinations((5, 6, 7), count)]
+LOST = (5, 6, 7)
+ERASED = [packs for count in range(4) for packs in combinations(LOST, count)]
 
 
 def lost_of(steps: Steps, erased: tuple[int, ...]) -> LostHeaders:
     lost = LostHeaders(cast("PackTable", steps), [])
-    for pack in (5, 6, 7):
-        lost.add(pack)
-    for pack in erased:
-        lost.delete(pack, 3, 2)
+    for number in LOST:
+        lost.add(number)
+    for number in erased:
+        lost.delete(number, 3, 2)
     return lost
 
 
@@ -166,11 +167,11 @@ def test_all_headers_are_durable_before_a_slot_of_any_pack_is_erased(
     steps = Steps()
     lost = lost_of(steps, erased)
     lost.make(sync)
-    headers = [(name, pack) for pack in (5, 6, 7) for name in ("install_header", "rewrite_header")]
+    headers = [(name, number) for number in LOST for name in ("install_header", "rewrite_header")]
     flush = [(name, 0) for name in ("flush_begins", "sync", "flush_done") if sync and erased]
-    erasing = [("replay_delete", pack) for pack in erased]
+    erasing = [("replay_delete", number) for number in erased]
     assert steps.done == [*headers, *flush, *erasing]
-    assert not any(pack in lost for pack in (5, 6, 7))
+    assert not any(number in lost for number in LOST)
     lost.make(sync)
     assert steps.done == [*headers, *flush, *erasing], "once is enough"
 

@@ -590,13 +590,19 @@ class TestLog:
         rig.open()
 
     def test_a_segment_that_was_being_made_is_dropped_and_a_whole_one_kept(self, rig):
+        """By its size, to the byte: one of another size is refused by the start after it was used."""
         rig.put(FIRST)
         rig.commit()
-        (rig.wal / "0001.log").write_bytes(bytes(SEGMENT_SIZE // 2))
-        (rig.wal / "0002.log").write_bytes(bytes(SEGMENT_SIZE))
+        sizes = (0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, SEGMENT_SIZE // 2, SEGMENT_SIZE - 1, SEGMENT_SIZE + 1)
+        for number, size in enumerate((*sizes, SEGMENT_SIZE, 2 * SEGMENT_SIZE), 1):
+            (rig.wal / f"{number:04d}.log").write_bytes(bytes(size))
+        whole = f"{len(sizes) + 1:04d}.log"
         rig.crash()
-        assert sorted(path.name for path in rig.wal.iterdir()) == ["0000.log", "0002.log"]
-        assert rig.log.segments == 2
+        assert sorted(path.name for path in rig.wal.iterdir()) == ["0000.log", whole]
+        assert {path.name for path in rig.log.opened()} == {"0000.log", whole}
+        opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in map(int, os.listdir("/proc/self/fd"))
+                  if os.path.lexists(f"/proc/self/fd/{fd}")]  # fmt: skip
+        assert not [path for path in opened if path.startswith(str(rig.wal)) and "deleted" in path]
 
     def test_the_names_of_segments_are_durable_before_they_are_used(self, rig, monkeypatch):
         """A segment may be whole while its name never reached the disk: its maker died between the two syncs."""

@@ -75,7 +75,9 @@ class Steps:
         self.new = new
         self.fails = fails
         self.began = False
-        monkeypatch.setattr(export_module, "sync_everything", self.wrap("sync all", export_module.sync_everything))
+        monkeypatch.setattr(
+            export_module, "sync_everything", self.wrap("sync all", export_module.sync_everything)
+        )
         for name in ("rename", "unlink", "fsync"):
             monkeypatch.setattr(os, name, self.wrap(name, getattr(os, name)))
 
