@@ -161,3 +161,31 @@ def test_each_catalog_has_an_id_that_no_other_one_has(tmp_path, monkeypatch, mak
         path.unlink()
     assert len(set(ids)) == len(ids) and {len(one) for one in ids} == {16}
     assert all(len({one[at] for one in ids}) > 1 for at in range(16)), "a byte that all of them have"
+
+
+def no_catalog(path: Path) -> None:
+    path.write_bytes(b"no database at all " * 100)
+
+
+def of_another_program(path: Path) -> None:
+    apsw.Connection(str(path)).execute("CREATE TABLE t(x)")
+
+
+def of_before(path: Path) -> None:
+    make_file(path)
+    of_format_1(path)
+
+
+def of_later(path: Path) -> None:
+    make_file(path)
+    apsw.Connection(str(path)).pragma("user_version", 99)
+
+
+@pytest.mark.parametrize("make", [no_catalog, of_another_program, of_before, of_later])
+def test_what_is_refused_is_not_kept_open(tmp_path, make: Callable[[Path], None]):
+    """A gateway's start looks again and again; and it is to be repaired or replaced."""
+    make(tmp_path / "catalog.db")
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(CatalogError) as kept:
+        Database(tmp_path / "catalog.db")
+    assert sorted(os.listdir("/proc/self/fd")) == before, kept.value
