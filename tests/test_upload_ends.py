@@ -6,23 +6,23 @@ A process that ends gives everything back; one that stays for months must not ne
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blake3 import blake3
-from reference_server import Faults, ReferenceServer
+from reference_server import Faults, ReferenceServer, build_frame
 
 from ingest.catalog.catalog_reader import CatalogReader
 from ingest.catalog.extent import FIRST, RESERVED, chunks_needed
 from ingest.catalog.local_catalog import LocalCatalog
 from ingest.catalog.version import ABSENT, SAME, VersionState
 from ingest.client.async_client import AsyncClient
-from ingest.errors import NameTakenError, RefusedError, UploadLostError
+from ingest.errors import BusyError, NameTakenError, RefusedError, UploadLostError
 from ingest.limits import DATA_SIZE, SMALL_OBJECT_MAX
 from ingest.objects.local_store import LocalStore
 from ingest.objects.memory_budget import ALLOWANCE_SIZE
@@ -31,6 +31,7 @@ from ingest.status import Status
 KEY = bytes(range(32))
 SMALL, LARGE = 10 * DATA_SIZE - 3, 2 * SMALL_OBJECT_MAX  # the second one goes in several pieces
 LAST = chunks_needed(LARGE) - 1
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -60,10 +61,13 @@ class Rig:
 
 
 def run(
-    tmp_path: Path, work: Callable[[Rig], Coroutine[Any, Any, None]], faults: Faults | None = None
+    tmp_path: Path,
+    work: Callable[[Rig], Coroutine[Any, Any, None]],
+    faults: Faults | None = None,
+    kind: type[LocalCatalog] = LocalCatalog,
 ) -> None:
     async def main(server: ReferenceServer, reader: CatalogReader) -> None:
-        catalog = await LocalCatalog.open(reader.path)
+        catalog = await kind.open(reader.path)
         put, get = server.put_address, server.get_address
         async with await AsyncClient.connect(put, get, KEY, retry_for=0) as client:
             store = await LocalStore.enter(client, catalog, reader, KEY, "test", 1000)
@@ -193,5 +197,40 @@ def test_who_may_borrow_nothing_has_one_allowance_at_a_time(tmp_path: Path, size
         assert before <= ALLOWANCE_SIZE + 1
         await rig.ended()
 
-    with suppress(asyncio.CancelledError):
-        run(tmp_path, work, Faults(gate=gate))
+    run(tmp_path, work, Faults(gate=gate))
+
+
+class NeverLearns(LocalCatalog):
+    """Of no conflict; ``asked`` how often."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.asked = itertools.count(1)
+        self.again = asyncio.Event()
+
+    async def conflicted(self, owner: int, index: int, version: int | None = None) -> None:
+        if next(self.asked) > 1:
+            self.again.set()
+        raise BusyError("another process has the catalog")
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_process_ends_though_the_catalog_learns_of_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Neither who uploads nor the end waits for it for ever; until then it is tried again, and nothing is garbage."""
+    monkeypatch.setattr("ingest.objects.chunk_writer.UPLOAD_SETTLE_S", 0.01)
+
+    async def work(rig: Rig) -> None:
+        rig.server.model.frame(build_frame(KEY, FIRST + 3, b"foreign"))
+        async with asyncio.timeout(PATIENCE_S):
+            with pytest.raises(BusyError):
+                await rig.store.put("n", "a", body_of(bytes_of(size)))
+            await rig.store._receiver.writer.close()
+            assert not rig.reader.garbage(10)
+            catalog = rig.store._catalog
+            assert isinstance(catalog, NeverLearns)
+            await catalog.again.wait()
+            assert not rig.reader.garbage(10)
+
+    run(tmp_path, work, kind=NeverLearns)
