@@ -321,6 +321,19 @@ class TestFullDisk:
 
         asyncio.run(run())
 
+    def test_what_was_in_the_log_is_in_the_file_when_it_is_closed(self, disk):
+        """With room of the reserve: whoever takes the file alone has all of it."""
+        catalog = Catalog(disk / "catalog.db")
+        assert catalog.room.fill()
+        with catalog.change():
+            owners = [catalog.enter(f"{i}" + 3000 * "x") for i in range(300)]
+        fill(disk)
+        catalog.close_whole()
+        assert not list(disk.glob("catalog.db-*"))
+        (disk / "ballast").unlink()
+        with Catalog(disk / "catalog.db") as opened, opened.change():
+            assert opened.enter("next") == owners[-1] + 1
+
     def test_a_process_that_the_catalog_cannot_take_enters_when_there_is_room(self, disk):
         """Without any reserve."""
         path = disk / "catalog.db"

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,25 @@ def test_a_death_at_any_statement_leaves_one_of_either_format(old, tmp_path, mon
         with CatalogReader(path) as reader:
             assert len(reader.identity().id) == 16
         assert format_of(path) == FORMAT
+
+
+def test_one_that_another_process_migrates_meanwhile_keeps_its_id(old, monkeypatch):
+    """It has looked before the other one was done, and its turn comes after: the store may carry that id by then."""
+    ids = []
+    transaction = Database.transaction
+
+    def overtaken(self: Database) -> AbstractContextManager[None]:
+        monkeypatch.setattr(Database, "transaction", transaction)
+        migrate(old)
+        with CatalogReader(old) as reader:
+            ids.append(reader.identity())
+        return transaction(self)
+
+    monkeypatch.setattr(Database, "transaction", overtaken)
+    migrate(old)
+    with CatalogReader(old) as reader:
+        assert [reader.identity()] == ids
+    assert format_of(old) == FORMAT
 
 
 def test_one_that_lacks_nothing_is_not_locked(tmp_path):

@@ -325,5 +325,5 @@ def _refuse_lost(path: Path) -> None:
         return
     layout = read_store_json(path.parent / "store.json")["layout"]
     first = data_dir / ("00/00/00/obj" if layout == "pack" else "00/00/00/00")  # where the first ticket lies
-    if first.exists():
+    if first.exists() and not path.exists():
         raise CatalogError(f"{path} is missing, but objects are stored in {data_dir}; {REBUILD}")
