@@ -30,7 +30,7 @@ from ingest.errors import (
 )
 from ingest.gateway.process import gateway_processes, upstream
 from ingest.gateway.process.gateway_config import GatewayConfig
-from ingest.gateway.process.gateway_processes import announce, bind, close
+from ingest.gateway.process.gateway_processes import announce, bind, close, worker_count
 from ingest.gateway.process.serve import beside
 from ingest.gateway.process.upstream import Binding
 from ingest.runtime import listeners
@@ -68,6 +68,17 @@ def test_every_process_has_a_socket_of_every_port(
         assert len({sock.getsockname() for sock in every}) == hosts * (1 + len(apis))
     finally:
         close(shares)
+
+
+@pytest.mark.parametrize(("asked", "usable"), [(0, 1), (0, 3), (0, 500), (1, 3), (5, 3)])
+def test_there_is_a_process_for_each_core_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, asked: int, usable: int
+) -> None:
+    """In a container these are fewer than the machine has; and no more of them than a gateway may have."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    expected = asked or min(usable, limits.GATEWAY_WORKERS_MAX)
+    assert worker_count(GatewayConfig(http_workers=asked)) == expected
 
 
 # --- what it says of them
