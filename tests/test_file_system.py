@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from ingest.runtime import file_system
-from ingest.runtime.file_system import check_access, sync_everything
+from ingest.errors import ConfigError
+from ingest.runtime.file_system import FileSystem, check_access, refuse_unsuitable, sync_everything
 
 # --- all that is below a directory
 
@@ -95,6 +96,29 @@ def test_a_directory_that_cannot_be_listed_is_told(
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         tree.sync()
+
+
+# --- where files cannot be as we write them
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("volatile", [False, True])
+@pytest.mark.parametrize("block_size", [0, 512, 4096, 4097, 8192, 65536])
+def test_where_no_server_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_size: int, volatile: bool, durable: bool
+) -> None:
+    answer = FileSystem("any", "", volatile, block_size)
+    monkeypatch.setattr(file_system, "file_system", lambda _: answer)
+    before = sorted(os.listdir("/proc/self/fd"))
+    if volatile and durable:
+        with pytest.raises(ConfigError, match="ignores every sync"):
+            refuse_unsuitable(tmp_path, durable=durable)
+    elif block_size > 4096:
+        with pytest.raises(ConfigError, match=f"blocks of {block_size} bytes; at most 4096 "):
+            refuse_unsuitable(tmp_path, durable=durable)
+    else:
+        refuse_unsuitable(tmp_path, durable=durable)
+    assert sorted(os.listdir("/proc/self/fd")) == before
 
 
 # --- who may do what
