@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,15 +50,18 @@ def test_who_reads_it_finds_the_last_one_or_the_next(
 ) -> None:
     """Whatever has been done of it: he may look at any moment, and the server may die there."""
     found: list[dict[str, Any]] = []
-    for name in ("pwrite", "ftruncate", "fstat"):
 
-        def does(*arguments: Any, real: Any = getattr(os, name)) -> Any:
+    def watched(real: Callable[..., Any]) -> Callable[..., Any]:
+        def does(*arguments: Any) -> Any:
             try:
                 return real(*arguments)
             finally:
                 found.append(announced(data_dir))
 
-        monkeypatch.setattr(announcement.os, name, does)
+        return does
+
+    for name in ("pwrite", "ftruncate", "fstat"):
+        monkeypatch.setattr(announcement.os, name, watched(getattr(os, name)))
     allowed: list[dict[str, Any]] = [{}]
     for count in COUNTS:
         announce(node, KEYS[:count])
@@ -100,8 +104,7 @@ def test_what_says_nothing_yet(data_dir: Path, content: bytes | None) -> None:
 def test_only_a_server_that_runs_says_where(data_dir: Path, node: Any) -> None:
     announce(node, KEYS[:1])
     assert running(data_dir) == said(1)
-    for fd in (node.store.lock_fd,):
-        lock_file.fcntl.flock(fd, lock_file.fcntl.LOCK_UN)
+    fcntl.flock(node.store.lock_fd, fcntl.LOCK_UN)
     assert running(data_dir) == said(1), "it has the directory still"
     assert running(data_dir / "nowhere") is None
 

@@ -159,7 +159,9 @@ def test_what_is_asked_for_first_is_the_askers_and_no_records(more: int, size: i
     run(work)
 
 
-@pytest.mark.parametrize("pieces", [[b"A\0B"], [b"A\0", b"B\0"], [b"A\1xB"], [b"A\1", b"xB"], [b"A\1x", b"B\1xB"]])
+@pytest.mark.parametrize(
+    "pieces", [[b"A\0B"], [b"A\0", b"B\0"], [b"A\1xB"], [b"A\1", b"xB"], [b"A\1x", b"B\1xB"]]
+)
 def test_nothing_comes_behind_an_answer(pieces: list[bytes]) -> None:
     """Nothing else was asked for yet: what comes is no answer to what is sent next."""
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingest.runtime import file_system
 from ingest.errors import ConfigError
+from ingest.runtime import file_system
 from ingest.runtime.file_system import FileSystem, check_access, refuse_unsuitable, sync_everything
 
 # --- all that is below a directory
@@ -159,7 +159,9 @@ def test_why_not_is_told(tmp_path: Path) -> None:
 # --- what the kernel says of a mount and of a disk
 
 
-@pytest.mark.parametrize(("mount", "expected"), [("36", ["rw", "lower"]), ("3", ["ro", "volatile"]), ("9", [])])
+@pytest.mark.parametrize(
+    ("mount", "expected"), [("36", ["rw", "lower"]), ("3", ["ro", "volatile"]), ("9", [])]
+)
 def test_the_options_are_those_of_its_own_mount(
     monkeypatch: pytest.MonkeyPatch, mount: str, expected: list[str]
 ) -> None:

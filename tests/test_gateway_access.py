@@ -299,9 +299,16 @@ def test_access_of_a_configuration(tmp_path: Path) -> None:
         ({"api": ["blub=127.0.0.1:1"]}, UsageError, "none of blob"),
         ({"api": ["blob=127.0.0.1"]}, UsageError, "not an address"),
         ({"api": ["blob=127.0.0.1:1", "store=127.0.0.1:1"]}, ConfigError, "two ports"),
-        ({"api": ["blob=127.0.0.1:1", "store=127.0.0.1:2", "sos-fetch=127.0.0.1:1"]}, ConfigError, "two ports"),
+        (
+            {"api": ["blob=127.0.0.1:1", "store=127.0.0.1:2", "sos-fetch=127.0.0.1:1"]},
+            ConfigError,
+            "two ports",
+        ),
         ({"http_listen": "127.0.0.1:1", "api": ["blob=127.0.0.1:1"]}, ConfigError, "two ports"),
-        *(({"host": ["a.b", host]}, UsageError, "not the name of a host") for host in ("a:1", "a/", "@a", "[a", "a]")),
+        *(
+            ({"host": ["a.b", host]}, UsageError, "not the name of a host")
+            for host in ("a:1", "a/", "@a", "[a", "a]")
+        ),
         ({"http_workers": "-1"}, UsageError, "whole number"),
         ({"collect_interval": "0"}, ConfigError, "more than 0"),
         ({"open": True, "token_file": "f"}, ConfigError, "either"),

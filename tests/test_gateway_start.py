@@ -231,6 +231,49 @@ def test_another_catalog_s_store_ends_it_whenever_it_shows(
     asyncio.run(main())
 
 
+def test_who_stops_waiting_for_it_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait on, and uploads may be taken when it is bound."""
+
+    async def main() -> None:
+        rig = Tries(monkeypatch, lambda: None)
+        await rig.begin()
+        waits = [asyncio.create_task(rig.binding.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waits[1].cancel()
+        await asyncio.wait([waits[1]])
+        assert answer(rig.binding.check) is ConnectionLostError
+        await rig.tried(True, None)
+        await asyncio.gather(waits[0], waits[2])
+        assert answer(rig.binding.check) is None
+        await rig.binding.close()
+
+    asyncio.run(main())
+
+
+def test_its_tries_become_rarer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may come after an hour, and is met soon then."""
+    delays: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(delay: float) -> None:
+        delays.append(delay)
+        await real(0)
+
+    async def main() -> None:
+        rig = Tries(monkeypatch, lambda: None)
+        monkeypatch.setattr(limits, "RETRY_DELAY_MIN_S", 0.5)
+        monkeypatch.setattr(limits, "RETRY_DELAY_MAX_S", 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", sleep)
+            await rig.begin()
+            for _, error in [*TRIES, *TRIES]:
+                await rig.tried(False, error)
+            await rig.binding.close()
+
+    asyncio.run(main())
+    assert delays == [0.5, 1, 2, *[3] * (2 * len(TRIES) - 3)]
+
+
 # --- beside its server
 
 SERVER_PORTS = ("listen", "read_listen", "admin_listen")
