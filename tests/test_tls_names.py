@@ -69,16 +69,6 @@ def test_no_other_name_or_address_will_do(host: str) -> None:
     assert not meets(host)[0]
 
 
-def test_what_failed_before_in_this_thread_is_no_reason_against_a_server() -> None:
-    lib = openssl.library()
-    spoilt = b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"
-    for host, good in (("localhost", True), ("elsewhere.example", False), ("localhost", True)):
-        bio = lib.BIO_new_mem_buf(spoilt, len(spoilt))
-        assert not lib.PEM_read_bio_X509(bio, None, None, None)
-        lib.BIO_free(bio)
-        assert meets(host)[0] == good
-
-
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_server_names_each_ca_whose_clients_it_lets_in(count: int) -> None:
     """A client that has several certificates chooses one by that, as browsers and Java do."""
