@@ -299,18 +299,35 @@ def test_access_of_a_configuration(tmp_path: Path) -> None:
         ({"api": ["blub=127.0.0.1:1"]}, UsageError, "none of blob"),
         ({"api": ["blob=127.0.0.1"]}, UsageError, "not an address"),
         ({"api": ["blob=127.0.0.1:1", "store=127.0.0.1:1"]}, ConfigError, "two ports"),
-        ({"host": ["a:1"]}, UsageError, "not the name of a host"),
+        (
+            {"api": ["blob=127.0.0.1:1", "store=127.0.0.1:2", "sos-fetch=127.0.0.1:1"]},
+            ConfigError,
+            "two ports",
+        ),
+        ({"http_listen": "127.0.0.1:1", "api": ["blob=127.0.0.1:1"]}, ConfigError, "two ports"),
+        *(
+            ({"host": ["a.b", host]}, UsageError, "not the name of a host")
+            for host in ("a:1", "a/", "@a", "[a", "a]")
+        ),
         ({"http_workers": "-1"}, UsageError, "whole number"),
         ({"collect_interval": "0"}, ConfigError, "more than 0"),
         ({"open": True, "token_file": "f"}, ConfigError, "either"),
         ({"tls_cert": "c"}, ConfigError, "one of them"),
+        ({"tls_key": "k"}, ConfigError, "one of them"),
         ({"connect_tls_key": "k"}, ConfigError, "certificate"),
+        ({"connect_tls_key": "k", "connect_tls_ca": "a"}, ConfigError, "certificate"),
+        ({"connect_tls_key": "k", "connect_tls_cert": "c"}, ConfigError, "connect_tls_ca"),
         ({"connect_tls_cert": "c"}, ConfigError, "connect_tls_ca"),
     ],
 )
 def test_configurations_that_do_not_fit(flags: dict[str, object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         load_config(flags, {})
+
+
+def test_ports_that_the_kernel_chooses_are_several() -> None:
+    ports = ["blob=127.0.0.1:0", "store=127.0.0.1:0", "blob=127.0.0.1:0"]
+    assert len(load_config({"http_listen": "127.0.0.1:0", "api": ports}, {}).listening) == 4
 
 
 def test_the_lists_of_names_agree() -> None:

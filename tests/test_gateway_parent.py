@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import signal
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -53,10 +54,11 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[logging.Logger]:
     monkeypatch.setattr(gateway_processes.logs, "name_process", lambda _: None)
     monkeypatch.setattr(gateway_processes, "raise_open_files_limit", lambda: None)
     root = logging.getLogger()
-    before = root.level
+    before, handler = root.level, signal.getsignal(signal.SIGHUP)
     root.setLevel(logging.INFO)
     yield root
     root.setLevel(before)
+    signal.signal(signal.SIGHUP, handler)
 
 
 class Parent:
@@ -102,7 +104,7 @@ def test_which_processes_there_are_and_in_which_order(
 
     def work(parent: Parent) -> int:
         assert [[child.name for child in rank] for rank in parent.ranks] == [["catalog"], [*PROCESSES[1:]]]
-        assert [child.reloads for child in parent.children.values()] == [False, True, True, True]
+        assert [child.reloads for child in parent.children.values()] == [True] * 4
         assert [child.replaced_when_silent for child in parent.children.values()] == [False, True, True, True]
         assert not any(child.stays or child.has_line for child in parent.children.values())
         assert parent.patience == 7 and parent.reload is not None and parent.release is not None
@@ -276,6 +278,46 @@ def test_hup_is_passed_on_when_all_of_it_can_be_used(
         parent.close()
         return 0
 
+    Parent(monkeypatch, work)
+    assert run_gateway(config, read) == 0
+
+
+@pytest.mark.parametrize("trouble", [None, "configuration"])
+def test_hup_changes_the_log_level_of_the_catalog_s_process(
+    config: GatewayConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    log: logging.Logger,
+    trouble: str | None,
+) -> None:
+    """One that came while it began is heeded when it can be reached, and the next one at once."""
+    levels = ["error", "debug"]
+
+    def read() -> GatewayConfig:
+        if trouble is not None:
+            raise ConfigError("it cannot be read")
+        return replace(config, log_level=levels.pop(0))
+
+    def serve_catalog(data_dir: Path, ready: Callable[[], None]) -> None:
+        assert data_dir == config.data_dir
+        signal.raise_signal(signal.SIGHUP)
+        assert log.level == logging.INFO and "nothing was reloaded" not in caplog.text
+        ready()
+        for level in (logging.ERROR, logging.DEBUG):
+            assert log.level == (level if trouble is None else logging.INFO)
+            assert ("nothing was reloaded: it cannot be read" in caplog.text) == (trouble is not None)
+            if level == logging.ERROR:
+                signal.raise_signal(signal.SIGHUP)
+
+    def work(parent: Parent) -> int:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            return parent.children["catalog"].main()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            parent.close()
+
+    monkeypatch.setattr(gateway_processes, "serve_catalog", serve_catalog)
     Parent(monkeypatch, work)
     assert run_gateway(config, read) == 0
 

@@ -30,7 +30,7 @@ from ingest.errors import (
 )
 from ingest.gateway.process import gateway_processes, upstream
 from ingest.gateway.process.gateway_config import GatewayConfig
-from ingest.gateway.process.gateway_processes import announce, bind, close
+from ingest.gateway.process.gateway_processes import announce, bind, close, worker_count
 from ingest.gateway.process.serve import beside
 from ingest.gateway.process.upstream import Binding
 from ingest.runtime import listeners
@@ -68,6 +68,17 @@ def test_every_process_has_a_socket_of_every_port(
         assert len({sock.getsockname() for sock in every}) == hosts * (1 + len(apis))
     finally:
         close(shares)
+
+
+@pytest.mark.parametrize(("asked", "usable"), [(0, 1), (0, 3), (0, 500), (1, 3), (5, 3)])
+def test_there_is_a_process_for_each_core_that_may_be_used(
+    monkeypatch: pytest.MonkeyPatch, asked: int, usable: int
+) -> None:
+    """In a container these are fewer than the machine has; and no more of them than a gateway may have."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(usable)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    expected = asked or min(usable, limits.GATEWAY_WORKERS_MAX)
+    assert worker_count(GatewayConfig(http_workers=asked)) == expected
 
 
 # --- what it says of them
@@ -218,6 +229,49 @@ def test_another_catalog_s_store_ends_it_whenever_it_shows(
         await rig.binding.close()
 
     asyncio.run(main())
+
+
+def test_who_stops_waiting_for_it_does_not_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait on, and uploads may be taken when it is bound."""
+
+    async def main() -> None:
+        rig = Tries(monkeypatch, lambda: None)
+        await rig.begin()
+        waits = [asyncio.create_task(rig.binding.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        waits[1].cancel()
+        await asyncio.wait([waits[1]])
+        assert answer(rig.binding.check) is ConnectionLostError
+        await rig.tried(True, None)
+        await asyncio.gather(waits[0], waits[2])
+        assert answer(rig.binding.check) is None
+        await rig.binding.close()
+
+    asyncio.run(main())
+
+
+def test_its_tries_become_rarer_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine may come after an hour, and is met soon then."""
+    delays: list[float] = []
+    real = asyncio.sleep
+
+    async def sleep(delay: float) -> None:
+        delays.append(delay)
+        await real(0)
+
+    async def main() -> None:
+        rig = Tries(monkeypatch, lambda: None)
+        monkeypatch.setattr(limits, "RETRY_DELAY_MIN_S", 0.5)
+        monkeypatch.setattr(limits, "RETRY_DELAY_MAX_S", 3)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", sleep)
+            await rig.begin()
+            for _, error in [*TRIES, *TRIES]:
+                await rig.tried(False, error)
+            await rig.binding.close()
+
+    asyncio.run(main())
+    assert delays == [0.5, 1, 2, *[3] * (2 * len(TRIES) - 3)]
 
 
 # --- beside its server

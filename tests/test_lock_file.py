@@ -70,6 +70,20 @@ def test_no_link_is_followed(path, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_nobody_else_may_read_it_or_keep_it(path):
+    """Who may open a lock may have it, and keep a server from its store. One that is there is left as it is."""
+    before = os.umask(0)
+    try:
+        for mode in (0o600, 0o640):
+            fd = lock_file.open_lock(path)
+            assert os.fstat(fd).st_mode & 0o777 == mode
+            assert not os.get_inheritable(fd)
+            os.close(fd)
+            path.chmod(0o640)
+    finally:
+        os.umask(before)
+
+
 def close(fds):
     for fd in fds:
         os.close(fd)

@@ -24,6 +24,11 @@ def written(capfd: pytest.CaptureFixture[str]) -> str:
     return capfd.readouterr().err
 
 
+def said(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines, but for what is told of those that another test has lost."""
+    return [line for line in written(capfd).splitlines() if "could not be written" not in line]
+
+
 def test_a_line_has_time_process_level_and_text(capfd: pytest.CaptureFixture[str]) -> None:
     logs.start("info")
     logs.name_process("worker-3")
@@ -78,3 +83,34 @@ def test_lines_about_peers_have_a_limit() -> None:
         budget.lapsed(125.0) == []
     )  # what is left out is told when its next interval is over, at the latest
     assert budget.lapsed(135.0) == [("bad", 1)]
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ZeroDivisionError("nothing to say")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("argument", ["x", None, Unspeakable(), b"\n"])
+@pytest.mark.parametrize("text", ["%d of them", "%d\n%s", "%"])
+def test_a_message_that_cannot_be_formatted_fails_nobody(
+    capfd: pytest.CaptureFixture[str], text: str, argument: object
+) -> None:
+    """It is a line all the same, one of them."""
+    logs.start("info")
+    logging.getLogger("ingest.x").warning(text, argument)
+    logging.getLogger("ingest.x").warning("the next")
+    lines = said(capfd)
+    assert len(lines) == 2 and " warning a message cannot be formatted, " in lines[0] and text[:2] in lines[0]
+    assert lines[1].endswith(" warning the next")
+
+
+def test_each_line_comes_once_however_often_a_log_is_started(capfd: pytest.CaptureFixture[str]) -> None:
+    """`ingest serve` starts it, and so does each of its children: with the level that it has then."""
+    for level in ("debug", "error", "info"):
+        logs.start(level)
+    for say in (logging.debug, logging.info):
+        say("once")
+    (line,) = said(capfd)
+    assert line.endswith(" info once")

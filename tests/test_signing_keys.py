@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import json
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import pytest
 from ingest import limits
 from ingest.client.async_client import AsyncClient
 from ingest.errors import KeyFileError
-from ingest.gateway.process.gateway_config import load_config
-from ingest.gateway.process.signing_keys import SigningKeys, Telling
+from ingest.gateway.process.gateway_config import GatewayConfig, load_config
+from ingest.gateway.process.signing_keys import SigningKeys, Telling, read_keys
 from ingest.mac import KeyRing
 
 ONE, TWO, THREE, FOUR = (bytes([number]) * 32 for number in range(1, 5))
@@ -225,5 +226,107 @@ def test_none_switches_after_its_end(run: Callable[..., None]) -> None:
         rig.telling.end()
         await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
         assert rig.signs() == id_of(ONE)
+
+    run(work)
+
+
+# --- the file that was read last
+
+
+def other_file(rig: Rig, *keys: bytes) -> GatewayConfig:
+    path = rig.key_file.with_name("other")
+    path.write_text("".join(f"{key.hex()}\n" for key in keys))
+    path.chmod(0o600)
+    return replace(rig.config, key_file=path)
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_it_is_the_last_one_that_could_be_read_which_is_looked_at_again(
+    run: Callable[..., None], spoilt: bool
+) -> None:
+    """A HUP may have named another file, or one that cannot be read. Who looks whether it has changed looks there."""
+
+    async def work(rig: Rig) -> None:
+        rig.accepts(ONE, TWO, THREE, FOUR)
+        rig.file(ONE)
+        rig.keys.load(other_file(rig, TWO))
+        if spoilt:
+            with pytest.raises(KeyFileError):
+                rig.keys.load(replace(rig.config, key_file=rig.key_file.with_name("none")))
+        rig.key_file.write_text(f"{FOUR.hex()}\n")
+        rig.keys.load_changed()
+        assert rig.client._keys.ids == (id_of(TWO),)
+        other_file(rig, THREE)
+        for _ in range(2):
+            rig.keys.load_changed()
+            assert rig.client._keys.ids == (id_of(THREE),)
+
+    run(work)
+
+
+def test_a_file_that_is_as_it_was_is_not_loaded_again(run: Callable[..., None]) -> None:
+    """A switch that is under way goes on: it would begin anew with each look, and come to no end elsewhere. One key of
+    several is enough to be another file."""
+
+    async def work(rig: Rig) -> None:
+        rig.accepts(ONE)
+        rig.file(ONE, TWO, THREE)
+        switching = rig.keys._switching
+        rig.keys.load_changed()
+        assert rig.keys._switching is switching
+        for keys in ((ONE, TWO, FOUR), (ONE, TWO), (ONE, FOUR, TWO)):
+            rig.key_file.write_text("".join(f"{key.hex()}\n" for key in keys))
+            rig.keys.load_changed()
+            assert rig.client._keys.ids == tuple(map(id_of, keys))
+
+    run(work)
+
+
+@pytest.mark.parametrize("named", ["nothing", "its own", "another one"])
+def test_only_the_key_of_the_store_itself_may_be_given_to_a_group(
+    run: Callable[..., None], named: str
+) -> None:
+    """Whatever names it. Another file that its group may change is nobody's."""
+
+    async def work(rig: Rig) -> None:
+        rig.file(ONE)
+        config = other_file(rig, ONE)
+        assert config.key_file is not None
+        for path in (rig.key_file, config.key_file):
+            path.chmod(0o660)
+        if named == "another one":
+            with pytest.raises(KeyFileError, match="chmod 600"):
+                read_keys(config)
+        else:
+            path = rig.key_file if named == "its own" else None
+            assert read_keys(replace(config, key_file=path)) == [ONE]
+
+    run(work)
+
+
+def test_the_looks_at_a_server_become_rarer_up_to_a_bound(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come after an hour, and its key is signed with soon then."""
+
+    async def work(rig: Rig) -> None:
+        monkeypatch.setattr(limits, "RETRY_DELAY_MIN_S", 0.5)
+        monkeypatch.setattr(limits, "KEY_LOOK_INTERVAL_S", 3)
+        delays: list[float] = []
+        real = asyncio.sleep
+
+        async def sleep(delay: float) -> None:
+            delays.append(delay)
+            if len(delays) == 12:
+                rig.accepts(ONE, TWO)
+            await real(0)
+
+        rig.accepts(ONE)
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", sleep)
+            rig.file(ONE, TWO)
+            assert rig.keys._switching is not None
+            await rig.keys._switching
+        assert delays == [0.5, 1, 2, *[3] * 9] and rig.signs() == id_of(TWO)
 
     run(work)

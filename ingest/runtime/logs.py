@@ -86,7 +86,12 @@ class LineBudget:
 
 class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        _writer.put(self.format(record))
+        try:
+            line = self.format(record)
+        except Exception as error:  # a mistake of ours, which is no reason for whoever made it to fail
+            text = f"a message cannot be formatted, {error!r}: {record.msg!r}"
+            line = _line(record.created, record.levelname, text)
+        _writer.put(line)
 
     def flush(self) -> None:
         """`logging` calls it at the end of the interpreter."""

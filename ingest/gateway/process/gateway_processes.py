@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +32,7 @@ from ingest.gateway.process.http_process import (
     http_main,
 )
 from ingest.gateway.process.signing_keys import Telling, read_keys
-from ingest.runtime import listeners, logs
+from ingest.runtime import listeners, logs, signals
 from ingest.runtime.durable_files import replacing, write_all
 from ingest.runtime.heartbeat import Heart
 from ingest.runtime.key_file import close_key
@@ -69,7 +70,7 @@ def run_gateway(config: GatewayConfig, read_config: ReadConfig) -> int:
     link_key = secrets.token_bytes(32)
     latest = _Latest(config, read_config)
     hearts: dict[str, Heart] = {}
-    children = [Child("catalog", partial(catalog_main, config, shares, possession))]
+    children = [Child("catalog", partial(_catalog_main, latest, shares, possession), reloads=True)]
     for number, sockets in enumerate(shares):
         main = partial(_http_main, latest, shares, sockets, link_key, possession, hearts)
         children.append(Child(f"http-{number}", main, reloads=True, replaced_when_silent=True))
@@ -206,11 +207,19 @@ def _unlink(path: Path) -> bool:
 # --- the processes: each keeps of the sockets what is its own, because a port refuses only when its last holder closed it
 
 
-def catalog_main(config: GatewayConfig, shares: list[Sockets], possession: Possession) -> int:
+def _catalog_main(latest: _Latest, shares: list[Sockets], possession: Possession) -> int:
     close(shares)
     possession.look()
     possession.check()  # before a lock or a catalog is made in somebody else's directory
-    serve_catalog(config.data_dir)
+
+    def reload(*_: object) -> None:
+        try:
+            use_log_level(latest.read().log_level)  # all that it reads is the level
+        except IngestError as error:
+            log.error("nothing was reloaded: %s", error)
+
+    signal.signal(signal.SIGHUP, reload)
+    serve_catalog(latest.config.data_dir, signals.take_reloads)
     return 0
 
 
