@@ -1,4 +1,4 @@
-"""The committer's own loop in this process: a test says when each thing that it handed to a thread runs, and what time it is."""
+"""The committer's own loop in this process: a test says when what it gave to a thread runs, and what time it is."""
 
 from __future__ import annotations
 

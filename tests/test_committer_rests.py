@@ -228,7 +228,12 @@ def to_be_done_again_quickly(committer: Looped) -> int:
     ],
 )
 def test_a_recovery_that_fails(
-    committer: Looped, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int, full: bool, starting: bool
+    committer: Looped,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: int,
+    full: bool,
+    starting: bool,
 ) -> None:
     """Only one that found no room answers what comes, and only where workers serve already: else somebody would read."""
 
@@ -252,7 +257,7 @@ def test_a_recovery_that_fails(
 def test_an_error_that_no_step_expects_is_one_of_the_disk(
     committer: Looped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it leaves behind is not known, so the next committer recovers. It has served already: nothing is refused again."""
+    """What it leaves behind is not known: the next committer recovers. This one has served, and refuses nothing on its way."""
     loop = committer.make()
     committer.queue.set_flag(_queue.NO_SPACE)
 
