@@ -257,7 +257,7 @@ def test_a_recovery_that_fails(
 def test_an_error_that_no_step_expects_is_one_of_the_disk(
     committer: Looped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it leaves behind is not known: the next committer recovers. This one has served, and refuses nothing on its way."""
+    """What it leaves behind is not known: the next committer recovers. This one served: it refuses nothing."""
     loop = committer.make()
     committer.queue.set_flag(_queue.NO_SPACE)
 
