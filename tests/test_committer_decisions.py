@@ -69,12 +69,13 @@ class TestFlush:
     def test_packs_that_want_one_need_not_wait(
         self, committer: Looped, clock: Clock, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(limits, "OPEN_PACKS_MAX", 64)
+        monkeypatch.setattr(limits, "UNSYNCED_PACKS_MAX", 32)
         loop = committer.start()
+        loop.packs.sync_each_file()  # where fewer may be dirty
         number = 0
         while not loop.packs.wants_flush:
-            put(committer, *(FIRST + (number + i) * PACK_SLOTS for i in range(8)))
-            number += 8
+            put(committer, *(FIRST + (number + i) * PACK_SLOTS for i in range(4)))
+            number += 4
         loop._flushed_at = clock.now
         assert loop.log.used <= loop.config.wal_size // 2
         loop._housekeep()
