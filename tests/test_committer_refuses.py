@@ -197,3 +197,19 @@ class TestACommit:
         assert committer.step(), "its note"
         assert [set(committer.answers[cookie]) for cookie in long] == [{S}, {S}]
         assert not committer.step()
+
+    @pytest.mark.parametrize("where", ["at rest", "with a sync that failed"])
+    def test_what_it_met_of_damage_is_told(
+        self, committer: Looped, caplog: pytest.LogCaptureFixture, where: str
+    ) -> None:
+        """Also when it ends for what it met: its successor does not know."""
+        loop = committer.start()
+        loop.core.corrupt.append((5, 3))
+        loop.core.disk_errors.append((6, errno.EIO))
+        if where == "at rest":
+            loop._housekeep()
+        else:
+            with pytest.raises(SyncFailedError, match="syncing packs"):
+                loop._end_jobs(True)
+        assert "slot 3 is corrupt" in caplog.text and "Input/output error" in caplog.text
+        assert not loop.core.corrupt and not loop.core.disk_errors
