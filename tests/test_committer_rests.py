@@ -166,11 +166,12 @@ class TestEnd:
         put(committer, FIRST)
         if flush != "none":
             loop._begin_flush()
-            committer.finish()
         if flush.startswith("over"):
+            committer.finish()
             loop._end_flush()
         if flush != "over":
             put(committer, FIRST + 1)
+        committer.finish()  # what the loop has not looked at yet
         if spare:
             loop._housekeep()
             committer.finish()
