@@ -78,6 +78,38 @@ def test_requests_that_wait_for_their_turn(tmp_path: Path) -> None:
             assert len(rig.receive(client, count * 1474)) == count * 1474
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_socket_that_takes_nothing_more_is_late_from_then_on(tmp_path: Path, at_once: bool) -> None:
+    """Not from its last byte on, which may be long ago: until then it was the server, or nobody, who had something to do."""
+    with get_rig.Rig(tmp_path, turn_bytes_max=1) as rig:
+        client, accepted = socket.socketpair()  # takes each small reply whole, or nothing of it
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        accepted.setblocking(False)
+        rig.clients.append(client)
+        now = 0.0
+        rig.tick(now)
+        rig.queue.count_connection(0, False, 1)
+        rig.server.adopt(accepted.detach(), "127.0.0.1:1")
+        sent = 0
+        for i in range(100):
+            if not i or not at_once:
+                client.send(b"".join(get_rig.request(A0 + 2 * n) for n in range(100 if at_once else 1)))
+            now += limits.UNREAD_ACKS_TIMEOUT_S
+            rig.tick(now)
+            if at_once:
+                rig.turn()
+            else:
+                rig.settle()
+            rig.tick(now + 1)
+            assert rig.server.connections == 1, f"it could take nothing for one second, after {sent} replies"
+            if rig.counter(get_rig.BYTES) == sent:
+                break
+            sent = rig.counter(get_rig.BYTES)
+        assert sent
+        rig.tick(now + limits.UNREAD_ACKS_TIMEOUT_S)
+        assert [event[0] for event in rig.events] == ["unread replies"]
+
+
 def test_frames_that_wait_for_a_place_keep_theirs() -> None:
     """Who is not read because the arena is full has work, whatever the server has seen of it."""
     with put_rig.Rig(places=16, block_places=16, connections_max=3) as rig:

@@ -228,6 +228,23 @@ class TestLeftovers:
         for i in range(4):
             assert rig.stored(FIRST + i) == frame(FIRST + i, b"data")
 
+    @pytest.mark.parametrize("name", ["100", "TREE000", "TREE100", "ABC0100"])
+    @pytest.mark.parametrize("before", [1, 2, 36])
+    def test_what_lies_behind_a_directory_that_is_missing_is_seen(self, rig, name, before):
+        """What is learnt of that directory says nothing of the next one: a ticket is written once, whatever was asked before."""
+        index = ticket.parse(name) + 36
+        stored = signed(index)
+        path = rig.path(index)
+        path.parent.mkdir(parents=True)
+        with path.open("wb") as file:
+            TreeFile(stored[16:], stored[8:16], False).write(file.fileno())
+        other = rig.put(index - before, b"other")
+        rig.commit()
+        cookie = rig.put(index, b"not what is there")
+        rig.commit()
+        assert (rig.answer(other), rig.answer(cookie)) == (S, Status.CONFLICT)
+        assert path.read_bytes() == stored[16:]
+
     def test_a_note_of_layout_pack_is_refused(self, tmp_path):
         fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
         with pytest.raises(CorruptionError, match="the layout of this store is tree"):
