@@ -231,7 +231,7 @@ class TestLeftovers:
     @pytest.mark.parametrize("name", ["100", "TREE000", "TREE100", "ABC0100"])
     @pytest.mark.parametrize("before", [1, 2, 36])
     def test_what_lies_behind_a_directory_that_is_missing_is_seen(self, rig, name, before):
-        """What is learnt of that directory says nothing of the next one: a ticket is written once, whatever was asked before."""
+        """What is learnt of that directory says nothing of the next one: a ticket is written once."""
         index = ticket.parse(name) + 36
         stored = signed(index)
         path = rig.path(index)
