@@ -27,7 +27,7 @@ def handed_over(rig: Rig) -> Frames:
 @pytest.mark.parametrize("block_places", [1, 4, 32, 64])
 @pytest.mark.parametrize("answered", [0, 2, 3])
 def test_each_frame_comes_again_as_what_it_was(block_places: int, answered: int) -> None:
-    """Every `answered`th one was answered before; a frame that deletes, taken for one that puts, would be stored as a chunk."""
+    """Every `answered`th one was answered before; a delete taken for a put would be stored as a chunk."""
     with Rig(places=64, block_places=block_places) as rig:
         rig.answering = False
         clients = [rig.connect(), rig.connect()]
