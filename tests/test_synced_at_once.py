@@ -1,4 +1,4 @@
-"""A chunk's file for which a flush has no place is synced when it is written: a sync that fails is an error of that write."""
+"""A chunk's file for which a flush has no place is synced when it is written: if that fails, so does the write."""
 
 from __future__ import annotations
 
