@@ -31,7 +31,9 @@ def rig(tmp_path: Path) -> Iterator[CommitterRig]:
 
 def run(rig: CommitterRig, fails: tuple[bool, ...], data: bytes) -> tuple[BulkJob, list[int]]:
     """A job of a run in each pack, of which some can't be written; and the cookies of the runs."""
-    at = [first + (PACK_SLOTS - COUNT if failing else 0) for first, failing in zip(FIRSTS, fails, strict=True)]
+    at = [
+        first + (PACK_SLOTS - COUNT if failing else 0) for first, failing in zip(FIRSTS, fails, strict=True)
+    ]
     cookies = [rig.put_run(first, COUNT, data) for first in at]
     (job,) = rig.plan()
     rig.write()

@@ -9,7 +9,9 @@ from put_rig import DELETE, PUT, Rig, delete_frame, frame
 
 FIRST = 100
 WHAT = [*product((0, 1), (PUT, DELETE))]  # whose frame, and its kind
-FRAMES = [what for pair in product(WHAT, repeat=2) for what in pair]  # each behind each, under tickets that follow
+FRAMES = [
+    what for pair in product(WHAT, repeat=2) for what in pair
+]  # each behind each, under tickets that follow
 
 Frames = dict[int, tuple[int, int, int]]
 

@@ -174,7 +174,8 @@ class TestLeftovers:
             assert TreeFile.read(source.fileno()) == file
 
     @pytest.mark.parametrize(
-        "there", ["nothing", "no_directory", "file", "directory", "link", "linked_directory", "socket", "fifo"]
+        "there",
+        ["nothing", "no_directory", "file", "directory", "link", "linked_directory", "socket", "fifo"],
     )
     def test_whatever_stands_in_the_place_of_a_chunk_is_damage(self, rig, there, tmp_path, monkeypatch):
         """Of that ticket alone, and of nothing else: it is no error of the disk, which its neighbours could have too."""
