@@ -283,10 +283,12 @@ class TestPuts:
         assert (rig.core.corrupt, rig.core.disk_errors) == ([], [(5, errno.EMFILE)])
 
     @pytest.mark.layout("pack")
-    def test_a_valid_frame_of_another_slot_is_corruption_too(self, rig):
+    @pytest.mark.parametrize("other", [1, 1296, 1297])
+    def test_a_valid_frame_of_another_place_is_corruption_too(self, rig, other):
+        """Of another slot, of this slot of another pack, or both."""
         rig.put_run(FIRST, 2)
         rig.commit()
-        overwrite(rig, FIRST, frame(FIRST + 1, b"data"))
+        overwrite(rig, FIRST, frame(FIRST + other, b"data"))
         again = rig.put(FIRST)
         rig.commit()
         assert rig.answers[again] == [E]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 from committer_rig import CommitterRig
 from put_rig import frame
+from test_committer import no_growth
 
 from ingest import sharding, ticket
 from ingest.errors import CorruptionError
@@ -43,6 +45,21 @@ def path_of(data: tuple[Path, int], pack: int = PACK) -> Path:
 
 def run(first: int, count: int) -> bytes:
     return b"".join(frame(first + i, b"%d" % i) for i in range(count))
+
+
+def put_two(table: PackTable, pack: int = PACK) -> None:
+    table.replay_puts(run(36 + pack * PACK_SLOTS, 2))
+
+
+def note_one(table: PackTable, pack: int = PACK) -> None:
+    table.replay_note(pack, 4, 1)
+
+
+def delete_one(table: PackTable, pack: int = PACK) -> None:
+    table.replay_delete(pack, 7, 1)
+
+
+REPLAYS = (put_two, note_one, delete_one)
 
 
 class TestHeader:
@@ -259,6 +276,40 @@ class TestReplay:
             [0, 1, 5, 6, 7, 8, 9],
             [2, 3, 4],
         )
+
+    @pytest.mark.parametrize("again", [*product(REPLAYS, repeat=1), *product(REPLAYS, repeat=2)])
+    def test_what_is_there_already_is_written_once_more(self, data, again):
+        """After a failed sync the page cache may claim what the disk lacks: bits as they should be prove nothing."""
+        for fresh in (True, False):
+            table = PackTable(data[1], STORE_ID, 64)
+            if fresh:
+                for replay in REPLAYS:
+                    replay(table)
+            else:
+                before = PackHeader.parse(path_of(data).read_bytes())
+                for replay in again:
+                    replay(table)
+                assert table.dirty_count == 1
+            table.write_headers()
+            table.close()
+        after = PackHeader.parse(path_of(data).read_bytes())
+        assert (after.present, after.deleted) == (before.present, before.deleted)
+        assert (list(bits_of(after.present)), list(bits_of(after.deleted))) == ([0, 1, 4], [7])
+        assert after.generation > before.generation
+
+    @pytest.mark.parametrize("replay", REPLAYS[:2])
+    def test_a_header_that_could_not_be_written_is_still_owed(self, table, data, replay):
+        """Whichever of the packs it was: all of them are written by who tries again."""
+        for pack in range(PACK, PACK + 3):
+            table.header(pack)
+            replay(table, pack)
+        for _ in range(3):
+            with no_growth(0), pytest.raises(OSError, match="too large"):
+                table.write_headers()
+        table.write_headers()
+        for pack in range(PACK, PACK + 3):
+            header = PackHeader.parse(path_of(data, pack).read_bytes())
+            assert list(bits_of(header.present)) == ([0, 1] if replay is put_two else [4])
 
     @pytest.mark.parametrize(("slot", "count"), [(-1, 1), (0, 0), (1295, 2), (1296, 1)])
     def test_slots_that_are_not_there(self, table, slot, count):

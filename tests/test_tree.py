@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from packs import flat
 from packs import frame as signed
 from put_rig import frame
 
-from ingest import limits, ticket
+from ingest import limits, sharding, ticket
 from ingest.errors import ConfigError, CorruptionError, TicketError, UsageError
 from ingest.limits import DATA_SIZE, PACK_SLOTS
 from ingest.status import Status
@@ -28,6 +29,7 @@ from ingest.store.layouts.tree_file import TreeFile, check_file_system
 
 S, E, D, MISSING = Status.SAVED, Status.ERROR, Status.DELETED, Status.MISSING
 FIRST = ticket.parse("TREE000")
+PACK, SLOT = sharding.ticket_pack(FIRST), sharding.ticket_slot(FIRST)
 CHECKSUM = bytes(range(8))
 DATA = bytes(i % 251 for i in range(DATA_SIZE))
 
@@ -171,6 +173,37 @@ class TestLeftovers:
         with rig.path(FIRST).open("rb") as source:
             assert TreeFile.read(source.fileno()) == file
 
+    @pytest.mark.parametrize(
+        "there",
+        ["nothing", "no_directory", "file", "directory", "link", "linked_directory", "socket", "fifo"],
+    )
+    def test_whatever_stands_in_the_place_of_a_chunk_is_damage(self, rig, there, tmp_path, monkeypatch):
+        """Of that ticket alone, and of nothing else: it is no error of the disk, which its neighbours could have too."""
+        rig.put_run(FIRST, 3)
+        rig.commit()
+        path = rig.path(FIRST + 1)
+        shutil.move(path.parent, tmp_path / "moved")
+        if there == "file":
+            path.parent.write_bytes(b"")
+        elif there == "linked_directory":
+            path.parent.symlink_to(tmp_path / "moved")
+        elif there != "no_directory":
+            path.parent.mkdir()
+        if there == "directory":
+            path.mkdir()
+        elif there == "link":
+            path.symlink_to(tmp_path / "moved" / "obj")
+        elif there == "socket":
+            monkeypatch.chdir(path.parent)  # the names of sockets are short
+            with socket.socket(socket.AF_UNIX) as holder:
+                holder.bind(path.name)
+        elif there == "fifo":
+            os.mkfifo(path)
+        again = rig.put_run(FIRST, 3)
+        rig.commit()
+        assert rig.answers[again] == [S, E, S]
+        assert (rig.core.corrupt, rig.core.disk_errors) == ([(PACK, SLOT + 1)], [])
+
     def test_a_delete_that_was_cut_off_counts(self, rig):
         self.leave(rig, TreeFile(DATA, CHECKSUM, True))
         cookie = rig.put(FIRST)
@@ -227,6 +260,23 @@ class TestLeftovers:
         rig.crash()
         for i in range(4):
             assert rig.stored(FIRST + i) == frame(FIRST + i, b"data")
+
+    @pytest.mark.parametrize("name", ["100", "TREE000", "TREE100", "ABC0100"])
+    @pytest.mark.parametrize("before", [1, 2, 36])
+    def test_what_lies_behind_a_directory_that_is_missing_is_seen(self, rig, name, before):
+        """What is learnt of that directory says nothing of the next one: a ticket is written once."""
+        index = ticket.parse(name) + 36
+        stored = signed(index)
+        path = rig.path(index)
+        path.parent.mkdir(parents=True)
+        with path.open("wb") as file:
+            TreeFile(stored[16:], stored[8:16], False).write(file.fileno())
+        other = rig.put(index - before, b"other")
+        rig.commit()
+        cookie = rig.put(index, b"not what is there")
+        rig.commit()
+        assert (rig.answer(other), rig.answer(cookie)) == (S, Status.CONFLICT)
+        assert path.read_bytes() == stored[16:]
 
     def test_a_note_of_layout_pack_is_refused(self, tmp_path):
         fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
