@@ -439,7 +439,9 @@ def test_nothing_is_read_of_what_follows_connect(size: int | None, pieces: int) 
         it.goes_on.clear()
         more = b"" if size is None else b"Content-Length: %d\r\n" % size
         behind = HEAD * 30
-        await it.send(b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n" + more + b"\r\n" + behind[: len(behind) // pieces])
+        await it.send(
+            b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n" + more + b"\r\n" + behind[: len(behind) // pieces]
+        )
         it.client.send(behind[len(behind) // pieces :])
         assert await it.go(0)
         assert handler._current_request is not None, "it is under way"
