@@ -1,4 +1,4 @@
-"""A name that is replaced between the look at its version and the first of its bytes: what is answered is true of those bytes."""
+"""A name that is replaced between the look at its version and its first byte: what is answered is true of those bytes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
         opened = store.open
 
         async def replaced(namespace: str, name: str) -> Any:
-            live, data = store.live[namespace, name]
-            if data == OLD:
+            if store.live[namespace, name][1] == OLD:
                 store.live[namespace, name] = store.live.pop((namespace, "new"))
             return await opened(namespace, name)
 
