@@ -215,6 +215,33 @@ def test_each_part_beside_the_file_is_looked_at(parts: int, other: bytes, match:
             refused(form(*(other if number == bad else one for number, one in enumerate(alone))), match)
 
 
+@pytest.mark.parametrize("sizes", [(1 << 20,), (1000,), (7, 300)])
+@pytest.mark.parametrize("before", [0, 1, FORM_BESIDE_SIZE_MAX // 2, FORM_BESIDE_SIZE_MAX - 1000])
+def test_what_stands_beside_a_file_has_one_limit_in_all(sizes: Sequence[int], before: int) -> None:
+    """Before it and behind it, in whatever pieces it comes: an upload does not depend on how a network cuts it."""
+    first = [part(b"x" * before, FIELD)] if before else []
+    least = len(form(*first, part(b""), part(b"", FIELD)))
+    most = FORM_BESIDE_SIZE_MAX + len(b"--" + BOUNDARY) - least  # of a field behind the file
+    for data, buffers in ((b"12345", (5, 1 << 20)), (b"12345" * 20_000, (1 << 20,))):
+        for buffer in buffers:
+            fits = form(*first, part(data), part(b"x" * most, FIELD))
+            assert read(fits, sizes, [buffer])[1] == data
+        for more in (1, 20, 100, 100_000):
+            refused(form(*first, part(data), part(b"x" * (most + more), FIELD)), "64 KiB")
+
+
+@pytest.mark.parametrize(
+    "coding", ["7bit", "8bit", "binary", "BINARY", "base64", "quoted-printable", "x-gzip", "7", ""]
+)
+def test_bytes_that_stand_for_others_are_not_stored_as_they_are(coding: str) -> None:
+    """By whatever name, also one that nobody knows."""
+    one = form(part(b"eHg=", FILE, b"Content-Transfer-Encoding: " + coding.encode()))
+    if coding.lower() in ("7bit", "8bit", "binary"):
+        assert read(one)[1] == b"eHg="
+    else:
+        refused(one, "encoded")
+
+
 def test_boundary_lines_may_end_with_blanks() -> None:
     padded = form(part(b"1")).replace(b"--" + BOUNDARY + b"\r\n", b"--" + BOUNDARY + b" \t\r\n")
     assert read(b"preamble\r\n" + padded)[1] == b"1"

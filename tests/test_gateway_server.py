@@ -370,10 +370,13 @@ def test_a_drain_waits_for_each_request_that_is_under_way(order: Sequence[int], 
                 await reader.readuntil(b"at once")
             if number < REQUESTS:
                 writer.write(head.format(f"/waits/{number}").encode())
-        while len(came) < REQUESTS:
+        while len(came) < REQUESTS or len(app.connections) <= REQUESTS:
             await asyncio.sleep(0)
         port.close()
         draining = asyncio.create_task(app.drain(3600))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert len(app.connections) == REQUESTS, "who has no request is ended at once, and nobody else"
         assert await peers[-1][0].read() == b""
         for number in order:
             assert not draining.done()

@@ -427,3 +427,24 @@ def test_what_comes_behind_a_request_under_way_is_held_at_one_receive(before: in
         assert 0 < held <= HTTP_RECEIVE_SIZE < sent
 
     timed(test)
+
+
+@pytest.mark.parametrize("size", [None, 1, len(HEAD), 9999999])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_nothing_is_read_of_what_follows_connect(size: int | None, pieces: int) -> None:
+    """It is no body, whatever its head says: parsed, it would be requests, which nobody answers and which stay in memory."""
+
+    async def test(it: Timing) -> None:
+        handler: Any = it.wire._handler
+        it.goes_on.clear()
+        more = b"" if size is None else b"Content-Length: %d\r\n" % size
+        behind = HEAD * 30
+        await it.send(
+            b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n" + more + b"\r\n" + behind[: len(behind) // pieces]
+        )
+        it.client.send(behind[len(behind) // pieces :])
+        assert await it.go(0)
+        assert handler._current_request is not None, "it is under way"
+        assert (len(handler._messages), it.wire._end) == (0, None)
+
+    timed(test)

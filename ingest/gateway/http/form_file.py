@@ -158,7 +158,7 @@ class FormFile:
     # --- behind the file
 
     def _check_rest(self, whole: bool = True) -> None:
-        """What follows the file: fields, and the end. ``whole``: all of it has come."""
+        """What follows the file: fields, and the end. ``whole``: all of it has come, if it is not too much."""
         raw, at = bytes(self._raw), len(self._delimiter)
         if len(raw) - at > self._beside:
             whole = False
@@ -178,7 +178,8 @@ class FormFile:
         else:
             if raw[at + 2 :].strip(b" \t") not in (b"", b"\r\n"):
                 raise bad_form("something stands behind its last boundary")
-            return
+            if whole:
+                return
         if whole:
             raise _cut()
         raise _too_much()
