@@ -151,7 +151,8 @@ class TestLost:
         with CommitterProcess(data) as committer:
             committer.start()
             committer.wait(committer.put(FIRST, 100))
-            while not path.exists():  # a thread makes it
+            # A thread makes it: one that is removed before that has looked at it is just made again.
+            while not path.exists() or path.stat().st_size < limits.LOG_SEGMENT_SIZE:
                 committer.wait(committer.put(FIRST, 1))
             path.unlink()
             self.until(committer, B)

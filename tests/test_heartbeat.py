@@ -230,7 +230,7 @@ class Parent(Supervisor):
 
         self.child = Child("child", stand_still, replaced_when_silent=replaced_when_silent)
         super().__init__([[self.child]], 10.0)
-        self.now = time.monotonic()
+        self.now = float(int(time.monotonic()))  # whole: sums of seconds are exact
         self.begin()
 
     def begin(self) -> None:
