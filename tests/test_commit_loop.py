@@ -145,15 +145,19 @@ class TestLost:
             )
             assert committer.stop() == 0
 
+    def next_is_whole(self, committer, data):
+        """A thread makes the next segment: one that is removed before that has looked at it is just made again."""
+        path = data / ".ingest/wal/0001.log"
+        while not path.exists() or path.stat().st_size < limits.LOG_SEGMENT_SIZE:
+            committer.wait(committer.put(FIRST, 1))
+
     @pytest.mark.parametrize("segment", [0, 1])  # the one that is written, and the one that is next
     def test_a_segment_of_the_log_that_is_removed(self, data, segment):
         path = data / f".ingest/wal/{segment:04}.log"
         with CommitterProcess(data) as committer:
             committer.start()
             committer.wait(committer.put(FIRST, 100))
-            # A thread makes it: one that is removed before that has looked at it is just made again.
-            while not path.exists() or path.stat().st_size < limits.LOG_SEGMENT_SIZE:
-                committer.wait(committer.put(FIRST, 1))
+            self.next_is_whole(committer, data)
             path.unlink()
             self.until(committer, B)
             assert committer.says(f"{path} is gone; nothing is saved any more")
@@ -170,8 +174,7 @@ class TestLost:
         with CommitterProcess(data) as committer:
             committer.start()
             committer.wait(committer.put(FIRST, 100))
-            while not (data / ".ingest/wal/0001.log").exists():
-                committer.wait(committer.put(FIRST, 1))
+            self.next_is_whole(committer, data)
             path.unlink()
             self.until(committer, B)
             committer.kill()
