@@ -97,7 +97,11 @@ def hostile(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NodeRig 
 def family(rig: NodeRig | NodeGateway) -> dict[str, int]:
     assert rig.process is not None
     parent = psutil.Process(rig.process.pid)
-    return {"parent": parent.pid} | {one.name(): one.pid for one in parent.children(recursive=True)}
+    found = {"parent": parent.pid}
+    for one in parent.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            found[one.name()] = one.pid
+    return found
 
 
 def test_nothing_is_inherited(hostile: NodeRig | NodeGateway) -> None:
