@@ -317,7 +317,7 @@ def test_every_metric_is_described():
     shown = {}
     hearts = {"parent": Heart()}
     hearts["parent"].beat()
-    disk = exposition.DiskUse(Path("/"), Path("/"), 0, 0)
+    disk = exposition.DiskUse(Path("/"), Path("/"), 0, 0, 0)
     for metric in exposition.Exposition(queue, disk, (), hearts).collect():
         labels = {name for sample in metric.samples for name in sample.labels} - {"le"}
         suffix = {"counter": "_total", "info": "_info"}.get(metric.type, "")

@@ -39,7 +39,9 @@ def queue() -> Queue:
 
 
 def text_of(queue: Queue) -> str:
-    places = exposition.DiskUse(Path("/"), Path("/nowhere/at/all"), reserve=1 << 28, log_size=1 << 29)
+    places = exposition.DiskUse(
+        Path("/"), Path("/nowhere/at/all"), reserve=1 << 28, log_size=1 << 29, reserve_inodes=8192
+    )
     return exposition.Exposition(queue, places).text().decode()
 
 
@@ -164,7 +166,7 @@ def test_every_counter_of_a_key_shows_its_own_place(queue: Queue, count: int) ->
     """Those of the keys that are counted by themselves, and the last one, for all others, wherever their names end."""
     rows = numbered(queue)
     names = tuple(f"key{number}" for number in range(count))
-    places = exposition.DiskUse(Path("/"), Path("/"), 0, 0)
+    places = exposition.DiskUse(Path("/"), Path("/"), 0, 0, 0)
     found = parse(exposition.Exposition(queue, places, names).text().decode())
     last = metrics.KEY_COUNTERS - 1
     for number, counters in enumerate(metrics.BY_KEY):
@@ -320,7 +322,7 @@ def test_each_figure_of_a_file_system_is_what_we_may_have_of_it(monkeypatch: pyt
 
 
 def test_the_time_of_replaced_processes_counts_on(queue: Queue) -> None:
-    places = exposition.DiskUse(Path("/"), Path("/"), 0, 0)
+    places = exposition.DiskUse(Path("/"), Path("/"), 0, 0, 0)
     shown = exposition.Exposition(queue, places)
     row = queue.counter_row(_queue.ROW_WORKER)
     row[metrics.INDEX["PAST_CPU_MICROSECONDS"]] = 2_500_000

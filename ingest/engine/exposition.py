@@ -21,7 +21,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
-from ingest import __version__, _hmac, limits
+from ingest import __version__, _hmac
 from ingest.disk_wait import DiskWait
 from ingest.engine import _queue
 from ingest.engine.metrics import (
@@ -53,7 +53,7 @@ class DiskUse:
     log: Path
     reserve: int
     log_size: int
-    reserve_inodes: int = limits.RESERVE_INODES
+    reserve_inodes: int
 
 
 class Exposition(Collector):
