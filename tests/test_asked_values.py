@@ -35,7 +35,17 @@ def test_each_address_that_is_listened_on_is_served() -> None:
         hosts = Hosts.of(order)
         for name in ("10.1.2.3", "files.example", "FILES.EXAMPLE.", "[fd00::a]", "[FD00:0::A]", "[fe80::1]"):
             assert hosts.include(name) and hosts.include(f"{name}:8080"), name
-        for name in ("10.1.2.33", "10.1.2", "ile.example", "[fd00::b]", "[fe80::2]", "[::]", "0.0.0.0"):
+        assert all(hosts.include(f"[fe80::1%{zone}]:8080") for zone in ("eth0", "4"))  # of who asks
+        for name in (
+            "[fe80::2%eth0]",
+            "10.1.2.33",
+            "10.1.2",
+            "ile.example",
+            "[fd00::b]",
+            "[fe80::2]",
+            "[::]",
+            "0.0.0.0",
+        ):
             assert not hosts.include(name), name
 
 

@@ -39,7 +39,7 @@ def test_each_corrupt_slot_of_a_run_is_named(
             rig.commit()
             for slot in itertools.compress(range(RUN), spoilt):
                 rig.spoil(first + slot, bytes(1458))
-            again = rig.put_run(first, RUN)
+            again = [rig.put_run(first, RUN) for _ in range(2)][-1]  # whoever is told ERROR tries once more
             rig.commit()
             assert rig.answers[again] == [Status.ERROR if bad else Status.SAVED for bad in spoilt]
             name = sharding.pack_path(sharding.ticket_pack(first))

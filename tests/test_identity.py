@@ -72,6 +72,13 @@ def without_attributes(data: Path) -> None:
                 os.removexattr(path, name)
 
 
+def half_written(data: Path) -> None:
+    """Whoever writes a chunk dies before its attributes: the client's bytes alone are there."""
+    begin_as_packs(data)
+    for name in os.listxattr(objects(data)[0]):
+        os.removexattr(objects(data)[0], name)
+
+
 def tombstones(data: Path) -> None:
     for path in objects(data):
         os.removexattr(path, CHECKSUM)
@@ -114,6 +121,7 @@ def make(tmp_path: Path) -> Iterator[Callable[[str], Builder]]:
         ("tree", begin_as_packs),
         ("tree", one_byte_off),
         ("tree", without_attributes),
+        ("tree", half_written),
         ("tree", tombstones),
         ("tree", much_put_aside),
     ],

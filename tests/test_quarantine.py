@@ -321,6 +321,28 @@ def test_only_a_file_system_without_attributes_has_none(
             attributes_of(path)
 
 
+@pytest.mark.parametrize("code", [errno.ENODATA, errno.EACCES, errno.EPERM, errno.EIO])
+@pytest.mark.parametrize("name", ["security.selinux", "trusted.overlay.opaque", "user.ingest.checksum"])
+def test_attributes_that_are_not_for_us_stop_no_repair(
+    data: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    """Nor one that is removed meanwhile. Of our own it is an error that they can't be read."""
+    path = make_file(data / "4")
+
+    def asked(_: Path | int, which: str) -> bytes:
+        if which == name:
+            raise OSError(code, os.strerror(code))
+        return b"1"
+
+    monkeypatch.setattr(os, "listxattr", lambda _: ["user.one", name, "user.two"])
+    monkeypatch.setattr(os, "getxattr", asked)
+    if code == errno.ENODATA or (code != errno.EIO and not name.startswith("user.")):
+        assert attributes_of(path) == {"user.one": "31", "user.two": "31"}
+    else:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            attributes_of(path)
+
+
 def test_a_mended_pack_takes_no_more_room_than_it_holds(tmp_path: Path) -> None:
     """Nearly empty packs are holes for the most part: a repair that fills them may fill the disk."""
     content = b"x" * 4096 + bytes(2 << 20) + b"y" * 4096

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stores import everything_of, slot_offset
@@ -158,6 +159,96 @@ def test_a_key_that_signed_only_what_is_in_a_pack_is_not_dropped(builder: Builde
     assert builder.keys.id in problem.detail
 
 
+def lose_bits(data: Path, slots: Iterable[int]) -> None:
+    """As the power does: the frames are there, and the header does not say so yet."""
+    header = PackHeader.parse((data / PACK).read_bytes())
+    for slot in slots:
+        assert header.present[slot // 8] >> slot % 8 & 1
+        header.present[slot // 8] &= ~(1 << slot % 8)
+    change(data / PACK, 0, header.serialize())
+
+
+def only_noted(builder: Builder) -> None:
+    builder.note(FIRST + 10, 3)
+    builder.close()
+    lose_bits(builder.directory, (17, 18, 19))
+
+
+def below_a_bad_batch(builder: Builder) -> None:
+    builder.put([FIRST], apply=False)
+    bad = builder.batches[-1]
+    builder.append(b"", [])  # else it would be the end of the log, torn
+    builder.close()
+    change(builder.directory / bad.segment, bad.offset + 10, b"\xff\xff")
+
+
+def below_a_bad_segment(builder: Builder) -> None:
+    builder.put([FIRST], apply=False)
+    builder.append(b"", [])
+    builder.close()
+    change(builder.directory / builder.batches[0].segment, 0, b"\xff" * 600)
+
+
+@pytest.mark.parametrize("made", [only_noted, below_a_bad_batch, below_a_bad_segment])
+def test_a_key_is_not_dropped_while_anything_can_be_of_it(builder: Builder, made: Any) -> None:
+    """However often it is repaired without the key: with it all is there again, and what a damaged log held is named."""
+    made(builder)
+    data, key = builder.directory, builder.directory / ".ingest/key"
+    kept = key.read_text()
+    key.write_text(format_keys(LATER[:1]))
+    with everything_of(data):
+        for _ in range(2):
+            problems = fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
+            (found,) = [problem for problem in problems if problem.kind == "key"]
+            assert not found.repaired and builder.keys.id in found.detail
+    key.write_text(kept)
+    lost = {
+        problem.ticket
+        for problem in fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
+        if problem.lost
+    }
+    with started(data, SMALL_SEGMENT) as reader:
+        read = read_all(reader, builder.keys)
+    for index, held in builder.truth.items():
+        assert read[index] == (Status.SAVED, held) or ticket.format(index) in lost
+
+
+@pytest.mark.parametrize("log", ["settled", "a note that is pending"])
+@pytest.mark.parametrize("left", ["no file", "no bytes", "zeros"])
+def test_a_pack_of_which_nothing_is_left_was_used_where_the_log_says_so(
+    builder: Builder, left: str, log: str
+) -> None:
+    """The log has forgotten some of what lay there: those tickets count as deleted too, and each loss that it knows of has
+    a line."""
+    builder.packs.replay_puts(builder.frames([FIRST, FIRST + 1]))  # by segments that were recycled since
+    builder.packs.write_headers()
+    if log == "settled":
+        builder.put([FIRST + 2])
+        builder.settle()
+    else:
+        builder.note(FIRST + 2, 1)
+    builder.append(b"", [])
+    builder.close()
+    data = builder.directory
+    size = (data / PACK).stat().st_size
+    (data / PACK).unlink()
+    if left != "no file":
+        (data / PACK).write_bytes(bytes(size if left == "zeros" else 0))
+    problems = fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
+    assert problems and all(problem.repaired for problem in problems)
+    assert (
+        log == "settled"
+        or left != "zeros"
+        or ticket.format(FIRST + 2) in {one.ticket for one in problems if one.lost}
+    )
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    with started(data, SMALL_SEGMENT) as reader:
+        read = read_all(reader, builder.keys)
+    assert [read[FIRST + i][0] for i in range(2)] == [Status.DELETED] * 2
+    expected = (Status.SAVED, builder.truth[FIRST + 2]) if log == "settled" else (Status.DELETED, b"")
+    assert read[FIRST + 2] == expected
+
+
 def test_what_a_lost_note_named_is_found_in_its_pack(builder: Builder) -> None:
     """Frames that went past the log, whose bits the power took: the note alone said that they are there."""
     builder.put([FIRST])
@@ -166,11 +257,7 @@ def test_what_a_lost_note_named_is_found_in_its_pack(builder: Builder) -> None:
     builder.put([FIRST + 1], apply=False)
     builder.close()
     data = builder.directory
-    header = PackHeader.parse((data / PACK).read_bytes())
-    for slot in (17, 18, 19):
-        assert header.present[slot // 8] >> slot % 8 & 1
-        header.present[slot // 8] &= ~(1 << slot % 8)
-    change(data / PACK, 0, header.serialize())
+    lose_bits(data, (17, 18, 19))
     change(data / note.segment, note.offset + 70, b"decay")
     fsck(data, repair=True, segment_size=SMALL_SEGMENT)
     with started(data, SMALL_SEGMENT) as reader:

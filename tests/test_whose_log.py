@@ -151,6 +151,29 @@ def test_also_by_a_store_that_has_lost_its_description(
         command(place / OWN, place / "other-wal")
 
 
+@pytest.mark.parametrize("theirs", [whole, lost])
+def test_of_two_copies_the_operator_says_whose_log_it_is(place: Path, theirs: Callable[[Path], None]) -> None:
+    """A store and its log were copied, and the copy has lost its description, perhaps as the original had."""
+    data, wal = (shutil.copytree(place / name, place / f"copied-{name}") for name in (OWN, f"{OWN}-wal"))
+    lost(data / ".ingest/store.json")
+    theirs(place / OWN / ".ingest/store.json")
+    with everything_of(place), pytest.raises(ConfigError, match="as made_for into"):
+        repair(data, wal)
+    record = json.loads((wal / "log.json").read_text())
+    (wal / "log.json").write_text(json.dumps(record | {"made_for": str(data.resolve())}))
+    repair(data, wal)
+    assert fsck(data, wal_dir=wal, segment_size=SMALL_SEGMENT).clean
+
+
+def test_a_log_is_not_that_of_whoever_stands_where_its_store_was(place: Path) -> None:
+    """As on a host whose containers all call their stores /data."""
+    lost(place / OWN / ".ingest/store.json")
+    (place / OWN).rename(place / "moved")
+    (place / OTHER).rename(place / OWN)
+    repair(place / "moved", place / "own-wal")
+    assert fsck(place / "moved", wal_dir=place / "own-wal", segment_size=SMALL_SEGMENT).clean
+
+
 @pytest.mark.parametrize("description", [whole, of_before, decayed, lost])
 @pytest.mark.parametrize("log", [used, not_used_yet, undescribed, misdescribed])
 def test_its_own_log_is_taken(

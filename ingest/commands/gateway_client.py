@@ -63,7 +63,10 @@ class GatewayAddress:
     ca: Path | None = None
 
     def __post_init__(self) -> None:
-        """UsageError."""
+        """UsageError. What may be a password is in no message: it may have any characters, not encoded as they should be, so
+        all that has an @ is refused, wherever that stands."""
+        if "@" in self.url:
+            raise UsageError("no password goes into the URL of a gateway: a token does into --token-file")
         try:
             parts = urlsplit(self.url)
             fits = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
@@ -73,8 +76,6 @@ class GatewayAddress:
             raise UsageError(
                 f"{shown(_bare(self.url))} is no gateway: http://HOST:PORT is, or https://HOST:PORT"
             )
-        if parts.username is not None or parts.password is not None:
-            raise UsageError("no password goes into the URL of a gateway: a token does into --token-file")
         if parts.query or parts.fragment:
             raise UsageError(f"{shown(_bare(self.url))}: the URL of a gateway ends before a ? or #")
         if self.ca is not None and parts.scheme != "https":
@@ -82,9 +83,8 @@ class GatewayAddress:
 
 
 def _bare(url: str) -> str:
-    """For a message: without what may be a password or a token in it. A password may have any characters, not encoded as
-    they should be: it ends at the last @."""
-    return re.split("[?#]", re.sub(r"(?<=//).*@", "", url, flags=re.DOTALL))[0]
+    """For a message: without a query, in which a token may be."""
+    return re.split("[?#]", url)[0]
 
 
 class _Complaint(msgspec.Struct):

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 def tell_of_damage(core: Committer, data_dir: Path) -> None:
     """All that came together since the last call."""
-    for pack, slot in core.corrupt:
+    for pack, slot in dict.fromkeys(core.corrupt):  # each once, however often it was met
         name = sharding.pack_path(pack)
         log.error("%s: slot %d is corrupt: its bit is set, its frame fails the check", name, slot)
     core.corrupt.clear()

@@ -136,19 +136,21 @@ def _read_key_file(identity: Identity, key_file: Path | None) -> None:
 
 def _guess_layout(data_dir: Path, said: str = "pack") -> str:
     """From the first files that are found: each says what it is, a chunk by its attributes (its bytes are its client's, who
-    may have put there what begins as a pack), a pack by its magic. Where none does, from what only chunks are.
+    may have put there what begins as a pack), a pack by its magic, unless it is as long as a chunk: a death may have kept
+    the attributes of one. Where none does, from what only chunks are.
     ``said``: when there is none of those either.
     """
     hint = said
     for path, inside in islice(_objects(data_dir, sorted(data_dir.rglob("obj"))), HEADERS_ASKED):
         if attributes_of(path).keys() & {CHECKSUM, DELETED}:
             return "tree"
-        with path.open("rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                return "pack"
         # An empty file is in either layout what a crash may leave.
         if not is_object(inside, "pack") or path.stat().st_size == DATA_SIZE:
             hint = "tree"
+            continue
+        with path.open("rb") as file:
+            if file.read(len(MAGIC)) == MAGIC:
+                return "pack"
     return hint
 
 
@@ -236,13 +238,21 @@ def _judge_log_id(identity: Identity) -> None:
 
 def _refuse_log_of(identity: Identity, made_for: object) -> None:
     """ConfigError when there is another store where the log says that it was made for one: a store that can't say what its
-    own log is would go on with that one's. Where there is none any more, this one may be it, and have moved."""
+    own log is would go on with that one's. Where there is none any more, or one that has another log, this one may be
+    it, and have moved."""
     if not isinstance(made_for, str) or not os.path.isdir(DataDir(Path(made_for)).meta):
         return
-    if not os.path.samefile(made_for, identity.data_dir):
-        raise ConfigError(
-            f"{identity.wal_dir} holds the log of {made_for}: name the --wal-dir that {identity.data_dir} was made with"
-        )
+    if os.path.samefile(made_for, identity.data_dir):
+        return
+    wal = identity.wal_dir
+    theirs, damage = load_store_json(DataDir(Path(made_for)).store_json)
+    found = {log_id.hex() for log_id in segment_log_ids(wal)} | {(_log_json(wal) or {}).get("log_id")}
+    if theirs is not None and not damage and theirs["log_id"] not in found:
+        return
+    raise ConfigError(
+        f"{wal} holds the log of {made_for}: name the --wal-dir that {identity.data_dir} was made with. If both are copies,"
+        f" of that store and of its log, write {str(identity.data_dir.resolve())!r} as made_for into {wal / LOG_ID_FILE}"
+    )
 
 
 def _log_json(wal: Path) -> dict[str, Any] | None:

@@ -29,6 +29,12 @@ class IdentityRepair:
                 f"lacks the key {', '.join(identity.missing)} that signed here: {self._exam.unverified} frames or headers "
                 "can't be judged; put it back behind the others",
             )
+        elif identity.missing and self._exam.survey.faults:
+            self._operator(
+                key_path,
+                f"lacks the key {', '.join(identity.missing)}, which may have signed what can't be read of the log; "
+                "put it back behind the others",
+            )
         elif identity.missing:
             lacking = ", ".join(identity.missing)
             identity.record["keys"] = [key for key in identity.record["keys"] if key not in identity.missing]

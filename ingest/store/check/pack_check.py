@@ -221,17 +221,24 @@ def _check_file(state: PackState, logged: LoggedPack) -> list[Fault]:
 
 
 def header_may_be_unwritten(state: SlotState, logged: LoggedPack) -> bool:
-    """Whether a pack without a header is what a power cut leaves of a new one: the log still has all that lies in it."""
+    """Whether a pack without a header is what a power cut leaves of a new one: the log still has all that lies in it, and
+    nothing that was written there after its header: what it says is synced, and the frames of its notes."""
+    if logged.settled:
+        return False
+    put = mask_bools(logged.pending_puts, state.slots)
+    written = mask_bools(logged.pending_noted & ~logged.pending_deleted, state.slots)
+    if bool((written & ~state.good & ~put).any()):
+        return False
     if isinstance(state, PackState) and state.length == 0:
         return True
-    put = mask_bools(logged.pending_puts, state.slots)
     return state.never_written and bool(logged.pending) and not bool((state.good & ~put).any())
 
 
 def _lost_slots(state: SlotState, logged: LoggedPack) -> list[Fault]:
-    """Under a lost header nothing says which slots were in use: those with bytes that are no frame are named."""
-    known = mask_bools(_masks(logged)["put"], state.slots)
-    filled = (state.frames[:, :16] != 0).any(axis=1)
+    """Under a lost header nothing says which slots were in use: those are named that have bytes which are no frame, and
+    those that the log says were written."""
+    known, noted = (mask_bools(_masks(logged)[kind], state.slots) for kind in ("put", "noted"))
+    filled = (state.frames[:, :16] != 0).any(axis=1) | (noted & ~mask_bools(logged.deleted, state.slots))
     return [
         _fault(state, "slot", slot, _what_fails(state, slot), "marked deleted: no copy is left", lost=True)
         for slot in np.flatnonzero(filled & ~state.good & ~known)

@@ -22,6 +22,7 @@ from ingest.store.data_dir import DataDir
 from ingest.store.store_json import write_json
 
 _ZEROS = bytes(1 << 16)
+OWN = "user."  # the namespace of attributes that are this program's
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,12 @@ class Quarantine:
         base = self._next()
         copy = base.with_suffix(".copy")
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        with open(fd, "rb") as old, new_file(copy) as target, open(target, "wb", closefd=False) as new:
-            shutil.copyfileobj(old, new, 4 << 20)
+        with open(fd, "rb") as old:
+            attributes = attributes_of(fd)
+            with new_file(copy) as target, open(target, "wb", closefd=False) as new:
+                shutil.copyfileobj(old, new, 4 << 20)
         size = copy.stat().st_size
         piece = {"offset": 0, "kind": kind, "detail": detail, "size": size, "at": 0}
-        attributes = attributes_of(path)
         return self._describe(
             base, source, pieces=[piece], **({"attributes": attributes} if attributes else {})
         )
@@ -118,14 +120,24 @@ class Quarantine:
         return str(base.with_suffix(".copy").relative_to(self.data_dir))
 
 
-def attributes_of(path: Path) -> dict[str, str]:
-    """The extended attributes of a file, in hex. A file system without them has none."""
+def attributes_of(file: Path | int) -> dict[str, str]:
+    """The extended attributes of a file, by its path or descriptor, in hex; of foreign namespaces those that may be read.
+    A file system without them has none."""
+    found = {}
     try:
-        return {name: os.getxattr(path, name).hex() for name in os.listxattr(path)}
+        for name in os.listxattr(file):
+            try:
+                found[name] = os.getxattr(file, name).hex()
+            except OSError as error:
+                # Just removed; or of a namespace that is not for us.
+                if error.errno != errno.ENODATA and (
+                    name.startswith(OWN) or error.errno not in (errno.EACCES, errno.EPERM)
+                ):
+                    raise
     except OSError as error:
         if error.errno != errno.ENOTSUP:
             raise
-        return {}
+    return found
 
 
 def replace_file(path: Path, content: bytes, staging: Path) -> None:

@@ -76,6 +76,12 @@ class LostHeaders:
     def make(self, sync: bool) -> None:
         """Gives all of them new headers, then zeroes what the log deletes. LostHeaderError when one is lost once more."""
         for pack, lost in self._lost.items():
+            if missing := lost.missing:
+                log.error(
+                    "%s: %d of its slots hold no valid frame, and the log says that they were written: they are lost, and"
+                    " count as deleted",
+                    *(sharding.pack_path(pack), missing.bit_count()),
+                )
             self.packs.install_header(pack, lost.bitmaps())
             self.packs.rewrite_header(pack)
             _failpoints.passed(_failpoints.BITS_SET, _failpoints.RECOVERY)
@@ -100,17 +106,22 @@ class LostHeader:
         self.noted = 0
         self.erased = 0
 
+    @property
+    def missing(self) -> int:
+        """Slots that the log says were written, and of which no frame is left."""
+        return self.noted & ~(self.valid | self.logged | self.erased)
+
     def bitmaps(self) -> bytes:
         """The present and deleted bitmaps, 168 bytes each, of the new header.
 
         A slot with a valid frame is present, every other one counts as deleted, but for those that the log has a put of. A
         header that is all zeros was never written (the power went before it reached the disk), if the log has all
-        that lies there: then what is not valid was never acknowledged, and stays free. But what a note names was: without
-        its frame it is lost.
+        that lies there: then what is not valid was never acknowledged, and stays free. But where a note names slots whose
+        frames are not there, the header had been written before it.
         """
         held = self.valid | self.logged
-        never_written = self.zeros and not self.valid & ~self.logged
-        used = self.noted if never_written else bits(0, self.slots)
+        never_written = self.zeros and not self.valid & ~self.logged and not self.missing
+        used = 0 if never_written else bits(0, self.slots)
         deleted = self.erased | used & ~held
         present = held & ~deleted
         return present.to_bytes(BITMAP_SIZE, "little") + deleted.to_bytes(BITMAP_SIZE, "little")
