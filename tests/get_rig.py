@@ -18,6 +18,8 @@ from ingest.limits import FRAME_SIZE
 from ingest.mac import SubKeys, build_request
 from ingest.status import Status
 from ingest.store.layouts._pack_reader import PackReader
+from ingest.store.layouts._slot_reader import SlotReader
+from ingest.store.layouts._tree_reader import TreeReader
 from ingest.ticket import index_from_wire, index_to_wire
 
 PATIENCE_S = 20.0  # before a wait for an event counts as failed
@@ -73,11 +75,19 @@ class Rig:
     """`server` over the packs below `root`, of which it keeps `packs_max` open; `connect` opens a connection to it."""
 
     def __init__(
-        self, root: Path, keys: Iterable[SubKeys] = (KEYS,), packs_max: int | None = None, **options: int
+        self,
+        root: Path,
+        keys: Iterable[SubKeys] = (KEYS,),
+        packs_max: int | None = None,
+        layout: str = "pack",
+        **options: int,
     ) -> None:
         self.packs = Packs(root)
         self.queue = Queue(1, 1)
-        self.reader = PackReader(self.packs.fd, packs_max=packs_max)
+        if layout == "pack":
+            self.reader: SlotReader = PackReader(self.packs.fd, packs_max=packs_max)
+        else:
+            self.reader = TreeReader(self.packs.fd)
         self.server = GetServer(self.queue, 0, self.reader, keys, **options)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.events: list[tuple[str, str, int]] = []

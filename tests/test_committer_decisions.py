@@ -46,7 +46,33 @@ def counted(committer: Looped, counter: str) -> int:
     return committer.queue.counter_row(_queue.ROW_COMMITTER)[metrics.INDEX[counter]]
 
 
+def run_now(work: Callable[[], None]) -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(work())
+    return done
+
+
 class TestFlush:
+    @pytest.mark.parametrize("behind", [0, 1, 3])
+    @pytest.mark.parametrize("under_way", [False, True])
+    def test_a_clean_stop_leaves_nothing_to_recover(
+        self, committer: Looped, caplog: pytest.LogCaptureFixture, under_way: bool, behind: int
+    ) -> None:
+        """Also of what came behind the beginning of a flush."""
+        loop = committer.start()
+        put(committer, FIRST)
+        if under_way:
+            loop._begin_flush()
+        for i in range(behind):
+            put(committer, FIRST + 1 + i)
+        committer.finish()
+        loop._submit = run_now  # type: ignore[method-assign]
+        loop._end()
+        committer.loop = None
+        caplog.clear()
+        committer.start()
+        assert "recovered 0 frames and 0 deletes" in caplog.text
+
     @pytest.mark.parametrize(
         ("passed", "wal_size", "due"),
         [
@@ -248,3 +274,16 @@ class TestSegments:
         assert loop._spare is None and loop.log.segments == 0
         assert committer.answers[cookie] == [N]
         assert loop._grow_again_at == committer.clock.now + limits.LOG_START_RETRY_S
+
+
+@pytest.mark.parametrize("held", [0, 3])
+def test_the_room_for_tombstones_is_looked_at_anew(committer: Looped, clock: Clock, held: int) -> None:
+    """What deletes took of it, and what there was before, counts until the next look at the disk."""
+    loop = committer.start()
+    loop._out_of_space()
+    loop.packs.room = held
+    loop._out_of_space()
+    assert loop.packs.room == held
+    clock.now += 2 * limits.SPACE_CHECK_INTERVAL_S
+    loop._out_of_space()
+    assert loop.packs.room == loop.space.tombstones > held

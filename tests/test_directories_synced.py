@@ -64,6 +64,30 @@ def test_a_flush_syncs_each_directory_of_what_is_new(rig: CommitterRig, order: i
     rig.packs.flush_done()
 
 
+@pytest.mark.parametrize("first", TICKETS)
+def test_what_is_new_while_a_flush_runs_is_for_the_next(rig: CommitterRig, first: str) -> None:
+    def sync() -> bool:
+        try:
+            rig.packs.sync()
+        except OSError:
+            return True
+        return False
+
+    rig.put(ticket.parse(first))
+    rig.commit()
+    before = directories(rig)
+    rig.packs.flush_begins()
+    assert not sync()
+    for text in TICKETS:
+        rig.put(ticket.parse(text))
+    rig.settle()
+    rig.packs.flush_done()
+    found = [path for path in directories(rig) if path not in before]
+    rig.packs.flush_begins()
+    assert [path for path in found if not fails_without(path, sync)] == []
+    rig.packs.flush_done()
+
+
 # A job goes on behind the pack that the last one ended with, and comes to the first ones after that.
 JOBS = [
     ("Q", ("1", "AA")),

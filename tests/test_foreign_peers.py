@@ -168,6 +168,27 @@ def test_a_new_connection_takes_the_place_of_one_without_work(later: bool) -> No
         assert rig.receive(waiting, 9) == ack(2)
 
 
+def test_who_sent_what_nobody_could_receive_keeps_its_place() -> None:
+    """It has work, although nothing of that is known yet: neither its age nor that it has shown no key counts."""
+    with put_rig.Rig(places=16, block_places=16, connections_max=4) as rig:
+        rig.tick(0.0)
+        rig.answering = False
+        waiting, *early = (rig.connect() for _ in range(3))
+        rig.send(waiting, put_rig.frames(1, 16))  # all places of the arena
+        rig.settle()
+        for i, client in enumerate(early):
+            rig.send(client, frame(100 + i))
+        rig.settle()
+        rig.tick(1.0)
+        silent = rig.connect()
+        rig.events += rig.server.make_room() or []
+        assert rig.receive_all(silent) == b""
+        assert rig.server.close_idle(9) is None
+        rig.answering = True
+        assert rig.receive(waiting, 16 * 9) == put_rig.acks(1, 16)
+        assert [rig.receive(client, 9) for client in early] == [ack(100), ack(101)]
+
+
 def test_while_there_is_room_nobody_gives_way(rig: put_rig.Rig | get_rig.Rig) -> None:
     rig.connect()
     assert rig.server.make_room() is None

@@ -620,6 +620,25 @@ def test_a_request_that_is_not_whole_in_time(rig: Rig) -> None:
     assert rig.receive_all(client) == b""
 
 
+@pytest.mark.parametrize("whole", [1, 2, 7])
+@pytest.mark.parametrize("cut", [1, 9, 23])
+def test_each_request_has_its_own_time(rig: Rig, whole: int, cut: int) -> None:
+    """What comes in part behind whole ones is late only when its own time is over."""
+    client = rig.connect()
+    data = request(A0) * whole
+    at = 10.0
+    rig.tick(at)
+    rig.send(client, data[:cut])
+    for _ in range(3):
+        rig.settle()
+        at += limits.PARTIAL_FRAME_TIMEOUT_S - 1
+        rig.tick(at)
+        assert rig.server.connections == 1
+        rig.send(client, data[cut:] + data[:cut])
+        for _ in range(whole):
+            rig.answer(client, A0, 1)
+
+
 def test_an_idle_connection_ends(rig: Rig) -> None:
     client = rig.connect()
     rig.tick(10.0)

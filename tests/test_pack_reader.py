@@ -140,6 +140,20 @@ def test_a_header_that_was_bad_heals(packs: Packs) -> None:
         assert status_of(r, A0) == Status.SAVED
 
 
+def test_a_header_that_was_judged_is_judged_again_whichever_byte_of_it_changes(packs: Packs) -> None:
+    packs.put([A0])
+    good = packs.path(A0).read_bytes()[:512]
+    r = reader(packs)
+    passed = []
+    for at in range(512):
+        assert status_of(r, A0) == Status.SAVED
+        packs.write(A0, at, bytes([good[at] ^ 1]))
+        if status_of(r, A0) != Status.ERROR:
+            passed.append(at)
+        packs.write(A0, at, good[at : at + 1])
+    assert passed == []
+
+
 def test_a_header_that_is_torn_while_it_is_written_is_never_shown(packs: Packs) -> None:
     packs.put([A0])
     old = packs.path(A0).read_bytes()[:512]
