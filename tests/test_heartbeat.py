@@ -91,6 +91,35 @@ class TestHeart:
         assert heart.last_beat
 
 
+# Of what is written at a moment, as it is seen so many seconds later. What came after the look is of this moment.
+SEEN = (-1.0, 0.0, limits.HEART_UNREADY_S - 0.5, limits.HEART_UNREADY_S, 9 * limits.HEART_UNREADY_S)
+
+
+@pytest.mark.parametrize("beaten", [None, *SEEN])
+@pytest.mark.parametrize("waits", [None, *SEEN])
+@pytest.mark.parametrize("stalled", [None, *SEEN])
+def test_what_is_wrong_is_what_has_been_for_long(beaten, waits, stalled):
+    """What it waits for is said for as long as it waits, whatever its loop does meanwhile; a stall counts when it waits for
+    nothing itself."""
+    heart, now = Heart(), 1000 * S
+    for word, ago in ((heartbeat._BEAT, beaten), (heartbeat.SINCE, waits), (heartbeat._STALLED, stalled)):
+        heart.words[word] = 0 if ago is None else now - int(ago * S)
+    heart.words[heartbeat.WAIT] = DiskWait.NOTHING if waits is None else DiskWait.LOG_SYNC
+    heart.words[heartbeat._STALLED_BY] = DiskWait.PACKS_SYNC
+    unready = limits.HEART_UNREADY_S
+    what, seconds = ("log sync", waits) if waits is not None else ("packs sync", stalled)
+    if beaten is None:
+        expected = "x does not run" if (waits or 0) >= unready else ""
+    elif seconds is not None and seconds >= unready:
+        expected = f"x waits for the disk: {what} for {seconds:.0f} s"
+    else:
+        expected = f"x has not answered for {beaten:.0f} s" if beaten >= unready else ""
+    assert heart.trouble("x", now) == expected
+    assert heart.age(now) == (None if beaten is None else max(0.0, beaten))
+    assert heart.waiting(now)[1] == max(0.0, seconds or 0.0)
+    assert heart.missing(now) == (0.0 if beaten is not None or waits is None else max(0.0, waits))
+
+
 def beat(heart):
     heart.beat()
 

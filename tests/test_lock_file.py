@@ -1,5 +1,6 @@
 """A lock is taken once, and whoever looks sees that it is, and by whom."""
 
+import errno
 import fcntl
 import os
 
@@ -116,6 +117,48 @@ class TestTheDirectoryIsLockedToo:
         fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
         assert not lock_file.take_directory(fd)
         os.close(fd)
+
+
+# What flock(2) of a directory says where there is none; all else is a failure, or another one's lock.
+NONE_THERE = (errno.EBADF, errno.EINVAL, errno.EISDIR, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+@pytest.mark.parametrize("code", sorted(errno.errorcode), ids=errno.errorcode.get)
+def test_only_where_there_are_none_a_directory_is_taken_for_one_without_locks(path, monkeypatch, code):
+    """Then the file alone is the lock, for who takes it and for who looks."""
+    real = fcntl.flock
+
+    def flock(fd, how):
+        if os.path.isdir(f"/proc/self/fd/{fd}"):
+            raise OSError(code, os.strerror(code))
+        real(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr("ingest.runtime.lock_file.time.sleep", lambda _: None)
+    path.touch()
+    if code in NONE_THERE:
+        fds = lock_file.acquire(path, path.parent)
+        assert lock_file.is_held(path, path.parent)
+        close(fds)
+        assert not lock_file.is_held(path, path.parent)
+        return
+    with pytest.raises(OSError) as caught:
+        lock_file.acquire(path, path.parent)
+    assert caught.value.errno == code
+    if isinstance(caught.value, BlockingIOError):
+        assert lock_file.is_held(path, path.parent)
+        return
+    with pytest.raises(OSError) as caught:
+        lock_file.is_held(path, path.parent)
+    assert caught.value.errno == code
+
+
+def test_no_program_that_is_started_keeps_it(path):
+    """The lock ends with the last copy of a descriptor."""
+    fds = lock_file.acquire(path, path.parent)
+    one = lock_file.open_lock(path)
+    assert [os.get_inheritable(fd) for fd in (*fds, one)] == [False] * 3
+    close((*fds, one))
 
 
 class Looker:

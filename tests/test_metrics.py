@@ -407,6 +407,15 @@ def test_a_worker_that_is_being_replaced_is_no_reason_and_none_at_all_is_one(
     assert said(queue, hearts) == []
 
 
+def test_that_there_is_no_worker_is_said_once(queue: Queue, hearts: dict[str, Heart]) -> None:
+    """However long none has been there; one that beat is asked for alone."""
+    for name in ("worker-0", "worker-1"):
+        never_ran(hearts[name])
+    assert said(queue, hearts) == ["no worker"]
+    hearts["worker-0"].beat()
+    assert said(queue, hearts) == ["worker-1"]
+
+
 # --- a real server
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 from ingest.engine import _queue
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_DESCRIPTOR = struct.Struct("i")
 _ADDRESS_SIZE_MAX = 256  # bytes of a message: an address with its scope
 
 
@@ -74,9 +76,12 @@ class Siblings:
     def receive(self) -> tuple[bytes, list[int]] | None:
         """The next message and its descriptors; None when there is none now. An empty one: nobody holds the other end."""
         try:
-            message, descriptors, _, _ = socket.recv_fds(
-                self.inbox, _ADDRESS_SIZE_MAX, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            # socket.recv_fds drops the flags.
+            message, extra, _, _ = self.inbox.recvmsg(
+                _ADDRESS_SIZE_MAX,
+                socket.CMSG_LEN(_DESCRIPTOR.size),
+                socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
             )
         except (BlockingIOError, InterruptedError):
             return None
-        return message, descriptors
+        return message, [fd for _, _, content in extra for (fd,) in _DESCRIPTOR.iter_unpack(content)]
