@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from ingest.objects.rebuild import rebuild
 from ingest.status import Status
 from ingest.store.check.export import export
 from ingest.store.check.fsck import fsck
+from ingest.store.check.identity import identify
 from ingest.store.check.inspection import inspect
 from ingest.store.layouts.pack_file import PackHeader
 from ingest.store.store import Store
@@ -82,6 +83,22 @@ def test_a_copy_requires_each_key_that_its_source_did(builder: Builder, tmp_path
             ids, ["signs and is accepted", "is accepted", *["verifies what is stored"] * 2], strict=True
         )
     ]
+
+
+@pytest.mark.parametrize("tool", [fsck, export, rebuild, identify])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_key_that_its_group_may_change_is_taken_from_the_store_only(
+    builder: Builder, tmp_path: Path, tool: Callable[..., object], named: bool
+) -> None:
+    """`fsGroup` opens what a store has made; elsewhere it was somebody who set it up so."""
+    builder.put([FIRST])
+    data = finish(builder)
+    path = (data / ".ingest/key").rename(tmp_path / "key") if named else data / ".ingest/key"
+    path.chmod(0o660)
+    rest = [tmp_path / "new", "pack"] if tool is export else []
+    options = {} if tool is identify else {"segment_size": SMALL_SEGMENT}
+    with pytest.raises(KeyFileError, match="opens it to others") if named else nullcontext():
+        tool(data, *rest, key_file=path if named else None, **options)
 
 
 @pytest.mark.parametrize("lacks", range(4))

@@ -70,6 +70,11 @@ class SlotState:
         self.deleted = np.zeros(self.slots, bool)
         self.good = self._verify()
 
+    @property
+    def filled(self) -> Bools:
+        """Which slots hold any byte: the ticket may be what a frame has lost."""
+        return self.frames.any(axis=1)
+
     def _verify(self) -> Bools:
         """Which slots hold a frame of their own ticket that is authentic. Looks at slots that may hold one."""
         good = np.zeros(self.slots, bool)
@@ -231,10 +236,9 @@ def header_may_be_unwritten(state: SlotState, logged: LoggedPack) -> bool:
 def _lost_slots(state: SlotState, logged: LoggedPack) -> list[Fault]:
     """Under a lost header nothing says which slots were in use: those with bytes that are no frame are named."""
     known = mask_bools(_masks(logged)["put"], state.slots)
-    filled = (state.frames[:, :16] != 0).any(axis=1)
     return [
         _fault(state, "slot", slot, _what_fails(state, slot), "marked deleted: no copy is left", lost=True)
-        for slot in np.flatnonzero(filled & ~state.good & ~known)
+        for slot in np.flatnonzero(state.filled & ~state.good & ~known)
     ]
 
 
