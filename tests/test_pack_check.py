@@ -306,7 +306,11 @@ def empty(pack: Pack) -> bytes:
 
 
 def test_each_byte_behind_the_header_s_sector_is_zero_and_what_is_not_is_zeroed(pack: Pack) -> None:
-    for at in (*range(512, 528), *range(528, PACK_HEADER_SIZE - 16, 199), *range(PACK_HEADER_SIZE - 16, 4096)):
+    for at in (
+        *range(512, 528),
+        *range(528, PACK_HEADER_SIZE - 16, 199),
+        *range(PACK_HEADER_SIZE - 16, 4096),
+    ):
         content = bytearray(empty(pack))
         content[at] = 1 << at % 8
         (fault,) = check_pack(pack.state(bytes(content)), LoggedPack(), pack.frame_at)

@@ -296,3 +296,28 @@ def test_no_tool_leaves_a_file_open(tmp_path: Path, layout: str, state: str) -> 
     assert open_files() == before
     if held is not None:
         held.close()
+
+
+@pytest.mark.parametrize("what", ["put", "delete"])
+def test_what_any_key_has_signed_is_saved_from_a_bad_batch(builder: Builder, what: str) -> None:
+    """Each of its frames is authentic by itself, under a key of before a rotation too."""
+    builder.put([FIRST, FIRST + 1])
+    builder.settle()
+    builder.append(b"", [])
+    if what == "put":
+        builder.put([FIRST + 2, FIRST + 3], apply=False)
+    else:
+        builder.delete(FIRST + 1, 4, apply=False)
+    bad = builder.batches[-1]
+    builder.put([FIRST + 7], apply=False)
+    builder.close()
+    data = builder.directory
+    change(data / bad.segment, bad.offset + 8, b"decay")
+    rotate(data)
+    report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert [(problem.kind, problem.lost) for problem in report.problems] == [("log", False)]
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    with started(data, SMALL_SEGMENT) as reader:
+        read = read_all(reader, builder.keys)
+    for index, held in builder.truth.items():
+        assert read[index] == ((Status.DELETED, b"") if held is None else (Status.SAVED, held))
