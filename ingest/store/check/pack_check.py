@@ -73,7 +73,7 @@ class SlotState:
     @property
     def filled(self) -> Bools:
         """Which slots hold any byte: the ticket may be what a frame has lost."""
-        return self.frames.any(axis=1)
+        return np.asarray(self.frames.any(axis=1), bool)
 
     def _verify(self) -> Bools:
         """Which slots hold a frame of their own ticket that is authentic. Looks at slots that may hold one."""
