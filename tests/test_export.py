@@ -281,8 +281,9 @@ def test_what_is_no_directory_is_no_target(store, tmp_path, kind):
         store.export(target)
 
 
+@pytest.mark.parametrize("decay", [(50, b"decay"), (0, bytes(8)), (0, bytes(16)), (0, bytes(32))])
 @pytest.mark.parametrize("bad", [(), (3,), (3, 40), (0, SPAN + 11)])
-def test_under_a_lost_header_what_is_no_frame_is_named_and_what_was_free_is_not(tmp_path, bad):
+def test_under_a_lost_header_what_is_no_frame_is_named_and_what_was_free_is_not(tmp_path, bad, decay):
     """Nothing says which slots were in use: those that hold something."""
     builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
     stored = [sharding.slot_ticket(BURIED, slot) for slot in (0, 3, 40, SPAN + 11)]
@@ -298,7 +299,7 @@ def test_under_a_lost_header_what_is_no_frame_is_named_and_what_was_free_is_not(
     store.patch(path, 100, b"\xff" * 8)
     lost = [sharding.slot_ticket(BURIED, slot) for slot in bad]
     for index in lost:
-        store.patch(path, slot_offset(index) + 50, b"decay")
+        store.patch(path, slot_offset(index) + decay[0], decay[1])
     result = export(store.path, tmp_path / "new", "pack")
     header, *slots = result.problems
     assert header.startswith(f"{path}: its header is lost")

@@ -556,13 +556,14 @@ class TestLog:
         assert store.fsck().clean
         assert store.shows_all(lost={index}), "every other frame of the batch is authentic by itself"
 
-    def test_the_log_stays_as_long_as_packs_lie_where_they_do_not_belong(self, small):
+    @pytest.mark.parametrize("places", [(PACK, "NZ/obj"), ("obj", PACK), ("obj", "NZ/obj")])
+    def test_the_log_stays_as_long_as_packs_lie_where_they_do_not_belong(self, small, places):
         """What it has for them can be written only when they are where they belong again."""
         store = small("cut")
         batch = store.template.batches[self.middle(store)]
         (place, (index,)), *_ = batch.frames.items()
         store.patch(batch.segment, place + 100, b"decay")
-        a, b, aside = store.path / PACK, store.path / "NZ/obj", store.path / "x"
+        a, b, aside = store.path / places[0], store.path / places[1], store.path / "x"
         for _ in range(2):  # there and back
             before = {path: path.read_bytes() for path in (store.path / ".ingest/wal").glob("*.log")}
             if not aside.exists():

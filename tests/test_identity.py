@@ -23,6 +23,8 @@ from ingest.store.check.fsck import fsck
 from ingest.store.check.identity import identify
 from ingest.store.layouts.pack_file import MAGIC, PackHeader
 from ingest.store.layouts.tree_file import CHECKSUM
+from ingest.store.log.log_format import SegmentHeader
+from ingest.store.store_json import write_json, write_store_json
 
 PREFIXES = ("", "4", "B0", "NZC", "AABBC")  # packs; the files of all of their slots are no packs' in a tree
 STORED = [sharding.slot_ticket(sharding.pack_id(prefix), slot) for prefix in PREFIXES for slot in (1, 40)]
@@ -210,6 +212,99 @@ def test_the_store_s_id_is_what_most_packs_say_if_none_says_what_its_description
     found = identify(data)
     assert found.record["store_id"] == believed
     assert [problem.kind for problem in found.problems] == ["store_json"] * (believed != said)
+
+
+@pytest.mark.parametrize(
+    ("said", "in_file", "in_segments", "believed", "wrong"),
+    [
+        (OWN, OWN, [OWN, OWN], OWN, ""),
+        (OWN, OWN, [], OWN, ""),
+        (OWN, OWN, [OTHER], OWN, ""),
+        (OWN, OWN, [OTHER, THIRD, THIRD], OWN, ""),
+        (OWN, OTHER, [OWN], OWN, "log_json"),
+        (OWN, OTHER, [OTHER, OTHER, OWN], OWN, "log_json"),
+        (OWN, OTHER, [], OWN, "log_json"),
+        (OWN, OTHER, [OTHER], OTHER, "store_json"),
+        (OWN, OTHER, [THIRD, OTHER, THIRD], THIRD, "store_json log_json"),
+        (OWN, "", [OWN], OWN, "log_json"),
+        (OWN, "", [OTHER], OTHER, "store_json log_json"),
+        (OWN, "", [], OWN, "log_json"),
+        ("", OWN, [OWN], OWN, "store_json"),
+        ("", OWN, [], OWN, "store_json"),
+        ("", OTHER, [OWN], OWN, "store_json log_json"),
+        ("", "", [OTHER, OWN, OTHER], OTHER, "store_json log_json"),
+    ],
+)
+def test_the_log_s_id_is_what_two_of_three_say(
+    make: Callable[[str], Builder],
+    said: str,
+    in_file: str,
+    in_segments: list[str],
+    believed: str,
+    wrong: str,
+) -> None:
+    """The store's description, the log's, and most of the segments; "" is one that is lost. What says it otherwise is
+    written again."""
+    data = make("pack").directory
+    path, wal = data / ".ingest/store.json", data / ".ingest/wal"
+    for segment in wal.glob("*.log"):
+        segment.unlink()
+    for i, one in enumerate(in_segments):
+        header = SegmentHeader(bytes.fromhex(one), i + 1, i + 1, 5, 0)
+        (wal / f"{i:04d}.log").write_bytes(header.serialize())
+    if said:
+        write_store_json(path, json.loads(path.read_text()) | {"log_id": said})
+    else:
+        path.unlink()
+    write_json(wal / "log.json", {"log_id": in_file} if in_file else {})
+    found = identify(data)
+    assert (found.record["log_id"], found.log_id.hex()) == (believed, believed)
+    assert [problem.kind for problem in found.problems] == wrong.split()
+
+
+@pytest.mark.parametrize(
+    "log_id", ["", OWN[1:], OWN + "0", OWN + "\n", "A" * 32, "g" * 32, "\u0661" * 32, 7, None, [OWN]]
+)
+def test_what_is_no_id_names_no_log(make: Callable[[str], Builder], log_id: object) -> None:
+    data = make("pack").directory
+    path = data / ".ingest/wal/log.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | {"log_id": log_id}))
+    (problem,) = fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
+    assert (problem.kind, problem.detail) == ("log_json", "is not readable as the log's description")
+    assert json.loads(path.read_text()) == before
+
+
+@pytest.mark.parametrize("damaged", [("store.json",), ("wal/log.json",), ("store.json", "wal/log.json")])
+@pytest.mark.parametrize("how", ["cut", "a link", "gone", "a directory"])
+def test_each_description_that_is_written_again_is_kept_and_lies_in_the_store(
+    make: Callable[[str], Builder], tmp_path: Path, damaged: tuple[str, ...], how: str
+) -> None:
+    """A link that leads to a whole one is moved away as any other: then what it led to must be here."""
+    data = make("pack").directory
+    before = {name: json.loads((data / ".ingest" / name).read_text()) for name in damaged}
+    spoilt = {}
+    for name in damaged:
+        path = data / ".ingest" / name
+        elsewhere = tmp_path / path.name
+        path.rename(elsewhere)
+        if how == "cut":
+            spoilt[f".ingest/{name}"] = elsewhere.read_bytes()[:-30]
+            path.write_bytes(spoilt[f".ingest/{name}"])
+            path.chmod(0o600)
+        elif how == "a link":
+            path.symlink_to(elsewhere)
+        elif how == "a directory":
+            path.mkdir(mode=0o700)
+    report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert all(problem.repaired for problem in report.problems)
+    kept = {problem.path: problem.copy for problem in report.problems if problem.copy}
+    assert {path: (data / kept[path]).read_bytes() for path in spoilt} == spoilt
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    for name, record in before.items():
+        path = data / ".ingest" / name
+        assert json.loads(path.read_text()) == record
+        assert path.is_file() and not path.is_symlink()
 
 
 def test_a_store_that_nothing_names_gets_an_id_of_its_own(make: Callable[[str], Builder]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -319,3 +320,42 @@ def test_where_nobody_can_tell_where_the_log_ended_its_last_frames_count(
     fsck(data, repair=True, segment_size=SMALL_SEGMENT)
     assert fsck(data, segment_size=SMALL_SEGMENT).clean
     assert shown(data, store.builder) == expected(store.builder, set())
+
+
+def damaged(directory: Path) -> list[Path]:
+    survey = LogSurvey(directory, LOG_ID, [], SEGMENT_SIZE)
+    survey.close()
+    return [fault.path for fault in survey.faults]
+
+
+def test_a_segment_of_another_log_or_of_another_size_is_damage(tmp_path: Path) -> None:
+    """Whichever byte of the log's id differs, whichever byte of a stump is none of a new segment's."""
+    path = tmp_path / "0000.log"
+    for at in range(16):
+        other = bytearray(LOG_ID)
+        other[at] ^= 1
+        segment(path, SegmentHeader(bytes(other), 1, 1, 11, 0), [batch(1)])
+        assert damaged(tmp_path) == [path]
+    segment(path, SegmentHeader(LOG_ID, 1, 1, 11, 0), [batch(1)])
+    assert damaged(tmp_path) == []
+    for size in (SEGMENT_SIZE - 1, SEGMENT_SIZE + 1, SEGMENT_SIZE + 4096):
+        os.truncate(path, size)
+        assert damaged(tmp_path) == [path]
+    for size in (1, 9, 511, 4095):
+        path.write_bytes(bytes(size))
+        assert damaged(tmp_path) == []
+        path.write_bytes(bytes(size - 1) + b"\1")
+        assert damaged(tmp_path) == [path]
+
+
+@pytest.mark.parametrize("count", [1, 2, 1296, 1297])
+def test_a_delete_may_end_with_the_last_ticket_and_not_behind_it(tmp_path: Path, count: int) -> None:
+    builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
+    for more in (0, 1):
+        frame = ticket.index_to_wire(ticket.COUNT - count) + bytes(8) + delete_data(1)
+        frame = frame[:16] + (count + more).to_bytes(8, "big") + frame[24:]
+        builder.append(frame, [], deletes=1)
+        survey = LogSurvey(builder.store.wal_dir, builder.store.log_id, [], SMALL_SEGMENT)
+        assert sum(entry.deleted.bit_count() for entry in survey.packs.values()) == count
+        survey.close()
+    builder.close()

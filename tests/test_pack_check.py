@@ -236,13 +236,14 @@ def test_what_else_a_bad_batch_tells(pack: Pack, what: str) -> None:
     assert_holds(pack, pack.mend(extra=extra), expected, 8)
 
 
-def test_a_frame_that_lies_in_another_slot_is_found(pack: Pack) -> None:
-    """Authentic, and of this ticket: not one that decayed on the way, nor the slot's own bytes."""
+@pytest.mark.parametrize("own", ["own", "own, by another key"])
+def test_a_frame_that_lies_in_another_slot_is_found(pack: Pack, own: str) -> None:
+    """Authentic, under any key, and of this ticket: not one that decayed on the way, nor the slot's own bytes."""
     content = bytearray(pack.content[:PACK_HEADER_SIZE]) + bytes(pack.slots * FRAME_SIZE)
     header = PackHeader.of_pack(pack.id, STORE_ID)
     set_bits(header.present, 10, 3)
     content[:PACK_HEADER_SIZE] = header.serialize()
-    frame = {slot: pack.bytes_of(slot, "own") for slot in (10, 11)}
+    frame = {slot: pack.bytes_of(slot, own) for slot in (10, 11)}
     decayed = pack.bytes_of(12, "decayed")
     for place, raw in ((10, frame[11]), (11, frame[10]), (12, decayed), (500, decayed)):
         content[sharding.slot_offset(place) : sharding.slot_offset(place) + FRAME_SIZE] = raw
@@ -298,3 +299,56 @@ def test_a_header_of_zeros_was_never_written_if_the_log_has_all_that_is_there(
     after = PackHeader.parse(mend_pack(state, logged, pack.frame_at))
     assert all(bit(after.present, slot) for slot in {*pending, *held})
     assert bit(after.deleted, 700) != unwritten
+
+
+def empty(pack: Pack) -> bytes:
+    return PackHeader.of_pack(pack.id, STORE_ID).serialize()
+
+
+def test_each_byte_behind_the_header_s_sector_is_zero_and_what_is_not_is_zeroed(pack: Pack) -> None:
+    for at in (
+        *range(512, 528),
+        *range(528, PACK_HEADER_SIZE - 16, 199),
+        *range(PACK_HEADER_SIZE - 16, 4096),
+    ):
+        content = bytearray(empty(pack))
+        content[at] = 1 << at % 8
+        (fault,) = check_pack(pack.state(bytes(content)), LoggedPack(), pack.frame_at)
+        assert (fault.kind, fault.offset, fault.size) == ("header_tail", 0, PACK_HEADER_SIZE), at
+        mended = mend_pack(pack.state(bytes(content)), LoggedPack(), pack.frame_at)
+        assert not any(mended[512:]) and PackHeader.parse(mended).generation == 1
+
+
+@pytest.mark.parametrize("more", [-FRAME_SIZE, -1, 0, 1, 2, 7, 8, 511, FRAME_SIZE, 4096])
+def test_a_file_ends_with_its_last_slot_at_the_latest(pack: Pack, more: int) -> None:
+    """Whatever lies behind it is named, and kept aside, byte by byte."""
+    most = sharding.slot_offset(pack.slots)
+    state = pack.state(empty(pack).ljust(most + more, b"\0"))
+    found = [(one.kind, one.offset, one.size) for one in check_pack(state, LoggedPack(), pack.frame_at)]
+    assert found == ([("length", most, more)] if more > 0 else [])
+    assert len(mend_pack(state, LoggedPack(), pack.frame_at)) <= most
+
+
+@pytest.mark.parametrize("whose", ["own", "another store's"])
+@pytest.mark.parametrize("place", ["its own", "another"])
+def test_only_a_pack_of_this_store_is_left_for_the_place_where_it_belongs(
+    pack: Pack, whose: str, place: str
+) -> None:
+    """One of another store belongs nowhere here: it is judged by what its slots hold."""
+    here = pack.id if place == "its own" else sharding.pack_id("7")
+    store_id = STORE_ID if whose == "own" else bytes(15) + b"\1"
+    content = PackHeader.of_pack(here, store_id).serialize() + pack.content[PACK_HEADER_SIZE:]
+    kinds = [fault.kind for fault in pack.check(content) if fault.slot < 0]
+    expected = ["header"] if whose != "own" else ["misplaced"] if place == "another" else []
+    assert kinds == expected
+
+
+def test_under_a_lost_header_whatever_holds_any_byte_is_named(pack: Pack) -> None:
+    """A frame that has lost its first bytes too, with the same block of the disk, was one."""
+    content = bytearray(512 * b"\xff").ljust(len(pack.content), b"\0")
+    places = [0, 1, 7, 8, 15, 16, 17, 700, FRAME_SIZE - 1]
+    for slot, at in enumerate(places):
+        content[sharding.slot_offset(slot) + at] = 1
+    header, *faults = check_pack(pack.state(bytes(content)), LoggedPack(), pack.frame_at)
+    assert header.kind == "header"
+    assert [(fault.slot, fault.lost) for fault in faults] == [(slot, True) for slot in range(len(places))]

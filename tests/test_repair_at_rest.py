@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ingest.objects.rebuild import rebuild
 from ingest.status import Status
 from ingest.store.check.export import export
 from ingest.store.check.fsck import fsck
+from ingest.store.check.identity import identify
 from ingest.store.check.inspection import inspect
 from ingest.store.layouts.pack_file import PackHeader
 from ingest.store.store import Store
@@ -83,6 +84,22 @@ def test_a_copy_requires_each_key_that_its_source_did(builder: Builder, tmp_path
             ids, ["signs and is accepted", "is accepted", *["verifies what is stored"] * 2], strict=True
         )
     ]
+
+
+@pytest.mark.parametrize("tool", [fsck, export, rebuild, identify])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_key_that_its_group_may_change_is_taken_from_the_store_only(
+    builder: Builder, tmp_path: Path, tool: Callable[..., object], named: bool
+) -> None:
+    """`fsGroup` opens what a store has made; elsewhere it was somebody who set it up so."""
+    builder.put([FIRST])
+    data = finish(builder)
+    path = (data / ".ingest/key").rename(tmp_path / "key") if named else data / ".ingest/key"
+    path.chmod(0o660)
+    rest = [tmp_path / "new", "pack"] if tool is export else []
+    options = {} if tool is identify else {"segment_size": SMALL_SEGMENT}
+    with pytest.raises(KeyFileError, match="opens it to others") if named else nullcontext():
+        tool(data, *rest, key_file=path if named else None, **options)
 
 
 @pytest.mark.parametrize("lacks", range(4))
@@ -366,3 +383,28 @@ def test_no_tool_leaves_a_file_open(tmp_path: Path, layout: str, state: str) -> 
     assert open_files() == before
     if held is not None:
         held.close()
+
+
+@pytest.mark.parametrize("what", ["put", "delete"])
+def test_what_any_key_has_signed_is_saved_from_a_bad_batch(builder: Builder, what: str) -> None:
+    """Each of its frames is authentic by itself, under a key of before a rotation too."""
+    builder.put([FIRST, FIRST + 1])
+    builder.settle()
+    builder.append(b"", [])
+    if what == "put":
+        builder.put([FIRST + 2, FIRST + 3], apply=False)
+    else:
+        builder.delete(FIRST + 1, 4, apply=False)
+    bad = builder.batches[-1]
+    builder.put([FIRST + 7], apply=False)
+    builder.close()
+    data = builder.directory
+    change(data / bad.segment, bad.offset + 8, b"decay")
+    rotate(data)
+    report = fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert [(problem.kind, problem.lost) for problem in report.problems] == [("log", False)]
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    with started(data, SMALL_SEGMENT) as reader:
+        read = read_all(reader, builder.keys)
+    for index, held in builder.truth.items():
+        assert read[index] == ((Status.DELETED, b"") if held is None else (Status.SAVED, held))

@@ -306,6 +306,8 @@ class TestDescription:
             {"keys": ...},
             {"keys": "0" * 16},
             {"keys": ["0" * 15]},
+            {"keys": ["0" * 17]},
+            {"keys": ["0" * 16, "0" * 16 + "\n"]},
             {"keys": ["0" * 16, 1]},
             {"keys": None},
         ],

@@ -41,7 +41,7 @@ class Contents:
             self._problems.append(
                 f"{sharding.pack_path(pack)}: its header is lost: only slots with a valid frame are copied"
             )
-            lost = lost & (state.frames[:, :8] != 0).any(axis=1)
+            lost = lost & state.filled
         for slot in np.flatnonzero(lost):
             name = ticket.format(sharding.slot_ticket(pack, int(slot)))
             self._problems.append(

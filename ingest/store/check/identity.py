@@ -200,10 +200,11 @@ def _judge_log_id(identity: Identity) -> None:
     right one."""
     wal, own = identity.wal_dir, identity.record["log_id"]
     in_segments = Counter(log_id.hex() for log_id in segment_log_ids(wal)) if wal.is_dir() else Counter()
-    in_file = _log_json(wal)
-    written = in_file.get("log_id") if in_file else None
     default_place = wal == DataDir(identity.data_dir).wal
-    if not in_segments and written is None and not (wal / LOG_ID_FILE).exists():
+    # A link inside a store is moved away, see `walk`: what it leads to is not believed, or nobody would write it again.
+    in_file = None if default_place and (wal / LOG_ID_FILE).is_symlink() else _log_json(wal)
+    written = in_file.get("log_id") if in_file else None
+    if not in_segments and written is None and not os.path.lexists(wal / LOG_ID_FILE):
         if own:
             raise ConfigError(
                 f"the log of {identity.data_dir} is not in {wal}: name the --wal-dir that it was made with"

@@ -54,9 +54,10 @@ class IdentityRepair:
         for problem in identity.problems:
             path = self._exam.data_dir / problem.path
             if os.path.lexists(path):
-                problem.copy = self._exam.quarantine.keep_file(
-                    problem.path, path, problem.kind, problem.detail
-                )
+                quarantine = self._exam.quarantine
+                # A directory can't be replaced by a file.
+                put_aside = quarantine.keep_file if path.is_file() else quarantine.take
+                problem.copy = put_aside(problem.path, path, problem.kind, problem.detail)
         if identity.write_record:
             write_store_json(self._exam.data_dir / STORE_JSON, identity.record)
         if identity.write_log_id:

@@ -70,6 +70,11 @@ class SlotState:
         self.deleted = np.zeros(self.slots, bool)
         self.good = self._verify()
 
+    @property
+    def filled(self) -> Bools:
+        """Which slots hold any byte: the ticket may be what a frame has lost."""
+        return np.asarray(self.frames.any(axis=1), bool)
+
     def _verify(self) -> Bools:
         """Which slots hold a frame of their own ticket that is authentic. Looks at slots that may hold one."""
         good = np.zeros(self.slots, bool)
@@ -238,10 +243,10 @@ def _lost_slots(state: SlotState, logged: LoggedPack) -> list[Fault]:
     """Under a lost header nothing says which slots were in use: those are named that have bytes which are no frame, and
     those that the log says were written."""
     known, noted = (mask_bools(_masks(logged)[kind], state.slots) for kind in ("put", "noted"))
-    filled = (state.frames[:, :16] != 0).any(axis=1) | (noted & ~mask_bools(logged.deleted, state.slots))
+    used = state.filled | (noted & ~mask_bools(logged.deleted, state.slots))
     return [
         _fault(state, "slot", slot, _what_fails(state, slot), "marked deleted: no copy is left", lost=True)
-        for slot in np.flatnonzero(filled & ~state.good & ~known)
+        for slot in np.flatnonzero(used & ~state.good & ~known)
     ]
 
 
