@@ -17,7 +17,14 @@ from ingest.store.check.chunk_repair import read_whole
 from ingest.store.check.fsck import locked
 from ingest.store.check.identity import Identity, identify
 from ingest.store.check.log_survey import LoggedPack, LogSurvey
-from ingest.store.check.pack_check import PackState, Resolved, SlotState, header_may_be_unwritten, resolve
+from ingest.store.check.pack_check import (
+    PackState,
+    Resolved,
+    SlotState,
+    header_may_be_unwritten,
+    mask_bools,
+    resolve,
+)
 from ingest.store.check.walk import walk
 
 
@@ -41,7 +48,7 @@ class Contents:
             self._problems.append(
                 f"{sharding.pack_path(pack)}: its header is lost: only slots with a valid frame are copied"
             )
-            lost = lost & state.filled
+            lost = lost & (state.filled | mask_bools(logged.noted, state.slots))  # what else was used, nobody knows
         for slot in np.flatnonzero(lost):
             name = ticket.format(sharding.slot_ticket(pack, int(slot)))
             self._problems.append(
