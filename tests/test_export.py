@@ -312,6 +312,22 @@ def test_under_a_lost_header_what_is_no_frame_is_named_and_what_was_free_is_not(
         assert read[index][0] is (Status.MISSING if index in lost else Status.SAVED)
 
 
+@pytest.mark.parametrize("settled", [False, True])
+def test_under_a_lost_header_what_a_note_names_is_named(tmp_path, settled):
+    """Nothing lies there any more, and the log says that it did."""
+    builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)
+    first = sharding.slot_ticket(BURIED, 5)
+    builder.note(first, 2)
+    if settled:
+        builder.settle()
+    builder.append(b"", [])
+    builder.close()
+    path = tmp_path / "store" / sharding.pack_path(BURIED)
+    path.write_bytes(bytes(path.stat().st_size))
+    _, *slots = export(tmp_path / "store", tmp_path / "new", "pack", segment_size=SMALL_SEGMENT).problems
+    assert [line.split()[4] for line in slots] == [f"{ticket.format(first + i)}:" for i in range(2)]
+
+
 def test_a_header_that_never_reached_the_disk_is_no_loss(tmp_path):
     """The log has all that lies in the pack."""
     builder = Builder(tmp_path / "store", "pack", random.Random(1), SMALL_SEGMENT)

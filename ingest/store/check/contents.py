@@ -48,9 +48,8 @@ class Contents:
             self._problems.append(
                 f"{sharding.pack_path(pack)}: its header is lost: only slots with a valid frame are copied"
             )
-            lost = lost & (
-                state.filled | mask_bools(logged.noted, state.slots)
-            )  # what else was used, nobody knows
+            # Which of the others were used nobody knows.
+            lost = lost & (state.filled | mask_bools(logged.noted, state.slots))
         for slot in np.flatnonzero(lost):
             name = ticket.format(sharding.slot_ticket(pack, int(slot)))
             self._problems.append(
