@@ -509,6 +509,39 @@ class TestKeys:
         opened[0].check_keys(KeyRing(KEYS[:2]))
         opened[0].check_keys(KeyRing([KEYS[2], KEYS[1], KEYS[0]]))
 
+    @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename"])
+    def test_one_that_can_not_be_remembered_is_not_taken(self, data, opened, monkeypatch, call):
+        """Whichever step fails: it would sign, and nobody would ask for it when it is gone. The next try is whole."""
+        store = Store.open(data)
+        opened.append(store)
+        store.check_keys(KeyRing([KEYS[0]]))
+        steps = 0
+        real = getattr(os, call)
+
+        def fail_at(step: int) -> None:
+            def made(*arguments, **more):
+                nonlocal steps
+                steps += 1
+                if steps == step:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return real(*arguments, **more)
+
+            monkeypatch.setattr(os, call, made)
+
+        fail_at(0)
+        store.check_keys(KeyRing([KEYS[1], KEYS[0]]))
+        failing, steps = range(1, steps + 1), 0
+        assert failing
+        for step in failing:
+            fail_at(step)
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                store.check_keys(KeyRing([KEYS[2], KEYS[1], KEYS[0]]))
+            assert store.key_ids == self.ids(*KEYS[:2])
+            steps = 0
+        monkeypatch.setattr(os, call, real)
+        store.check_keys(KeyRing([KEYS[2], KEYS[1], KEYS[0]]))
+        assert record_of(data)["keys"] == store.key_ids == self.ids(*KEYS[:3])
+
     def test_remembering_is_durable_and_whole(self, data, opened, monkeypatch):
         opened.append(Store.open(data))
         before = (data / ".ingest/store.json").read_bytes()
