@@ -161,6 +161,19 @@ class TestEnd:
             else:
                 assert list(read_log(tmp_path / "log").batches) == list(range(1, min(bad, default=6))), bad
 
+    @pytest.mark.parametrize("whole", range(2, 16))
+    def test_the_one_whole_batch_behind_bad_ones_is_found_wherever_it_lies(self, tmp_path, whole):
+        """In a segment that is full, up to its last block; and of no other batch the head is left."""
+        log = new_log(tmp_path)
+        for number in range(1, 16):
+            append(log, puts(number))
+        log.close()
+        (path,) = tmp_path.iterdir()
+        for number in {*range(1, 16)} - {whole}:
+            damage(path, batch_at(number), bytes(8))
+        with pytest.raises(CorruptionError, match=rf"batch {whole} at {batch_at(whole)} is whole"):
+            read_log(tmp_path)
+
     def test_a_batch_with_the_wrong_number_ends_the_log(self, tmp_path):
         header = SegmentHeader(LOG_ID, 1, 1, 99, 0)
         segment(tmp_path / "0000.log", header, [batch(1), batch(1)])
