@@ -207,6 +207,23 @@ def test_under_a_lost_header_what_holds_no_frame_was_used(pack: Pack) -> None:
     assert all(bit(found.deleted, slot) for slot in rest), "free before, for all that anybody knows"
 
 
+@pytest.mark.parametrize("at", [0, 7, 8, 15, 16, 17, FRAME_SIZE // 2, FRAME_SIZE - 2, FRAME_SIZE - 1])
+def test_of_a_deleted_chunk_no_byte_may_stand(at: int) -> None:
+    """Whichever one is left: it was to be erased."""
+    pack = sharding.pack_id("4")
+    header = PackHeader.of_pack(pack, STORE_ID)
+    slots = bytearray(sharding.pack_slots(pack) * FRAME_SIZE)
+    dead = (0, 9, sharding.pack_slots(pack) - 1)
+    for slot in dead:
+        set_bits(header.deleted, slot, value=True)
+        slots[slot * FRAME_SIZE + at] = 1
+    state = PackState(pack, header.serialize() + slots, STORE_ID, [KEYS.put])
+    faults = check_pack(state, LoggedPack(), lambda _: b"")
+    assert [(fault.kind, fault.slot) for fault in faults] == [("deleted_bytes", slot) for slot in dead]
+    mended = mend_pack(state, LoggedPack(), lambda _: b"")
+    assert not any(mended[PACK_HEADER_SIZE:])
+
+
 @pytest.mark.parametrize("finds", ["own", "own, by another key", "decayed"])
 def test_what_a_bad_batch_brought_fills_what_is_not_whole(pack: Pack, finds: str) -> None:
     """Of a frame that was found by itself nobody knows when it was acknowledged: what is whole in the pack counts more."""
