@@ -784,6 +784,32 @@ def test_a_reload_of_which_anything_is_wrong_changes_nothing(
     assert parent.has()["level"] == logging.ERROR and parent.has()["certificates"] != before["certificates"]
 
 
+@pytest.mark.parametrize("hups", list(itertools.product(range(3), repeat=3)))
+def test_what_comes_during_a_reload_is_done_once_more_and_then_it_rests(
+    parent: Parent, hups: tuple[int, int, int]
+) -> None:
+    """However many come, in whichever step, also of the second one. ``hups``: in the two steps of the first, and in that."""
+    done = 0
+    parent.reloads.begin()
+    for turn in range(6):
+        for name in ("admin", "worker"):
+            if parent.told(name) is None:
+                break
+            here = {(0, "admin"): hups[0], (0, "worker"): hups[1], (1, "worker"): hups[2]}.get(
+                (turn, name), 0
+            )
+            for _ in range(here):
+                parent.reloads.begin()
+            parent.reloads.answered(name)
+        else:
+            done += 1
+            continue
+        break
+    again = hups[0] + hups[1] > 0
+    assert done == 1 + again + (again and hups[2] > 0)
+    assert not parent.reloads.waiting and parent.told("admin") is None and parent.told("worker") is None
+
+
 @pytest.mark.parametrize("trouble", ["dead", "full"])
 def test_a_process_that_cannot_be_told_keeps_nobody_else_from_hearing(tmp_path: Path, trouble: str) -> None:
     """Wherever it stands among them, in either step; and the reload comes to its end without it."""
