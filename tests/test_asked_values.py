@@ -32,7 +32,8 @@ LISTENING = [("10.1.2.3", 80), ("Files.Example.", 81), ("FD00:0:0::A", 82), ("fe
 def test_each_address_that_is_listened_on_is_served() -> None:
     """In whatever order, however it was written: a browser writes an address of IPv6 in one way, and knows no zones."""
     for order in itertools.permutations(LISTENING):
-        hosts = Hosts.of(order)
+        hosts = Hosts.of(order, ["fe80::9%eth1"])
+        assert all(hosts.include(f"[fe80::9{zone}]") for zone in ("", "%eth0", "%4"))
         for name in ("10.1.2.3", "files.example", "FILES.EXAMPLE.", "[fd00::a]", "[FD00:0::A]", "[fe80::1]"):
             assert hosts.include(name) and hosts.include(f"{name}:8080"), name
         assert all(hosts.include(f"[fe80::1%{zone}]:8080") for zone in ("eth0", "4"))  # of who asks

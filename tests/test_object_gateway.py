@@ -955,6 +955,7 @@ BEGIN = (  # of what somebody meant as a user and a password, whichever characte
             for end in ("", ":8080", "/x", "[", "@x")
         ),
         ("http://127.0.0.1?token=a@secret", "no password"),
+        *((f"http://me:secret{at}127.0.0.1", "no password") for at in ("\uff20", "\ufe6b")),
         ("http://127.0.0.1:99999?token=secret", "is no gateway"),
     ],
 )

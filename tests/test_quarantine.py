@@ -321,7 +321,7 @@ def test_only_a_file_system_without_attributes_has_none(
             attributes_of(path)
 
 
-@pytest.mark.parametrize("code", [errno.ENODATA, errno.EACCES, errno.EPERM, errno.EIO])
+@pytest.mark.parametrize("code", [errno.ENODATA, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.EIO])
 @pytest.mark.parametrize("name", ["security.selinux", "trusted.overlay.opaque", "user.ingest.checksum"])
 def test_attributes_that_are_not_for_us_stop_no_repair(
     data: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
@@ -338,9 +338,27 @@ def test_attributes_that_are_not_for_us_stop_no_repair(
     monkeypatch.setattr(os, "getxattr", asked)
     if code == errno.ENODATA or (code != errno.EIO and not name.startswith("user.")):
         assert attributes_of(path) == {"user.one": "31", "user.two": "31"}
+    elif code == errno.ENOTSUP:
+        assert attributes_of(path) == {"user.one": "31"}  # the file system has none
     else:
         with pytest.raises(OSError, match=os.strerror(code)):
             attributes_of(path)
+
+
+def test_what_lies_on_another_file_system_is_taken_or_named(data: Path, tmp_path: Path) -> None:
+    """A log may lie on one. Of a directory there nothing is copied, and nothing is described."""
+    if os.stat("/dev/shm").st_dev == os.stat(data).st_dev:
+        pytest.skip("/dev/shm is on the same file system")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        directory, link = Path(place) / "directory", Path(place) / "link"
+        directory.mkdir()
+        link.symlink_to("/nowhere/else")
+        quarantine = Quarantine(data)
+        with pytest.raises(DiskError, match="move it away"):
+            quarantine.take("log.json", directory, "log_json", "a directory")
+        assert directory.is_dir() and not list(quarantine.directory.iterdir())
+        copy = data / quarantine.take("log.json", link, "log_json", "a link")
+        assert not os.path.lexists(link) and os.readlink(copy) == "/nowhere/else"
 
 
 def test_a_mended_pack_takes_no_more_room_than_it_holds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,6 +22,7 @@ from ingest.limits import DATA_SIZE, FRAME_SIZE
 from ingest.mac import derive, format_keys, parse_keys
 from ingest.objects.rebuild import rebuild
 from ingest.status import Status
+from ingest.store.check import identity_repair
 from ingest.store.check.export import export
 from ingest.store.check.fsck import fsck
 from ingest.store.check.identity import identify
@@ -230,7 +232,7 @@ def test_a_key_is_not_dropped_while_anything_can_be_of_it(builder: Builder, made
         assert read[index] == (Status.SAVED, held) or ticket.format(index) in lost
 
 
-@pytest.mark.parametrize("log", ["settled", "a note that is pending"])
+@pytest.mark.parametrize("log", ["settled", "settled, and deleted", "a note", "a note, and deleted"])
 @pytest.mark.parametrize("left", ["no file", "no bytes", "zeros"])
 def test_a_pack_of_which_nothing_is_left_was_used_where_the_log_says_so(
     builder: Builder, left: str, log: str
@@ -239,11 +241,13 @@ def test_a_pack_of_which_nothing_is_left_was_used_where_the_log_says_so(
     a line."""
     builder.packs.replay_puts(builder.frames([FIRST, FIRST + 1]))  # by segments that were recycled since
     builder.packs.write_headers()
-    if log == "settled":
+    if "settled" in log:
         builder.put([FIRST + 2])
         builder.settle()
     else:
         builder.note(FIRST + 2, 1)
+    if "deleted" in log:
+        builder.delete(FIRST + 2, 1, apply=False)
     builder.append(b"", [])
     builder.close()
     data = builder.directory
@@ -254,7 +258,7 @@ def test_a_pack_of_which_nothing_is_left_was_used_where_the_log_says_so(
     problems = fsck(data, repair=True, segment_size=SMALL_SEGMENT).problems
     assert problems and all(problem.repaired for problem in problems)
     assert (
-        log == "settled"
+        log != "a note"
         or left != "zeros"
         or ticket.format(FIRST + 2) in {one.ticket for one in problems if one.lost}
     )
@@ -264,6 +268,63 @@ def test_a_pack_of_which_nothing_is_left_was_used_where_the_log_says_so(
     assert [read[FIRST + i][0] for i in range(2)] == [Status.DELETED] * 2
     expected = (Status.SAVED, builder.truth[FIRST + 2]) if log == "settled" else (Status.DELETED, b"")
     assert read[FIRST + 2] == expected
+
+
+def test_a_key_that_can_have_signed_nothing_is_dropped_from_an_older_pack_too(builder: Builder) -> None:
+    """What the pack lacks of the log is no frame of that key: the log has it, and says whose it is."""
+    builder.put([FIRST, FIRST + 1])
+    before = (builder.directory / PACK).read_bytes()
+    builder.delete(FIRST, 1)
+    builder.put([FIRST + 2])
+    data = finish(builder)
+    (data / PACK).write_bytes(before)
+    record = json.loads((data / ".ingest/store.json").read_text())
+    keys = record["keys"]
+    write_store_json(data / ".ingest/store.json", record | {"keys": [*keys, derive(LATER[0]).id]})
+    for _ in range(2):
+        fsck(data, repair=True, segment_size=SMALL_SEGMENT)
+    assert json.loads((data / ".ingest/store.json").read_text())["keys"] == keys
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+
+
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/nowhere")
+
+
+def a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("there", [a_directory, a_link, a_fifo])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_repair_that_dies_while_it_describes_the_log_is_finished_by_the_next(
+    builder: Builder, monkeypatch: pytest.MonkeyPatch, there: Callable[[Path], None], named: bool
+) -> None:
+    """Its segments are there until then, although they are damaged: they say where the log is. ``named``: by --wal-dir."""
+    below_a_bad_batch(builder)
+    data = builder.directory
+    there(data / ".ingest/wal/log.json")
+    wal_dir = data / "../store/.ingest/wal" if named else None
+    real = identity_repair.write_json
+
+    def die(path: Path, record: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(identity_repair, "write_json", die)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        fsck(data, repair=True, wal_dir=wal_dir, segment_size=SMALL_SEGMENT)
+    monkeypatch.setattr(identity_repair, "write_json", real)
+    fsck(data, repair=True, wal_dir=wal_dir, segment_size=SMALL_SEGMENT)
+    assert fsck(data, segment_size=SMALL_SEGMENT).clean
+    with started(data, SMALL_SEGMENT) as reader:
+        assert read_all(reader, builder.keys)[FIRST] == (Status.SAVED, builder.truth[FIRST])
 
 
 def test_what_a_lost_note_named_is_found_in_its_pack(builder: Builder) -> None:

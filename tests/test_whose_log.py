@@ -139,8 +139,16 @@ def test_the_log_of_another_store_is_refused(
     assert not (place / "new").exists()
 
 
+def another_digit(wal: Path) -> None:
+    """And nothing else that says what its id is."""
+    not_used_yet(wal)
+    record = json.loads((wal / "log.json").read_text())
+    other = "0" if record["log_id"][0] != "0" else "1"
+    (wal / "log.json").write_text(json.dumps(record | {"log_id": other + record["log_id"][1:]}))
+
+
 @pytest.mark.parametrize("command", [look, repair, copy, find_objects])
-@pytest.mark.parametrize("log", [used, not_used_yet])
+@pytest.mark.parametrize("log", [used, not_used_yet, another_digit])
 def test_also_by_a_store_that_has_lost_its_description(
     place: Path, log: Callable[[Path], None], command: Callable[[Path, Path], object]
 ) -> None:

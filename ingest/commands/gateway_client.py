@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import unicodedata
 from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class GatewayAddress:
     def __post_init__(self) -> None:
         """UsageError. What may be a password is in no message: it may have any characters, not encoded as they should be, so
         all that has an @ is refused, wherever that stands."""
-        if "@" in self.url:
+        if "@" in unicodedata.normalize("NFKC", self.url):
             raise UsageError("no password goes into the URL of a gateway: a token does into --token-file")
         try:
             parts = urlsplit(self.url)

@@ -28,7 +28,7 @@ class Hosts:
     @classmethod
     def of(cls, listening: Iterable[Address], more: Iterable[str] = ()) -> Hosts:
         """Of the addresses that are listened on, and of names that the operator adds."""
-        names = {_plain(name) for name in more}
+        names = {_plain(name.partition("%")[0]) for name in more}
         any_address = False
         for host, _ in listening:
             names.add(_plain(host))

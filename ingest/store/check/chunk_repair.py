@@ -64,12 +64,12 @@ class ChunkRepair:
         self._exam.report.deleted += int(state.deleted.sum())
 
     def _judged(self, state: SlotState, faults: list[Fault]) -> list[Fault]:
-        """Without all keys nobody can say which frames are bad: they are only counted. So is what the log says of slots
-        whose bits a power cut has taken: their frames may be whole under that key."""
+        """Without all keys nobody can say which frames are bad: they are only counted. So are slots that the log says were
+        written, whose bits a power cut has taken: their frames may be whole under that key."""
         if not self._exam.blind:
             return faults
         self._exam.unverified += int((state.present & ~state.deleted & ~state.good).sum()) + state.header_lost
-        self._exam.unverified += sum(fault.kind == "stale" for fault in faults)
+        self._exam.unverified += sum(fault.kind == "stale" and fault.lost for fault in faults)
         return [fault for fault in faults if fault.kind not in ("slot", "stale", "header")]
 
     def _tell(self, path: str, pack: int, faults: list[Fault]) -> list[Problem]:

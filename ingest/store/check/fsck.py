@@ -119,8 +119,8 @@ class Fsck:
         exam.progress("checking", len(groups), len(groups))
         self._identity.tell()
         if exam.repair:
+            self._identity.mend()  # before the segments go: without them and log.json nobody knows the log's place
             self._log.mend()
-            self._identity.mend()
         self._take_notes()
 
     def _take_notes(self) -> None:

@@ -200,7 +200,8 @@ def _judge_log_id(identity: Identity) -> None:
     right one."""
     wal, own = identity.wal_dir, identity.record["log_id"]
     in_segments = Counter(log_id.hex() for log_id in segment_log_ids(wal)) if wal.is_dir() else Counter()
-    default_place = wal == DataDir(identity.data_dir).wal
+    inside = DataDir(identity.data_dir).wal
+    default_place = wal == inside or (wal.exists() and inside.exists() and os.path.samefile(wal, inside))
     # A link inside a store is moved away, see `walk`: what it leads to is not believed, or nobody would write it again.
     in_file = None if default_place and (wal / LOG_ID_FILE).is_symlink() else _log_json(wal)
     written = in_file.get("log_id") if in_file else None
@@ -247,18 +248,22 @@ def _refuse_log_of(identity: Identity, made_for: object) -> None:
         return
     wal = identity.wal_dir
     theirs, damage = load_store_json(DataDir(Path(made_for)).store_json)
-    found = {log_id.hex() for log_id in segment_log_ids(wal)} | {(_log_json(wal) or {}).get("log_id")}
-    if theirs is not None and not damage and theirs["log_id"] not in found:
+    found = {log_id.hex() for log_id in segment_log_ids(wal)}
+    if found and theirs is not None and not damage and theirs["log_id"] not in found:
         return
+    here = json.dumps(str(identity.data_dir.resolve()))
     raise ConfigError(
         f"{wal} holds the log of {made_for}: name the --wal-dir that {identity.data_dir} was made with. If both are copies,"
-        f" of that store and of its log, write {str(identity.data_dir.resolve())!r} as made_for into {wal / LOG_ID_FILE}"
+        f" of that store and of its log, write {here} as made_for into {wal / LOG_ID_FILE}"
     )
 
 
 def _log_json(wal: Path) -> dict[str, Any] | None:
+    path = wal / LOG_ID_FILE
+    if not path.is_file():  # a FIFO there would hold whoever reads it
+        return None
     try:
-        record = json.loads((wal / LOG_ID_FILE).read_bytes())
+        record = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     ok = isinstance(record, dict) and isinstance(record.get("log_id"), str)

@@ -56,7 +56,9 @@ class IdentityRepair:
             if os.path.lexists(path):
                 quarantine = self._exam.quarantine
                 # A directory can't be replaced by a file.
-                put_aside = quarantine.keep_file if path.is_file() else quarantine.take
+                put_aside = (
+                    quarantine.take if path.is_symlink() or not path.is_file() else quarantine.keep_file
+                )
                 problem.copy = put_aside(problem.path, path, problem.kind, problem.detail)
         if identity.write_record:
             write_store_json(self._exam.data_dir / STORE_JSON, identity.record)

@@ -58,6 +58,7 @@ class LoggedPack:
     pending_puts: int = 0
     pending_noted: int = 0
     pending_deleted: int = 0
+    named_before: bool = False  # by a batch that is not pending, whatever others say of the same slots
 
     @property
     def pending(self) -> int:
@@ -67,7 +68,7 @@ class LoggedPack:
     def settled(self) -> bool:
         """Whether it names anything that the pack must hold without a recovery."""
         put = sum(1 << slot for slot in self.puts)
-        return bool((put | self.noted | self.deleted) & ~self.pending)
+        return self.named_before or bool((put | self.noted | self.deleted) & ~self.pending)
 
 
 @dataclass
@@ -307,6 +308,7 @@ class LogSurvey:
                 entry = self._of(pack)
                 entry.deleted |= mask
                 entry.pending_deleted |= mask if pending else 0
+                entry.named_before |= not pending
             at += FRAME_SIZE
         for _ in range(batch.notes):
             self._note(segment.view[at : at + NOTE_SIZE], pending)
@@ -316,6 +318,7 @@ class LogSurvey:
         entry = self._of(sharding.ticket_pack(index))
         slot = sharding.ticket_slot(index)
         entry.puts[slot] = place
+        entry.named_before |= not pending
         if pending:
             entry.pending_puts |= 1 << slot
 
@@ -327,6 +330,7 @@ class LogSurvey:
             return
         mask = ((1 << note.count) - 1) << note.slot
         entry.noted |= mask
+        entry.named_before |= not pending
         entry.pending_noted |= mask if pending else 0
 
     def _of(self, pack: int) -> LoggedPack:

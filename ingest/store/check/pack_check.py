@@ -231,7 +231,7 @@ def header_may_be_unwritten(state: SlotState, logged: LoggedPack) -> bool:
     if logged.settled:
         return False
     put = mask_bools(logged.pending_puts, state.slots)
-    written = mask_bools(logged.pending_noted & ~logged.pending_deleted, state.slots)
+    written = mask_bools(logged.pending_noted, state.slots)
     if bool((written & ~state.good & ~put).any()):
         return False
     if isinstance(state, PackState) and state.length == 0:

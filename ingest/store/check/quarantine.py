@@ -23,6 +23,7 @@ from ingest.store.store_json import write_json
 
 _ZEROS = bytes(1 << 16)
 OWN = "user."  # the namespace of attributes that are this program's
+FOREIGN = (errno.EACCES, errno.EPERM, errno.ENOTSUP)  # what another namespace may answer
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,14 @@ class Quarantine:
         )
 
     def take(self, source: str, path: Path, kind: str, detail: str) -> str:
-        """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file is copied
-        and removed."""
-        if path.is_file() and not path.is_symlink() and path.stat().st_dev != self.directory.stat().st_dev:
+        """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file or a link is
+        copied and removed; DiskError for a directory."""
+        elsewhere = path.lstat().st_dev != self.directory.stat().st_dev
+        if elsewhere and path.is_dir() and not path.is_symlink():
+            raise DiskError(
+                f"{path}: a directory that does not belong there, on another file system: move it away"
+            )
+        if elsewhere and path.is_file() and not path.is_symlink():
             copy = self.keep_file(source, path, kind, detail)
             os.unlink(path)
             sync_directory(path.parent)
@@ -102,7 +108,11 @@ class Quarantine:
         about: dict[str, Any] = {"link_to": os.readlink(path)} if path.is_symlink() else {}
         # The description first: what was moved and not described would be lost among the others.
         name = self._describe(base, source, pieces=[], moved=True, kind=kind, detail=detail, **about)
-        os.rename(path, moved)
+        if elsewhere and path.is_symlink():
+            os.symlink(os.readlink(path), moved)
+            os.unlink(path)
+        else:
+            os.rename(path, moved)
         sync_directory(moved.parent)
         sync_directory(path.parent)
         return name
@@ -130,9 +140,7 @@ def attributes_of(file: Path | int) -> dict[str, str]:
                 found[name] = os.getxattr(file, name).hex()
             except OSError as error:
                 # Just removed; or of a namespace that is not for us.
-                if error.errno != errno.ENODATA and (
-                    name.startswith(OWN) or error.errno not in (errno.EACCES, errno.EPERM)
-                ):
+                if error.errno != errno.ENODATA and (name.startswith(OWN) or error.errno not in FOREIGN):
                     raise
     except OSError as error:
         if error.errno != errno.ENOTSUP:

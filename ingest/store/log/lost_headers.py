@@ -76,7 +76,7 @@ class LostHeaders:
     def make(self, sync: bool) -> None:
         """Gives all of them new headers, then zeroes what the log deletes. LostHeaderError when one is lost once more."""
         for pack, lost in self._lost.items():
-            if missing := lost.missing:
+            if missing := lost.missing & ~lost.erased:
                 log.error(
                     "%s: %d of its slots hold no valid frame, and the log says that they were written: they are lost, and"
                     " count as deleted",
@@ -108,8 +108,8 @@ class LostHeader:
 
     @property
     def missing(self) -> int:
-        """Slots that the log says were written, and of which no frame is left."""
-        return self.noted & ~(self.valid | self.logged | self.erased)
+        """Slots that the log says were written, and of which no frame is left; it may delete them as well."""
+        return self.noted & ~(self.valid | self.logged)
 
     def bitmaps(self) -> bytes:
         """The present and deleted bitmaps, 168 bytes each, of the new header.
