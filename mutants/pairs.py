@@ -126,7 +126,7 @@ MUTANTS = (
                 "        if child is self._committer:",
             ),
         ),
-        (PAIRS + "test_a_parent_that_sees_a_death_and_its_line_at_once",),
+        ("tests/test_pool_parts.py::test_a_reload_waits_for_nobody_who_has_ended",),
     ),
     Mutant(
         "condition-not-checked-after-the-open",

@@ -152,6 +152,20 @@ def test_after_the_end_of_all_none_is_started_again(pool: Pool, states: tuple[St
     assert {child.state for child in pool._children} == {State.DONE}
 
 
+@pytest.mark.parametrize("expected", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_reload_waits_for_nobody_who_has_ended(
+    monkeypatch: pytest.MonkeyPatch, node: Node, pool: Pool, name: str, expected: bool
+) -> None:
+    """Whoever it is, and however it ended: its line may be closed before anybody looks at it."""
+    answered: list[str] = []
+    monkeypatch.setattr(pool._reloads, "answered", answered.append)
+    child = child_of(pool, name)
+    child.exit_code = 0
+    pool._settle(child, expected)
+    assert answered == [name]
+
+
 def test_a_parent_wakes_for_the_end_of_its_patience(monkeypatch: pytest.MonkeyPatch, pool: Pool) -> None:
     monkeypatch.setattr(pool, "_drain_timeout", 0.25)
     pool._drain()
