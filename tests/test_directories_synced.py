@@ -4,6 +4,7 @@ another one that was written to is the beginning. A flush that can not open one 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,15 +44,17 @@ def fails_without(directory: Path, sync: Callable[[], bool]) -> bool:
         away.rename(directory)
 
 
+def sync_fails(rig: CommitterRig) -> bool:
+    try:
+        rig.packs.sync()
+    except OSError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_flush_syncs_each_directory_of_what_is_new(rig: CommitterRig, order: int) -> None:
-    def sync() -> bool:
-        try:
-            rig.packs.sync()
-        except OSError:
-            return True
-        return False
-
+    sync = partial(sync_fails, rig)
     for text in TICKETS[::order]:
         rig.put(ticket.parse(text))
     rig.settle()
@@ -66,13 +69,7 @@ def test_a_flush_syncs_each_directory_of_what_is_new(rig: CommitterRig, order: i
 
 @pytest.mark.parametrize("first", TICKETS)
 def test_what_is_new_while_a_flush_runs_is_for_the_next(rig: CommitterRig, first: str) -> None:
-    def sync() -> bool:
-        try:
-            rig.packs.sync()
-        except OSError:
-            return True
-        return False
-
+    sync = partial(sync_fails, rig)
     rig.put(ticket.parse(first))
     rig.commit()
     before = directories(rig)

@@ -353,10 +353,13 @@ def test_what_lies_on_another_file_system_is_taken_or_named(data: Path, tmp_path
         directory, link = Path(place) / "directory", Path(place) / "link"
         directory.mkdir()
         link.symlink_to("/nowhere/else")
+        fifo = Path(place) / "fifo"
+        os.mkfifo(fifo)
         quarantine = Quarantine(data)
-        with pytest.raises(DiskError, match="move it away"):
-            quarantine.take("log.json", directory, "log_json", "a directory")
-        assert directory.is_dir() and not list(quarantine.directory.iterdir())
+        for other in (directory, fifo):
+            with pytest.raises(DiskError, match="move it away"):
+                quarantine.take("log.json", other, "log_json", "no file")
+        assert directory.is_dir() and fifo.is_fifo() and not list(quarantine.directory.iterdir())
         copy = data / quarantine.take("log.json", link, "log_json", "a link")
         assert not os.path.lexists(link) and os.readlink(copy) == "/nowhere/else"
 

@@ -47,9 +47,8 @@ class Hosts:
         if name == "localhost" or name in self.names or is_loopback(name):
             return True
         try:
-            address = ipaddress.ip_address(
-                name.partition("%")[0]
-            )  # a zone is its client's own name for a link
+            # A zone is its client's own name for a link.
+            address = ipaddress.ip_address(name.partition("%")[0])
         except ValueError:
             return False
         return self.any_address or str(address) in self.names

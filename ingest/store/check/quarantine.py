@@ -92,11 +92,11 @@ class Quarantine:
 
     def take(self, source: str, path: Path, kind: str, detail: str) -> str:
         """Moves what lies at ``path`` (a file, a link, a directory) here. From another file system a file or a link is
-        copied and removed; DiskError for a directory."""
+        copied and removed; DiskError for anything else."""
         elsewhere = path.lstat().st_dev != self.directory.stat().st_dev
-        if elsewhere and path.is_dir() and not path.is_symlink():
+        if elsewhere and not path.is_symlink() and not path.is_file():
             raise DiskError(
-                f"{path}: a directory that does not belong there, on another file system: move it away"
+                f"{path}: this does not belong there, and is on another file system: move it away"
             )
         if elsewhere and path.is_file() and not path.is_symlink():
             copy = self.keep_file(source, path, kind, detail)
